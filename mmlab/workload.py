@@ -1,0 +1,182 @@
+"""From a scenario to the pages it starts with: contents, folio sizes and advice of each process.
+
+All of it is arithmetic over whole arrays: 1 GiB takes some milliseconds. A page's content is an integer key whose order
+is the page's order in memcmp; equal keys are equal pages; 0 is the page of all zeroes. Generated keys begin at 2^32
+(duplicate groups first, then unique contents), so that small keys in events and explicit contents never meet them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmlab.scenario import THP_ORDER, ProcessSpec, Scenario
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FIRST_KEY = 1 << 32
+"""Keys of generated contents start just above."""
+BIMODAL_EMPTY = 0.9991
+"""Share of the zero-filled pages that lie in nearly empty THPs: 680,884 of 681,497 pages on the measured machine
+(A. Zhu, THP shrinker, 2022: 1,331 THPs with 0-50 used pages, 400 with 460-512, and 21 in between)."""
+BIMODAL_BETWEEN = 21 / 421
+"""Share of the other THPs that hold the rest of the zero-filled pages."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One process's region at the start; each array has one element a page.
+
+    Attributes
+    ----------
+    keys
+        Contents (uint64), 0 = zero-filled.
+    order
+        Order of the folio that the page is born in (uint8): 0, 2 … 8, or 9 = a THP, whatever ``pages_per_thp`` is.
+    huge
+        MADV_HUGEPAGE in force once populated.
+    mergeable
+        MADV_MERGEABLE in force at the start.
+    """
+
+    keys: NDArray[np.uint64]
+    order: NDArray[np.uint8]
+    huge: NDArray[np.bool_]
+    mergeable: NDArray[np.bool_]
+
+
+def build(scenario: Scenario) -> list[Image]:
+    """The start image of every process.
+
+    Raises
+    ------
+    UserError
+        When it would not fit into memory.
+
+    Examples
+    --------
+    >>> image, = build(Scenario(memory_mib=2, zero_fraction=0.75, thp_coverage=0))
+    >>> int((image.keys == 0).sum()), int(image.order.max())
+    (384, 0)
+    """
+    scenario.check_memory()
+    specs = scenario.specs
+    groups = max(s.duplicate_groups or 0 for s in specs)
+    contents, unique = [], FIRST_KEY + 1 + groups
+    for index, spec in enumerate(specs):
+        keys = _from_runs(spec) if spec.contents is not None else _generated(scenario, spec, index, unique)
+        unique = max(unique, int(keys.max()) + 1) if spec.contents is None else unique
+        contents.append(keys)
+    _shuffle([k for k, s in zip(contents, specs, strict=True) if s.key_order == "random"], FIRST_KEY + groups, scenario)
+    return [_image(scenario, spec, keys) for spec, keys in zip(specs, contents, strict=True)]
+
+
+def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
+    """Keys of ``[[first, count, step], …]``, modulo 2^64 so that descending runs need no special case."""
+    assert spec.contents is not None
+    first = np.array([r[0] for r in spec.contents], dtype=np.uint64)
+    count = np.array([r[1] for r in spec.contents], dtype=np.int64)
+    step = np.array([r[2] % 2**64 for r in spec.contents], dtype=np.uint64)
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    keys: NDArray[np.uint64] = np.repeat(first, count) + within.astype(np.uint64) * np.repeat(step, count)
+    return keys
+
+
+def _generated(scenario: Scenario, spec: ProcessSpec, index: int, first_unique: int) -> NDArray[np.uint64]:
+    """Keys of a process that workload fields describe; unique contents count up from ``first_unique``."""
+    size = scenario.pages_per_thp
+    pages = scenario.pages_of(spec)
+    assert spec.memory_mib is not None and spec.stray_zero_pages is not None
+    lead = pages - spec.memory_mib * 256
+    rng = np.random.default_rng((scenario.seed, 0, index))
+    zero = np.zeros(pages, dtype=np.bool_)
+    zero[: spec.stray_zero_pages] = True
+    zero[lead:] = _zero_pages(spec, pages - lead, size, rng)
+
+    others = np.flatnonzero(~zero)
+    eligible = others[np.searchsorted(others, lead) :]
+    n = eligible.size
+    dealt = round((spec.duplicate_fraction or 0.0) * n)
+    is_duplicate = np.zeros(pages, dtype=np.bool_)
+    if dealt:
+        steps = np.arange(n + 1, dtype=np.int64) * dealt // n
+        is_duplicate[eligible[np.diff(steps) > 0]] = True
+    keys = np.zeros(pages, dtype=np.uint64)
+    keys[is_duplicate] = FIRST_KEY + 1 + np.arange(dealt, dtype=np.uint64) % np.uint64(spec.duplicate_groups or 1)
+    unique = ~zero & ~is_duplicate
+    keys[unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
+    return keys
+
+
+def _zero_pages(spec: ProcessSpec, pages: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Which pages are zero-filled: a share ``zero_fraction`` of them, laid out as ``layout`` says."""
+    zeros = round((spec.zero_fraction or 0.0) * pages)
+    blocks = pages // size
+    if spec.layout == "random":
+        out = np.zeros(pages, dtype=np.bool_)
+        out[rng.permutation(pages)[:zeros]] = True
+        return out
+    if spec.layout == "bimodal":
+        return _bimodal(zeros, blocks, size, rng)
+    share = np.diff(np.arange(blocks + 1, dtype=np.int64) * zeros // max(1, blocks))[:, None]  # of each block, ±1
+    at = np.arange(size, dtype=np.int64)[None, :]
+    if spec.layout == "zero-first":
+        return (at < share).ravel()
+    if spec.layout == "zero-last":
+        return (at >= size - share).ravel()
+    return ((at + 1) * share // size > at * share // size).ravel()
+
+
+def _bimodal(zeros: int, blocks: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Nearly all zero-filled pages in nearly empty blocks, the rest in a few of the others; blocks in random order."""
+    out = np.zeros((blocks, size), dtype=np.bool_)
+    order = rng.permutation(blocks)
+    empty = zeros // size
+    rest_room = (blocks - empty) * size
+    in_empty = min(empty * size, max(round(zeros * BIMODAL_EMPTY), zeros - rest_room))
+    rest = zeros - in_empty
+    between = min(blocks - empty, max(round((blocks - empty) * BIMODAL_BETWEEN), -(-rest // size)))
+    for chosen, count in ((order[:empty], in_empty), (order[empty : empty + between], rest)):
+        part = np.zeros(chosen.size * size, dtype=np.bool_)
+        part[rng.permutation(part.size)[:count]] = True
+        out[chosen] = part.reshape(-1, size)
+    return out.ravel()
+
+
+def _shuffle(contents: list[NDArray[np.uint64]], above: int, scenario: Scenario) -> None:
+    """Deal the unique contents (keys larger than ``above``) of these processes anew, in random memcmp order."""
+    if not contents:
+        return
+    masks = [keys > above for keys in contents]
+    dealt = np.random.default_rng((scenario.seed, 1)).permutation(np.concatenate([k[m] for k, m in zip(contents, masks, strict=True)]))
+    for keys, mask, part in zip(contents, masks, np.split(dealt, np.cumsum([m.sum() for m in masks])), strict=False):
+        keys[mask] = part
+
+
+def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> Image:
+    pages, size = keys.size, scenario.pages_per_thp
+    huge = np.zeros(pages, dtype=np.bool_)
+    if spec.thp is not None:
+        for first, count in spec.thp:
+            huge[first : first + count] = True
+    elif spec.contents is None:
+        assert spec.memory_mib is not None
+        lead = pages - spec.memory_mib * 256
+        covered = int((spec.thp_coverage or 0.0) * ((pages - lead) // size) + 1e-9)
+        huge[lead : lead + covered * size] = True
+    if spec.orders is not None:
+        order = np.repeat(np.array([o for *_, o in spec.orders], dtype=np.uint8), [n for _, n, _ in spec.orders])
+    else:
+        order = np.zeros(pages, dtype=np.uint8)
+        whole = huge[: pages // size * size].reshape(-1, size).all(axis=1)  # a THP needs its whole aligned range
+        order[: whole.size * size][np.repeat(whole, size)] = THP_ORDER
+    mergeable = np.zeros(pages, dtype=np.bool_)
+    if not scenario.late:
+        for first, count in ((0, pages),) if spec.mergeable is None else spec.mergeable:
+            mergeable[first : first + count] = True
+    if spec.nohugepage_after_populate:
+        huge[:] = False
+    return Image(keys=keys, order=order, huge=huge, mergeable=mergeable)
