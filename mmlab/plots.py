@@ -1,0 +1,514 @@
+"""Figures from runs, one function a figure, each beside the function that makes the table it is drawn from.
+
+``memory`` is drawn from ``memory_table``, ``batches`` from ``batches_table``, and so on: every number in a figure can
+be printed, saved or compared. Where a figure compares runs it takes a mapping from label to run. All return Axes and
+draw into the Axes given, so that they combine; :func:`show` displays a figure in a notebook with its alternative text.
+
+The colours are seaborn's colour-blind palette, and nothing is told by colour alone: lines differ in dash and marker,
+areas and bars in hatch, so that a grey print says the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from mmlab.run import Run
+
+MIB_PER_PAGE = 4 / 1024
+DPI = 144
+"""Of the images that :func:`show` makes: one and a half pixels to a CSS pixel."""
+
+#: What a byte of the process is, from the bottom of the stack: what it occupies, then what was given back.
+KINDS = {
+    "THP": ("#0173B2", ""),
+    "small pages": ("#56B4E9", ""),
+    "KSM pages": ("#029E73", "xxx"),
+    "freed: merged into KSM pages": ("#F3E3C8", "////"),
+    "freed: shared zeropage": ("#F4F4F4", "...."),
+    "freed: swapped out": ("#FFFFFF", "\\\\\\\\"),
+    "not present": ("#FFFFFF", ""),
+}
+#: Letters of a page map (as in traces) and the kind each stands for.
+LETTERS = {
+    "H": ("THP", "#0173B2"),
+    "h": ("part of a large folio, mapped by PTEs", "#7F6BB3"),
+    "A": ("small page", "#56B4E9"),
+    "K": ("KSM page", "#029E73"),
+    "Z": ("shared zeropage", "#F1EFE2"),
+    "Y": ("huge zeropage", "#DDD6B8"),
+    "S": ("swapped out", "#CA9161"),
+    "N": ("not present", "#FFFFFF"),
+}
+DASHES: list[Any] = ["", (4, 1.5), (1, 1), (5, 1.5, 1, 1.5), (7, 1.5), (3, 1, 1, 1, 1, 1)]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "grid.color": "#E3E3E3",
+    "axes.edgecolor": "#888888",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "figure.dpi": 96,
+}
+
+
+def use_theme() -> None:
+    """The one look of all figures; every function here calls it."""
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=RC)
+
+
+def axes(columns: int = 1, rows: int = 1, width: float = 9.6, height: float = 4.0, **kwargs: Any) -> list[Axes]:
+    """A new figure of ``columns`` by ``rows`` panels, ``width`` by ``height`` inches, its Axes row by row."""
+    import matplotlib.pyplot as plt
+
+    use_theme()
+    _, panels = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
+    return list(panels.flat)
+
+
+def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: float = 3.8, **kwargs: Any) -> list[Axes]:
+    """One panel for each run, titled with its label, on common scales: for figures that cannot lie on each other."""
+    panels = axes(len(runs), height=height, sharex=True, sharey=True)
+    for panel, (label, run) in zip(panels, runs.items(), strict=True):
+        draw(run, ax=panel, **kwargs)
+        panel.set_title(label)
+        if panel is not panels[0]:
+            panel.set_ylabel("")
+        if legend := panel.get_legend():
+            legend.remove()
+    handles = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }  # fmt: skip
+    if handles:
+        figure_of(panels).legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=3, handlelength=2.5, handleheight=1.1
+        )
+    return panels
+
+
+# --- memory over time --------------------------------------------------------------------------
+
+
+def memory_table(run: Run) -> pd.DataFrame:
+    """MiB of each of :data:`KINDS` at each sample (columns), by simulated time in seconds (index ``time_s``).
+
+    THPs, small pages (PTE-mapped folios included) and KSM pages are frames that are allocated; the others were freed.
+    """
+    s = run.samples
+    thp = s["anonhugepages_kb"] / 1024
+    ksm = s["ksm_frames"] * MIB_PER_PAGE
+    table = pd.DataFrame(
+        {
+            "THP": thp,
+            "small pages": s["frames"] * MIB_PER_PAGE - thp - ksm,
+            "KSM pages": ksm,
+            "freed: merged into KSM pages": s["ksm_kb"] / 1024 - ksm,
+            "freed: shared zeropage": s["zeropage_entries"] * MIB_PER_PAGE,
+            "freed: swapped out": s["swap_kb"] / 1024,
+        }
+    )
+    return table.set_axis(pd.Index(s["time_s"], name="time_s"))
+
+
+def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Memory over time by kind, stacked, MiB. The heavy line is what is really allocated: above it, memory is free.
+
+    Parameters
+    ----------
+    run : Run
+    ax : Axes, optional
+    until : float, optional
+        End of the time axis, s.
+    """
+    ax = ax or axes()[0]
+    table = memory_table(run)
+    used = [kind for kind in table if table[kind].abs().max() > 0]
+    areas = ax.stackplot(
+        table.index,
+        *(table[kind] for kind in used),
+        labels=used,
+        colors=[KINDS[kind][0] for kind in used],
+        edgecolor="#555555",
+        linewidth=0.3,
+        step="post",
+    )
+    for area, kind in zip(areas, used, strict=True):
+        area.set_hatch(KINDS[kind][1])
+    allocated = table[[kind for kind in used if not kind.startswith("freed")]].sum(axis=1)
+    ax.step(table.index, allocated, where="post", color="#111111", linewidth=2, label="allocated")
+    ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
+    ax.legend(loc="upper right", frameon=True, reverse=True)
+    return ax
+
+
+# --- pages freed by a batch --------------------------------------------------------------------
+
+
+def batches_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Pages freed by each batch: columns run, time_s, batch, freed (pages; the mean where samples were thinned)."""
+    parts = []
+    for label, run in runs.items():
+        s = run.samples
+        before = s.shift(1)
+        batches = s["batch"] - before["batch"]
+        table = pd.DataFrame({"run": label, "time_s": s["time_s"], "batch": s["batch"]})
+        table["freed"] = (before["frames"] - s["frames"]) / batches.where(batches > 0)
+        parts.append(table[(s["rank"] == 0) & (batches > 0)])
+    return pd.concat(parts, ignore_index=True)
+
+
+def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Pages freed by each batch (logarithmic; batches that freed none are left out) against ``pages_to_scan``."""
+    import seaborn as sns
+
+    ax = ax or axes()[0]
+    table = batches_table(runs)
+    table = table[table["freed"] > 0]
+    sns.scatterplot(
+        table, x="time_s", y="freed", hue="run", style="run", hue_order=list(runs), style_order=list(runs),
+        markers=dict(zip(runs, MARKERS, strict=False)), s=28, alpha=0.75, linewidth=0.3, edgecolor="#333333", ax=ax,
+    )  # fmt: skip
+    budgets = {run.scenario.pages_to_scan for run in runs.values()}
+    for budget in sorted(budgets):
+        ax.axhline(budget, color="#111111", linestyle=(0, (6, 3)), linewidth=1.4)
+        ax.annotate(
+            f"pages_to_scan = {budget:,}", (1, budget), xycoords=("axes fraction", "data"), xytext=(-4, 4),
+            textcoords="offset points", ha="right", va="bottom", fontsize=9,
+        )  # fmt: skip
+    end = until or max(run.samples["time_s"].iloc[-1] for run in runs.values())
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+    top = max([*budgets, table["freed"].max() if len(table) else 1])
+    ax.set(xlabel="simulated time (s)", ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4))
+    if len(table):
+        ax.legend(title=None, loc="upper left", bbox_to_anchor=(0, 1.0), ncols=len(runs))
+    return ax
+
+
+# --- KSM's counters and what was freed ---------------------------------------------------------
+
+
+def counters_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """MiB over time, two rows a sample: what KSM's counters show saved (``pages_sharing`` + ``ksm_zero_pages``) and
+    how much fewer frames are allocated than at the start. Columns run, time_s, what, MiB."""
+    parts = []
+    for label, run in runs.items():
+        s = run.samples
+        shown = s["pages_sharing"] + s["ksm_zero_pages"]
+        freed = s["frames"].iloc[0] - s["frames"]
+        for what, pages in (("really freed", freed), ("KSM counters", shown)):
+            part = {"run": label, "time_s": s["time_s"], "what": what, "MiB": pages * MIB_PER_PAGE}
+            parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None) -> Axes:
+    """KSM's counters (thin, dashed) against memory really freed (broad), MiB over time, with a marker at the end."""
+    from matplotlib.lines import Line2D
+
+    ax = ax or axes()[0]
+    table = counters_table(runs)
+    broad, thin = {"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.6, "linestyle": (0, (4, 1.5))}
+    handles = []
+    for number, label in enumerate(runs):
+        colour, marker = f"C{number}", MARKERS[number]
+        for what, look in (("really freed", broad), ("KSM counters", thin)):
+            line = table[(table["run"] == label) & (table["what"] == what)]
+            line = line[line["time_s"] <= (np.inf if until is None else until)]
+            ax.step(line["time_s"], line["MiB"], where="post", color=colour, solid_capstyle="butt", **look)
+            ax.plot(*line[["time_s", "MiB"]].iloc[-1], marker=marker, color=colour, clip_on=False, zorder=5)
+            handles.append(Line2D([], [], color=colour, marker=marker, label=f"{label}: {what}", **look))
+    ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
+    ax.set_ylim(bottom=-0.02 * table["MiB"].max())
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
+    return ax
+
+
+# --- variants beside each other ----------------------------------------------------------------
+
+
+def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)") -> Axes:
+    """Two bars a variant: rate in KSM's counters and rate in frames really freed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A row a variant (index), the two columns to draw, MB/s. Not a number means that nothing was merged or freed.
+    """
+    import seaborn as sns
+
+    ax = ax or axes(height=0.5 + 0.42 * len(table))[0]
+    index = table.index.name or "variant"
+    long = table.rename_axis(index).reset_index().melt(index, var_name="what", value_name="rate").fillna({"rate": 0.0})
+    sns.barplot(
+        long, y=index, x="rate", hue="what", ax=ax, errorbar=None, palette=["#0173B2", "#ECD9A6"], saturation=1,
+        edgecolor="#333333", linewidth=0.8,
+    )  # fmt: skip
+    for bars, hatch in zip(ax.containers, ["", "///"], strict=False):
+        for bar in bars:
+            bar.set_hatch(hatch)
+        ax.bar_label(bars, fmt=lambda v: f"{v:,.1f}", padding=4, fontsize=8)  # type: ignore[arg-type]
+    ax.set(xlabel=label, ylabel="", xlim=(0, 1.1 * max(long["rate"].max(), 1e-9)))
+    ax.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+# --- a recorded kernel on the model's line -----------------------------------------------------
+
+
+def overlay_table(run: Run, recorded: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
+    """Model and recording side by side: columns batch, rank, column, model, recorded; one row a recorded sample."""
+    trace = recorded_samples(recorded)
+    both = trace.merge(run.samples, on=["batch", "rank"], suffixes=("_recorded", "_model"), validate="one_to_one")
+    parts = []
+    for column in columns:
+        part = both[["batch", "rank"]].assign(column=column)
+        part["model"], part["recorded"] = both[f"{column}_model"], both[f"{column}_recorded"]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def recorded_samples(recorded: Mapping[str, Any]) -> pd.DataFrame:
+    """The samples of a kernel trace as a table, with their batch and rank."""
+    samples = pd.DataFrame(recorded["samples"], columns=recorded["fields"])
+    samples.insert(1, "rank", samples.groupby("batch").cumcount())
+    return samples
+
+
+def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], title: str = "") -> list[Axes]:
+    """A panel for each counter: the model's line and, as circles, what the kernel showed in the same batch.
+
+    Parameters
+    ----------
+    run : Run
+        The model's run of the trace's scenario.
+    recorded : mapping
+        The trace.
+    columns : mapping
+        Counter → its axis label, with the unit.
+    """
+    panels = axes(len(columns), height=3.0, sharex=True)
+    table = overlay_table(run, recorded, list(columns))
+    for panel, (column, label) in zip(panels, columns.items(), strict=True):
+        line = run.samples
+        panel.plot(line["batch"], line[column], color="C0", drawstyle="steps-post", label="mmlab")
+        points = table[table["column"] == column]
+        panel.plot(
+            points["batch"], points["recorded"], "o", color="#111111", markersize=5, markerfacecolor="none",
+            markeredgewidth=1.1, label=f"Linux {recorded['kernel']}",
+        )  # fmt: skip
+        panel.set(xlabel="batch", ylabel=label, ylim=(-0.04 * max(line[column].max(), 1), None))
+        panel.ticklabel_format(axis="y", style="plain", useOffset=False)
+        panel.margins(y=0.08)
+    panels[0].legend(loc="best", frameon=True)
+    if title:
+        figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return panels
+
+
+# --- by which factor ---------------------------------------------------------------------------
+
+
+def crossings(table: pd.DataFrame, x: str, at: float = 10, by: str = "series", y: str = "factor") -> pd.DataFrame:
+    """Where each series' factor passes ``at``, interpolated between its points on logarithmic scales.
+
+    Columns ``by`` and ``x``; a series that never reaches ``at``, or never leaves it, has no row.
+    """
+    rows = []
+    for name, part in table.sort_values(x).groupby(by, sort=False):
+        part = part[np.isfinite(part[y]) & (part[y] > 0)]
+        xs, ys = part[x].to_numpy(float), np.log(part[y].to_numpy(float) / at)
+        for i in np.flatnonzero((ys[:-1] < 0) != (ys[1:] < 0)):
+            share = ys[i] / (ys[i] - ys[i + 1])
+            logs = xs[i] > 0 and xs[i + 1] / xs[i] > 1.5
+            value = xs[i] * (xs[i + 1] / xs[i]) ** share if logs else xs[i] + share * (xs[i + 1] - xs[i])
+            rows.append({by: name, x: value})
+    return pd.DataFrame(rows, columns=[by, x])
+
+
+def factors(
+    table: pd.DataFrame, x: str, xlabel: str, by: str = "series", ax: Axes | None = None, log: bool = False,
+    marks: Sequence[float] = (2, 10, 100),
+) -> Axes:  # fmt: skip
+    """Curves of a factor (logarithmic), with lines at ``marks`` and a diamond where a curve passes tenfold.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``x``, ``by`` and ``factor``.
+    log : bool
+        Logarithmic x axis, too.
+    """
+    import seaborn as sns
+
+    ax = ax or axes()[0]
+    names = list(dict.fromkeys(table[by]))
+    sns.lineplot(
+        table, x=x, y="factor", hue=by, style=by, hue_order=names, style_order=names, estimator=None, errorbar=None,
+        dashes=DASHES[: len(names)], markers=MARKERS[: len(names)], markersize=5, ax=ax,
+    )  # fmt: skip
+    ax.set_yscale("log")
+    if log:
+        ax.set_xscale("log")
+    for mark in marks:
+        ax.axhline(mark, color="#111111", linewidth=1.6 if mark == 10 else 0.8, linestyle=(0, (2, 2)), zorder=1)
+        ax.annotate(
+            f"× {mark:g}", (1, mark), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=9, fontweight="bold" if mark == 10 else "normal",
+        )  # fmt: skip
+    for _, row in crossings(table, x, 10, by).iterrows():
+        ax.plot(row[x], 10, marker="D", color="#111111", markersize=8, zorder=6)
+        ax.annotate(f"{row[x]:,.3g}", (row[x], 10), xytext=(6, 7), textcoords="offset points", fontsize=9)
+    finite = table["factor"].replace([np.inf, 0], np.nan).dropna()
+    low, high = min(0.8, finite.min() * 0.8), max(marks[-1] * 1.3, finite.max() * 1.5)
+    ax.set(xlabel=xlabel, ylabel="times as fast as mainline", ylim=(low, high))
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ax.legend(title=None, loc="best", frameon=True)
+    return ax
+
+
+# --- the page map ------------------------------------------------------------------------------
+
+
+def page_map_table(letters: np.ndarray) -> pd.DataFrame:
+    """Pages of each kind in a page map: index the letter, columns kind and pages."""
+    codes, counts = np.unique(letters, return_counts=True)
+    names = {ord(letter): kind for letter, (kind, _) in LETTERS.items()}
+    rows = {chr(code): (names.get(int(code), "?"), int(n)) for code, n in zip(codes, counts, strict=True)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "pages"])
+
+
+def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = None) -> Axes:
+    """One row a 2 MiB block, one dot a page, coloured by kind; addresses grow downwards and to the right.
+
+    Parameters
+    ----------
+    letters : array of uint8
+        One letter of :data:`LETTERS` a page, such as :meth:`Run.page_map` gives.
+    """
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    ax = ax or axes(height=3.6)[0]
+    blocks = -(-len(letters) // pages_per_thp)
+    filled = np.full(blocks * pages_per_thp, ord("N"), np.uint8)
+    filled[: len(letters)] = letters
+    present = [letter for letter in LETTERS if (letters == ord(letter)).any()]
+    codes = np.searchsorted(np.sort([ord(c) for c in LETTERS]), filled.reshape(blocks, pages_per_thp))
+    ordered = sorted(LETTERS)
+    colours = ListedColormap([LETTERS[c][1] for c in ordered])
+    ax.imshow(
+        codes, cmap=colours, norm=BoundaryNorm(range(len(ordered) + 1), len(ordered)), interpolation="nearest",
+        aspect="auto", extent=(0, pages_per_thp, blocks, 0),
+    )  # fmt: skip
+    ax.set(xlabel="page within its block (4 KiB each)", ylabel="2 MiB block")
+    ax.grid(visible=False)
+    patches = [Patch(facecolor=LETTERS[c][1], edgecolor="#333333", label=f"{c}  {LETTERS[c][0]}") for c in present]
+    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax
+
+
+# --- into a notebook ---------------------------------------------------------------------------
+
+
+def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
+    """The figure that these Axes are in."""
+    first = drawn[0] if isinstance(drawn, Sequence) else drawn
+    figure = first.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def png(drawn: Axes | Sequence[Axes]) -> bytes:
+    """The figure as a PNG of at most 256 colours: the same bytes for the same figure (no date, no version inside)."""
+    from PIL import Image
+
+    raw, small = io.BytesIO(), io.BytesIO()
+    figure_of(drawn).savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
+    Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
+    """Display a figure in a notebook with its alternative text, then close it.
+
+    The text is the output's plain form, too, so a comparison of notebook outputs compares it (and not the pixels).
+
+    Parameters
+    ----------
+    alt : str
+        What the figure says, for those who cannot see it.
+    caption : str
+        A line below it.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure = figure_of(drawn)
+    about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96)}
+    data = {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}
+    plt.close(figure)
+    display(data, metadata={"image/png": about}, raw=True)
+
+
+def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int = 1) -> None:
+    """Display a table in a notebook: thousands separated, ``digits`` decimals for fractions, "–" for not a number."""
+    from IPython.display import display
+
+    def words(value: object, places: int) -> str:
+        if isinstance(value, (bool, np.bool_)):
+            return "yes" if value else "no"
+        if isinstance(value, (int, np.integer)):
+            return f"{value:,}"
+        if isinstance(value, (float, np.floating)):
+            return "–" if np.isnan(value) else "∞" if np.isinf(value) else f"{value:,.{places}f}"
+        return str(value)
+
+    text = data.copy().astype(object)
+    for column in text:
+        places = digits if isinstance(digits, int) else digits.get(str(column), 1)
+        text[column] = [words(value, places) for value in data[column]]
+    left = {column for column in data if not pd.api.types.is_numeric_dtype(data[column])}
+    head = "".join(f'<th scope="col"{_class(c in left)}>{escape(str(c))}</th>' for c in data.columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th>'
+        + "".join(f"<td{_class(c in left)}>{escape(row[c])}</td>" for c in data.columns)
+        + "</tr>\n"
+        for name, (_, row) in zip(data.index, text.iterrows(), strict=True)
+    )
+    html = (
+        f"<table>\n<caption>{escape(caption)}</caption>\n"
+        f'<thead><tr><th scope="col">{escape(str(data.index.name or ""))}</th>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table>"
+    )
+    display({"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()}, raw=True)
+
+
+def _class(left: bool) -> str:
+    return ' class="text"' if left else ""
