@@ -45,7 +45,7 @@ Run3 = tuple[Key, Count, int]
 def _field(default: Any, help: str, *, kind: Kind, unit: str = "", source: str = "", step: float | None = None,
            log: bool = False, **bounds: Any) -> Any:  # fmt: skip
     """A field with what sliders, ``mmlab params`` and messages need to know about it."""
-    extra = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log}
+    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -70,8 +70,8 @@ class After(_Strict):
 _RANGE = ("process", "page", "count")
 EVENT_FIELDS: dict[str, tuple[str, ...]] = {
     "write": (*_RANGE, "key"),
-    **{op: _RANGE for op in ("read", "dontneed", "free", "cold", "pageout", "collapse", "mergeable", "unmergeable",
-                             "hugepage", "nohugepage", "mlock", "munlock", "munmap", "split")},
+    **dict.fromkeys(("read", "dontneed", "free", "cold", "pageout", "collapse", "mergeable", "unmergeable", "hugepage",
+                     "nohugepage", "mlock", "munlock", "munmap", "split"), _RANGE),
     "mprotect": (*_RANGE, "prot"),
     "fork": ("process",),
     "exit": ("process",),
@@ -275,8 +275,8 @@ class Scenario(_Strict):
         for i, spec in enumerate(self.specs):
             if spec.memory_mib is not None and spec.memory_mib * 256 % size:
                 where = f"process_list {i}: " if self.process_list else ""
-                raise ValueError(f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be an even "
-                                 f"number, e.g. {spec.memory_mib + 1}")  # fmt: skip
+                raise ValueError(f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be even, "
+                                 f"e.g. {spec.memory_mib + 1}")  # fmt: skip
             self._check_ranges(i, spec)
         self._check_events()
         return self
@@ -343,8 +343,8 @@ class Scenario(_Strict):
         if free is not None and need > free:
             fits = max(2, free // BYTES_PER_PAGE // 256 // max(1, len(self.specs)) // 2 * 2)
             raise UserError(
-                f"memory_mib: {self.total_pages * 4 / 2**20:,.1f} GiB of simulated memory need about {need / 2**30:,.1f} "
-                f"GiB (about {BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here. "
+                f"memory_mib: {self.total_pages * 4 / 2**20:,.1f} GiB of simulated memory need {need / 2**30:,.1f} GiB "
+                f"(about {BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here. "
                 f"Use at most {fits:,} MiB a process, or fewer processes."
             )
 
@@ -374,8 +374,7 @@ class Scenario(_Strict):
             if path.name.endswith((".json.gz", ".json")):
                 from mmlab.trace import read
 
-                scenario = cls.from_trace(read(path))
-                scenario = scenario.replace(**overrides) if overrides else scenario
+                scenario = cls.from_trace(read(path)).replace(**{"name": path.name.split(".")[0], **overrides})
             else:
                 scenario = cls(**{**_read_yaml(path), **overrides})
             scenario.check_memory()
@@ -388,13 +387,14 @@ class Scenario(_Strict):
     def from_trace(cls, trace: dict[str, Any]) -> Scenario:
         """The scenario of a trace, as recorded: stepped batch by batch, ending after its last batch.
 
-        Reads only ``name``, ``kernel``, ``variant`` and ``scenario``, and of these nothing that is an answer.
+        Reads only ``kernel`` (a prediction's names the imitated one at its end), ``variant`` and ``scenario``, and of
+        these nothing that is an answer.
         Knobs that a trace lacks are the defaults, but a trace without ``sleep_millisecs`` was made without sleeping.
         """
         asked = trace["scenario"]
         events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
         return cls(**{
-            "sleep_millisecs": 0, **asked["knobs"], "name": trace.get("name", ""), "kernel": trace["kernel"],
+            "sleep_millisecs": 0, **asked["knobs"], "kernel": str(trace["kernel"]).rpartition(" ")[2],
             "variant": trace["variant"], "process_list": asked["processes"], "late": bool(asked.get("late", 0)),
             "events": events, "horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0,
             "stepped": True, "sample_limit": 10**8,

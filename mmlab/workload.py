@@ -151,9 +151,10 @@ def _shuffle(contents: list[NDArray[np.uint64]], above: int, scenario: Scenario)
     if not contents:
         return
     masks = [keys > above for keys in contents]
-    dealt = np.random.default_rng((scenario.seed, 1)).permutation(np.concatenate([k[m] for k, m in zip(contents, masks, strict=True)]))
-    for keys, mask, part in zip(contents, masks, np.split(dealt, np.cumsum([m.sum() for m in masks])), strict=False):
-        keys[mask] = part
+    pool = np.concatenate([keys[mask] for keys, mask in zip(contents, masks, strict=True)])
+    dealt = np.random.default_rng((scenario.seed, 1)).permutation(pool)
+    for keys, mask in zip(contents, masks, strict=True):
+        keys[mask], dealt = np.split(dealt, [mask.sum()])
 
 
 def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> Image:
