@@ -474,7 +474,7 @@ def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
     about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96)}
     data = {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}
     plt.close(figure)
-    display(data, metadata={"image/png": about}, raw=True)
+    display(data, metadata={"image/png": about}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int = 1) -> None:
@@ -507,7 +507,7 @@ def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int
         f'<thead><tr><th scope="col">{escape(str(data.index.name or ""))}</th>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table>"
     )
-    display({"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()}, raw=True)
+    display({"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def _class(left: bool) -> str:

@@ -57,7 +57,7 @@ PINNED = {
 HIDDEN = {"remove_cell", "remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
 
 
-class ReportFailed(Exception):
+class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
     """A cell of the notebook raised: the report was written nevertheless, up to that cell and with the error.
 
     Attributes
@@ -141,7 +141,7 @@ def report(
     executed, error = run(notebook, {p.name: p.value for p in parameters if p.changed}, progress)
     normalise(executed)
 
-    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
+    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])  # type: ignore[no-untyped-call]
     exporter.exclude_input = not show_code
     exporter.log.setLevel(logging.ERROR)
     about = {
@@ -197,7 +197,7 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
     from papermill.translators import PythonTranslator
 
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
+        cells = nbformat.read(notebook, as_version=4).cells  # type: ignore[no-untyped-call]
     except Exception as error:  # nbformat and json raise what they like for a file that is no notebook
         raise UserError(f"{notebook}: not a readable notebook ({type(error).__name__})") from error
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
@@ -259,7 +259,7 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
             error = f"The kernel died while it ran {notebook.name} (out of memory?)"
         except CellControlSignal as failure:
             error = f"{notebook.name} stopped: {failure}"
-        return nbformat.read(result, as_version=4), error
+        return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
