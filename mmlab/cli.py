@@ -1,0 +1,366 @@
+"""The command line: a thin mirror of the Python functions, with their messages and nothing of its own.
+
+Exit status 0: done, and for ``compare``: everything is exact; 1: something differs, or a report's notebook failed; 2: a
+mistake in what was asked for; 130: interrupted (what was finished is kept).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+import textwrap
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mmlab.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mmlab.trace import Comparison
+
+TRACE = ".json.gz"
+
+
+class _Commands(click.Group):
+    """Prints examples as written, and lists commands in the order in which one needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mmlab", message="mmlab %(version)s")
+def cli() -> None:
+    """Page-exact simulation of Linux KSM and transparent huge pages, and of the variants proposed for their quarrel.
+
+    \b
+    First steps:
+      mmlab simulate params/regression_uzp1.yaml                         what happens on mainline
+      mmlab simulate params/regression_uzp1.yaml --variant ksm-opt-out   ... and with another variant
+      mmlab params                                                       all that can be set
+      mmlab report notebooks/01_regression.ipynb -f params/regression_uzp1.yaml
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the console script: turns mistakes into one message on stderr and an exit status."""
+    try:
+        status = cli.main(args, prog_name="mmlab", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted; what was finished is kept", err=True)
+        status = 130
+    except UserError as error:
+        click.echo(f"mmlab: {error}", err=True)
+        status = 2
+    except BrokenPipeError:  # `mmlab params | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+# -- simulate -----------------------------------------------------------------------------------------------------
+
+_files = click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(path_type=Path))
+_variant = click.option("--variant", metavar="NAME", help="Another variant than the file's (see `mmlab variants`).")
+_set = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+                    help="Change one parameter; may be given several times (see `mmlab params`).")  # fmt: skip
+_jobs = click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 1024),
+                     help="Processes that share the work.")  # fmt: skip
+_only = click.option("--only", multiple=True, metavar="GLOB",
+                     help="Of folders, only files whose names begin like this, e.g. 'act-*'.")  # fmt: skip
+
+
+@cli.command()
+@_files
+@_variant
+@_set
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Write each prediction as a trace into this folder, under the file's name.")  # fmt: skip
+@_only
+@_jobs
+def simulate(files: tuple[Path, ...], variant: str | None, settings: tuple[str, ...], out: Path | None,
+             only: tuple[str, ...], jobs: int) -> None:  # fmt: skip
+    """Run scenario files (*.yaml), or the scenarios of kernel traces (*.json.gz), or folders of these.
+
+    Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
+    batch and event, page maps where a recording has them, or at the end.
+
+    \b
+    Examples:
+      mmlab simulate params/all_zero.yaml
+      mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
+      mmlab simulate tests/traces --out predicted/
+    """
+    overrides = _parse(settings)
+    _check(variant, overrides)
+    paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
+    if out:
+        targets = [path.name.removesuffix(TRACE).removesuffix(".yaml").removesuffix(".yml") for path in paths]
+        if twice := sorted({t for t in targets if targets.count(t) > 1}):
+            raise UserError(f"--out {out}: several files would be written as {twice[0]}{TRACE}: rename one of them")
+    failed = False
+    for result in _each(partial(_simulate, variant=variant, overrides=overrides, out=out), paths, jobs, bool(out)):
+        failed |= result.failed
+        click.echo(result.text, err=result.failed)
+    if failed:
+        sys.exit(2)
+
+
+@dataclass(frozen=True)
+class _Result:
+    text: str
+    failed: bool = False
+    comparison: Comparison | None = None
+
+
+def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None) -> _Result:
+    """One file: its summary, or where its prediction was written."""
+    from mmlab import trace as traces
+    from mmlab.scenario import Scenario
+    from mmlab.simulate import simulate
+
+    try:
+        if out is None:
+            scenario = Scenario.load(path, **_for_file(path, overrides))
+            return _Result(f"{path}\n{textwrap.indent(simulate(scenario, variant=variant).summary(), '  ')}")
+        if path.name.endswith(TRACE):
+            prediction = traces.predict(traces.read(path), variant, overrides)
+            target = out / path.name
+        else:
+            scenario = Scenario.load(path, **{"sample_limit": 10**8, **overrides})
+            prediction = traces.from_run(simulate(scenario, variant=variant, maps_at="end"))
+            target = out / f"{path.stem}{TRACE}"
+        prediction["name"] = target.name.removesuffix(TRACE)
+        if target.resolve() == path.resolve():
+            raise UserError(f"--out {out} is where the file itself is: name another folder")
+        traces.write(target, prediction)
+    except UserError as error:
+        return _Result(_about(path, error), failed=True)
+    return _Result(str(target))
+
+
+def _for_file(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Runs without --out are watched, not compared: a trace's rows may be thinned like any other's."""
+    return {"sample_limit": 20_000, **overrides} if path.name.endswith(TRACE) else overrides
+
+
+# -- compare ------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_files
+@_only
+@_jobs
+@click.option("-v", "--verbose", is_flag=True, help="Every difference, not only the first.")
+@click.option("-q", "--quiet", is_flag=True, help="Only traces that are not exact, and the totals.")
+def compare(files: tuple[Path, ...], only: tuple[str, ...], jobs: int, verbose: bool, quiet: bool) -> None:
+    """Predict recorded kernel traces and compare: every counter of every sample, every map, every frame count.
+
+    A line for each trace, then the totals. Exit status 0 only when everything is exact. The prediction reads the
+    recording's scenario, variant, kernel and the places of its maps, nothing else.
+
+    \b
+    Examples:
+      mmlab compare tests/traces
+      mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
+    """
+    paths = _expand(files, only, (TRACE,))
+    exact, broken, skipped, total = 0, False, 0, _totals()
+    for path, result in zip(paths, _each(_compare, paths, jobs, True), strict=True):
+        found = result.comparison
+        if found is None:
+            broken |= result.failed
+            skipped += not result.failed
+            click.echo(result.text, err=result.failed)
+            continue
+        exact += found.exact
+        for name in total:
+            total[name] += getattr(found, name)
+        if not found.exact or not quiet:
+            click.echo(f"{path.name}: {found}")
+        for difference in found.differences if verbose else ():
+            click.echo(f"    {difference}")
+    counts = "".join(f", {n} exact {total[f'{n}_exact']}/{total[n]}" for n in ("samples", "maps", "frames"))
+    click.echo(f"traces exact {exact}/{len(paths)}{f' ({skipped} not predicted)' if skipped else ''}{counts}")
+    sys.exit(2 if broken else exact != len(paths))
+
+
+def _totals() -> dict[str, int]:
+    return {f"{name}{end}": 0 for name in ("samples", "maps", "frames") for end in ("", "_exact")}
+
+
+def _compare(path: Path) -> _Result:
+    """One recording against its prediction."""
+    from mmlab import trace as traces
+    from mmlab.simulate import SUPPORTED_OPS
+
+    try:
+        recorded = traces.read(path)
+        ops = {str(event.get("op")) for event in recorded["scenario"]["events"]}
+        if later := sorted(ops & set(_known_ops()) - set(SUPPORTED_OPS)):
+            return _Result(f"{path.name}: not predicted: events that are not modelled yet ({', '.join(later)})")
+        found = traces.compare(recorded, traces.predict(recorded))
+    except UserError as error:
+        return _Result(_about(path, error), failed=True)
+    return _Result("", comparison=found)
+
+
+def _known_ops() -> Sequence[str]:
+    from mmlab.scenario import EVENT_FIELDS
+
+    return tuple(EVENT_FIELDS)
+
+
+# -- report, variants, params -------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("notebook", type=click.Path(path_type=Path))
+@click.option("-f", "params", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Flat YAML file with parameters; a later file wins.")  # fmt: skip
+@click.option("-p", "settings", multiple=True, metavar="NAME=VALUE", help="One parameter; wins over files.")
+@click.option("-o", "out", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the page.")
+@click.option("--code", is_flag=True, help="Show the code cells, too.")
+def report(notebook: Path, params: tuple[Path, ...], settings: tuple[str, ...], out: Path | None, code: bool) -> None:
+    """Run a notebook with parameters and write one HTML page that needs no network. Prints its path.
+
+    \b
+    Example:
+      mmlab report notebooks/01_regression.ipynb -f params/regression_uzp1.yaml -p pages_to_scan=100
+    """
+    from mmlab import report as reports
+
+    try:
+        click.echo(reports.report(notebook, params, _parse(settings, "-p"), out, show_code=code))
+    except reports.ReportFailed as error:
+        click.echo(f"mmlab: {error}", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+def variants() -> None:
+    """The kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that."""
+    from mmlab.variants import VARIANTS
+
+    width = max(map(len, VARIANTS))
+    for v in VARIANTS.values():
+        click.echo(f"{v.name:{width}}  {v.summary}")
+        click.echo(_wrapped(f"{v.who} — {v.where}", width + 2))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME]…")
+def params(names: tuple[str, ...]) -> None:
+    """Every parameter: default, unit, allowed range, meaning and source. With names: only these.
+
+    \b
+    Examples:
+      mmlab params
+      mmlab params pages_to_scan zero_fraction
+    """
+    from mmlab.scenario import flat_fields
+
+    fields = flat_fields()
+    for name in names:
+        if name not in fields:
+            raise UserError(unknown("parameter", name, fields, "`mmlab params` prints all of them."))
+    for p in sorted(fields.values(), key=lambda p: ("knob", "machine", "workload", "horizon").index(p.kind)):
+        if names and p.name not in names:
+            continue
+        default = f'"{p.default}"' if p.type is str else str(p.default).lower() if p.type is bool else p.default
+        allowed = f"   [{p.allowed}]" if p.allowed else ""
+        click.echo(f"  {p.name}: {default}{f' {p.unit}' if p.unit else ''}{allowed}")
+        click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
+
+
+# -- helpers ------------------------------------------------------------------------------------------------------
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(text, 110, initial_indent=" " * indent, subsequent_indent=" " * indent)
+
+
+def _about(path: Path, error: UserError) -> str:
+    text = str(error)
+    return f"mmlab: {text}" if text.startswith(str(path)) else f"mmlab: {path}: {text}"
+
+
+def _parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """``name=value`` as a YAML file would say it."""
+    import yaml
+
+    out: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"{option} {setting}: it must be NAME=VALUE, e.g. {option} pages_to_scan=1000")
+        try:
+            out[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            out[name.strip()] = value
+    return out
+
+
+def _check(variant: str | None, overrides: dict[str, Any]) -> None:
+    """What is wrong for every file is said once, before anything runs."""
+    from mmlab.scenario import Scenario, flat_fields
+    from mmlab.variants import resolve
+
+    for name in overrides:
+        if name not in flat_fields():
+            raise UserError(unknown("parameter", name, flat_fields(), "`mmlab params` explains every one."))
+    names = [name for name in (variant, overrides.get("variant")) if name is not None]
+    for name in names:
+        resolve(name)
+    alone = {name: value for name, value in overrides.items() if not name.startswith(("horizon", "until"))}
+    Scenario(**alone)
+
+
+def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]) -> list[Path]:
+    """Files as they are, folders as the files in them that could be meant."""
+    out: list[Path] = []
+    for path in files:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.name.endswith(endings) and not p.name.startswith("."))
+            found = [p for p in inside if not only or any(fnmatch.fnmatch(p.name, glob + "*") for glob in only)]
+            if not found:
+                chosen = f" that begins like {' or '.join(only)}" if only else ""
+                raise UserError(f"{path}: there is no {' or '.join(endings)} file{chosen} in this folder")
+            out += found
+        elif not path.exists():
+            raise UserError(f"{path}: there is no such file")
+        else:
+            out.append(path)
+    return out
+
+
+def _each(function: Callable[[Path], _Result], paths: list[Path], jobs: int, bar: bool) -> Iterator[_Result]:
+    """Results in the order of the files, with a progress bar on a terminal's stderr."""
+    from tqdm import tqdm
+
+    hidden = not bar or len(paths) < 2 or not sys.stderr.isatty()
+    with tqdm(total=len(paths), unit="file", disable=hidden, leave=False, file=sys.stderr) as progress:
+        if jobs == 1 or len(paths) < 2:
+            for path in paths:
+                progress.set_postfix_str(path.name)
+                yield function(path)
+                progress.update()
+            return
+        pool = ProcessPoolExecutor(min(jobs, len(paths)), mp_context=get_context("spawn"))
+        try:
+            for result in pool.map(function, paths):
+                yield result
+                progress.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
