@@ -1,0 +1,25 @@
+"""mmlab: a page-exact model of KSM, transparent huge pages and the zero-page remap."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Scenario": "scenario",
+    "Run": "run",
+    "simulate": "simulate",
+    "Variant": "variants",
+    "VARIANTS": "variants",
+    "SplitContext": "variants",
+}
+__all__ = ["Run", "Scenario", "SplitContext", "VARIANTS", "Variant", "__version__", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Compiled code, pandas and matplotlib load when first needed."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mmlab' has no attribute {name!r}")
+    value = getattr(import_module(f"mmlab.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""The model, one file for each kernel file; functions carry the kernel's names."""

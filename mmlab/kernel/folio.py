@@ -1,0 +1,267 @@
+"""Frames and folios: allocation, references, reverse-map counts, the deferred split queue's contents.
+
+An anonymous folio's reference count is its mapcount plus its pins (thp-split H5); it is freed when both are 0.
+"""
+
+from mmlab.kernel.state import (
+    FREE,
+    KSM,
+    MLOCK_BATCH,
+    NR_ANON,
+    NR_PARTIALLY_MAPPED,
+    SPLIT_DEFERRED,
+    compiled,
+)
+
+__all__ = [
+    "alloc_folio",
+    "alloc_frame",
+    "deferred_split_folio",
+    "folio_get",
+    "folio_put",
+    "folio_remove_rmap_pmd",
+    "folio_remove_rmap_ptes",
+    "folio_unqueue_deferred_split",
+    "mlock_drain",
+    "mlock_folio",
+    "put_frame",
+]
+
+
+@compiled
+def alloc_frame(m):
+    """One order-0 page, mapped and referenced by nobody yet."""
+    s = m.state[0]
+    f = s.free_frame
+    if f >= 0:
+        s.free_frame = m.frame[f].mapcount
+    elif s.top_frame < len(m.frame):
+        f = s.top_frame
+        s.top_frame += 1
+    else:  # break up a free huge page
+        f = s.free_run
+        s.free_run = m.frame[f].mapcount
+        for i in range(f + 1, f + (1 << s.hpage_order)):
+            m.frame[i].mapcount = s.free_frame
+            s.free_frame = i
+    m.frame[f].mapcount = 0
+    m.frame[f].folio = -1
+    m.frame[f].node = -1
+    m.frame[f].pins = 0
+    m.frame[f].flags = 0
+    m.stat[0].frames += 1
+    return f
+
+
+@compiled
+def _free_frame(m, f):
+    if m.frame[f].flags & KSM:
+        m.stat[0].ksm_frames -= 1
+    m.frame[f].node = -1  # its stable node, if it has one, is stale from now on (ksm-merge T2)
+    m.frame[f].flags = FREE
+    m.frame[f].mapcount = m.state[0].free_frame
+    m.state[0].free_frame = f
+    m.stat[0].frames -= 1
+
+
+@compiled
+def alloc_folio(m, order, family, index):
+    """A large folio of 2^order pages, mapped by nobody yet; `index` is its first page's number in the region."""
+    s = m.state[0]
+    n = 1 << order
+    if order == s.hpage_order and s.free_run >= 0:
+        head = s.free_run
+        s.free_run = m.frame[head].mapcount
+    else:
+        head = s.top_frame
+        s.top_frame += n
+    f = s.free_folio
+    if f >= 0:
+        s.free_folio = m.folio[f].next
+    else:
+        f = s.top_folio
+        s.top_folio += 1
+    for i in range(head, head + n):
+        m.frame[i].mapcount = 0
+        m.frame[i].folio = f
+        m.frame[i].node = -1
+        m.frame[i].pins = 0
+        m.frame[i].flags = 0
+    x = m.folio[f]
+    x.head = head
+    x.family = family
+    x.index = index
+    x.mapcount = 0
+    x.entire = 0
+    x.nr_mapped = 0
+    x.pins = 0
+    x.next = -1
+    x.prev = -1
+    x.order = order
+    x.partially_mapped = 0
+    m.stat[0].frames += n
+    m.mthp[order, NR_ANON] += 1
+    return f
+
+
+@compiled
+def release_folio(m, f):
+    """Forget the record of a large folio that was freed or split (its frames are the caller's)."""
+    folio_unqueue_deferred_split(m, f)
+    m.mthp[m.folio[f].order, NR_ANON] -= 1
+    m.folio[f].next = m.state[0].free_folio
+    m.state[0].free_folio = f
+
+
+@compiled
+def _free_folio(m, f):
+    s = m.state[0]
+    head = m.folio[f].head
+    order = m.folio[f].order
+    n = 1 << order
+    release_folio(m, f)
+    if order == s.hpage_order:
+        for i in range(head, head + n):
+            m.frame[i].flags = FREE
+        m.frame[head].mapcount = s.free_run
+        s.free_run = head
+        m.stat[0].frames -= n
+    else:
+        for i in range(head, head + n):
+            _free_frame(m, i)
+
+
+@compiled
+def folio_get(m, frame):
+    """Take a reference on the folio that the frame belongs to."""
+    f = m.frame[frame].folio
+    if f >= 0:
+        m.folio[f].pins += 1
+    else:
+        m.frame[frame].pins += 1
+
+
+@compiled
+def folio_put(m, frame):
+    f = m.frame[frame].folio
+    if f >= 0:
+        m.folio[f].pins -= 1
+        if m.folio[f].pins == 0 and m.folio[f].mapcount == 0:
+            _free_folio(m, f)
+    else:
+        m.frame[frame].pins -= 1
+        put_frame(m, frame)
+
+
+@compiled
+def put_frame(m, frame):
+    """Free an order-0 page if nothing maps or references it any more."""
+    if m.frame[frame].mapcount == 0 and m.frame[frame].pins == 0:
+        _free_frame(m, frame)
+
+
+# --- reverse map -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def folio_remove_rmap_ptes(m, frame, n):
+    """n neighbouring entries of one folio, from the one that mapped `frame` on, go in one step (thp-split H11, Q1b)."""
+    f = m.frame[frame].folio
+    if f < 0:
+        m.frame[frame].mapcount -= 1
+        put_frame(m, frame)
+        return
+    unmapped = 0
+    for i in range(frame, frame + n):
+        m.frame[i].mapcount -= 1
+        if m.frame[i].mapcount == 0:
+            unmapped += 1
+    m.folio[f].mapcount -= n
+    m.folio[f].nr_mapped -= unmapped
+    if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
+        deferred_split_folio(m, f, True)
+    if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
+        _free_folio(m, f)
+
+
+@compiled
+def folio_remove_rmap_pmd(m, f):
+    """One huge PMD that mapped the folio goes."""
+    m.folio[f].mapcount -= 1
+    m.folio[f].entire -= 1
+    if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
+        deferred_split_folio(m, f, True)
+    if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
+        _free_folio(m, f)
+
+
+# --- deferred split queue --------------------------------------------------------------------------------------------
+
+
+@compiled
+def deferred_split_folio(m, f, partially_mapped):
+    """Queue a folio, and mark it if a page of it is mapped by nobody any more (thp-split Q1)."""
+    s = m.state[0]
+    if m.folio[f].order <= 1 or (not partially_mapped and not s.shrink_underused):
+        return
+    if partially_mapped and not m.folio[f].partially_mapped:
+        m.folio[f].partially_mapped = 1
+        m.mthp[m.folio[f].order, SPLIT_DEFERRED] += 1
+        m.mthp[m.folio[f].order, NR_PARTIALLY_MAPPED] += 1
+        if m.folio[f].order == s.hpage_order:
+            m.stat[0].thp_deferred_split_page += 1
+    if m.folio[f].prev >= 0 or s.queue_first == f:
+        return
+    m.folio[f].prev = s.queue_last
+    m.folio[f].next = -1
+    if s.queue_last >= 0:
+        m.folio[s.queue_last].next = f
+    else:
+        s.queue_first = f
+    s.queue_last = f
+    m.stat[0].deferred_queue_len += 1
+
+
+@compiled
+def folio_unqueue_deferred_split(m, f):
+    """A folio that is freed or split leaves the queue; its mark goes (thp-split H8.2)."""
+    s = m.state[0]
+    if m.folio[f].partially_mapped:
+        m.folio[f].partially_mapped = 0
+        m.mthp[m.folio[f].order, NR_PARTIALLY_MAPPED] -= 1
+    before, after = m.folio[f].prev, m.folio[f].next
+    if before < 0 and s.queue_first != f:
+        return
+    if before >= 0:
+        m.folio[before].next = after
+    else:
+        s.queue_first = after
+    if after >= 0:
+        m.folio[after].prev = before
+    else:
+        s.queue_last = before
+    m.folio[f].prev = -1
+    m.folio[f].next = -1
+    m.stat[0].deferred_queue_len -= 1
+
+
+# --- the CPU's batch of mlock work -----------------------------------------------------------------------------------
+
+
+@compiled
+def mlock_folio(m, frame):
+    """Put an order-0 page into the CPU's batch, which holds a reference until it is emptied (ksm-merge M15)."""
+    s = m.state[0]
+    m.frame[frame].pins += 1
+    m.mlock[s.mlock_len] = frame
+    s.mlock_len += 1
+    if s.mlock_len == MLOCK_BATCH:
+        mlock_drain(m)
+
+
+@compiled
+def mlock_drain(m):
+    for i in range(m.state[0].mlock_len):
+        m.frame[m.mlock[i]].pins -= 1
+        put_frame(m, m.mlock[i])
+    m.state[0].mlock_len = 0

@@ -1,0 +1,187 @@
+"""Splitting huge pages (mm/huge_memory.c, mm/migrate.c; thp-split.md 3.2 to 3.4)."""
+
+from mmlab.kernel.folio import (
+    deferred_split_folio,
+    folio_get,
+    folio_put,
+    folio_remove_rmap_pmd,
+    mlock_drain,
+    put_frame,
+    release_folio,
+)
+from mmlab.kernel.state import (
+    ANON,
+    MLOCKED,
+    PMD_HUGE,
+    PMD_HUGE_ZP,
+    PMD_TABLE,
+    REMAP,
+    SPLIT,
+    SPLIT_FAILED,
+    SPLIT_PAGE,
+    VM_LOCKED,
+    VM_MERGEABLE,
+    VM_PRESENT,
+    ZP_CLEAN,
+    compiled,
+)
+
+__all__ = ["split_huge_page", "split_huge_pages", "split_huge_pmd"]
+
+
+@compiled
+def split_huge_pmd(m, b):
+    """Block b is mapped by page table entries from now on; no memory is freed, the folio stays large (thp-split H6).
+
+    `__split_huge_pmd`. A mapping of the huge zero folio becomes zeropage entries (ksm-merge F3).
+    """
+    n = 1 << m.state[0].hpage_order
+    first = b * n
+    if m.block[b].pmd == PMD_HUGE:
+        f = m.frame[m.page[first].frame].folio
+        head = m.folio[f].head
+        for i in range(head, head + n):
+            if m.frame[i].mapcount == 0:
+                m.folio[f].nr_mapped += 1
+            m.frame[i].mapcount += 1
+        m.folio[f].mapcount += n - 1
+        m.folio[f].entire -= 1
+        m.stat[0].huge_pmds -= 1
+    elif m.block[b].pmd == PMD_HUGE_ZP:
+        for v in range(first, first + n):
+            m.page[v].pte = ZP_CLEAN
+        m.stat[0].zeropage_entries += n
+    else:
+        return
+    m.block[b].pmd = PMD_TABLE
+    m.stat[0].thp_split_pmd += 1
+
+
+@compiled
+def _unmap_folio(m, f):
+    """Every entry that maps the folio becomes a migration entry, VMA by VMA (thp-split H8.1, Z4).
+
+    A huge PMD goes in one step, other entries one by one: that is when a whole folio mapped by page table entries counts
+    as partially mapped (`thp_deferred_split_page`, mthp E9). Returns whether a VMA was VM_LOCKED.
+    """
+    n = 1 << m.folio[f].order
+    head, index = m.folio[f].head, m.folio[f].index
+    locked = False
+    for i in range(len(m.vma)):
+        if m.vma[i].family != m.folio[f].family:
+            continue
+        base = m.vma[i].base
+        first, end = max(m.vma[i].start, index), min(m.vma[i].end, index + n)
+        if first >= end:
+            continue
+        b = (base + index) >> m.state[0].hpage_order
+        if m.block[b].pmd == PMD_HUGE:
+            if m.page[base + index].frame == head:
+                locked |= (m.vma[i].vm & VM_LOCKED) != 0
+                m.block[b].pmd = PMD_TABLE
+                m.stat[0].huge_pmds -= 1
+                m.stat[0].thp_split_pmd += 1
+                folio_remove_rmap_pmd(m, f)
+            continue
+        for v in range(base + first, base + end):
+            frame = head + (v - base - index)
+            if m.page[v].pte == ANON and m.page[v].frame == frame:
+                locked |= (m.vma[i].vm & VM_LOCKED) != 0
+                m.frame[frame].mapcount -= 1
+                m.folio[f].mapcount -= 1
+                if m.frame[frame].mapcount == 0:
+                    m.folio[f].nr_mapped -= 1
+                    if m.folio[f].nr_mapped > 0 and m.folio[f].entire == 0:
+                        deferred_split_folio(m, f, True)
+    return locked
+
+
+@compiled
+def _remap(m, caller, vm):
+    """The variant's predicate for one entry; KSM's state and the knob are read at the split (fix-variants 5.1)."""
+    s = m.state[0]
+    mergeable = 4 if vm & VM_MERGEABLE else 0
+    return m.remap[caller * 8 + mergeable + (s.run & 1) * 2 + (s.shrink_underused & 1)] != 0
+
+
+@compiled
+def _remap_folio(m, caller, family, head, index, n):
+    """Restore the entries of a folio that was split: small pages, or the shared zeropage.
+
+    `try_to_map_unused_to_zeropage`, b1f202060afe (thp-split Z1). A page restored in a VM_LOCKED VMA is mlocked, which
+    keeps it in all VMAs restored later (Z4).
+    """
+    for i in range(len(m.vma)):
+        if m.vma[i].family != family:
+            continue
+        base = m.vma[i].base
+        locked = (m.vma[i].vm & VM_LOCKED) != 0
+        remap = not locked and _remap(m, caller, m.vma[i].vm)
+        for v in range(base + max(m.vma[i].start, index), base + min(m.vma[i].end, index + n)):
+            frame = head + (v - base - index)
+            if m.page[v].pte != ANON or m.page[v].frame != frame:
+                continue
+            if remap and m.page[v].key == 0 and not m.frame[frame].flags & MLOCKED:
+                m.page[v].pte = ZP_CLEAN
+                m.page[v].frame = -1
+                m.page[v].bits = 0
+                m.stat[0].anon_pages -= 1
+                m.stat[0].zeropage_entries += 1
+                m.steps[REMAP] += 1
+            else:
+                m.frame[frame].mapcount += 1
+                if locked:
+                    m.frame[frame].flags |= MLOCKED
+
+
+@compiled
+def split_huge_page(m, frame, caller):
+    """Split the large folio of `frame`, on which the caller holds one reference, to order 0 (thp-split H7, H8).
+
+    `split_huge_page_to_list_to_order`. Any further reference makes it fail. Returns whether it succeeded; the caller's
+    reference is then on `frame` itself.
+    """
+    f = m.frame[frame].folio
+    order = m.folio[f].order
+    huge = order == m.state[0].hpage_order
+    if m.folio[f].pins != 1:
+        m.mthp[order, SPLIT_FAILED] += 1
+        if huge:
+            m.stat[0].thp_split_page_failed += 1
+        return False
+    n = 1 << order
+    head, index, family = m.folio[f].head, m.folio[f].index, m.folio[f].family
+    if _unmap_folio(m, f):
+        mlock_drain(m)
+    release_folio(m, f)
+    for i in range(head, head + n):
+        m.frame[i].folio = -1
+        m.frame[i].mapcount = 0
+        m.frame[i].flags = 0
+    m.frame[frame].pins = 1
+    _remap_folio(m, caller, family, head, index, n)
+    for i in range(head, head + n):
+        put_frame(m, i)
+    m.mthp[order, SPLIT] += 1
+    m.steps[SPLIT_PAGE] += n
+    if huge:
+        m.stat[0].thp_split_page += 1
+    return True
+
+
+@compiled
+def split_huge_pages(m, first, end, caller, stop):
+    """Split each large folio that a page of [first, end) maps; `stop`: up to the first address without a VMA (H13).
+
+    debugfs `split_huge_pages_pid` and `split_huge_pages_all`
+    """
+    for v in range(first, end):
+        if not m.page[v].vm & VM_PRESENT:
+            if stop:
+                return
+            continue
+        frame = m.page[v].frame
+        if m.page[v].pte == ANON and m.frame[frame].folio >= 0:
+            folio_get(m, frame)
+            split_huge_page(m, frame, caller)
+            folio_put(m, frame)

@@ -1,0 +1,747 @@
+"""ksmd: scanning, merging, both trees (mm/ksm.c; ksm-scan.md, ksm-merge.md)."""
+
+import numpy as np
+
+from mmlab.kernel.folio import (
+    folio_get,
+    folio_put,
+    mlock_drain,
+    mlock_folio,
+    put_frame,
+)
+from mmlab.kernel.huge_memory import split_huge_page
+from mmlab.kernel.memory import break_ksm
+from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
+from mmlab.kernel.state import (
+    ANON,
+    CHAIN,
+    CHECKSUM,
+    DIRTY,
+    DUP,
+    END_OF_PASS,
+    EXCLUSIVE,
+    ITEM,
+    KSM,
+    MERGE,
+    MERGE_ZERO,
+    NODE,
+    PASS_OVER,
+    SKIP,
+    STABLE,
+    TREE_LEVEL,
+    UNSTABLE,
+    VISIT,
+    VISIT_KSM,
+    VISIT_THP,
+    VM_LOCKED,
+    VM_MERGEABLE,
+    WAKE_UP,
+    ZP_KSM,
+    compiled,
+)
+
+__all__ = ["ksm_do_scan", "ksm_enter", "ksm_exit", "ksm_scan_thread", "remove_all_stable_nodes", "unmerge_and_remove_all_rmap_items"]
+
+CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
+"""Who splits a folio (fix-variants 5.1)."""
+
+ZEROPAGE = -2  # in the place of a KSM page's frame: merge with the shared zeropage
+NO_PAGE = -1  # … : become a KSM page without a node
+
+
+# --- stable nodes ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def ksm_get_folio(m, node):
+    """Whether the node's page is still there; a stale node is removed (ksm-merge T2)."""
+    if m.frame[m.node[node].frame].node == node:
+        return True
+    remove_node_from_stable_tree(m, node)
+    return False
+
+
+@compiled
+def _alloc_stable_node(m, key):
+    s = m.state[0]
+    node = s.free_node
+    if node >= 0:
+        s.free_node = m.node[node].first
+    else:
+        node = s.top_node
+        s.top_node += 1
+    m.node[node].key = key
+    m.node[node].first = -1
+    m.node[node].len = 0
+    m.node[node].kind = NODE
+    return node
+
+
+@compiled
+def _free_stable_node(m, node):
+    m.node[node].first = m.state[0].free_node
+    m.state[0].free_node = node
+
+
+@compiled
+def _chain_add_dup(m, dup, chain):
+    """At the head of the chain (ksm-merge T5)."""
+    first = m.node[chain].first
+    m.node[dup].kind = DUP
+    m.node[dup].chain = chain
+    m.node[dup].prev = -1
+    m.node[dup].next = first
+    if first >= 0:
+        m.node[first].prev = dup
+    m.node[chain].first = dup
+
+
+@compiled
+def _chain_del_dup(m, dup):
+    before, after = m.node[dup].prev, m.node[dup].next
+    if before >= 0:
+        m.node[before].next = after
+    else:
+        m.node[m.node[dup].chain].first = after
+    if after >= 0:
+        m.node[after].prev = before
+
+
+@compiled
+def remove_node_from_stable_tree(m, node):
+    """The whole node goes: its items become "no tree" (ksm-merge T2)."""
+    v = m.node[node].first
+    if v >= 0:
+        m.stat[0].pages_shared -= 1
+        m.stat[0].pages_sharing -= m.node[node].len - 1
+    while v >= 0:
+        following = m.page[v].left
+        m.page[v].item &= ~STABLE
+        m.mm[_mm(m, v)].merging_pages -= 1
+        m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
+        v = following
+    if m.node[node].kind == DUP:
+        _chain_del_dup(m, node)
+        m.stat[0].stable_node_dups -= 1
+    else:
+        m.state[0].stable_root = rb_erase(m.node, m.state[0].stable_root, node)
+    frame = m.node[node].frame
+    if m.frame[frame].node == node:
+        m.frame[frame].node = -1
+    _free_stable_node(m, node)
+
+
+@compiled
+def _is_page_sharing_candidate(m, node, offset):
+    """Has items and room for `offset` more beyond the next one (ksm-merge T3)."""
+    return m.node[node].len > 0 and m.node[node].len + offset < m.state[0].max_page_sharing
+
+
+@compiled
+def _jiffies(m, ns):
+    return ns * m.state[0].hz // 1_000_000_000
+
+
+@compiled
+def stable_node_dup(m, chain, prune):
+    """Choose a dup of the chain, dropping stale ones (ksm-merge T6); -1: the chain was empty and is gone.
+
+    A full walk (`prune`, when `stable_node_chains_prune_millisecs` have passed) dissolves a chain with one dup left.
+    """
+    s = m.state[0]
+    now = _jiffies(m, m.stat[0].time_ns)
+    if prune:
+        wait = (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
+        prune = now >= m.node[chain].prune_jiffies + wait
+        if prune:
+            m.node[chain].prune_jiffies = now
+    found, alive = -1, 0
+    dup = m.node[chain].first
+    while dup >= 0:
+        following = m.node[dup].next
+        if ksm_get_folio(m, dup):
+            alive += 1
+            if found < 0 or (
+                _is_page_sharing_candidate(m, dup, 0)
+                and (not _is_page_sharing_candidate(m, found, 0) or m.node[dup].len > m.node[found].len)
+            ):
+                found = dup
+                if not prune and _is_page_sharing_candidate(m, found, 0):
+                    break
+        dup = following
+    if found < 0:
+        s.stable_root = rb_erase(m.node, s.stable_root, chain)
+        m.stat[0].stable_node_chains -= 1
+        _free_stable_node(m, chain)
+    elif prune and alive == 1:
+        m.node[found].kind = NODE
+        s.stable_root = rb_replace_node(m.node, s.stable_root, chain, found)
+        m.stat[0].stable_node_chains -= 1
+        m.stat[0].stable_node_dups -= 1
+        _free_stable_node(m, chain)
+    elif m.node[chain].first != found and _is_page_sharing_candidate(m, found, 1):
+        _chain_del_dup(m, found)
+        _chain_add_dup(m, found, chain)
+    return found
+
+
+@compiled
+def _stable_node_at(m, n, prune):
+    """The live node or dup for tree slot n; -1: something stale was removed, so start again from the root."""
+    if m.node[n].kind == CHAIN:
+        return stable_node_dup(m, n, prune)
+    return n if ksm_get_folio(m, n) else -1
+
+
+@compiled
+def stable_tree_search(m, key, frame):
+    """The KSM page that the page may merge with (ksm-merge T4); a KSM page with a node finds itself. -1: none."""
+    if m.frame[frame].node >= 0:
+        return frame
+    n = m.state[0].stable_root
+    while n >= 0:
+        m.steps[TREE_LEVEL] += 1
+        dup = _stable_node_at(m, n, True)
+        if dup < 0:
+            n = m.state[0].stable_root
+            continue
+        if m.node[dup].kind == NODE:
+            n = dup  # a chain may have dissolved into it
+        if key == m.node[dup].key:
+            return m.node[dup].frame if _is_page_sharing_candidate(m, dup, 0) else -1
+        n = m.node[n].left if key < m.node[n].key else m.node[n].right
+    return -1
+
+
+@compiled
+def stable_tree_insert(m, key, frame):
+    """A node for a new KSM page; beside equal content it becomes a dup of a chain (ksm-merge T5)."""
+    s = m.state[0]
+    n, parent, left = s.stable_root, -1, False
+    while n >= 0:
+        m.steps[TREE_LEVEL] += 1
+        dup = _stable_node_at(m, n, False)
+        if dup < 0:
+            n, parent = s.stable_root, -1
+            continue
+        if key == m.node[n].key:
+            break
+        parent = n
+        left = key < m.node[n].key
+        n = m.node[n].left if left else m.node[n].right
+    node = _alloc_stable_node(m, key)
+    m.node[node].frame = frame
+    m.frame[frame].node = node
+    if n < 0:
+        s.stable_root = rb_insert(m.node, s.stable_root, node, parent, left)
+        return node
+    if m.node[n].kind != CHAIN:
+        chain = _alloc_stable_node(m, key)
+        m.node[chain].kind = CHAIN
+        m.node[chain].prune_jiffies = _jiffies(m, m.stat[0].time_ns)
+        s.stable_root = rb_replace_node(m.node, s.stable_root, n, chain)
+        m.stat[0].stable_node_chains += 1
+        _chain_add_dup(m, n, chain)
+        m.stat[0].stable_node_dups += 1
+        n = chain
+    _chain_add_dup(m, node, n)
+    m.stat[0].stable_node_dups += 1
+    return node
+
+
+@compiled
+def stable_tree_append(m, v, node):
+    """Attach an item to its KSM page's node, at the head of the list (ksm-merge M9)."""
+    first = m.node[node].first
+    if first < 0:
+        m.stat[0].pages_shared += 1
+    else:
+        m.stat[0].pages_sharing += 1
+        m.page[first].right = v
+    m.page[v].left = first
+    m.page[v].right = -1
+    m.page[v].parent = node
+    m.page[v].item |= STABLE
+    m.node[node].first = v
+    m.node[node].len += 1
+    m.mm[_mm(m, v)].merging_pages += 1
+    m.stat[0].proc_ksm_merging_pages += 1
+    m.steps[MERGE] += 1
+
+
+@compiled
+def remove_all_stable_nodes(m):
+    """Drop every node whose page nobody maps (ksm-merge R2, R4). Returns whether some page is still mapped."""
+    busy = False
+    n = m.state[0].stable_root
+    if n < 0:
+        return False
+    while m.node[n].left >= 0:
+        n = m.node[n].left
+    while n >= 0:
+        following = m.node[n].right  # in-order successor
+        if following >= 0:
+            while m.node[following].left >= 0:
+                following = m.node[following].left
+        else:
+            child = n
+            following = m.node[n].parent
+            while following >= 0 and m.node[following].right == child:
+                child = following
+                following = m.node[following].parent
+        if m.node[n].kind == CHAIN:
+            dup = m.node[n].first
+            while dup >= 0:
+                after = m.node[dup].next
+                busy |= ksm_get_folio(m, dup)
+                dup = after
+            if m.node[n].first < 0:
+                m.state[0].stable_root = rb_erase(m.node, m.state[0].stable_root, n)
+                m.stat[0].stable_node_chains -= 1
+                _free_stable_node(m, n)
+        else:
+            busy |= ksm_get_folio(m, n)
+        n = following
+    return busy
+
+
+# --- rmap_items ----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _mm(m, v):
+    return m.block[v >> m.state[0].hpage_order].mm
+
+
+@compiled
+def remove_rmap_item_from_tree(m, v):
+    """Out of whatever tree it is in (ksm-merge 2.9, ksm-scan S22)."""
+    item = m.page[v].item
+    if item & STABLE:
+        node = m.page[v].parent
+        if not ksm_get_folio(m, node):
+            return
+        before, after = m.page[v].right, m.page[v].left
+        if before >= 0:
+            m.page[before].left = after
+        else:
+            m.node[node].first = after
+        if after >= 0:
+            m.page[after].right = before
+        if m.node[node].first >= 0:
+            m.stat[0].pages_sharing -= 1
+        else:
+            m.stat[0].pages_shared -= 1
+        m.node[node].len -= 1
+        m.mm[_mm(m, v)].merging_pages -= 1
+        m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
+        m.page[v].item &= ~STABLE
+    elif item & UNSTABLE:
+        if m.page[v].seq == m.stat[0].full_scans & 255:  # of the current pass: really in the tree
+            m.state[0].unstable_root = rb_erase(m.page, m.state[0].unstable_root, v)
+        m.stat[0].pages_unshared -= 1
+        m.page[v].item &= ~UNSTABLE
+
+
+@compiled
+def _new_rmap_item(m, v):
+    mm = _mm(m, v)
+    m.page[v].item = ITEM
+    m.page[v].age = 0
+    m.page[v].skips = 0
+    m.mm[mm].rmap_items += 1
+    m.stat[0].rmap_items += 1
+    m.stat[0].proc_ksm_rmap_items += 1
+
+
+@compiled
+def _free_rmap_item(m, v):
+    mm = _mm(m, v)
+    remove_rmap_item_from_tree(m, v)
+    m.page[v].item = 0
+    m.mm[mm].rmap_items -= 1
+    m.stat[0].rmap_items -= 1
+    m.stat[0].proc_ksm_rmap_items -= 1 - m.mm[mm].exited
+
+
+@compiled
+def _skip_age(age):
+    """Passes to skip at this age (ksm-scan S25)."""
+    if age <= 3:
+        return 1
+    if age <= 5:
+        return 2
+    if age <= 8:
+        return 4
+    return 8
+
+
+@compiled
+def should_skip_rmap_item(m, v):
+    """Smart scan (ksm-scan S25)."""
+    if not m.state[0].smart_scan or m.frame[m.page[v].frame].flags & KSM:
+        return False
+    age = m.page[v].age
+    if age != 255:
+        m.page[v].age = age + 1
+    if age < 3:
+        return False
+    if m.page[v].skips == 0:
+        m.page[v].skips = _skip_age(age)
+        return False
+    m.stat[0].pages_skipped += 1
+    m.page[v].skips -= 1
+    remove_rmap_item_from_tree(m, v)
+    m.steps[SKIP] += 1
+    return True
+
+
+# --- merging one page ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def write_protect_page(m, v, frame):
+    """Make the entry read-only and clean, if nobody else holds a reference to the page (ksm-merge M7.5)."""
+    if m.page[v].pte != ANON or m.page[v].frame != frame:
+        return False  # a split has put the zeropage there
+    if m.frame[frame].flags & KSM:
+        return False  # reverse mapping does not find it (M14)
+    if m.page[v].bits & (DIRTY | EXCLUSIVE):
+        if m.frame[frame].pins != 1:
+            return False
+        m.page[v].bits = 0
+    return True
+
+
+@compiled
+def replace_page(m, v, frame, kframe):
+    """The entry maps the KSM page or the zeropage instead (ksm-merge M8)."""
+    locked = m.page[v].vm & VM_LOCKED
+    if kframe == ZEROPAGE:
+        m.page[v].pte = ZP_KSM
+        m.page[v].frame = -1
+        m.mm[_mm(m, v)].zero_pages += 1
+        m.stat[0].ksm_zero_pages += 1
+        m.stat[0].zeropage_entries += 1
+        m.stat[0].anon_pages -= 1
+        m.steps[MERGE_ZERO] += 1
+    else:
+        m.frame[kframe].mapcount += 1
+        m.page[v].frame = kframe
+        m.stat[0].ksm_entries += 1
+        if locked:
+            mlock_folio(m, kframe)
+    if locked:
+        mlock_folio(m, frame)
+    m.frame[frame].mapcount -= 1
+    put_frame(m, frame)
+
+
+@compiled
+def try_to_merge_one_page(m, v, frame, kframe, kkey):
+    """Merge the page at v with a KSM page, the zeropage or none (ksm-merge M7). A large folio is split first."""
+    if frame == kframe:
+        return True
+    if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
+        return False
+    if not write_protect_page(m, v, frame):
+        return False
+    if kframe == NO_PAGE:
+        m.frame[frame].flags |= KSM
+        m.stat[0].ksm_frames += 1
+        m.stat[0].ksm_entries += m.frame[frame].mapcount
+        return True
+    if m.page[v].key != kkey:
+        return False
+    replace_page(m, v, frame, kframe)
+    return True
+
+
+@compiled
+def try_to_merge_with_ksm_page(m, v, frame, kframe, kkey):
+    """… and take the item out of its tree if that worked (ksm-merge M10)."""
+    if not try_to_merge_one_page(m, v, frame, kframe, kkey):
+        return False
+    remove_rmap_item_from_tree(m, v)
+    return True
+
+
+@compiled
+def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
+    """M5a, M5b: the visited page becomes a KSM page, the tree's page is merged into it; else the first is undone."""
+    if not try_to_merge_with_ksm_page(m, v, frame, NO_PAGE, key):
+        return False
+    if try_to_merge_with_ksm_page(m, tree_v, tree_frame, frame, key):
+        return True
+    if m.page[v].vm & VM_MERGEABLE:
+        break_ksm(m, v)  # break_cow
+    return False
+
+
+@compiled
+def unstable_tree_search_insert(m, v, frame, key):
+    """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
+
+    A node is an address, looked up again at each visit: if no page is found there any more it is dead and ends the
+    search (D1, D2).
+    """
+    p = m.page
+    s = m.state[0]
+    n, parent, left = s.unstable_root, np.int64(-1), False
+    levels = 0
+    while n >= 0:
+        levels += 1
+        if p[n].pte != ANON or not p[n].vm & VM_MERGEABLE:
+            m.stat[0].wasted_visits += 1
+            n = -1
+            break
+        if p[n].frame == frame:
+            n = -1
+            break
+        other = p[n].key
+        if key == other:
+            break
+        parent = n
+        left = key < other
+        n = p[n].left if left else p[n].right
+    else:
+        p[v].item |= UNSTABLE
+        p[v].seq = m.stat[0].full_scans & 255
+        s.unstable_root = rb_insert(p, s.unstable_root, v, parent, left)
+        m.stat[0].pages_unshared += 1
+        n = -1
+    m.steps[TREE_LEVEL] += levels
+    return n
+
+
+@compiled
+def cmp_and_merge_page(m, v, frame):
+    """What ksmd does with one visited page (ksm-merge 2.1); `frame` carries the scan's reference."""
+    key = m.page[v].key
+    node = m.frame[frame].node
+    if node >= 0:  # M1
+        if m.page[v].item & STABLE and m.page[v].parent == node:
+            return
+    else:  # M2
+        remove_rmap_item_from_tree(m, v)
+        if not m.page[v].item & CHECKSUM or m.page[v].oldchecksum != key:
+            m.page[v].oldchecksum = key
+            m.page[v].item |= CHECKSUM
+            m.stat[0].changed_checksums += 1
+            return
+        if key == 0 and m.state[0].use_zero_pages:  # M3
+            if try_to_merge_one_page(m, v, frame, ZEROPAGE, key):
+                return
+            if m.state[0].early_stop and m.page[v].pte != ANON:
+                return  # the variant skip-zeropage
+    kframe = stable_tree_search(m, key, frame)  # M4
+    remove_rmap_item_from_tree(m, v)
+    if kframe >= 0:
+        if try_to_merge_with_ksm_page(m, v, frame, kframe, key):
+            stable_tree_append(m, v, m.frame[kframe].node)
+        return
+    tree_v = unstable_tree_search_insert(m, v, frame, key)  # M5
+    if tree_v < 0:
+        return
+    tree_frame = m.page[tree_v].frame
+    folio_get(m, tree_frame)
+    merged = try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key)
+    same = m.frame[frame].folio >= 0 and m.frame[frame].folio == m.frame[tree_frame].folio
+    folio_put(m, tree_frame)
+    if merged:
+        node = stable_tree_insert(m, key, frame)
+        stable_tree_append(m, tree_v, node)
+        stable_tree_append(m, v, node)
+    elif same:
+        split_huge_page(m, frame, CALLER_KSM)  # M5d
+
+
+# --- scanning --------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def ksm_enter(m, mm):
+    """Register a process: before the cursor's, so it is not visited in the current pass (ksm-scan S12)."""
+    at = 0 if m.state[0].run == 2 else m.state[0].cursor_mm
+    before = m.mm[at].prev
+    m.mm[mm].next = at
+    m.mm[mm].prev = before
+    m.mm[before].next = mm
+    m.mm[at].prev = mm
+    m.mm[mm].registered = 1
+
+
+@compiled
+def _list_del(m, mm):
+    m.mm[m.mm[mm].prev].next = m.mm[mm].next
+    m.mm[m.mm[mm].next].prev = m.mm[mm].prev
+
+
+@compiled
+def _drop_mm(m, mm):
+    _list_del(m, mm)
+    m.mm[mm].registered = 0
+
+
+@compiled
+def ksm_exit(m, mm):
+    """exit of a registered process (ksm-merge F5); its pages are unmapped already."""
+    cursor = m.state[0].cursor_mm
+    if not m.mm[mm].registered or mm == cursor:
+        return
+    if m.mm[mm].rmap_items == 0:
+        _drop_mm(m, mm)
+        return
+    _list_del(m, mm)
+    after = m.mm[cursor].next
+    m.mm[mm].prev = cursor
+    m.mm[mm].next = after
+    m.mm[after].prev = mm
+    m.mm[cursor].next = mm
+
+
+@compiled
+def scan_get_next_rmap_item(m):
+    """The next page that costs budget, -1 at the end of a full scan (ksm-scan 1.3).
+
+    Addresses that hold no candidate are passed over; items left over there are freed (S21).
+    """
+    s = m.state[0]
+    if m.mm[0].next == 0:
+        return -1
+    if s.cursor_mm == 0:  # S10
+        mlock_drain(m)
+        s.unstable_root = -1
+        s.cursor_mm = m.mm[0].next
+        s.cursor = 0
+        s.found_vma = 0
+    page = m.page
+    passed = 0
+    while s.cursor_mm != 0:
+        mm = s.cursor_mm
+        base = m.mm[mm].base
+        if m.mm[mm].exited:
+            s.cursor = 0
+            s.found_vma = 0
+        found = s.found_vma
+        for v in range(base + s.cursor, base + m.mm[mm].pages):
+            if page[v].vm & VM_MERGEABLE:
+                found = 1
+                if page[v].pte == ANON:
+                    if not page[v].item:
+                        _new_rmap_item(m, v)
+                    if should_skip_rmap_item(m, v):
+                        continue
+                    s.cursor = v + 1 - base
+                    s.found_vma = found
+                    m.steps[PASS_OVER] += passed
+                    return v
+                passed += 1
+            if page[v].item:
+                _free_rmap_item(m, v)
+        s.cursor_mm = m.mm[mm].next
+        s.cursor = 0
+        s.found_vma = 0
+        if not found:  # S17
+            _drop_mm(m, mm)
+    m.steps[PASS_OVER] += passed
+    m.steps[END_OF_PASS] += 1
+    m.stat[0].full_scans += 1
+    return -1
+
+
+@compiled
+def ksm_do_scan(m):
+    """One batch (ksm-scan S7)."""
+    m.steps[WAKE_UP] += 1
+    for _ in range(m.state[0].pages_to_scan):
+        v = scan_get_next_rmap_item(m)
+        if v < 0:
+            return
+        frame = m.page[v].frame
+        if m.frame[frame].flags & KSM:
+            m.steps[VISIT_KSM] += 1
+        elif m.frame[frame].folio >= 0:
+            m.steps[VISIT_THP] += 1
+        else:
+            m.steps[VISIT] += 1
+        folio_get(m, frame)
+        cmp_and_merge_page(m, v, frame)
+        folio_put(m, frame)
+        m.stat[0].pages_scanned += 1
+
+
+@compiled
+def unmerge_and_remove_all_rmap_items(m):
+    """run=2 (ksm-merge R2)."""
+    s = m.state[0]
+    mm = m.mm[0].next
+    while mm != 0:
+        following = m.mm[mm].next
+        for v in range(m.mm[mm].base, m.mm[mm].base + m.mm[mm].pages):
+            if m.page[v].vm & VM_MERGEABLE:
+                break_ksm(m, v)
+            if m.page[v].item:
+                _free_rmap_item(m, v)
+        if m.mm[mm].exited:
+            _drop_mm(m, mm)
+        mm = following
+    remove_all_stable_nodes(m)
+    s.cursor_mm = 0
+    m.stat[0].full_scans = 0
+
+
+@compiled
+def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, rows, mthp_rows):
+    """ksmd's loop (ksm-scan S1): batches and sleeps until something else is due.
+
+    Stops after `batches`, when the next batch would begin at or after `until_ns`, when `full_scans` is reached, when
+    ksmd is not runnable, or when free frames or nodes might not last for another batch. A row of counters is written
+    after each batch. Returns the number of batches, the time at which the next one begins (ns), and the
+    most frames that one batch freed.
+    """
+    s = m.state[0]
+    stat = m.stat[0]
+    done = 0
+    most_freed = 0
+    while done < batches and wake_ns < until_ns and stat.full_scans < full_scans:
+        if not s.run & 1 or m.mm[0].next == 0:
+            break
+        room = s.pages_to_scan + 2
+        if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < 2 * room:
+            break
+        stat.time_ns = wake_ns
+        frames = stat.frames
+        cpu = ksmd_cpu_ns(m)
+        ksm_do_scan(m)
+        cpu = ksmd_cpu_ns(m) - cpu
+        stat.time_ns += cpu
+        stat.ksmd_cpu_ns += cpu
+        stat.batch += 1
+        stat.freed_by_batch = frames - stat.frames
+        most_freed = max(most_freed, frames - stat.frames)
+        rows[done] = stat
+        if len(mthp_rows) > 0:
+            mthp_rows[done] = m.mthp
+        done += 1
+        wake_ns = ksmd_wakes_at(m, stat.time_ns)
+    return done, wake_ns, most_freed
+
+
+@compiled
+def ksmd_cpu_ns(m):
+    """CPU time of all that ksmd has done so far, ns."""
+    total = 0
+    for i in range(len(m.steps)):
+        total += m.steps[i] * m.costs[i]
+    return total
+
+
+@compiled
+def ksmd_wakes_at(m, now_ns):
+    """End of a sleep that begins now: at the timer tick after `sleep_millisecs` rounded up to ticks (ksm-scan S3)."""
+    s = m.state[0]
+    if s.sleep_millisecs == 0:
+        return now_ns
+    ticks = (s.sleep_millisecs * s.hz + 999) // 1000
+    return (now_ns * s.hz // 1_000_000_000 + ticks + 1) * 1_000_000_000 // s.hz

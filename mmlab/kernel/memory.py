@@ -1,0 +1,345 @@
+"""Faults, unmapping and fork, page by page (mm/memory.c; ksm-merge 2.11, thp-split 3.11)."""
+
+from mmlab.kernel.folio import (
+    alloc_folio,
+    alloc_frame,
+    deferred_split_folio,
+    folio_remove_rmap_pmd,
+    folio_remove_rmap_ptes,
+)
+from mmlab.kernel.huge_memory import split_huge_pmd
+from mmlab.kernel.state import (
+    ANON,
+    DIRTY,
+    EXCLUSIVE,
+    HUGE_ZP,
+    KSM,
+    NONE,
+    PMD_HUGE,
+    PMD_HUGE_ZP,
+    PMD_NONE,
+    PMD_TABLE,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_PRESENT,
+    VM_WRITE,
+    ZP_CLEAN,
+    ZP_KSM,
+    compiled,
+)
+
+__all__ = [
+    "break_ksm",
+    "break_ksm_range",
+    "copy_page_range",
+    "populate",
+    "populate_range",
+    "read_pages",
+    "write_pages",
+    "zap_page_range",
+]
+
+
+@compiled
+def map_new_page(m, v, bits):
+    """Map a new order-0 page at v; the page keeps the key that the address has."""
+    f = alloc_frame(m)
+    m.frame[f].mapcount = 1
+    m.page[v].pte = ANON
+    m.page[v].bits = bits
+    m.page[v].frame = f
+    b = v >> m.state[0].hpage_order
+    if m.block[b].pmd == PMD_NONE:
+        m.block[b].pmd = PMD_TABLE
+    m.stat[0].anon_pages += 1
+
+
+@compiled
+def map_huge_page(m, b, index):
+    """A new huge page, filled by the keys that its addresses have, writable and dirty (thp-split H1)."""
+    s = m.state[0]
+    n = 1 << s.hpage_order
+    mm = m.block[b].mm
+    f = alloc_folio(m, s.hpage_order, m.mm[mm].family, index)
+    m.folio[f].mapcount = 1
+    m.folio[f].entire = 1
+    for i in range(n):
+        v = b * n + i
+        m.page[v].pte = ANON
+        m.page[v].bits = DIRTY | EXCLUSIVE
+        m.page[v].frame = m.folio[f].head + i
+    m.block[b].pmd = PMD_HUGE
+    m.stat[0].huge_pmds += 1
+    m.stat[0].anon_pages += n
+    deferred_split_folio(m, f, False)
+
+
+@compiled
+def _huge_page_allowed(m, b):
+    """Whether a fault in block b is served by a huge page (thp-split H10).
+
+    One VMA with MADV_HUGEPAGE over the whole block, and no page table there yet.
+    """
+    n = 1 << m.state[0].hpage_order
+    vm = m.page[b * n].vm
+    if m.block[b].pmd != PMD_NONE or not vm & VM_HUGEPAGE:
+        return False
+    for v in range(b * n, (b + 1) * n):
+        if m.page[v].vm != vm:
+            return False
+    return True
+
+
+@compiled
+def _region_index(m, v):
+    """Page number of v in its process's region."""
+    return v - m.mm[m.block[v >> m.state[0].hpage_order].mm].base
+
+
+@compiled
+def _unmap_zeropage(m, v):
+    m.stat[0].zeropage_entries -= 1
+    if m.page[v].pte == ZP_KSM:
+        m.stat[0].ksm_zero_pages -= 1
+        m.mm[m.block[v >> m.state[0].hpage_order].mm].zero_pages -= 1
+
+
+@compiled
+def _copy_page(m, v, bits):
+    """Give v a page of its own with the same content (`wp_page_copy`); the old one loses this mapping."""
+    old = m.page[v].frame
+    ksm = m.frame[old].flags & KSM
+    if ksm:
+        m.stat[0].cow_ksm += 1
+        m.stat[0].ksm_entries -= 1
+    map_new_page(m, v, bits)
+    m.stat[0].anon_pages -= 1
+    folio_remove_rmap_ptes(m, old, 1)
+
+
+@compiled
+def _write_fault(m, v):
+    """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7)."""
+    s = m.state[0]
+    b = v >> s.hpage_order
+    if m.page[v].pte == NONE:
+        if _huge_page_allowed(m, b):
+            n = 1 << s.hpage_order
+            for i in range(b * n, (b + 1) * n):
+                m.page[i].key = 0
+            map_huge_page(m, b, _region_index(m, b * n))
+            m.stat[0].thp_fault_alloc += 1
+        else:
+            m.page[v].key = 0
+            map_new_page(m, v, DIRTY | EXCLUSIVE)
+        return
+    if m.page[v].pte == HUGE_ZP:
+        split_huge_pmd(m, b)
+    if m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+        _unmap_zeropage(m, v)
+        map_new_page(m, v, DIRTY | EXCLUSIVE)
+        return
+    if m.page[v].bits & EXCLUSIVE:
+        m.page[v].bits |= DIRTY
+        return
+    frame = m.page[v].frame
+    f = m.frame[frame].folio
+    if m.block[b].pmd == PMD_HUGE:
+        if m.folio[f].mapcount == 1:  # no other entry maps any page of the folio: reuse
+            n = 1 << s.hpage_order
+            for i in range(b * n, (b + 1) * n):
+                m.page[i].bits = DIRTY | EXCLUSIVE
+            return
+        split_huge_pmd(m, b)
+    elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
+        m.page[v].bits = DIRTY | EXCLUSIVE
+        return
+    _copy_page(m, v, DIRTY | EXCLUSIVE)
+
+
+@compiled
+def _read_fault(m, v):
+    """A read of an empty entry maps the shared or the huge zeropage (ksm-merge F3)."""
+    if m.page[v].pte != NONE:
+        return
+    b = v >> m.state[0].hpage_order
+    n = 1 << m.state[0].hpage_order
+    if _huge_page_allowed(m, b):
+        for i in range(b * n, (b + 1) * n):
+            m.page[i].pte = HUGE_ZP
+            m.page[i].key = 0
+        m.block[b].pmd = PMD_HUGE_ZP
+        return
+    m.page[v].pte = ZP_CLEAN
+    m.page[v].key = 0
+    m.page[v].frame = -1
+    m.block[b].pmd = PMD_TABLE
+    m.stat[0].zeropage_entries += 1
+
+
+@compiled
+def write_pages(m, first, end, key, read_first):
+    """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first)."""
+    for v in range(first, end):
+        if not m.page[v].vm & VM_PRESENT or not m.page[v].vm & VM_WRITE:
+            continue
+        if read_first:
+            _read_fault(m, v)
+        _write_fault(m, v)
+        if not read_first:
+            m.page[v].key = key
+
+
+@compiled
+def read_pages(m, first, end):
+    for v in range(first, end):
+        if m.page[v].vm & VM_PRESENT:
+            _read_fault(m, v)
+
+
+@compiled
+def populate_range(m, first, end):
+    """Touch each page as mlock does (`populate_vma_page_range`): write where that is allowed, else read (F8)."""
+    for v in range(first, end):
+        if m.page[v].vm & VM_WRITE:
+            if m.page[v].pte != ANON or not m.page[v].bits & EXCLUSIVE or not m.page[v].bits & DIRTY:
+                _write_fault(m, v)
+        else:
+            _read_fault(m, v)
+
+
+@compiled
+def zap_page_range(m, first, end):
+    """Unmap [first, end), which lies in one VMA (thp-split H11); `zap_pte_range`, `zap_huge_pmd`."""
+    order = m.state[0].hpage_order
+    n = 1 << order
+    v = first
+    while v < end:
+        b = v >> order
+        stop = min(end, (b + 1) * n)
+        if m.block[b].pmd == PMD_NONE:
+            v = stop
+            continue
+        if m.block[b].pmd != PMD_TABLE:
+            if v == b * n and stop == v + n:
+                if m.block[b].pmd == PMD_HUGE:
+                    m.stat[0].anon_pages -= n
+                    m.stat[0].huge_pmds -= 1
+                    folio_remove_rmap_pmd(m, m.frame[m.page[v].frame].folio)
+                for i in range(v, stop):
+                    m.page[i].pte = NONE
+                m.block[b].pmd = PMD_NONE
+                v = stop
+                continue
+            split_huge_pmd(m, b)
+        while v < stop:
+            if m.page[v].pte != ANON:
+                if m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+                    _unmap_zeropage(m, v)
+                m.page[v].pte = NONE
+                v += 1
+                continue
+            frame = m.page[v].frame
+            run = 1
+            if m.frame[frame].folio >= 0:
+                while (
+                    v + run < stop
+                    and m.page[v + run].pte == ANON
+                    and m.page[v + run].frame == frame + run
+                    and m.frame[frame + run].folio == m.frame[frame].folio
+                ):
+                    run += 1
+            elif m.frame[frame].flags & KSM:
+                m.stat[0].ksm_entries -= 1
+            for i in range(v, v + run):
+                m.page[i].pte = NONE
+            m.stat[0].anon_pages -= run
+            folio_remove_rmap_ptes(m, frame, run)
+            v += run
+
+
+@compiled
+def copy_page_range(m, src, dst, pages):
+    """fork: the child's page tables at `dst` become a copy of the parent's at `src` (ksm-merge F4).
+
+    Ordinary pages become shared and non-exclusive; KSM and zeropage entries keep their kind; rmap_items are not copied.
+    """
+    order = m.state[0].hpage_order
+    n = 1 << order
+    for i in range((pages + n - 1) // n):
+        a, b = (src >> order) + i, (dst >> order) + i
+        m.block[b].pmd = m.block[a].pmd
+        if m.block[a].pmd == PMD_HUGE:
+            f = m.frame[m.page[a * n].frame].folio
+            m.folio[f].mapcount += 1
+            m.folio[f].entire += 1
+            m.stat[0].huge_pmds += 1
+    for i in range(pages):
+        v, w = src + i, dst + i
+        m.page[w].key = m.page[v].key
+        m.page[w].frame = m.page[v].frame
+        m.page[w].vm = m.page[v].vm & ~VM_LOCKED
+        m.page[w].pte = m.page[v].pte
+        m.page[v].bits &= ~EXCLUSIVE
+        m.page[w].bits = m.page[v].bits
+        if m.page[v].pte == ANON:
+            frame = m.page[v].frame
+            m.stat[0].anon_pages += 1
+            if m.frame[frame].flags & KSM:
+                m.stat[0].ksm_entries += 1
+            if m.block[v >> order].pmd == PMD_TABLE:
+                m.frame[frame].mapcount += 1
+                if m.frame[frame].folio >= 0:
+                    m.folio[m.frame[frame].folio].mapcount += 1
+        elif m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+            m.stat[0].zeropage_entries += 1
+            if m.page[v].pte == ZP_KSM:
+                m.stat[0].ksm_zero_pages += 1
+                m.mm[m.block[w >> order].mm].zero_pages += 1
+
+
+@compiled
+def break_ksm(m, v):
+    """Unshare one address: a KSM page or a zeropage placed by ksmd becomes a page of its own (ksm-merge B1)."""
+    if m.page[v].pte == ZP_KSM:
+        _unmap_zeropage(m, v)
+        map_new_page(m, v, EXCLUSIVE)
+    elif m.page[v].pte == ANON and m.frame[m.page[v].frame].flags & KSM:
+        _copy_page(m, v, EXCLUSIVE)
+
+
+@compiled
+def break_ksm_range(m, first, end):
+    for v in range(first, end):
+        break_ksm(m, v)
+
+
+@compiled
+def populate(m, mm, orders):
+    """Map a process's whole region before the start, each page in a folio of the order given (trace-format)."""
+    order = m.state[0].hpage_order
+    n = 1 << order
+    base = m.mm[mm].base
+    i = 0
+    while i < m.mm[mm].pages:
+        v = base + i
+        b = v >> order
+        if orders[i] == order:
+            map_huge_page(m, b, i)
+            i += n
+        elif orders[i] > 0:
+            f = alloc_folio(m, orders[i], m.mm[mm].family, i)
+            k = 1 << orders[i]
+            for j in range(k):
+                m.page[v + j].pte = ANON
+                m.page[v + j].bits = DIRTY | EXCLUSIVE
+                m.page[v + j].frame = m.folio[f].head + j
+                m.frame[m.folio[f].head + j].mapcount = 1
+            m.folio[f].mapcount = k
+            m.folio[f].nr_mapped = k
+            m.block[b].pmd = PMD_TABLE
+            m.stat[0].anon_pages += k
+            i += k
+        else:
+            map_new_page(m, v, DIRTY | EXCLUSIVE)
+            i += 1

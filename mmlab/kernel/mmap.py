@@ -1,0 +1,270 @@
+"""Address spaces: VMAs, and the system calls that change them (mm/mmap.c, madvise.c, mlock.c, mprotect.c).
+
+Plain Python: calls are rare, and the walks over pages that they need are the compiled functions of `memory`. A call
+returns 0 or the errno that the system call would give.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmlab.kernel.huge_memory import split_huge_pmd
+from mmlab.kernel.ksm import ksm_enter, ksm_exit
+from mmlab.kernel.memory import break_ksm_range, copy_page_range, populate_range, zap_page_range
+from mmlab.kernel.state import (
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_MERGEABLE,
+    VM_PRESENT,
+    VM_WRITE,
+    Machine,
+    vma_t,
+)
+
+__all__ = ["AddressSpaces", "Vma"]
+
+
+@dataclass
+class Vma:
+    """One VMA: pages [start, end) of a region; `stamp` orders reverse mapping among equal first pages (Z4)."""
+
+    start: int
+    end: int
+    vm: int
+    stamp: int
+
+
+@dataclass
+class AddressSpaces:
+    """The VMAs of all processes of a machine, ascending within each; process i is record i + 1 of `Machine.mm`."""
+
+    m: Machine
+    vmas: list[list[Vma]] = field(default_factory=list)
+    _stamp: int = 0
+
+    # --- bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def _next_stamp(self) -> int:
+        self._stamp += 1
+        return self._stamp
+
+    def add(self, vm: np.ndarray) -> None:
+        """A new process whose pages have these VMA flags."""
+        cuts = [0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]
+        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp()) for a, b in zip(cuts, cuts[1:], strict=False)])
+        self._base(len(self.vmas) - 1)
+
+    def _base(self, process: int) -> int:
+        return int(self.m.mm[process + 1]["base"])
+
+    def publish(self) -> None:
+        """Give the compiled code the table of all VMAs, in the order of reverse mapping (thp-split Z4)."""
+        rows = [
+            (int(self.m.mm[i + 1]["family"]), v.start, v.stamp, self._base(i), v.end, v.vm)
+            for i, vmas in enumerate(self.vmas)
+            for v in vmas
+        ]
+        rows.sort()
+        table = np.array([(family, base, start, end, vm) for family, start, _, base, end, vm in rows], vma_t)
+        self.m = self.m._replace(vma=table)
+
+    def _in_range(self, process: int, start: int, end: int) -> Iterator[Vma]:
+        return iter([v for v in self.vmas[process] if v.start < end and v.end > start])
+
+    def _split(self, process: int, at: int) -> None:
+        """Make a VMA border; a huge PMD that it cuts is split (thp-split H6)."""
+        vmas = self.vmas[process]
+        for i, v in enumerate(vmas):
+            if v.start < at < v.end:
+                vmas.insert(i + 1, Vma(at, v.end, v.vm, self._next_stamp()))
+                v.end = at
+                v.stamp = self._next_stamp()
+                page = self._base(process) + at
+                order = int(self.m.state[0]["hpage_order"])
+                if page & ((1 << order) - 1):
+                    split_huge_pmd(self.m, page >> order)
+                return
+
+    def _join(self, process: int) -> None:
+        """Neighbours that have become equal are one VMA again (thp-split H10)."""
+        joined: list[Vma] = []
+        for v in self.vmas[process]:
+            if joined and joined[-1].end == v.start and joined[-1].vm == v.vm:
+                joined[-1].end = v.end
+                joined[-1].stamp = self._next_stamp()
+            else:
+                joined.append(v)
+        self.vmas[process] = joined
+
+    def _change(self, process: int, vma: Vma, start: int, end: int, vm: int) -> None:
+        """Give the part of a VMA that lies in [start, end) other flags."""
+        start, end = max(start, vma.start), min(end, vma.end)
+        if vma.vm == vm:
+            return
+        self._split(process, start)
+        self._split(process, end)
+        for v in self._in_range(process, start, end):
+            v.vm = vm
+        base = self._base(process)
+        self.m.page["vm"][base + start : base + end] = vm
+
+    def _walk(
+        self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool
+    ) -> int:
+        """Visit each VMA of [start, end); stops at the first error. `holes`: pass over them, ENOMEM at the end."""
+        at, missing = start, False
+        for v in self._in_range(process, start, end):
+            if v.start > at:
+                missing = True
+                if not holes:
+                    return errno.ENOMEM
+            error = visit(v, max(start, v.start), min(end, v.end))
+            if error:
+                return error
+            at = min(end, v.end)
+        return errno.ENOMEM if missing or at < end else 0
+
+    # --- system calls ----------------------------------------------------------------------------------------------------
+
+    def _advise(self, process: int, start: int, end: int, change: Callable[[int], int]) -> int:
+        def visit(v: Vma, a: int, b: int) -> int:
+            self._change(process, v, a, b, change(v.vm))
+            return 0
+
+        error = self._walk(process, start, end, visit, holes=True)
+        self._join(process)
+        return error
+
+    def mergeable(self, process: int, start: int, end: int) -> int:
+        """MADV_MERGEABLE; an advice that changes a VMA registers the process (ksm-scan S12)."""
+
+        def change(vm: int) -> int:
+            if not vm & VM_MERGEABLE and not self.m.mm[process + 1]["registered"]:
+                ksm_enter(self.m, process + 1)
+            return vm | VM_MERGEABLE
+
+        return self._advise(process, start, end, change)
+
+    def unmergeable(self, process: int, start: int, end: int) -> int:
+        """MADV_UNMERGEABLE (ksm-merge R3)."""
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            if v.vm & VM_MERGEABLE:
+                base = self._base(process)
+                break_ksm_range(self.m, base + a, base + b)
+                self._change(process, v, a, b, v.vm & ~VM_MERGEABLE)
+            return 0
+
+        error = self._walk(process, start, end, visit, holes=True)
+        self._join(process)
+        return error
+
+    def hugepage(self, process: int, start: int, end: int) -> int:
+        """MADV_HUGEPAGE"""
+        return self._advise(process, start, end, lambda vm: vm | VM_HUGEPAGE)
+
+    def nohugepage(self, process: int, start: int, end: int) -> int:
+        """MADV_NOHUGEPAGE"""
+        return self._advise(process, start, end, lambda vm: vm & ~VM_HUGEPAGE)
+
+    def dontneed(self, process: int, start: int, end: int) -> int:
+        """MADV_DONTNEED: stops with EINVAL at the first VM_LOCKED VMA (ksm-merge F8)."""
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            if v.vm & VM_LOCKED:
+                return errno.EINVAL
+            base = self._base(process)
+            zap_page_range(self.m, base + a, base + b)
+            return 0
+
+        return self._walk(process, start, end, visit, holes=True)
+
+    def munmap(self, process: int, start: int, end: int) -> int:
+        """munmap: VMA by VMA (thp-split H11)."""
+        self._split(process, start)
+        self._split(process, end)
+        base = self._base(process)
+        for v in self._in_range(process, start, end):
+            zap_page_range(self.m, base + v.start, base + v.end)
+        self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
+        self.m.page["vm"][base + start : base + end] = 0
+        return 0
+
+    def mprotect(self, process: int, start: int, end: int, prot: int) -> int:
+        """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            old = v.vm
+            self._change(process, v, a, b, old | VM_WRITE if prot & 2 else old & ~VM_WRITE)
+            if old & VM_LOCKED and not old & VM_WRITE and prot & 2:  # a locked VMA is copied at once, not at a fault
+                base = self._base(process)
+                populate_range(self.m, base + a, base + b)
+            return 0
+
+        error = self._walk(process, start, end, visit, holes=False)
+        self._join(process)
+        return error
+
+    def mlock(self, process: int, start: int, end: int) -> int:
+        """mlock: locks, then touches each page unless the range has a hole (ksm-merge F8)."""
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            self._change(process, v, a, b, v.vm | VM_LOCKED)
+            return 0
+
+        error = self._walk(process, start, end, visit, holes=False)
+        self._join(process)
+        if not error:
+            base = self._base(process)
+            populate_range(self.m, base + start, base + end)
+        return error
+
+    def munlock(self, process: int, start: int, end: int) -> int:
+        """munlock: the pages stay as they are."""
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            self._change(process, v, a, b, v.vm & ~VM_LOCKED)
+            return 0
+
+        error = self._walk(process, start, end, visit, holes=False)
+        self._join(process)
+        return error
+
+    def fork(self, parent: int, child_base: int) -> int:
+        """fork: the child inherits everything but VM_LOCKED, and is registered if the parent is (F4, S12)."""
+        m = self.m
+        child = len(self.vmas)
+        mm = m.mm[child + 1]
+        mm["base"], mm["pages"], mm["family"] = child_base, m.mm[parent + 1]["pages"], m.mm[parent + 1]["family"]
+        order = int(m.state[0]["hpage_order"])
+        blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
+        m.block["mm"][blocks] = child + 1
+        self.vmas.append([Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp()) for v in self.vmas[parent]])
+        copy_page_range(m, self._base(parent), child_base, int(mm["pages"]))
+        if m.mm[parent + 1]["registered"]:
+            ksm_enter(m, child + 1)
+        return 0
+
+    def exit(self, process: int) -> int:
+        """exit: memory goes at once, rmap_items when ksmd gets there (ksm-merge F5)."""
+        m, base = self.m, self._base(process)
+        for v in self.vmas[process]:
+            zap_page_range(m, base + v.start, base + v.end)
+        self.vmas[process] = []
+        mm, stat = m.mm[process + 1], m.stat[0]
+        m.page["vm"][base : base + int(mm["pages"])] = 0
+        mm["exited"] = 1
+        stat["proc_ksm_rmap_items"] -= mm["rmap_items"]
+        stat["proc_ksm_merging_pages"] -= mm["merging_pages"]
+        ksm_exit(m, process + 1)
+        return 0
+
+
+def initial_flags(huge: np.ndarray, mergeable: np.ndarray) -> np.ndarray:
+    """VMA flags of each page of a region populated by writes."""
+    flags = VM_PRESENT | VM_WRITE | np.where(huge, VM_HUGEPAGE, 0) | np.where(mergeable, VM_MERGEABLE, 0)
+    return np.asarray(flags, np.uint8)

@@ -1,0 +1,214 @@
+"""The machine: every array of the model, declared once.
+
+A machine is a tuple of structured arrays that the compiled functions of this package read and write in place. Indices
+are plain integers and -1 means "none". A *page* is one virtual page of a process: its page table entry and, because
+there is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB page of memory; a *folio* record
+exists only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+__all__ = ["Machine", "compiled", "machine"]
+
+compiled = njit(cache=True)
+"""How every function of the model is compiled."""
+
+# --- one virtual page ------------------------------------------------------------------------------------------------
+# What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
+NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP = 0, 1, 2, 3, 4, 5
+DIRTY, EXCLUSIVE = 1, 2  # bits of an ANON entry; "writable" is EXCLUSIVE in a writable VMA
+VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE = 1, 2, 4, 8, 16  # flags of the VMA that holds the page
+ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
+
+page_t = np.dtype(
+    [
+        ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
+        ("oldchecksum", np.uint64),  # content at the last checksum; valid if CHECKSUM is set in item
+        ("frame", np.int32),  # frame that an ANON entry maps
+        ("left", np.int32),  # UNSTABLE: tree links. STABLE: left and right are the next and the previous item
+        ("right", np.int32),  #   of the node's list, and parent is the stable node itself
+        ("parent", np.int32),
+        ("pte", np.uint8),
+        ("bits", np.uint8),
+        ("vm", np.uint8),
+        ("item", np.uint8),
+        ("age", np.uint8),
+        ("skips", np.uint8),  # remaining_skips
+        ("seq", np.uint8),  # low 8 bits of full_scans when the item entered the unstable tree (S19)
+        ("red", np.uint8),
+    ],
+    align=True,
+)
+
+# --- page tables: one record for a block of pages_per_thp virtual pages ------------------------------------------------
+PMD_NONE, PMD_TABLE, PMD_HUGE, PMD_HUGE_ZP = 0, 1, 2, 3
+block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
+
+# --- physical memory ---------------------------------------------------------------------------------------------------
+KSM, MLOCKED, FREE = 1, 2, 4  # frame flags
+frame_t = np.dtype(
+    [
+        ("mapcount", np.int32),  # page table entries that map it (huge PMDs are counted in the folio); next free frame
+        ("folio", np.int32),  # its large folio, -1 when the page is order 0
+        ("node", np.int32),  # stable node of a KSM page; a KSM page may have none (ksm-merge M14)
+        ("pins", np.uint16),  # references beyond the mappings, of an order-0 page
+        ("flags", np.uint8),
+    ],
+    align=True,
+)
+folio_t = np.dtype(
+    [
+        ("head", np.int32),  # its first frame; the others follow
+        ("family", np.int32),  # processes that can map it: those forked from one another
+        ("index", np.int32),  # page number of its first page in their region
+        ("mapcount", np.int32),  # huge PMDs and page table entries together
+        ("entire", np.int32),  # huge PMDs that map it
+        ("nr_mapped", np.int32),  # pages of it that at least one page table entry maps
+        ("pins", np.int32),  # references beyond the mappings
+        ("next", np.int32),  # deferred split queue; -1: not queued
+        ("prev", np.int32),
+        ("order", np.uint8),
+        ("partially_mapped", np.uint8),
+    ],
+    align=True,
+)
+
+# --- KSM -----------------------------------------------------------------------------------------------------------------
+NODE, CHAIN, DUP = 0, 1, 2
+node_t = np.dtype(
+    [
+        ("key", np.uint64),
+        ("prune_jiffies", np.int64),  # CHAIN: time of the last full walk
+        ("frame", np.int32),  # its KSM page; the node holds no reference (ksm-merge T1)
+        ("left", np.int32),  # stable tree (NODE, CHAIN)
+        ("right", np.int32),
+        ("parent", np.int32),
+        ("first", np.int32),  # first rmap_item (NODE, DUP), first dup (CHAIN); next free node
+        ("len", np.int32),  # rmap_hlist_len
+        ("next", np.int32),  # DUP: the chain's other dups
+        ("prev", np.int32),
+        ("chain", np.int32),  # DUP: its chain
+        ("kind", np.uint8),
+        ("red", np.uint8),
+    ],
+    align=True,
+)
+mm_t = np.dtype(
+    [
+        ("base", np.int32),  # its first page in `page`
+        ("pages", np.int32),
+        ("family", np.int32),  # the oldest ancestor
+        ("next", np.int32),  # ksmd's list of mms; record 0 is the list's head
+        ("prev", np.int32),
+        ("registered", np.uint8),
+        ("exited", np.uint8),
+        ("rmap_items", np.int32),
+        ("merging_pages", np.int32),
+        ("zero_pages", np.int32),
+    ],
+    align=True,
+)
+vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them (thp-split Z4)
+    [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
+)
+
+# --- knobs, cursor, counters ----------------------------------------------------------------------------------------------
+state_t = np.dtype(
+    [
+        (name, np.int64)
+        for name in """
+        run use_zero_pages pages_to_scan sleep_millisecs smart_scan max_page_sharing shrink_underused max_ptes_none
+        stable_node_chains_prune_millisecs merge_across_nodes swap_mib 
+        early_stop hz hpage_order cursor_mm cursor found_vma unstable_root stable_root
+        top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last
+        mlock_len
+        """.split()
+    ]
+)
+KNOBS = state_t.names[: state_t.names.index("early_stop")]
+
+stat_t = np.dtype(
+    [
+        (name, np.int64)
+        for name in """
+        time_ns ksmd_cpu_ns batch rank full_scans pages_scanned pages_skipped pages_shared pages_sharing
+        pages_unshared ksm_zero_pages stable_node_chains stable_node_dups rmap_items proc_ksm_rmap_items
+        proc_ksm_merging_pages anon_pages huge_pmds ksm_entries swap_entries zeropage_entries
+        frames ksm_frames deferred_queue_len thp_split_page thp_split_page_failed thp_split_pmd
+        thp_underused_split_page thp_deferred_split_page thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm
+        pswpout pswpin wasted_visits changed_checksums freed_by_batch
+        """.split()
+    ]
+)
+
+MTHP = ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")
+SPLIT, SPLIT_FAILED, SPLIT_DEFERRED, NR_ANON, NR_PARTIALLY_MAPPED = range(len(MTHP))
+
+# What ksmd does in a batch, counted for its CPU time; mmlab.costs says what each costs
+(VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, MERGE, MERGE_ZERO, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP) = range(12)
+NR_STEPS = 12
+
+MLOCK_BATCH = 31
+"""Entries of a CPU's batch of mlock work (ksm-merge M15)."""
+
+
+class Machine(NamedTuple):
+    """All state of one simulated machine; see the types of this module."""
+
+    page: np.ndarray
+    """page_t[virtual pages of all processes], each process's region aligned to a THP"""
+    block: np.ndarray
+    """block_t[virtual pages / pages per THP]"""
+    frame: np.ndarray
+    folio: np.ndarray
+    node: np.ndarray
+    mm: np.ndarray
+    """mm_t[1 + processes]; process i is record i + 1"""
+    vma: np.ndarray
+    state: np.ndarray
+    """state_t[1]"""
+    stat: np.ndarray
+    """stat_t[1], the counters of now"""
+    mthp: np.ndarray
+    """int64[order, statistic of MTHP]"""
+    steps: np.ndarray
+    """int64[NR_STEPS]: what ksmd has done, for its CPU time"""
+    costs: np.ndarray
+    """int64[NR_STEPS]: ns a step"""
+    remap: np.ndarray
+    """uint8[caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused]: the variant's predicate"""
+    mlock: np.ndarray
+    """int32[MLOCK_BATCH]: frames in the CPU's batch of mlock work"""
+
+
+def machine(pages: int, mms: int, hpage_order: int) -> Machine:
+    """An empty machine with room for `pages` virtual pages in `mms` processes.
+
+    Frames, folios and nodes get room beyond what is mapped at first; memory that is not used is not touched.
+    """
+    frames = 2 * pages + (1 << hpage_order)
+    m = Machine(
+        page=np.zeros(pages, page_t),
+        block=np.zeros(pages >> hpage_order, block_t),
+        frame=np.zeros(frames, frame_t),
+        folio=np.zeros(pages // 2 + 16, folio_t),
+        node=np.zeros(pages + 16, node_t),
+        mm=np.zeros(1 + mms, mm_t),
+        vma=np.zeros(0, vma_t),
+        state=np.zeros(1, state_t),
+        stat=np.zeros(1, stat_t),
+        mthp=np.zeros((10, len(MTHP)), np.int64),
+        steps=np.zeros(NR_STEPS, np.int64),
+        costs=np.zeros(NR_STEPS, np.int64),
+        remap=np.zeros(32, np.uint8),
+        mlock=np.zeros(MLOCK_BATCH, np.int32),
+    )
+    s = m.state[0]
+    s["hpage_order"] = hpage_order
+    for name in ("unstable_root", "stable_root", "free_frame", "free_run", "free_folio", "free_node"):
+        s[name] = -1
+    s["queue_first"] = s["queue_last"] = -1
+    return m

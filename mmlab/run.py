@@ -1,0 +1,231 @@
+"""The result of a simulation: samples, page maps and metrics, each defined once.
+
+Units: memory in MiB, time in seconds of simulated time, MB/s with 1 MB = 2^20 bytes as in the mailing-list thread's
+arithmetic (60 MB/s = 15,360 pages/s).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmlab.kernel.state import (
+    ANON,
+    HUGE_ZP,
+    KSM,
+    MTHP,
+    PMD_HUGE,
+    SWAP,
+    ZP_CLEAN,
+    ZP_KSM,
+    Machine,
+)
+from mmlab.scenario import Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Metrics", "PassEnd", "Run"]
+
+PAGE_KB = 4
+PAGES_PER_MIB = 256
+MTHP_SIZES = {order: f"mthp_{4 << order}kB" for order in range(2, 10)}
+
+
+def page_letters(m: Machine, process: int) -> np.ndarray:
+    """uint8[pages]: one letter of trace-format.md a page of the process."""
+    mm = m.mm[process + 1]
+    base, n = int(mm["base"]), int(mm["pages"])
+    page = m.page[base : base + n]
+    order = int(m.state[0]["hpage_order"])
+    huge = (m.block["pmd"] == PMD_HUGE)[np.arange(base, base + n) >> order]
+    letters = np.full(n, ord("N"), np.uint8)
+    for pte, letter in ((ZP_CLEAN, "Z"), (ZP_KSM, "Z"), (HUGE_ZP, "Y"), (SWAP, "S")):
+        letters[page["pte"] == pte] = ord(letter)
+    anon = np.flatnonzero(page["pte"] == ANON)
+    frame = m.frame[page["frame"][anon]]
+    kind = np.where(frame["folio"] >= 0, ord("h"), np.where(frame["flags"] & KSM, ord("K"), ord("A")))
+    letters[anon] = np.where(huge[anon], ord("H"), kind)
+    return letters
+
+
+def physical_frames(m: Machine) -> tuple[int, int]:
+    """Different frames that some entry maps, and how many of them are KSM pages."""
+    mapped = np.zeros(len(m.frame), bool)
+    mapped[m.page["frame"][m.page["pte"] == ANON]] = True
+    return int(mapped.sum()), int((m.frame["flags"][mapped] & KSM > 0).sum())
+
+
+@dataclass(frozen=True)
+class PassEnd:
+    """The state at the end of a full scan."""
+
+    full_scan: int
+    time_ns: int
+    frames: int
+    ksm_pages: int
+    skipped: int
+    changes: tuple[int, ...]
+
+
+def _metric(unit: str, what: str) -> Any:
+    return field(metadata={"unit": unit, "what": what})
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a run comes to. `Metrics.describe()` gives each one's unit and definition."""
+
+    merge_rate: float | None = _metric(
+        "MB/s", "growth of pages_sharing + ksm_zero_pages, from the end of full scan 1 until settled (or the end)"
+    )
+    freed_rate: float | None = _metric("MB/s", "frames freed, from the end of full scan 1 until settled (or the end)")
+    freed_mib: float = _metric("MiB", "memory freed from the start to the end, in frames")
+    freed_unseen_pages: int = _metric("pages", "frames freed that pages_sharing and ksm_zero_pages do not show")
+    most_freed_by_batch: int = _metric("pages", "most frames that one batch freed")
+    most_freed_per_budget: float = _metric("", "… over pages_to_scan: above 1, the rate limit was bypassed")
+    wasted_visits_share: float = _metric("%", "visits whose search of the unstable tree ended on a dead node")
+    ksmd_cpu_ms: float = _metric("ms", "CPU time of ksmd")
+    ksmd_cpu_percent: float = _metric("%", "CPU time of ksmd over simulated time")
+    thps_left: int = _metric("THPs", "huge pages mapped by a huge PMD at the end")
+    thps_split: int = _metric("THPs", "thp_split_page")
+    failed_splits: int = _metric("", "thp_split_page_failed")
+    zero_pages_left: int = _metric("pages", "zero-filled pages that still have frames at the end")
+    full_scans: int = _metric("full scans", "completed until the end")
+    settled_s: float | None = _metric(
+        "s",
+        "end of the first full scan in which smart scan skipped nothing, nothing was merged, split or freed and no "
+        "checksum changed, with no later change; none: not settled",
+    )
+    settled_full_scans: int | None = _metric("full scans", "… and its number")
+
+    @classmethod
+    def describe(cls) -> dict[str, tuple[str, str]]:
+        """{name: (unit, definition)}"""
+        return {f.name: (f.metadata["unit"], f.metadata["what"]) for f in fields(cls)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One simulated run.
+
+    Attributes
+    ----------
+    scenario, variant
+        What was run.
+    machine
+        The machine as it was at the end.
+    rows
+        Structured array, a row a sample: before the start, after each batch and each event (thinned evenly beyond
+        `scenario.sample_limit`).
+    mthp
+        int64[sample, order, statistic] of folio sizes, where the scenario has `orders`.
+    maps, frames
+        {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
+    results, event_rows
+        errno of each event, and the row after it (None: it never happened).
+    """
+
+    scenario: Scenario
+    variant: str
+    machine: Machine
+    rows: np.ndarray
+    mthp: np.ndarray | None
+    maps: dict[tuple[int, int], list[np.ndarray]]
+    frames: dict[tuple[int, int], tuple[int, int]]
+    results: list[int]
+    event_rows: list[int | None]
+    most_freed_by_batch: int
+    full_scans: int
+    first_pass: PassEnd | None
+    settled: PassEnd | None
+    processes: int
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Every counter of every sample, int64, with the kernel's names; see trace-format.md."""
+        r, c = self.rows, {name: self.rows[name] for name in self.rows.dtype.names or ()}
+        merged = r["pages_sharing"] + r["ksm_zero_pages"]
+        c["pages_volatile"] = np.maximum(
+            0, r["rmap_items"] - r["pages_shared"] - r["pages_sharing"] - r["pages_unshared"]
+        )
+        c["general_profit"] = merged * 4096 - r["rmap_items"] * 64
+        c["rss_kb"] = c["anonymous_kb"] = r["anon_pages"] * PAGE_KB
+        c["anonhugepages_kb"] = r["huge_pmds"] * self.scenario.pages_per_thp * PAGE_KB
+        c["ksm_kb"] = r["ksm_entries"] * PAGE_KB
+        c["swap_kb"] = r["swap_entries"] * PAGE_KB
+        c["proc_ksm_zero_pages"] = r["ksm_zero_pages"]
+        c["proc_ksm_process_profit"] = (
+            r["proc_ksm_merging_pages"] + r["ksm_zero_pages"]
+        ) * 4096 - r["proc_ksm_rmap_items"] * 64
+        if self.mthp is not None:
+            for order, size in MTHP_SIZES.items():
+                for i, name in enumerate(MTHP):
+                    c[f"{size}_{name}"] = self.mthp[:, order, i]
+        return c
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The samples as a table; `time_s` is simulated time in seconds."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.columns())
+        table.insert(0, "time_s", table["time_ns"] / 1e9)
+        return table
+
+    def page_map(self, process: int = 0) -> np.ndarray:
+        """uint8[pages]: the letters of trace-format.md at the end of the run."""
+        return page_letters(self.machine, process)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What the run comes to; see `Metrics.describe`."""
+        first, last = self.rows[0], self.rows[-1]
+        start, end = self.first_pass, self.settled
+        seconds = last["time_ns"] / 1e9
+        ksm_pages = int(last["pages_sharing"] + last["ksm_zero_pages"])
+        merge_rate = freed_rate = None
+        if start:
+            until = (end.time_ns, end.ksm_pages, end.frames) if end else (last["time_ns"], ksm_pages, last["frames"])
+            window = (until[0] - start.time_ns) / 1e9
+            if window > 0:
+                merge_rate = (until[1] - start.ksm_pages) / PAGES_PER_MIB / window
+                freed_rate = (start.frames - until[2]) / PAGES_PER_MIB / window
+        freed = int(first["frames"] - last["frames"])
+        seen = ksm_pages - int(first["pages_sharing"] + first["ksm_zero_pages"])
+        budget = self.scenario.pages_to_scan
+        return Metrics(
+            merge_rate=None if merge_rate is None else float(merge_rate),
+            freed_rate=None if freed_rate is None else float(freed_rate),
+            freed_mib=freed / PAGES_PER_MIB,
+            freed_unseen_pages=max(0, freed - seen),
+            most_freed_by_batch=self.most_freed_by_batch,
+            most_freed_per_budget=self.most_freed_by_batch / budget if budget else 0.0,
+            wasted_visits_share=100 * float(last["wasted_visits"]) / max(1, int(last["pages_scanned"])),
+            ksmd_cpu_ms=float(last["ksmd_cpu_ns"]) / 1e6,
+            ksmd_cpu_percent=100 * float(last["ksmd_cpu_ns"]) / max(1, int(last["time_ns"])),
+            thps_left=int(last["huge_pmds"]),
+            thps_split=int(last["thp_split_page"]),
+            failed_splits=int(last["thp_split_page_failed"]),
+            zero_pages_left=self._zero_pages_left(),
+            full_scans=self.full_scans,
+            settled_s=end.time_ns / 1e9 if end else None,
+            settled_full_scans=end.full_scan if end else None,
+        ) if seconds >= 0 else None  # type: ignore[return-value]
+
+    def _zero_pages_left(self) -> int:
+        m = self.machine
+        zero = np.zeros(len(m.frame), bool)
+        zero[m.page["frame"][(m.page["pte"] == ANON) & (m.page["key"] == 0)]] = True
+        return int(zero.sum())
+
+    def summary(self) -> str:
+        """The metrics as a text table, a line each."""
+        lines = []
+        for name, (unit, _) in Metrics.describe().items():
+            value = getattr(self.metrics, name)
+            text = "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+            lines.append(f"{name:24}{text:>16} {unit}".rstrip())
+        return "\n".join(lines)

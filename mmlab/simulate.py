@@ -1,0 +1,470 @@
+"""The clock: ksmd's batches and the scenario's events in one order of simulated time.
+
+`simulate` turns a scenario into a machine, drives it batch by batch and returns a `Run`. Simulated time is an integer of
+ns; wall-clock never enters a result.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from mmlab import workload
+from mmlab.costs import cost_table
+from mmlab.errors import UserError
+from mmlab.kernel import ksm, memory
+from mmlab.kernel.huge_memory import split_huge_pages
+from mmlab.kernel.mmap import AddressSpaces, initial_flags
+from mmlab.kernel.state import KNOBS, MERGE, MERGE_ZERO, SPLIT, Machine, block_t, folio_t, frame_t, machine, node_t, stat_t
+from mmlab.run import PassEnd, Run, page_letters, physical_frames
+from mmlab.scenario import Event, Scenario
+from mmlab.variants import Predicate, Variant, resolve
+
+__all__ = ["SUPPORTED_OPS", "simulate"]
+
+SECOND = 1_000_000_000
+FOREVER = 1 << 62
+CHUNK = 4096
+"""Batches that run in compiled code before Python looks again."""
+
+Where = tuple[int, int]
+Places = Literal["all", "end"] | Iterable[Where] | None
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    variant: str | Variant | Predicate | None = None,
+    maps_at: Places = None,
+    progress: Callable[[float], None] | None = None,
+) -> Run:
+    """Run a scenario to its horizon.
+
+    Parameters
+    ----------
+    scenario
+        What happens.
+    variant
+        A fix variant instead of the scenario's: a name, a `Variant`, or a predicate of your own.
+    maps_at
+        Where to keep page maps and counts of frames: after each of these (batch, rank) samples, after "all", at the
+        "end", or nowhere.
+    progress
+        Called now and then with the share of the run that is done, 0 to 1.
+
+    Raises
+    ------
+    UserError
+        The variant, the cost set or an event's op is not known, or the workload does not fit into memory.
+
+    Examples
+    --------
+    >>> from mmlab.scenario import Scenario
+    >>> run = simulate(Scenario(memory_mib=2, zero_fraction=1.0, use_zero_pages=1, until_settled=True))
+    >>> int(run.rows["frames"][-1]), int(run.rows["ksm_zero_pages"][-1])
+    (0, 0)
+    """
+    return _Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
+
+
+# --- events ------------------------------------------------------------------------------------------------------------
+
+
+def _write(s: _Simulation, e: Event) -> int:
+    first, end = s.pages(e)
+    memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None)
+    return 0
+
+
+def _read(s: _Simulation, e: Event) -> int:
+    memory.read_pages(s.m, *s.pages(e))
+    return 0
+
+
+def _split(s: _Simulation, e: Event) -> int:
+    split_huge_pages(s.m, *s.pages(e), ksm.CALLER_OTHER, True)
+    return 0
+
+
+def _split_all(s: _Simulation, e: Event) -> int:
+    split_huge_pages(s.m, 0, len(s.m.page), ksm.CALLER_OTHER, False)
+    return 0
+
+
+def _sleep(s: _Simulation, e: Event) -> int:
+    s.now += (e.millisecs or 0) * 1_000_000
+    s.wake = max(s.wake, s.now)
+    return 0
+
+
+def _advice(name: str) -> Callable[[_Simulation, Event], int]:
+    def op(s: _Simulation, e: Event) -> int:
+        assert e.page is not None and e.count is not None
+        result: int = getattr(s.spaces, name)(e.process, e.page, e.page + e.count)
+        return result
+
+    return op
+
+
+def _mprotect(s: _Simulation, e: Event) -> int:
+    assert e.page is not None and e.count is not None and e.prot is not None
+    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
+
+
+def _fork(s: _Simulation, e: Event) -> int:
+    base = s.top_page
+    s.top_page += s.aligned(int(s.m.mm[e.process + 1]["pages"]))
+    return s.spaces.fork(e.process, base)
+
+
+def _exit(s: _Simulation, e: Event) -> int:
+    return s.spaces.exit(e.process)
+
+
+def _set(s: _Simulation, e: Event) -> int:
+    """A write to a sysfs knob (ksm-scan S6, ksm-merge 2.10)."""
+    state, value = s.m.state[0], e.value
+    if e.knob == "variant":
+        s.use_variant(resolve(str(value)))
+        return 0
+    assert isinstance(value, int) and e.knob is not None
+    if e.knob == "max_page_sharing" and value != state[e.knob]:  # R4
+        if s.m.stat[0]["pages_shared"] > 0 or ksm.remove_all_stable_nodes(s.m):
+            return errno.EBUSY
+    if e.knob == "run" and value != state["run"]:
+        state["run"] = value
+        if value == 2:  # R2
+            ksm.unmerge_and_remove_all_rmap_items(s.m)
+        elif value == 1:  # S4
+            s.wake = s.now
+    if e.knob == "sleep_millisecs" and value != state[e.knob]:  # S3
+        s.wake = s.now
+    state[e.knob] = value
+    return 0
+
+
+OPS: dict[str, Callable[[_Simulation, Event], int]] = {
+    "write": _write,
+    "read": _read,
+    "split": _split,
+    "split_all": _split_all,
+    "sleep": _sleep,
+    "mprotect": _mprotect,
+    "fork": _fork,
+    "exit": _exit,
+    "set": _set,
+    **{
+        name: _advice(name)
+        for name in ("dontneed", "munmap", "mergeable", "unmergeable", "mlock", "munlock", "hugepage", "nohugepage")
+    },
+}
+SUPPORTED_OPS = frozenset(OPS)
+"""Events that the model has; the trace format knows more."""
+
+
+# --- samples -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Samples:
+    """Rows of counters, thinned evenly beyond `limit`: every stride-th batch, and every event while there is room."""
+
+    limit: int
+    mthp: bool
+    rows: list[np.ndarray] = field(default_factory=list)
+    mthp_rows: list[np.ndarray] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
+    total: int = 0
+    kept: int = 0
+    stride: int = 1
+
+    def add(self, rows: np.ndarray, mthp_rows: np.ndarray) -> None:
+        ids = np.arange(self.total, self.total + len(rows))
+        self.total += len(rows)
+        keep = ids % self.stride == 0
+        self.rows.append(rows[keep])
+        self.ids.append(ids[keep])
+        if self.mthp:
+            self.mthp_rows.append(mthp_rows[keep])
+        self.kept += len(self.ids[-1])
+        while self.kept > 2 * self.limit:
+            self.stride *= 2
+            self._thin(np.concatenate(self.ids) % self.stride == 0)
+
+    def _thin(self, keep: np.ndarray) -> None:
+        self.rows = [np.concatenate(self.rows)[keep]]
+        self.ids = [np.concatenate(self.ids)[keep]]
+        if self.mthp:
+            self.mthp_rows = [np.concatenate(self.mthp_rows)[keep]]
+        self.kept = int(keep.sum())
+
+    def finish(self, last: np.ndarray, last_mthp: np.ndarray) -> None:
+        """Thin to the limit; the last sample is always kept."""
+        if self.ids and self.ids[-1][-1:] != self.total - 1:
+            self.rows.append(last.copy())
+            self.ids.append(np.array([self.total - 1]))
+            self.mthp_rows.append(last_mthp[None].copy())
+            self.kept += 1
+        if self.kept > self.limit:
+            keep = np.zeros(self.kept, bool)
+            keep[np.linspace(0, self.kept - 1, self.limit).round().astype(int)] = True
+            self._thin(keep)
+
+
+# --- the run -----------------------------------------------------------------------------------------------------------
+
+
+class _Simulation:
+    def __init__(
+        self, scenario: Scenario, variant: Variant, maps_at: Places, progress: Callable[[float], None] | None
+    ) -> None:
+        for e in scenario.events:
+            if e.op not in SUPPORTED_OPS:
+                raise UserError(
+                    f"{scenario.name or 'scenario'}: op {e.op!r} is not modelled yet; "
+                    f"the model has {', '.join(sorted(SUPPORTED_OPS))}."
+                )
+        self.scenario, self.variant, self.progress = scenario, variant, progress
+        self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
+        self.maps: dict[Where, list[np.ndarray]] = {}
+        self.frames: dict[Where, tuple[int, int]] = {}
+        self.now = self.wake = 0
+        self.most_freed = 0
+        self.passes: list[PassEnd] = []
+        self.settled: PassEnd | None = None
+        self.pending = list(enumerate(scenario.events))
+        self.results = [0] * len(scenario.events)
+        self.event_ids = [-1] * len(scenario.events)
+        images = workload.build(scenario)
+        self.samples = _Samples(scenario.sample_limit, any(p.orders for p in scenario.process_list))
+        self.order = scenario.pages_per_thp.bit_length() - 1
+        self.spaces = AddressSpaces(self._machine(images))
+        self.use_variant(variant)
+        for i, image in enumerate(images):
+            self._populate(i, image)
+        self.spaces.publish()
+
+    @property
+    def m(self) -> Machine:
+        return self.spaces.m
+
+    def aligned(self, pages: int) -> int:
+        return (pages + (1 << self.order) - 1) >> self.order << self.order
+
+    def pages(self, e: Event) -> tuple[int, int]:
+        """The event's range as indices of `Machine.page`."""
+        assert e.page is not None and e.count is not None
+        base = int(self.m.mm[e.process + 1]["base"])
+        return base + e.page, base + e.page + e.count
+
+    def _machine(self, images: list[workload.Image]) -> Machine:
+        forks = sum(e.op == "fork" for e in self.scenario.events)
+        sizes = [self.aligned(len(image.keys)) for image in images]
+        m = machine(sum(sizes) + forks * max(sizes), len(images) + forks, self.order)
+        m.costs[:] = cost_table(self.scenario.costs)
+        state = m.state[0]
+        for name in KNOBS:
+            state[name] = getattr(self.scenario, name)
+        state["hz"] = self.scenario.hz
+        self.top_page = 0
+        return m
+
+    def _populate(self, process: int, image: workload.Image) -> None:
+        m, base, pages = self.m, self.top_page, len(image.keys)
+        self.top_page += self.aligned(pages)
+        mm = m.mm[process + 1]
+        mm["base"], mm["pages"], mm["family"] = base, pages, process + 1
+        m.block["mm"][base >> self.order : self.top_page >> self.order] = process + 1
+        flags = initial_flags(image.huge, image.mergeable)
+        m.page["key"][base : base + pages] = image.keys
+        m.page["vm"][base : base + pages] = flags
+        memory.populate(m, process + 1, np.minimum(image.order, self.order))
+        self.spaces.add(flags)
+        if image.mergeable.any():
+            ksm.ksm_enter(m, process + 1)
+
+    def use_variant(self, variant: Variant) -> None:
+        self.m.remap[:] = variant.table()
+        self.m.state[0]["early_stop"] = variant.early_stop
+
+    def _reserve(self, pages: int) -> None:
+        """Make sure that so many frames, and what goes with them, can be allocated."""
+        m = self.m
+        for name, dtype, top in (("frame", frame_t, "top_frame"), ("folio", folio_t, "top_folio"), ("node", node_t, "top_node")):
+            array = getattr(m, name)
+            if len(array) - int(m.state[0][top]) < pages:
+                more = np.zeros(len(array) + pages, dtype)
+                self.spaces.m = self.m._replace(**{name: np.concatenate([array, more])})
+
+    # --- samples ---------------------------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        where = int(self.m.stat[0]["batch"]), int(self.m.stat[0]["rank"])
+        if self.maps_at == "all" or (isinstance(self.maps_at, set) and where in self.maps_at):
+            self._map(where)
+
+    def _map(self, where: Where) -> None:
+        self.maps[where] = [page_letters(self.m, i) for i in range(len(self.spaces.vmas))]
+        self.frames[where] = physical_frames(self.m)
+
+    def _sample(self) -> None:
+        self.m.stat[0]["time_ns"] = self.now
+        self.samples.add(self.m.stat.copy(), self.m.mthp[None].copy())
+        self._place()
+
+    # --- time ------------------------------------------------------------------------------------------------------------
+
+    def _due(self, e: Event) -> bool:
+        stat, after = self.m.stat[0], e.after
+        if after.batch is not None:
+            return bool(stat["batch"] >= after.batch)
+        if after.full_scan is not None:
+            return bool(stat["full_scans"] >= after.full_scan)
+        return self.now >= self._event_ns(e)
+
+    @staticmethod
+    def _event_ns(e: Event) -> int:
+        return FOREVER if e.after.seconds is None else round(e.after.seconds * SECOND)
+
+    def _events(self) -> None:
+        """Do what is due, in list order."""
+        stat = self.m.stat[0]
+        for i, e in [p for p in self.pending if self._due(p[1])]:
+            self.pending.remove((i, e))
+            self._reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
+            if e.process >= len(self.spaces.vmas) or (self.m.mm[e.process + 1]["exited"] and "process" in e.model_fields_set):
+                raise UserError(f"events {i} ({e.op}): process {e.process} does not exist at that time")
+            stat["freed_by_batch"] = 0
+            self.results[i] = OPS[e.op](self, e)
+            ksm.mlock_drain(self.m)
+            self.spaces.publish()
+            stat = self.m.stat[0]
+            stat["rank"] += 1
+            self.event_ids[i] = self.samples.total
+            self._sample()
+
+    def _pass_ended(self) -> None:
+        """Note the state at the end of a full scan, and whether the pass changed anything (Run.metrics, settled)."""
+        m, stat = self.m, self.m.stat[0]
+        end = PassEnd(
+            full_scan=len(self.passes) + 1,
+            time_ns=self.now,
+            frames=int(stat["frames"]),
+            ksm_pages=int(stat["pages_sharing"] + stat["ksm_zero_pages"]),
+            skipped=int(stat["pages_skipped"]),
+            changes=(
+                int(m.steps[MERGE]),
+                int(m.steps[MERGE_ZERO]),
+                int(m.mthp[:, SPLIT].sum()),
+                int(stat["changed_checksums"]),
+                int(stat["frames"]),
+            ),
+        )
+        before = self.passes[-1] if self.passes else None
+        if before and self.settled is None and before.skipped == end.skipped and before.changes == end.changes:
+            self.settled = end
+        if before and before.changes != end.changes:
+            self.settled = None
+        self.passes = [*self.passes[:1], end] if len(self.passes) > 1 else [*self.passes, end]
+        self.full_scans += 1
+
+    full_scans = 0
+
+    def _batches(self, until_ns: int, most: int) -> int:
+        """Let ksmd run; stops at the end of each full scan."""
+        m = self.m
+        self._reserve(int(m.state[0]["pages_to_scan"]) + 2 if m.state[0]["pages_to_scan"] < len(m.page) else len(m.page))
+        m = self.m
+        stat = m.stat[0]
+        stat["rank"] = 0
+        scans = int(stat["full_scans"])
+        if self.maps_at is not None and self.maps_at != "end":
+            most = 1
+        rows = np.empty(min(most, CHUNK), stat_t)
+        mthp_rows = np.empty((len(rows) if self.samples.mthp else 0, *m.mthp.shape), np.int64)
+        done, self.wake, freed = ksm.ksm_scan_thread(m, self.wake, len(rows), until_ns, scans + 1, rows, mthp_rows)
+        if done:
+            self.now = int(stat["time_ns"])
+            self.most_freed = max(self.most_freed, freed)
+            self.samples.add(rows[:done], mthp_rows[:done])
+            self._place()
+            if stat["full_scans"] > scans:
+                self._pass_ended()
+        return int(done)
+
+    def _idle_batch(self) -> None:
+        """A step of a recorder that steps a ksmd with nothing to do."""
+        stat = self.m.stat[0]
+        stat["rank"] = 0
+        stat["batch"] += 1
+        stat["freed_by_batch"] = 0
+        self.wake = ksm.ksmd_wakes_at(self.m, self.now)
+        self.now = self.wake
+        self._sample()
+
+    def _share(self) -> float:
+        s, stat = self.scenario, self.m.stat[0]
+        return max(
+            self.now / SECOND / s.horizon_seconds if s.horizon_seconds else 0.0,
+            float(stat["batch"]) / s.horizon_batches if s.horizon_batches else 0.0,
+            self.full_scans / s.horizon_full_scans if s.horizon_full_scans else 0.0,
+        )
+
+    def run(self) -> Run:
+        s = self.scenario
+        horizon = round(s.horizon_seconds * SECOND) or FOREVER
+        last_batch = s.horizon_batches or FOREVER
+        self._sample()
+        self._events()
+        if s.stepped:
+            self.m.state[0]["run"] = 1
+        while True:
+            batch = int(self.m.stat[0]["batch"])
+            if self.now >= horizon or batch >= last_batch:
+                break
+            if (s.horizon_full_scans and self.full_scans >= s.horizon_full_scans) or (s.until_settled and self.settled):
+                break
+            next_event = min((self._event_ns(e) for _, e in self.pending), default=FOREVER)
+            next_batch = min((e.after.batch for _, e in self.pending if e.after.batch is not None), default=FOREVER)
+            if self.pending and any(e.after.full_scan is not None for _, e in self.pending):
+                next_batch = min(next_batch, FOREVER)
+            done = self._batches(min(horizon, next_event), min(last_batch, max(next_batch, batch + 1)) - batch)
+            if not done:
+                if s.stepped and self.wake < min(horizon, next_event):
+                    self._idle_batch()
+                elif min(horizon, next_event) < FOREVER:
+                    self.now = max(self.now, min(horizon, next_event))
+                else:
+                    break  # nothing will ever happen again
+            self._events()
+            if self.progress:
+                self.progress(min(1.0, self._share()))
+        if self.now > int(self.m.stat[0]["time_ns"]):  # time passed with nothing to do
+            self._sample()
+        self.samples.finish(self.m.stat, self.m.mthp)
+        if self.maps_at == "end":
+            self._map((int(self.m.stat[0]["batch"]), int(self.m.stat[0]["rank"])))
+        ids = np.concatenate(self.samples.ids)
+        return Run(
+            scenario=s,
+            variant=self.variant.name,
+            machine=self.m,
+            rows=np.concatenate(self.samples.rows),
+            mthp=np.concatenate(self.samples.mthp_rows) if self.samples.mthp else None,
+            maps=self.maps,
+            frames=self.frames,
+            results=self.results,
+            event_rows=[int(np.searchsorted(ids, i)) if i >= 0 else None for i in self.event_ids],
+            most_freed_by_batch=self.most_freed,
+            full_scans=self.full_scans,
+            first_pass=self.passes[0] if self.passes else None,
+            settled=self.settled,
+            processes=len(self.spaces.vmas),
+        )
+
+
+_ = block_t
