@@ -23,12 +23,12 @@ import re
 import tempfile
 import zlib
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmlab import __version__
 from mmlab.errors import UserError
 from mmlab.scenario import SETTABLE, Scenario
 
@@ -210,7 +210,7 @@ def predict(
 def from_run(run: Run) -> Trace:
     """A run of any scenario as a trace, with its maps as it has them; it can be predicted again.
 
-    Simulated times of events become the batches after which they happened.
+    Simulated times of events become the batches after which they happened (the last batch, if they never did).
 
     Raises
     ------
@@ -241,10 +241,8 @@ def from_run(run: Run) -> Trace:
         processes.append(one)
     events = []
     for event, row in zip(scenario.events, run.event_rows, strict=True):
-        one = event.model_dump(mode="json", exclude_unset=True)
-        if row is not None and row >= 0:
-            one["after"] = {"batch": int(batch[row])}
-            events.append(one)
+        last = int(batch.max()) if row is None else int(batch[row])
+        events.append(event.model_dump(mode="json", exclude_unset=True) | {"after": {"batch": last}})
     asked = {"knobs": knobs, "processes": processes, "late": int(scenario.late), "events": events,
              "batches": int(batch.max())}  # fmt: skip
     return _answer(run, asked, None, None)
@@ -262,21 +260,16 @@ def _question(trace: Trace) -> dict[str, Any]:
 def _answer(run: Run, asked: dict[str, Any], map_places: Iterable[tuple[int, int, int]] | None,
             frame_places: Iterable[Place] | None) -> Trace:  # fmt: skip
     """Put a run's rows, maps and frames into the format; without places: all that the run has."""
-    rows = run.rows
-    done = [i for i, row in enumerate(run.event_rows) if row is not None and row >= 0]
-    if len(asked["events"]) == len(run.event_rows):
-        done = list(range(len(run.event_rows)))
-    for event, i in zip(asked["events"], done, strict=True):
-        row = run.event_rows[i]
-        event["result"] = int(run.results[i] or 0)
-        event["sample"] = None if row is None or row < 0 else int(row)
-    index = {(int(b), int(r)): i for i, (b, r) in enumerate(zip(rows["batch"], rows["rank"], strict=True))}
+    columns = run.columns()
+    for event, result, row in zip(asked["events"], run.results, run.event_rows, strict=True):
+        event["result"], event["sample"] = result, row
+    index = {place: i for i, place in enumerate(zip(columns["batch"].tolist(), columns["rank"].tolist(), strict=True))}
     if map_places is None:
         map_places = [(b, r, p) for (b, r), pages in run.maps.items() for p in range(len(pages))]
     maps = []
     for batch, rank, process in map_places:
         pages = run.maps.get((batch, rank), ())
-        if process < len(pages) and pages[process] is not None:
+        if process < len(pages):
             maps.append({"batch": batch, "rank": rank, "sample": index.get((batch, rank)), "process": process,
                          "pages": runs(pages[process])})  # fmt: skip
     frames = []
@@ -286,16 +279,15 @@ def _answer(run: Run, asked: dict[str, Any], map_places: Iterable[tuple[int, int
             frames.append({"batch": batch, "rank": rank, "sample": index.get((batch, rank)), "frames": int(total),
                            "ksm_frames": int(ksm)})  # fmt: skip
     fields = COUNTERS + (MTHP_COUNTERS if any("orders" in p for p in asked["processes"]) else [])
-    kernel = run.scenario.kernel
     return {
         "format": FORMAT,
         "name": run.scenario.name,
-        "kernel": f"mmlab {version('mmlab')} as {kernel}",
-        "variant": str(run.variant),
+        "kernel": f"mmlab {__version__} as {run.scenario.kernel}",
+        "variant": run.variant,
         "how": "predicted by the model",
         "scenario": asked,
         "fields": fields,
-        "samples": np.stack([rows[name] for name in fields], axis=1).tolist(),
+        "samples": np.stack([columns[name] for name in fields], axis=1).tolist(),
         "maps": maps,
         "frames": frames,
     }
