@@ -376,8 +376,7 @@ class _Simulation:
 
     def _batches(self, until_ns: int, most: int) -> int:
         """Let ksmd run; stops at the end of each full scan."""
-        m = self.m
-        self._reserve(int(m.state[0]["pages_to_scan"]) + 2 if m.state[0]["pages_to_scan"] < len(m.page) else len(m.page))
+        self._reserve(ksm.batch_room(self.m))
         m = self.m
         stat = m.stat[0]
         stat["rank"] = 0

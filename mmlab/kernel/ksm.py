@@ -707,8 +707,8 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, rows, mthp_rows):
     while done < batches and wake_ns < until_ns and stat.full_scans < full_scans:
         if not s.run & 1 or m.mm[0].next == 0:
             break
-        room = s.pages_to_scan + 2
-        if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < 2 * room:
+        room = batch_room(m)
+        if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room:
             break
         stat.time_ns = wake_ns
         frames = stat.frames
@@ -726,6 +726,12 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, rows, mthp_rows):
         done += 1
         wake_ns = ksmd_wakes_at(m, stat.time_ns)
     return done, wake_ns, most_freed
+
+
+@compiled
+def batch_room(m):
+    """Most frames or nodes that one batch may allocate: one private copy, or one node and one chain, a visit."""
+    return 2 * min(m.state[0].pages_to_scan, len(m.page)) + 2
 
 
 @compiled

@@ -122,10 +122,9 @@ class AddressSpaces:
                 missing = True
                 if not holes:
                     return errno.ENOMEM
-            error = visit(v, max(start, v.start), min(end, v.end))
-            if error:
+            a, at = max(start, v.start), min(end, v.end)  # before the visit cuts the VMA
+            if error := visit(v, a, at):
                 return error
-            at = min(end, v.end)
         return errno.ENOMEM if missing or at < end else 0
 
     # --- system calls ----------------------------------------------------------------------------------------------------
