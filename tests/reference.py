@@ -1,0 +1,1497 @@
+"""A slow, obvious model of KSM and transparent huge pages: the yardstick of the fast one.
+
+Every physical page, page-table entry, area, rmap_item and tree node is an object of its own, and every rule is written
+where it acts, under its name in the specification (``ksm-merge M5d``).  Nothing here is clever and nothing is shared
+with the fast model: what both say is right for two independent reasons.
+
+`predict` runs the scenario of a trace and returns a trace in the same format.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+
+ESRCH, ENOMEM, EFAULT, EBUSY, EINVAL = 3, 12, 14, 16, 22
+
+# What an entry of a page table can hold beside a `Pte` (README, "PTE states").
+ZP_CLEAN, ZP_KSM = "ZP_CLEAN", "ZP_KSM"
+# What a block of a page directory can hold beside a huge-mapped `Folio` and None (thp-split H10).
+TABLE, HUGE_ZP = "TABLE", "HUGE_ZP"
+# The merge target of ksm-merge M3.
+ZEROPAGE = "ZEROPAGE"
+
+MLOCK_BATCH = 31  # entries of the CPU's batch of mlock work (ksm-merge M15)
+ITEM_BYTES, PAGE_BYTES = 64, 4096  # ksm-merge C2
+
+FIELDS = """batch pages_scanned full_scans pages_shared pages_sharing pages_unshared pages_volatile pages_skipped
+    ksm_zero_pages stable_node_chains stable_node_dups general_profit
+    rss_kb anonymous_kb anonhugepages_kb ksm_kb swap_kb
+    proc_ksm_rmap_items proc_ksm_zero_pages proc_ksm_merging_pages proc_ksm_process_profit thp_split_page
+    thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page thp_fault_alloc
+    thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin deferred_queue_len""".split()
+MTHP_ORDERS = range(2, 10)
+MTHP_NAMES = "split split_failed split_deferred nr_anon nr_anon_partially_mapped".split()
+
+KNOBS = {
+    "use_zero_pages": 0,
+    "pages_to_scan": 100,
+    "smart_scan": 1,
+    "max_page_sharing": 256,
+    "shrink_underused": 1,
+    "max_ptes_none": 511,
+    "stable_node_chains_prune_millisecs": 2000,
+    "merge_across_nodes": 1,
+    "swap_mib": 0,
+    "sleep_millisecs": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Remap:
+    """What a variant is asked, for one mapping of a zero page, once the base condition C holds (fix-variants 5.1)."""
+
+    caller: str  # "ksm", "underused", "partially_mapped" (both: the shrinker) or "other"
+    merging: bool  # KSMON and M
+    gate: bool  # shrink_underused
+
+
+VARIANTS: dict[str, Callable[[Remap], bool]] = {
+    "legacy": lambda _: False,
+    "mainline": lambda _: True,
+    "rfc-underused-only": lambda r: r.caller in ("underused", "partially_mapped"),
+    "rfc-underused-strict": lambda r: r.caller == "underused",
+    "ksm-opt-out": lambda r: r.caller != "ksm",
+    "v1-mergeable": lambda r: not r.merging,
+    "v1-shrinker-gate": lambda r: r.gate,
+    "v1-series": lambda r: r.gate and not r.merging,
+    "skip-zeropage": lambda _: True,
+}
+
+
+# ---------------------------------------------------------------------------------------------- red-black tree
+
+
+class RbNode:
+    """What a red-black tree needs to know of its members."""
+
+    __slots__ = ("left", "red", "right", "up")
+
+    def __init__(self) -> None:
+        self.left = self.right = self.up = None
+        self.red = False
+
+
+class RbTree:
+    """A textbook red-black tree, searched by its user (ksm-merge U1)."""
+
+    def __init__(self) -> None:
+        self.root = None
+
+    def _put(self, old, new) -> None:
+        """Hang `new` where `old` hangs."""
+        if old.up is None:
+            self.root = new
+        elif old.up.left is old:
+            old.up.left = new
+        else:
+            old.up.right = new
+        if new is not None:
+            new.up = old.up
+
+    def _rotate(self, node, left: bool) -> None:
+        """Rotate `node` down to the left (or to the right); its other child takes its place."""
+        child = node.right if left else node.left
+        self._put(node, child)
+        inner = child.left if left else child.right
+        if left:
+            node.right, child.left = inner, node
+        else:
+            node.left, child.right = inner, node
+        if inner is not None:
+            inner.up = node
+        node.up = child
+
+    def insert(self, node, parent, left: bool) -> None:
+        """Link `node` as the left (or right) child of `parent`, None for an empty tree, and rebalance."""
+        node.left = node.right = None
+        node.up, node.red = parent, True
+        if parent is None:
+            self.root = node
+        elif left:
+            parent.left = node
+        else:
+            parent.right = node
+        while node.up is not None and node.up.red:
+            parent, grand = node.up, node.up.up
+            on_left = parent is grand.left
+            uncle = grand.right if on_left else grand.left
+            if uncle is not None and uncle.red:
+                parent.red = uncle.red = False
+                grand.red = True
+                node = grand
+                continue
+            if node is (parent.right if on_left else parent.left):
+                self._rotate(parent, left=on_left)
+                node, parent = parent, node
+            parent.red, grand.red = False, True
+            self._rotate(grand, left=not on_left)
+        self.root.red = False
+
+    def erase(self, node) -> None:
+        """Unlink `node`; one with two children is replaced by its in-order successor (ksm-merge U1)."""
+        if node.left is None or node.right is None:
+            child, parent, was_red = node.left or node.right, node.up, node.red
+            self._put(node, child)
+        else:
+            heir = node.right
+            while heir.left is not None:
+                heir = heir.left
+            child, was_red = heir.right, heir.red
+            if heir is node.right:
+                parent = heir
+            else:
+                parent = heir.up
+                self._put(heir, child)
+                heir.right = node.right
+                heir.right.up = heir
+            self._put(node, heir)
+            heir.left = node.left
+            heir.left.up = heir
+            heir.red = node.red
+        if not was_red:
+            self._repair(child, parent)
+
+    def _repair(self, node, parent) -> None:
+        """The path through `node`, a child of `parent`, lacks one black node."""
+        while parent is not None and (node is None or not node.red):
+            on_left = parent.left is node
+            sibling = parent.right if on_left else parent.left
+            if sibling.red:
+                sibling.red, parent.red = False, True
+                self._rotate(parent, left=on_left)
+                sibling = parent.right if on_left else parent.left
+            near, far = (sibling.left, sibling.right) if on_left else (sibling.right, sibling.left)
+            if not (near is not None and near.red) and not (far is not None and far.red):
+                sibling.red = True
+                node, parent = parent, parent.up
+                continue
+            if far is None or not far.red:
+                near.red, sibling.red = False, True
+                self._rotate(sibling, left=not on_left)
+                sibling, far = near, sibling
+            sibling.red, parent.red, far.red = parent.red, False, False
+            self._rotate(parent, left=on_left)
+            return
+        if node is not None:
+            node.red = False
+
+    def replace(self, old, new) -> None:
+        """Put `new` exactly where `old` is."""
+        new.left, new.right, new.red = old.left, old.right, old.red
+        self._put(old, new)
+        for child in (new.left, new.right):
+            if child is not None:
+                child.up = new
+
+
+def subtree(node) -> Iterator:
+    """All nodes below `node`, without itself."""
+    stack = [node.left, node.right]
+    while stack:
+        node = stack.pop()
+        if node is not None:
+            yield node
+            stack += [node.left, node.right]
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+class Page:
+    """One physical page: 4 KiB whose content is `key`, in memcmp order (trace-format, Keys)."""
+
+    __slots__ = ("exclusive", "folio", "index", "key", "ksm", "maps", "node")
+
+    def __init__(self, key: int, folio: Folio, index: int) -> None:
+        self.key, self.folio, self.index = key, folio, index
+        self.exclusive = True  # ksm-merge F7
+        self.ksm, self.node = False, None  # a KSM page, and its stable node (none: ksm-merge M14)
+        self.maps: dict[tuple[Mm, int], Pte] = {}  # every page-table entry that maps it
+
+    @property
+    def mapped(self) -> bool:
+        return bool(self.maps or self.folio.pmds)
+
+    @property
+    def alive(self) -> bool:
+        """Not freed yet: mapped or pinned (ksm-merge T1)."""
+        return bool(self.maps or self.folio.pins or self.folio.pmds)
+
+
+class Folio:
+    """2**order pages allocated as one; `first` is the address of page 0 in every mm that maps it."""
+
+    __slots__ = ("first", "order", "pages", "partially_mapped", "pins", "pmds", "ptes", "queued")
+
+    def __init__(self, order: int, first: int, page: Page | None = None) -> None:
+        self.order, self.first = order, first
+        self.pages: list[Page] = [page] if page else [Page(0, self, n) for n in range(1 << order)]
+        self.pmds: set[Mm] = set()  # mms that map it by a huge PMD
+        self.ptes = 0  # entries that map a page of it
+        self.pins = 0  # references beyond the mappings (thp-split H5)
+        self.partially_mapped = self.queued = False  # thp-split Q1
+
+    @property
+    def mapcount(self) -> int:
+        return len(self.pmds) + self.ptes
+
+
+class Pte:
+    """A page-table entry that maps `page`.  Writable entries always map exclusive pages, so no bit says it."""
+
+    __slots__ = ("dirty", "page")
+
+    def __init__(self, page: Page, dirty: bool) -> None:
+        self.page, self.dirty = page, dirty
+
+
+@dataclasses.dataclass(frozen=True)
+class Vma:
+    """An area of equal flags, pages [start, end)."""
+
+    start: int
+    end: int
+    huge: bool
+    anon_vma: int  # areas join only within one of them (thp-split H10)
+    stamp: int  # when it was made or resized last (thp-split Z4)
+    mergeable: bool = False
+    locked: bool = False
+    writable: bool = True
+
+    def joins(self, other: Vma) -> bool:
+        same = ("huge", "anon_vma", "mergeable", "locked", "writable")
+        return self.end == other.start and all(getattr(self, f) == getattr(other, f) for f in same)
+
+
+class Mm:
+    """The address space of a process: its areas, page directory and page tables."""
+
+    def __init__(self, pages: int, pages_per_thp: int) -> None:
+        self.pages, self.pages_per_thp = pages, pages_per_thp
+        self.vmas: list[Vma] = []
+        self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
+        self.ptes: dict[int, Pte | str] = {}
+        self.anon = self.huge = self.ksm_mapped = self.ksm_zero = 0  # in pages, huge in PMDs
+        self.exiting = False
+        # What ksmd keeps of a registered mm (ksm-scan S21): items in one list, by address; the mm is its head.
+        self.registered = False
+        self.next: RmapItem | None = None
+        self.rmap_items = self.merging = 0
+
+    def vma_at(self, address: int) -> Vma | None:
+        for vma in self.vmas:
+            if vma.start <= address < vma.end:
+                return vma
+        return None
+
+    def page_at(self, address: int) -> Page | None:
+        """The ordinary or KSM page mapped there; None for nothing and for either zeropage (ksm-scan S14)."""
+        entry = self.ptes.get(address)
+        if entry is None:
+            block = self.blocks[address // self.pages_per_thp]
+            return block.pages[address % self.pages_per_thp] if type(block) is Folio else None
+        return entry.page if type(entry) is Pte else None
+
+    def letter(self, address: int) -> str:
+        """trace-format, Maps; mthp E17."""
+        entry = self.ptes.get(address)
+        if entry is None:
+            block = self.blocks[address // self.pages_per_thp]
+            return "H" if type(block) is Folio else "Y" if block is HUGE_ZP else "N"
+        if type(entry) is not Pte:
+            return "Z"
+        return "K" if entry.page.ksm else "h" if entry.page.folio.order else "A"
+
+
+class Memory:
+    """Address spaces, faults, areas and folio splits; everything below ksmd."""
+
+    def __init__(self, variant: str, knobs: dict[str, int], pages_per_thp: int) -> None:
+        self.variant, self.knobs, self.pages_per_thp = variant, knobs, pages_per_thp
+        self.thp_order = pages_per_thp.bit_length() - 1
+        self.run = 0
+        self.vm: collections.Counter[str] = collections.Counter()  # vmstat events
+        self.mthp: collections.Counter[tuple[int, str]] = collections.Counter()  # per order (mthp E10)
+        self.queue_len = 0  # folios on the deferred split queue (thp-split Q1)
+        self.ksm_zero = 0
+        self.stamps = 0
+        self.mlock_batch: list[Page] = []
+        self.mms: list[Mm] = []
+        self.seen: collections.Counter[str] = collections.Counter()
+
+    # -- references, mappings ---------------------------------------------------------------------------------
+
+    def stamp(self) -> int:
+        self.stamps += 1
+        return self.stamps
+
+    def new_folio(self, order: int, first: int, page: Page | None = None) -> Folio:
+        """A folio of new zero-filled pages, or a small one around a `page` that was split off."""
+        self.mthp[order, "nr_anon"] += 1
+        return Folio(order, first, page)
+
+    def count(self, folio: Folio, name: str, vmstat: str = "") -> None:
+        """mthp E10: every order counts in its own file, the THP order in vmstat too."""
+        self.mthp[folio.order, name] += 1
+        if vmstat and folio.order == self.thp_order:
+            self.vm[vmstat] += 1
+
+    def gone(self, folio: Folio) -> None:
+        """The folio is freed, or was split into small pages."""
+        self.mthp[folio.order, "nr_anon"] -= 1
+        self.mthp[folio.order, "nr_anon_partially_mapped"] -= folio.partially_mapped
+        self.queue_len -= folio.queued
+        folio.partially_mapped = folio.queued = False
+
+    def enqueue(self, folio: Folio) -> None:
+        if not folio.queued:
+            folio.queued = True
+            self.queue_len += 1
+
+    def pin(self, page: Page) -> None:
+        page.folio.pins += 1
+
+    def unpin(self, page: Page) -> None:
+        folio = page.folio
+        folio.pins -= 1
+        if not folio.pins and not folio.mapcount:
+            self.gone(folio)
+
+    def map_pte(self, mm: Mm, address: int, page: Page, dirty: bool) -> None:
+        mm.ptes[address] = page.maps[mm, address] = Pte(page, dirty)
+        page.folio.ptes += 1
+        mm.anon += 1
+        mm.ksm_mapped += page.ksm
+
+    def unmap_ptes(self, mm: Mm, addresses: list[int]) -> None:
+        """Take away the entries of one folio in one step (thp-split H11, mthp E6)."""
+        folio, newly_unmapped = mm.ptes[addresses[0]].page.folio, False
+        for address in addresses:
+            page = mm.ptes.pop(address).page
+            del page.maps[mm, address]
+            mm.ksm_mapped -= page.ksm
+            newly_unmapped |= not page.mapped
+        folio.ptes -= len(addresses)
+        mm.anon -= len(addresses)
+        self.after_unmap(folio, newly_unmapped)
+
+    def unmap_pmd(self, mm: Mm, block: int) -> None:
+        folio = mm.blocks[block]
+        folio.pmds.discard(mm)
+        mm.blocks[block] = None
+        mm.anon -= self.pages_per_thp
+        mm.huge -= 1
+        self.after_unmap(folio, any(not page.mapped for page in folio.pages))
+
+    def after_unmap(self, folio: Folio, newly_unmapped: bool) -> None:
+        if newly_unmapped and folio.mapcount:
+            self.mark_partially_mapped(folio)
+        if not folio.mapcount and not folio.pins:
+            self.gone(folio)
+
+    def mark_partially_mapped(self, folio: Folio) -> None:
+        """thp-split Q1b: a page is mapped by nobody, another one still is.  Sticky, counted once; order >= 2."""
+        if folio.order < 2 or folio.partially_mapped:
+            return
+        folio.partially_mapped = True
+        self.count(folio, "nr_anon_partially_mapped")
+        self.count(folio, "split_deferred", "thp_deferred_split_page")
+        self.enqueue(folio)
+
+    def split_pmd(self, mm: Mm, block: int) -> None:
+        """thp-split H6: a huge PMD becomes entries that map the same pages, HUGE_ZP becomes zeropages (F3)."""
+        folio, first = mm.blocks[block], block * self.pages_per_thp
+        mm.blocks[block] = TABLE
+        self.vm["thp_split_pmd"] += 1
+        if folio is HUGE_ZP:
+            mm.ptes.update(dict.fromkeys(range(first, first + self.pages_per_thp), ZP_CLEAN))
+            return
+        folio.pmds.discard(mm)
+        mm.huge -= 1
+        mm.anon -= self.pages_per_thp
+        for page in folio.pages:
+            self.map_pte(mm, first + page.index, page, dirty=True)
+
+    # -- mlock batch (ksm-merge M15) --------------------------------------------------------------------------
+
+    def add_to_mlock_batch(self, page: Page) -> None:
+        self.pin(page)
+        self.mlock_batch.append(page)
+        if len(self.mlock_batch) == MLOCK_BATCH:
+            self.drain_mlock_batch()
+
+    def drain_mlock_batch(self) -> None:
+        batch, self.mlock_batch = self.mlock_batch, []
+        for page in batch:
+            self.unpin(page)
+
+    # -- folio split (thp-split 3.3, 3.4) ---------------------------------------------------------------------
+
+    def split_folio(self, page: Page, caller: str) -> bool:
+        """Split the folio of `page`, on which the caller holds a pin, to order 0 (thp-split H7, H8)."""
+        folio = page.folio
+        if folio.pins != 1 or not folio.mapcount:  # H7: refcount != mapcount + 1, or nobody maps it
+            self.count(folio, "split_failed", "thp_split_page_failed")
+            return False
+        merging = bool(self.run & 1)  # KSMON
+        areas = self.areas_of(folio)
+        mapped = self.unmap_for_split(folio, areas)
+        self.count(folio, "split", "thp_split_page")
+        self.gone(folio)
+        for part in folio.pages:
+            part.folio = self.new_folio(0, folio.first + part.index, part)
+            part.folio.pins = int(part is page)
+            part.index = 0
+        for part, address in zip(folio.pages, range(folio.first, folio.first + len(folio.pages)), strict=True):
+            mlocked = False
+            for vma, mm in areas:
+                if not vma.start <= address < vma.end or (mm, address) not in mapped:
+                    continue
+                mm.anon -= 1
+                asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
+                if part.key == 0 and not mlocked and not vma.locked and VARIANTS[self.variant](asked):  # Z1, Z3
+                    mm.ptes[address] = ZP_CLEAN
+                else:
+                    self.map_pte(mm, address, part, dirty=mapped[mm, address])
+                    mlocked |= vma.locked  # Z4
+            if not part.alive:
+                self.gone(part.folio)
+        if any(vma.locked for vma, _ in areas):  # M15
+            self.drain_mlock_batch()
+        return True
+
+    def areas_of(self, folio: Folio) -> list[tuple[Vma, Mm]]:
+        """The areas that map a page of the folio, in the order of the reverse mapping (thp-split Z4)."""
+        mms = dict.fromkeys([*folio.pmds, *(mm for page in folio.pages for mm, _ in page.maps)])
+        end = folio.first + len(folio.pages)
+        areas = [(vma, mm) for mm in mms for vma in mm.vmas if vma.start < end and vma.end > folio.first]
+        return sorted(areas, key=lambda area: (area[0].start, area[0].stamp))
+
+    def unmap_for_split(self, folio: Folio, areas: list[tuple[Vma, Mm]]) -> dict[tuple[Mm, int], bool]:
+        """Turn every mapping into a migration entry (thp-split H8.1); returns them with their dirty bits.
+
+        A huge PMD goes in one step, entries go one by one, so the folio may look partially mapped on the way (mthp E9).
+        """
+        mapped: dict[tuple[Mm, int], bool] = {}
+        for vma, mm in areas:
+            if mm in folio.pmds:
+                self.vm["thp_split_pmd"] += 1
+                mm.blocks[folio.first // self.pages_per_thp] = TABLE
+                folio.pmds.discard(mm)
+                mm.huge -= 1
+                mapped |= {(mm, folio.first + page.index): True for page in folio.pages}
+                if folio.mapcount and any(not page.mapped for page in folio.pages):
+                    self.mark_partially_mapped(folio)
+                continue
+            for page in folio.pages:
+                address = folio.first + page.index
+                if vma.start <= address < vma.end and (mm, address) in page.maps:
+                    mapped[mm, address] = page.maps.pop((mm, address)).dirty
+                    del mm.ptes[address]
+                    folio.ptes -= 1
+                    if folio.mapcount and not page.mapped:
+                        self.mark_partially_mapped(folio)
+        return mapped
+
+    # -- faults (ksm-merge 2.11, thp-split H1, H10) -----------------------------------------------------------
+
+    def huge_allowed(self, vma: Vma, block: int) -> bool:
+        """thp-split H10: the block lies in one area with MADV_HUGEPAGE (that it has no page table is the caller's)."""
+        first = block * self.pages_per_thp
+        return vma.huge and vma.start <= first and first + self.pages_per_thp <= vma.end
+
+    def read_fault(self, mm: Mm, vma: Vma, address: int) -> None:
+        block = address // self.pages_per_thp
+        if mm.blocks[block] is None:
+            mm.blocks[block] = HUGE_ZP if self.huge_allowed(vma, block) else TABLE
+        if mm.blocks[block] is TABLE:
+            mm.ptes.setdefault(address, ZP_CLEAN)  # F3
+
+    def write_fault(self, mm: Mm, vma: Vma, address: int) -> Page:
+        """Make the page at `address` writable and return it."""
+        block = address // self.pages_per_thp
+        if mm.blocks[block] is None:
+            if self.huge_allowed(vma, block):
+                return self.new_thp(mm, block).pages[address % self.pages_per_thp]
+            mm.blocks[block] = TABLE
+        folio = mm.blocks[block]
+        if type(folio) is Folio:  # F7, huge PMD
+            if folio.mapcount + folio.pins == 1:
+                for page in folio.pages:
+                    page.exclusive = True
+            if folio.pages[0].exclusive:
+                return folio.pages[address % self.pages_per_thp]
+        if folio is not TABLE:
+            self.split_pmd(mm, block)
+        entry = mm.ptes.get(address)
+        if type(entry) is not Pte:  # H1, F2, F3
+            return self.new_small_page(mm, address, key=0)
+        page = entry.page
+        if page.ksm:  # F1
+            self.vm["cow_ksm"] += 1
+            return self.copy_page(mm, address)
+        if not page.exclusive:  # F7
+            if page.folio.order or page.folio.mapcount + page.folio.pins != 1:
+                return self.copy_page(mm, address)
+            page.exclusive = True
+        entry.dirty = True
+        return page
+
+    def new_thp(self, mm: Mm, block: int) -> Folio:
+        """thp-split H1, H3."""
+        folio = self.new_folio(self.thp_order, block * self.pages_per_thp)
+        folio.pmds.add(mm)
+        mm.blocks[block] = folio
+        mm.anon += self.pages_per_thp
+        mm.huge += 1
+        self.vm["thp_fault_alloc"] += 1
+        if self.knobs["shrink_underused"] and folio.order >= 2:
+            self.enqueue(folio)
+        return folio
+
+    def new_small_page(self, mm: Mm, address: int, key: int, dirty: bool = True) -> Page:
+        """A new private page where nothing or a zeropage is mapped (F2)."""
+        if mm.ptes.pop(address, None) is ZP_KSM:
+            mm.ksm_zero -= 1
+            self.ksm_zero -= 1
+        page = self.new_folio(0, address).pages[0]
+        page.key = key
+        self.map_pte(mm, address, page, dirty)
+        return page
+
+    def copy_page(self, mm: Mm, address: int, dirty: bool = True) -> Page:
+        """A private copy takes the place of the mapped page."""
+        key = mm.ptes[address].page.key
+        self.unmap_ptes(mm, [address])
+        return self.new_small_page(mm, address, key, dirty)
+
+    def break_ksm(self, mm: Mm, address: int) -> None:
+        """ksm-merge B1: unshare a KSM page or a zeropage that ksmd placed; the new page is exclusive, not dirty."""
+        entry = mm.ptes.get(address)
+        if type(entry) is Pte and entry.page.ksm:
+            self.vm["cow_ksm"] += 1
+            self.copy_page(mm, address, dirty=False)
+        elif entry is ZP_KSM:
+            self.new_small_page(mm, address, key=0, dirty=False)
+
+    # -- unmapping (thp-split H11) ----------------------------------------------------------------------------
+
+    def zap(self, mm: Mm, start: int, end: int) -> None:
+        """Unmap a range that lies in one area, by runs of consecutive entries of one folio."""
+        address = start
+        while address < end:
+            block = address // self.pages_per_thp
+            first, last = block * self.pages_per_thp, (block + 1) * self.pages_per_thp
+            what = mm.blocks[block]
+            if type(what) is Folio or what is HUGE_ZP:
+                if address == first and last <= end:  # the PMD goes whole and leaves no page table (H10)
+                    if what is HUGE_ZP:
+                        mm.blocks[block] = None
+                    else:
+                        self.unmap_pmd(mm, block)
+                else:
+                    self.split_pmd(mm, block)
+                    continue
+            elif what is TABLE:
+                self.zap_ptes(mm, address, min(last, end))
+            address = last
+
+    def zap_ptes(self, mm: Mm, start: int, end: int) -> None:
+        run: list[int] = []
+        for address in range(start, end):
+            entry = mm.ptes.get(address)
+            if run and not (type(entry) is Pte and entry.page.folio is mm.ptes[run[0]].page.folio):
+                self.unmap_ptes(mm, run)
+                run = []
+            if type(entry) is Pte:
+                run.append(address)
+            elif mm.ptes.pop(address, None) is ZP_KSM:
+                mm.ksm_zero -= 1
+                self.ksm_zero -= 1
+        if run:
+            self.unmap_ptes(mm, run)
+
+    # -- areas (thp-split H6, H10, Z4) ------------------------------------------------------------------------
+
+    def set_vmas(self, mm: Mm, vmas: list[Vma]) -> None:
+        """Install a new list of areas: new borders cut huge PMDs (H6), new or resized areas get a new stamp (Z4)."""
+        before = {(vma.start, vma.end) for vma in mm.vmas}
+        borders = {border for pair in before for border in pair}
+        mm.vmas = [v if (v.start, v.end) in before else dataclasses.replace(v, stamp=self.stamp()) for v in vmas]
+        for vma in vmas:
+            for border in (vma.start, vma.end):
+                if border not in borders and border % self.pages_per_thp:
+                    block = border // self.pages_per_thp
+                    if type(mm.blocks[block]) is Folio or mm.blocks[block] is HUGE_ZP:
+                        self.split_pmd(mm, block)
+
+    def parts(self, mm: Mm, start: int, end: int) -> Iterator[tuple[Vma | None, int, int]]:
+        """The areas and holes of a range, as they are when their turn comes."""
+        while start < end:
+            vma = next((v for v in mm.vmas if v.end > start), None)
+            if vma is None or vma.start > start:
+                stop = end if vma is None else min(end, vma.start)
+                yield None, start, stop
+            else:
+                stop = min(end, vma.end)
+                yield vma, start, stop
+            start = stop
+
+    def change(self, mm: Mm, vma: Vma, start: int, end: int, **flags: bool) -> None:
+        """Give [start, end) of an area other flags; equal neighbours join (H10).  No change, no effect."""
+        if all(getattr(vma, name) == value for name, value in flags.items()):
+            return
+        pieces = [
+            dataclasses.replace(vma, end=start),
+            dataclasses.replace(vma, start=start, end=end, **flags),
+            dataclasses.replace(vma, start=end),
+        ]
+        joined: list[Vma] = []
+        for piece in [p for old in mm.vmas for p in (pieces if old is vma else [old]) if p.start < p.end]:
+            if joined and joined[-1].joins(piece):
+                joined[-1] = dataclasses.replace(joined[-1], end=piece.end)
+            else:
+                joined.append(piece)
+        self.set_vmas(mm, joined)
+
+    def cut_out(self, mm: Mm, start: int, end: int) -> None:
+        """munmap: first the areas are cut at the ends of the range, then they go one by one."""
+        for border in (start, end):
+            vma = mm.vma_at(border)
+            if vma is not None and vma.start < border:
+                n = mm.vmas.index(vma)
+                halves = [dataclasses.replace(vma, end=border), dataclasses.replace(vma, start=border)]
+                self.set_vmas(mm, mm.vmas[:n] + halves + mm.vmas[n + 1 :])
+        for vma in [v for v in mm.vmas if start <= v.start and v.end <= end]:
+            self.zap(mm, vma.start, vma.end)
+        mm.vmas = [v for v in mm.vmas if not (start <= v.start and v.end <= end)]
+
+
+# ---------------------------------------------------------------------------------------------- ksmd
+
+
+class RmapItem(RbNode):
+    """ksmd's record of one candidate (ksm-scan S20)."""
+
+    __slots__ = ("address", "age", "checksum", "mm", "next", "node", "seq", "skips", "tree")
+
+    def __init__(self, mm: Mm, address: int) -> None:
+        super().__init__()
+        self.mm, self.address = mm, address
+        self.checksum: int | None = None  # the content is its own checksum; none was taken yet
+        self.age = self.skips = 0
+        self.tree = ""  # "", "unstable" (since pass `seq`) or "stable" (attached to `node`)
+        self.seq = 0
+        self.node: StableNode | None = None
+        self.next: RmapItem | None = None
+
+
+class StableNode(RbNode):
+    """A KSM page and the rmap_items attached to it (ksm-merge T1); alone in the tree, or a dup of a chain (T5)."""
+
+    __slots__ = ("chain", "items", "page")
+
+    def __init__(self, page: Page) -> None:
+        super().__init__()
+        self.page = page
+        self.items: list[RmapItem] = []
+        self.chain: Chain | None = None
+
+
+class Chain(RbNode):
+    """The head of a chain: it holds the tree slot of one content (ksm-merge T5)."""
+
+    __slots__ = ("dups", "pruned")
+
+    def __init__(self, now: int) -> None:
+        super().__init__()
+        self.dups: list[StableNode] = []
+        self.pruned = now  # ms, the last full walk (T6)
+
+
+class Ksm(Memory):
+    """ksmd and its control operations, on top of `Memory`."""
+
+    def __init__(self, variant: str, knobs: dict[str, int], pages_per_thp: int) -> None:
+        super().__init__(variant, knobs, pages_per_thp)
+        self.slots: list[Mm] = []  # registered mms, in scanning order (ksm-scan S11, S12)
+        self.cursor: Mm | None = None  # None: parked between passes (S9)
+        self.address = -1  # where the cursor is; -1: at the very start of the mm
+        self.last: Mm | RmapItem | None = None  # the last rmap_item visited, or the mm if none was
+        self.stable, self.unstable = RbTree(), RbTree()
+        self.now = 0  # simulated time, ms
+        self.full_scans = self.pages_scanned = self.pages_skipped = 0
+        self.pages_shared = self.pages_sharing = self.pages_unshared = 0
+        self.rmap_items = self.chains = self.dups = 0
+
+    # -- the scanning side (ksm-scan) -------------------------------------------------------------------------
+
+    def batch(self) -> bool:
+        """One wake-up of ksmd (S2, S7); True if it completed a full scan."""
+        before = self.full_scans
+        if self.run & 1 and self.slots:
+            for _ in range(self.knobs["pages_to_scan"]):
+                candidate = self.next_candidate()
+                if candidate is None:
+                    break
+                item, page = candidate
+                self.pin(page)
+                self.visit(item, page)
+                self.unpin(page)
+                self.pages_scanned += 1
+        self.now += self.knobs["sleep_millisecs"]
+        return self.full_scans != before
+
+    def next_candidate(self) -> tuple[RmapItem, Page] | None:
+        """scan_get_next_rmap_item: S9 to S18."""
+        if self.cursor is None:
+            self.drain_mlock_batch()  # S10.2
+            self.unstable = RbTree()  # S10.4
+            self.enter_mm(self.slots[0])
+        while self.cursor is not None:
+            mm = self.cursor
+            if not mm.exiting:
+                for vma in mm.vmas:
+                    if not vma.mergeable or vma.end <= self.address:
+                        continue
+                    self.address = max(self.address, vma.start)
+                    while self.address < vma.end:
+                        page = mm.page_at(self.address)  # S14, S15
+                        self.address += 1
+                        if page is None:
+                            continue
+                        item = self.item_for(mm, self.address - 1)
+                        self.last = item
+                        if not self.smart_skip(item, page):
+                            return item, page
+            self.leave_mm(mm)
+        self.full_scans += 1  # S18
+        return None
+
+    def enter_mm(self, mm: Mm) -> None:
+        self.cursor, self.address, self.last = mm, -1, mm
+
+    def leave_mm(self, mm: Mm) -> None:
+        """S17."""
+        if mm.exiting:
+            self.address, self.last = -1, mm
+        self.free_items(self.last)
+        n = self.slots.index(mm) + 1
+        after = self.slots[n] if n < len(self.slots) else None
+        if self.address == -1:
+            self.slots.remove(mm)
+            mm.registered = False
+        if after is None:
+            self.cursor = None
+        else:
+            self.enter_mm(after)
+
+    def item_for(self, mm: Mm, address: int) -> RmapItem:
+        """Find or make the item; leftovers at lower addresses are freed (S21)."""
+        last = self.last
+        while last.next is not None and last.next.address <= address:
+            if last.next.address == address:
+                return last.next
+            self.free_next_item(last)
+        item = RmapItem(mm, address)
+        item.next, last.next = last.next, item
+        mm.rmap_items += 1
+        self.rmap_items += 1
+        return item
+
+    def free_next_item(self, before: Mm | RmapItem) -> None:
+        item = before.next
+        before.next = item.next
+        self.leave_tree(item)
+        item.mm.rmap_items -= 1
+        self.rmap_items -= 1
+
+    def free_items(self, after: Mm | RmapItem) -> None:
+        while after.next is not None:
+            self.free_next_item(after)
+
+    def smart_skip(self, item: RmapItem, page: Page) -> bool:
+        """S25."""
+        if not self.knobs["smart_scan"] or page.ksm:
+            return False
+        age, item.age = item.age, min(item.age + 1, 255)
+        if age < 3:
+            return False
+        if item.skips == 0:
+            item.skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
+            return False
+        self.pages_skipped += 1
+        item.skips -= 1
+        self.leave_tree(item)
+        return True
+
+    # -- one visited page (ksm-merge 2.1) ---------------------------------------------------------------------
+
+    def visit(self, item: RmapItem, page: Page) -> None:
+        """cmp_and_merge_page."""
+        if page.ksm and page.node is not None:  # M1
+            if item.tree == "stable" and item.node is page.node:
+                return
+        else:  # M2 (M14: also a KSM page without a node)
+            self.leave_tree(item)
+            if item.checksum != page.key:
+                item.checksum = page.key
+                return
+            if self.knobs["use_zero_pages"] and page.key == 0:  # M3
+                if self.merge_one(item, page, ZEROPAGE):
+                    return
+                if self.variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
+                    return  # M3b, fix-variants 5.1
+        found = self.stable_search(page)  # M4
+        self.leave_tree(item)
+        if found is not None:
+            if self.merge_one(item, page, found):
+                self.attach(item, found.node)
+            return
+        match = self.unstable_search_or_insert(item, page)  # M5
+        if match is None:
+            return
+        other = match.mm.page_at(match.address)
+        self.pin(other)
+        merged = self.merge_one(item, page, None)  # M5a
+        if merged:
+            self.leave_tree(item)
+            merged = self.merge_one(match, other, page)  # M5b
+            if merged:
+                self.leave_tree(match)  # M10
+            else:
+                self.break_cow(item)
+        same_folio = page.folio.order > 0 and page.folio is other.folio
+        self.unpin(other)
+        if merged:  # M5c
+            node = self.stable_insert(page)
+            self.attach(match, node)
+            self.attach(item, node)
+        elif same_folio:  # M5d
+            self.seen["same-THP split"] += 1
+            self.split_folio(page, "ksm")
+
+    def merge_one(self, item: RmapItem, page: Page, target: Page | str | None) -> bool:
+        """try_to_merge_one_page: M7, M8; the target is a KSM page, the zeropage or none."""
+        mm, address = item.mm, item.address
+        if page is target:
+            return True
+        if page.folio.order and not self.split_folio(page, "ksm"):
+            return False
+        if not self.write_protect(mm, address, page):
+            return False
+        if target is None:
+            page.ksm, page.node = True, None
+            for sharer, _ in page.maps:
+                sharer.ksm_mapped += 1
+            return True
+        if page.key != (0 if target is ZEROPAGE else target.key):
+            return False
+        locked = mm.vma_at(address).locked
+        self.pin(page)
+        self.unmap_ptes(mm, [address])
+        if target is ZEROPAGE:
+            mm.ptes[address] = ZP_KSM
+            mm.ksm_zero += 1
+            self.ksm_zero += 1
+        else:
+            self.map_pte(mm, address, target, dirty=False)
+            if locked:
+                self.add_to_mlock_batch(target)  # M15
+        if locked:
+            self.add_to_mlock_batch(page)
+        self.unpin(page)
+        return True
+
+    def write_protect(self, mm: Mm, address: int, page: Page) -> bool:
+        """M7.5; a KSM page without a node can't be found by reverse mapping (M14)."""
+        entry = mm.ptes.get(address)
+        if type(entry) is not Pte or entry.page is not page or page.ksm:
+            return False
+        if entry.dirty or page.exclusive:
+            if page.folio.pins != 1:
+                return False
+            page.exclusive = entry.dirty = False
+        return True
+
+    def break_cow(self, item: RmapItem) -> None:
+        """B1 for one item, by ksmd itself: in a locked area both pages go to the batch of mlock work."""
+        old, locked = item.mm.page_at(item.address), item.mm.vma_at(item.address).locked
+        self.break_ksm(item.mm, item.address)
+        if locked:
+            self.add_to_mlock_batch(item.mm.page_at(item.address))
+            self.add_to_mlock_batch(old)
+
+    def attach(self, item: RmapItem, node: StableNode) -> None:
+        """stable_tree_append: M9; M10 for the item itself."""
+        self.leave_tree(item)
+        if node.items:
+            self.pages_sharing += 1
+        else:
+            self.pages_shared += 1
+        node.items.append(item)
+        item.tree, item.node = "stable", node
+        item.mm.merging += 1
+
+    def leave_tree(self, item: RmapItem) -> None:
+        """remove_rmap_item_from_tree: S22, T2, and the "down" column of 2.9."""
+        if item.tree == "stable":
+            if self.node_page(item.node) is not None:
+                item.node.items.remove(item)
+                if item.node.items:
+                    self.pages_sharing -= 1
+                else:
+                    self.pages_shared -= 1
+                item.mm.merging -= 1
+        elif item.tree == "unstable":
+            if item.seq == self.full_scans:
+                if any(self.mergeable_page(below) is None for below in subtree(item)):
+                    self.seen["erase above a dead node"] += 1
+                self.unstable.erase(item)
+            self.pages_unshared -= 1
+        item.tree, item.node = "", None
+
+    # -- stable tree (ksm-merge 2.6) --------------------------------------------------------------------------
+
+    def node_page(self, node: StableNode) -> Page | None:
+        """ksm_get_folio: T2; a stale node is removed by whoever looks at it."""
+        if node.page.alive:
+            return node.page
+        self.remove_node(node)
+        return None
+
+    def remove_node(self, node: StableNode) -> None:
+        if node.items:
+            self.pages_shared -= 1
+            self.pages_sharing -= len(node.items) - 1
+        for item in node.items:
+            item.mm.merging -= 1
+            item.tree = ""
+        node.items = []
+        if node.chain is None:
+            self.stable.erase(node)
+        else:
+            node.chain.dups.remove(node)
+            self.dups -= 1
+
+    def has_room(self, node: StableNode, more: int = 0) -> bool:
+        """T3."""
+        return bool(node.items) and len(node.items) + more < self.knobs["max_page_sharing"]
+
+    def stable_search(self, page: Page) -> Page | None:
+        """T4."""
+        if page.ksm and page.node is not None:
+            return page
+        while True:
+            slot, restart = self.stable.root, False
+            while slot is not None:
+                node = self.choose_dup(slot, search=True)
+                if node is None:
+                    restart = True
+                    break
+                if page.key == node.page.key:
+                    return node.page if self.has_room(node) else None
+                slot = node.chain or node
+                slot = slot.left if page.key < node.page.key else slot.right
+            if not restart:
+                return None
+            self.seen["restart after a stale node"] += 1
+
+    def choose_dup(self, slot: StableNode | Chain, search: bool) -> StableNode | None:
+        """T6: the node that speaks for a tree slot; None if the slot was stale and is gone."""
+        if isinstance(slot, StableNode):
+            return slot if self.node_page(slot) is not None else None
+        walk_all = search and self.now >= slot.pruned + self.knobs["stable_node_chains_prune_millisecs"]
+        if walk_all:
+            slot.pruned = self.now
+        best: StableNode | None = None
+        for dup in list(slot.dups):
+            if self.node_page(dup) is None:
+                continue
+            better = best is not None and self.has_room(dup)
+            if better and self.has_room(best) and len(dup.items) <= len(best.items):
+                better = False
+            if best is None or better:
+                best = dup
+                if not walk_all and self.has_room(dup):
+                    break
+        if best is None:
+            self.stable.erase(slot)
+            self.chains -= 1
+        elif len(slot.dups) == 1:
+            self.seen["chain dissolved"] += 1
+            self.stable.replace(slot, best)
+            best.chain = None
+            self.chains -= 1
+            self.dups -= 1
+        elif slot.dups[0] is not best and self.has_room(best, 1):
+            self.seen["chain reordered"] += 1
+            slot.dups.remove(best)
+            slot.dups.insert(0, best)
+        return best
+
+    def stable_insert(self, page: Page) -> StableNode:
+        """T5."""
+        new = page.node = StableNode(page)
+        while True:
+            slot, parent, left, restart = self.stable.root, None, False, False
+            while slot is not None:
+                node = self.choose_dup(slot, search=False)
+                if node is None:
+                    restart = True
+                    break
+                slot = node.chain or node
+                if page.key == node.page.key:
+                    self.add_dup(slot, new)
+                    return new
+                parent, left = slot, page.key < node.page.key
+                slot = slot.left if left else slot.right
+            if not restart:
+                self.stable.insert(new, parent, left)
+                return new
+            self.seen["restart after a stale node"] += 1
+
+    def add_dup(self, slot: StableNode | Chain, new: StableNode) -> None:
+        if isinstance(slot, StableNode):
+            self.seen["chain made"] += 1
+            chain, first = Chain(self.now), slot
+            self.stable.replace(first, chain)
+            self.chains += 1
+            self.dups += 1
+            chain.dups.append(first)
+            first.chain = chain
+            slot = chain
+        slot.dups.insert(0, new)
+        new.chain = slot
+        self.dups += 1
+
+    def remove_all_nodes(self) -> bool:
+        """remove_all_stable_nodes (R2, R4); False if a node's page is still mapped."""
+        while self.stable.root is not None:
+            slot = self.stable.root
+            for node in slot.dups[:] if isinstance(slot, Chain) else [slot]:
+                if node.page.mapped:
+                    return False
+                node.page.node = None
+                self.remove_node(node)
+            if isinstance(slot, Chain):
+                self.stable.erase(slot)
+                self.chains -= 1
+        return True
+
+    # -- unstable tree (ksm-merge 2.5, 2.7) -------------------------------------------------------------------
+
+    def mergeable_page(self, item: RmapItem) -> Page | None:
+        """get_mergeable_page: D1; None makes the node dead."""
+        mm = item.mm
+        if mm.exiting:
+            return None
+        vma = mm.vma_at(item.address)
+        return mm.page_at(item.address) if vma is not None and vma.mergeable else None
+
+    def unstable_search_or_insert(self, item: RmapItem, page: Page) -> RmapItem | None:
+        """U2."""
+        parent, left, node, key = None, False, self.unstable.root, page.key
+        while node is not None:
+            other = self.mergeable_page(node)
+            if other is None:  # D2
+                leaf = node.left is None and node.right is None
+                self.seen["dead root" if node.up is None else "dead leaf" if leaf else "dead inner node"] += 1
+                return None
+            if other is page:
+                return None
+            if key == other.key:
+                return node
+            parent, left = node, key < other.key
+            node = node.left if left else node.right
+        self.unstable.insert(item, parent, left)
+        item.tree, item.seq = "unstable", self.full_scans
+        self.pages_unshared += 1
+        return None
+
+    # -- registering, fork, exit, run = 2 (ksm-scan S12, ksm-merge 2.10, 2.11) --------------------------------
+
+    def register(self, mm: Mm) -> None:
+        """__ksm_enter: S12."""
+        at_tail = self.cursor is None or self.run == 2
+        self.slots.insert(len(self.slots) if at_tail else self.slots.index(self.cursor), mm)
+        mm.registered = True
+
+    def fork(self, parent: Mm) -> Mm:
+        """F4."""
+        child = Mm(parent.pages, parent.pages_per_thp)
+        self.mms.append(child)
+        self.seen["fork in mid-scan"] += self.cursor is not None
+        if parent.registered:
+            self.register(child)
+        child.vmas = [
+            dataclasses.replace(vma, locked=False, anon_vma=self.stamp(), stamp=self.stamp()) for vma in parent.vmas
+        ]
+        for block, what in enumerate(parent.blocks):
+            child.blocks[block] = what
+            if type(what) is Folio:
+                what.pmds.add(child)
+                child.huge += 1
+                child.anon += self.pages_per_thp
+                for page in what.pages:
+                    page.exclusive = False
+        for address, entry in parent.ptes.items():
+            if type(entry) is Pte:
+                entry.page.exclusive = False
+                self.map_pte(child, address, entry.page, entry.dirty)
+            else:
+                child.ptes[address] = entry
+        child.ksm_zero = parent.ksm_zero
+        self.ksm_zero += child.ksm_zero
+        return child
+
+    def exit(self, mm: Mm) -> None:
+        """F5."""
+        mm.exiting = True
+        if mm.registered and self.cursor is not mm:
+            self.slots.remove(mm)
+            if mm.next is None:
+                mm.registered = False
+            else:
+                self.slots.insert(0 if self.cursor is None else self.slots.index(self.cursor) + 1, mm)
+        elif mm.registered:
+            self.seen["exit at the cursor"] += 1
+        for vma in mm.vmas:
+            self.zap(mm, vma.start, vma.end)
+        mm.vmas = []
+        mm.blocks = [None] * len(mm.blocks)
+
+    def unmerge(self, mm: Mm, start: int, end: int) -> None:
+        for address in range(start, end):
+            self.break_ksm(mm, address)
+
+    def unmerge_all(self) -> None:
+        """run = 2: R2."""
+        for mm in self.slots[:]:
+            for vma in mm.vmas:
+                if vma.mergeable:
+                    self.unmerge(mm, vma.start, vma.end)
+            self.free_items(mm)
+            if mm.exiting:
+                self.slots.remove(mm)
+                mm.registered = False
+        self.remove_all_nodes()
+        self.full_scans = 0
+        self.cursor = None
+
+    # -- what is seen -----------------------------------------------------------------------------------------
+
+    def sample(self) -> dict[str, int]:
+        """ksm-merge 2.9 and thp-split 3.8, as sysfs, smaps and ksm_stat show them."""
+        living = [mm for mm in self.mms if not mm.exiting]
+        total = {name: sum(getattr(mm, name) for mm in living) for name in ("anon", "huge", "ksm_mapped", "ksm_zero")}
+        items, merging = sum(mm.rmap_items for mm in living), sum(mm.merging for mm in living)
+        row = dict.fromkeys(FIELDS, 0)
+        row |= self.vm
+        tracked = self.pages_shared + self.pages_sharing + self.pages_unshared
+        row |= {
+            "pages_scanned": self.pages_scanned,
+            "full_scans": self.full_scans,
+            "pages_shared": self.pages_shared,
+            "pages_sharing": self.pages_sharing,
+            "pages_unshared": self.pages_unshared,
+            "pages_volatile": max(0, self.rmap_items - tracked),  # C1
+            "pages_skipped": self.pages_skipped,
+            "ksm_zero_pages": self.ksm_zero,
+            "stable_node_chains": self.chains,
+            "stable_node_dups": self.dups,
+            "general_profit": (self.pages_sharing + self.ksm_zero) * PAGE_BYTES - self.rmap_items * ITEM_BYTES,  # C2
+            "rss_kb": total["anon"] * 4,
+            "anonymous_kb": total["anon"] * 4,
+            "anonhugepages_kb": total["huge"] * self.pages_per_thp * 4,
+            "ksm_kb": total["ksm_mapped"] * 4,
+            "proc_ksm_rmap_items": items,
+            "proc_ksm_zero_pages": total["ksm_zero"],
+            "proc_ksm_merging_pages": merging,
+            "proc_ksm_process_profit": (merging + total["ksm_zero"]) * PAGE_BYTES - items * ITEM_BYTES,  # C3
+            "deferred_queue_len": self.queue_len,
+        }
+        return row
+
+    def page_map(self, mm: Mm) -> str:
+        """trace-format, Maps: run-length coded letters."""
+        letters = "".join(mm.letter(address) for address in range(mm.pages))
+        return re.sub(r"(.)\1*", lambda m: m[1] + (str(len(m[0])) if len(m[0]) > 1 else ""), letters)
+
+    def frames(self) -> tuple[int, int]:
+        """Different physical pages that are mapped, and the KSM pages among them."""
+        mapped = {id(e.page): e.page.ksm for mm in self.mms for e in mm.ptes.values() if type(e) is Pte}
+        huge = {id(f): f for mm in self.mms for f in mm.blocks if type(f) is Folio}
+        mapped |= {id(page): False for folio in huge.values() for page in folio.pages}
+        return len(mapped), sum(mapped.values())
+
+
+# ---------------------------------------------------------------------------------------------- events
+
+
+class Machine(Ksm):
+    """A machine with the processes of a scenario, and the events of trace-format as methods `op_*`."""
+
+    def __init__(self, trace: dict) -> None:
+        scenario = trace["scenario"]
+        super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
+        for process in scenario["processes"]:
+            self.start(process, late=bool(scenario["late"]))
+        self.vm.clear()
+        for order, name in list(self.mthp):
+            if not name.startswith("nr_"):
+                del self.mthp[order, name]
+
+    def start(self, process: dict, late: bool) -> None:
+        """A process whose region was advised, populated by writes, advised again (trace-format, processes)."""
+        mm = Mm(process["pages"], self.pages_per_thp)
+        self.mms.append(mm)
+        stamp = self.stamp()
+        mm.vmas = [Vma(0, mm.pages, huge=False, anon_vma=stamp, stamp=stamp)]
+        orders = process.get("orders")
+        if orders is None:
+            orders = [[first, count, self.thp_order] for first, count in process["thp"]]
+        for first, count, order in orders:
+            if order in (9, self.thp_order):
+                self.madvise(mm, first, count, huge=True)
+            elif order:
+                for start in range(first, first + count, 1 << order):
+                    self.populate(mm, start, order)
+        # every area gets its own anon_vma at its first write, so areas that differ then never join
+        mm.vmas = [dataclasses.replace(vma, anon_vma=self.stamp()) for vma in mm.vmas]
+        address = 0
+        for first, count, step in process["contents"]:
+            for n in range(count):
+                vma = mm.vma_at(address)
+                self.write_fault(mm, vma, address).key = first + n * step
+                address += 1
+        if process.get("nohugepage_after_populate"):
+            self.madvise(mm, 0, mm.pages, huge=False)
+        if not late:
+            for first, count in process["mergeable"]:
+                self.op_mergeable(mm, first, count)
+
+    def populate(self, mm: Mm, start: int, order: int) -> None:
+        """mthp E2, E18: a folio of orders 2 to 8, every page mapped by an entry of its own."""
+        folio = self.new_folio(order, start)
+        mm.blocks[start // self.pages_per_thp] = TABLE
+        for page in folio.pages:
+            self.map_pte(mm, start + page.index, page, dirty=True)
+
+    def event(self, event: dict) -> int:
+        """Do one event; returns its errno or 0."""
+        operation = getattr(self, "op_" + event["op"])
+        arguments = {k: v for k, v in event.items() if k not in ("after", "op", "process", "result", "sample")}
+        if "process" in event:
+            mm = self.mms[event["process"]] if event["process"] < len(self.mms) else None
+            if mm is None or mm.exiting:
+                return ESRCH
+            arguments["mm"] = mm
+        self.drain_mlock_batch()  # M15
+        result = operation(**arguments) or 0
+        self.drain_mlock_batch()
+        return result
+
+    def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
+        for address in range(page, page + count):
+            vma = mm.vma_at(address)
+            if vma is None or not vma.writable:
+                return EFAULT
+            if key is None:
+                self.read_fault(mm, vma, address)
+                self.write_fault(mm, vma, address)
+            else:
+                self.write_fault(mm, vma, address).key = key
+        return 0
+
+    def op_read(self, mm: Mm, page: int, count: int) -> int:
+        for address in range(page, page + count):
+            vma = mm.vma_at(address)
+            if vma is None:
+                return EFAULT
+            self.read_fault(mm, vma, address)
+        return 0
+
+    # madvise: holes are passed over and make the result ENOMEM (F8)
+
+    def madvise(self, mm: Mm, page: int, count: int, **flags: bool) -> int:
+        result = 0
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is None:
+                result = ENOMEM
+            else:
+                self.change(mm, vma, start, end, **flags)
+        return result
+
+    def op_hugepage(self, mm: Mm, page: int, count: int) -> int:
+        return self.madvise(mm, page, count, huge=True)
+
+    def op_nohugepage(self, mm: Mm, page: int, count: int) -> int:
+        return self.madvise(mm, page, count, huge=False)
+
+    def op_mergeable(self, mm: Mm, page: int, count: int) -> int:
+        changes = any(v is not None and not v.mergeable for v, _, _ in self.parts(mm, page, page + count))
+        if changes and not mm.registered:  # S12
+            self.register(mm)
+        return self.madvise(mm, page, count, mergeable=True)
+
+    def op_unmergeable(self, mm: Mm, page: int, count: int) -> int:
+        """R3."""
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is not None and vma.mergeable:
+                self.unmerge(mm, start, end)
+        return self.madvise(mm, page, count, mergeable=False)
+
+    def op_dontneed(self, mm: Mm, page: int, count: int) -> int:
+        result = 0
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is None:
+                result = ENOMEM
+            elif vma.locked:
+                return EINVAL
+            else:
+                self.zap(mm, start, end)
+        return result
+
+    def op_munmap(self, mm: Mm, page: int, count: int) -> None:
+        self.cut_out(mm, page, page + count)
+
+    # mlock, munlock and mprotect stop at the first hole
+
+    def protect(self, mm: Mm, page: int, count: int, **flags: bool) -> int:
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is None:
+                return ENOMEM
+            self.change(mm, vma, start, end, **flags)
+        return 0
+
+    def op_mlock(self, mm: Mm, page: int, count: int) -> int:
+        """F8."""
+        result = self.protect(mm, page, count, locked=True)
+        if not result:
+            for address in range(page, page + count):
+                vma = mm.vma_at(address)
+                (self.write_fault if vma.writable else self.read_fault)(mm, vma, address)
+        return result
+
+    def op_munlock(self, mm: Mm, page: int, count: int) -> int:
+        return self.protect(mm, page, count, locked=False)
+
+    def op_mprotect(self, mm: Mm, page: int, count: int, prot: int) -> int:
+        return self.protect(mm, page, count, writable=bool(prot & 2))
+
+    def op_fork(self, mm: Mm) -> None:
+        self.fork(mm)
+
+    def op_exit(self, mm: Mm) -> None:
+        self.exit(mm)
+
+    def op_split(self, mm: Mm, page: int, count: int) -> None:
+        """debugfs split_huge_pages for a range; stops at the first address without an area (thp-split H13)."""
+        for address in range(page, page + count):
+            if mm.vma_at(address) is None:
+                break
+            target = mm.page_at(address)
+            if target is not None and target.folio.order:
+                self.split_other(target)
+
+    def op_split_all(self) -> None:
+        for mm in self.mms:
+            for address in range(mm.pages):
+                target = mm.page_at(address)
+                if target is not None and target.folio.order:
+                    self.split_other(target)
+
+    def split_other(self, page: Page) -> None:
+        self.pin(page)
+        self.split_folio(page, "other")
+        self.unpin(page)
+
+    def op_sleep(self, millisecs: int) -> None:
+        self.now += millisecs
+
+    def op_set(self, knob: str, value: int | str) -> int:
+        if knob == "variant":
+            self.variant = str(value)
+        elif knob == "run":  # R1, R2
+            if value != self.run and value == 2:
+                self.run = 2
+                self.unmerge_all()
+            self.run = int(value)
+        elif knob == "max_page_sharing" and value != self.knobs[knob]:  # R4
+            if int(value) < 2:
+                return EINVAL
+            if self.pages_shared or not self.remove_all_nodes():
+                return EBUSY
+            self.knobs[knob] = int(value)
+        else:
+            self.knobs[knob] = int(value)
+        return 0
+
+
+def predict(trace: dict, *, every_map: bool = False) -> dict:
+    """Run the scenario of `trace`; the result is a trace of the same format, with the occurrences `seen`.
+
+    Of `trace` only the scenario, the variant, the kernel and the places of maps and frames are read.
+    With `every_map` there are maps and frames after every sample.
+    """
+    machine = Machine(trace)
+    scenario = {**trace["scenario"], "events": [dict(event) for event in trace["scenario"]["events"]]}
+    sizes = any("orders" in process for process in scenario["processes"])
+    mthp = {f"mthp_{4 << order}kB_{n}": (order, n) for order in MTHP_ORDERS for n in MTHP_NAMES} if sizes else {}
+    asked_maps = {(m["batch"], m["rank"]) for m in trace["maps"]}
+    asked_frames = {(f["batch"], f["rank"]) for f in trace["frames"]}
+    out = {
+        "format": "kernel-trace-1",
+        "name": trace.get("name", ""),
+        "kernel": "mmlab reference",
+        "variant": trace["variant"],
+        "how": "predicted by the reference model",
+        "scenario": scenario,
+        "fields": [*FIELDS, *mthp],
+        "samples": [],
+        "maps": [],
+        "frames": [],
+    }
+
+    def sample(batch: int, rank: int) -> None:
+        row = machine.sample() | {"batch": batch} | {field: machine.mthp[key] for field, key in mthp.items()}
+        place = {"batch": batch, "rank": rank, "sample": len(out["samples"])}
+        out["samples"].append([row[field] for field in out["fields"]])
+        if every_map or (batch, rank) in asked_maps:
+            out["maps"] += [place | {"process": n, "pages": machine.page_map(mm)} for n, mm in enumerate(machine.mms)]
+        if every_map or (batch, rank) in asked_frames:
+            frames, ksm_frames = machine.frames()
+            out["frames"].append(place | {"frames": frames, "ksm_frames": ksm_frames})
+
+    def events(batch: int, full_scan: int | None) -> None:
+        due = [e for e in waiting if e["after"] in ({"batch": batch}, {"full_scan": full_scan})]
+        for rank, event in enumerate(due, start=1):
+            waiting.remove(event)  # once: after run = 2 the same full scan comes again
+            event["result"] = machine.event(event)
+            event["sample"] = len(out["samples"])
+            sample(batch, rank)
+
+    waiting = list(scenario["events"])
+    sample(0, 0)
+    events(0, None)
+    machine.op_set("run", 1)
+    for batch in range(1, scenario["batches"] + 1):
+        completed = machine.batch()
+        sample(batch, 0)
+        events(batch, machine.full_scans if completed else None)
+    out["seen"] = machine.seen
+    return out
