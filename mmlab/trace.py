@@ -263,7 +263,9 @@ def _answer(run: Run, asked: dict[str, Any], map_places: Iterable[tuple[int, int
     columns = run.columns()
     for event, result, row in zip(asked["events"], run.results, run.event_rows, strict=True):
         event["result"], event["sample"] = result, row
-    index = {place: i for i, place in enumerate(zip(columns["batch"].tolist(), columns["rank"].tolist(), strict=True))}
+    index: dict[Place, int] = {}
+    for i, place in enumerate(zip(columns["batch"].tolist(), columns["rank"].tolist(), strict=True)):
+        index.setdefault(place, i)  # a last row, in which only time has passed, is no sample of a trace
     if map_places is None:
         map_places = [(b, r, p) for (b, r), pages in run.maps.items() for p in range(len(pages))]
     maps = []
@@ -287,7 +289,7 @@ def _answer(run: Run, asked: dict[str, Any], map_places: Iterable[tuple[int, int
         "how": "predicted by the model",
         "scenario": asked,
         "fields": fields,
-        "samples": np.stack([columns[name] for name in fields], axis=1).tolist(),
+        "samples": np.stack([columns[name] for name in fields], axis=1)[list(index.values())].tolist(),
         "maps": maps,
         "frames": frames,
     }
@@ -301,14 +303,16 @@ def _ranges(flags: NDArray[np.bool_]) -> list[list[int]]:
 def _key_runs(keys: NDArray[np.uint64]) -> list[list[int]]:
     """Keys as ``[[first, count, step], …]`` with steps 0 and 1."""
     steps = np.diff(keys)  # modulo 2^64, which is harmless: only equality is asked for
+    ends = np.append(np.flatnonzero(steps[1:] != steps[:-1]) + 1, steps.size).tolist()
     out: list[list[int]] = []
-    i = 0
+    i = at = 0
     while i < keys.size:
-        step = int(steps[i]) if i < steps.size and steps[i] <= 1 else 0
-        change = np.flatnonzero(steps[i:] != step)
-        end = i + 1 + (int(change[0]) if change.size else steps.size - i)
-        out.append([int(keys[i]), end - i, step])
-        i = end
+        while at < len(ends) and ends[at] <= i:
+            at += 1
+        step = int(steps[i]) if i < steps.size else 2
+        last = i if step > 1 else ends[at]  # pages i … last are a step apart
+        out.append([int(keys[i]), last - i + 1, step if step <= 1 else 0])
+        i = last + 1
     return out
 
 
