@@ -1,0 +1,230 @@
+"""The command line: what it prints, what it writes, and that a mistake is one message and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SHIPPED
+from mmlab import cli
+from mmlab import trace as traces
+from mmlab.scenario import flat_fields
+from mmlab.variants import VARIANTS
+
+SMALL = "memory_mib: 4\nzero_fraction: 0.5\npages_to_scan: 500\nhorizon_full_scans: 4\n"
+TRACES = sorted(SHIPPED.glob("act-w*.json.gz"))
+
+
+class Result:
+    """Exit status and what was printed."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*args: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+# -- what it does -------------------------------------------------------------------------------------------------
+
+
+def test_simulate_prints_a_summary(run, small: Path) -> None:
+    done = run("simulate", small)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"{small}\n")
+    assert "thps_split" in done.out
+
+
+def test_variant_and_settings_change_the_run(run, small: Path) -> None:
+    mainline = run("simulate", small).out
+    assert run("simulate", small, "--variant", "legacy").out != mainline
+    assert run("simulate", small, "--set", "use_zero_pages=1", "--set", "layout=random").out != mainline
+    assert run("simulate", small, "--set", "variant=legacy").out == run("simulate", small, "--variant", "legacy").out
+
+
+def test_out_writes_predictions_that_compare_takes(run, tmp_path: Path, small: Path) -> None:
+    out = tmp_path / "out"
+    done = run("simulate", small, *TRACES, "--out", out)
+    assert done.status == 0
+    assert [Path(line) for line in done.out.split()] == [out / "small.json.gz", *(out / p.name for p in TRACES)]
+    assert sorted(p.name for p in out.iterdir()) == sorted(["small.json.gz", *(p.name for p in TRACES)])
+    for path in TRACES:
+        prediction = traces.read(out / path.name)
+        assert traces.compare(traces.read(path), prediction).exact
+        assert prediction["name"] == path.name.removesuffix(".json.gz")
+    again = run("compare", out)
+    assert again.status == 0
+    assert f"traces exact {1 + len(TRACES)}/{1 + len(TRACES)}" in again.out
+
+
+def test_predictions_are_the_same_bytes_with_two_processes(run, tmp_path: Path) -> None:
+    files = sorted(SHIPPED.glob("smart*.json.gz"))[:3]
+    run("simulate", *files, "--out", tmp_path / "a")
+    assert run("simulate", *files, "--out", tmp_path / "b", "--jobs", "2").status == 0
+    assert [(tmp_path / "a" / p.name).read_bytes() for p in files] == [
+        (tmp_path / "b" / p.name).read_bytes() for p in files
+    ]
+
+
+def test_compare_says_what_differs(run, tmp_path: Path) -> None:
+    good = TRACES[0]
+    wrong = traces.read(good)
+    wrong["samples"][4][wrong["fields"].index("pages_scanned")] += 1
+    wrong["samples"][9][wrong["fields"].index("rss_kb")] += 4
+    traces.write(tmp_path / "wrong.json.gz", wrong)
+    done = run("compare", good, tmp_path / "wrong.json.gz")
+    assert done.status == 1
+    first, second, totals = done.out.splitlines()
+    assert first.startswith(f"{good.name}: samples exact")
+    assert "first: batch" in second
+    assert "pages_scanned: recorded" in second
+    assert totals.startswith("traces exact 1/2, samples exact ")
+    assert run("compare", "-v", tmp_path / "wrong.json.gz").out.count("    batch") == 2
+    quiet = run("compare", "-q", good).out.splitlines()
+    assert len(quiet) == 1
+    assert quiet[0].startswith("traces exact 1/1")
+
+
+def test_compare_only(run) -> None:
+    done = run("compare", SHIPPED, "--only", "act-write*", "--only", "k61")
+    assert done.status == 0
+    assert "k61_" in done.out
+    assert "base_" not in done.out
+
+
+def test_variants_and_params_are_complete(run) -> None:
+    out = run("variants").out
+    assert all(name in out for name in VARIANTS)
+    out = run("params").out
+    assert all(f"  {name}: " in out for name in flat_fields())
+    out = run("params", "pages_to_scan").out
+    assert "100 pages" in out
+    assert "seed" not in out
+
+
+@pytest.mark.parametrize("command", ["", "simulate", "compare", "report", "variants", "params"])
+def test_help(run, command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.status == 0
+    assert "Usage: mmlab" in done.out
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["simulate", "none.yaml"], ["none.yaml", "no such file"]),
+        (["simulate", "small.yaml", "--set", "pages_to_scna=1"], ["pages_to_scna", 'did you mean "pages_to_scan"']),
+        (["simulate", "small.yaml", "--set", "pages_to_scan=-1"], ["pages_to_scan = -1", "at least 0"]),
+        (["simulate", "small.yaml", "--set", "pages_to_scan"], ["NAME=VALUE"]),
+        (["simulate", "small.yaml", "--set", "memory_mib=9999998"], ["memory_mib", "GiB"]),
+        (["simulate", "small.yaml", "--variant", "mainlien"], ["mainlien", "mainline"]),
+        (["simulate", "small.yaml", "--jobs", "0"], ["--jobs"]),
+        (["simulate", "typo.yaml"], ["typo.yaml", "zero_fractoin", '"zero_fraction"']),
+        (["simulate", "range.yaml"], ["range.yaml", "zero_fraction = 3", "0 … 1"]),
+        (["simulate", "cut.json.gz"], ["cut.json.gz", "cut short"]),
+        (["simulate", "cut.json.gz", "--out", "out"], ["cut.json.gz", "cut short"]),
+        (["compare", "cut.json.gz"], ["cut.json.gz", "cut short"]),
+        (["compare", "nojson.json.gz"], ["nojson.json.gz", "not a gzip file"]),
+        (["compare", "empty"], ["empty", "no .json.gz file"]),
+        (["simulate", "small.yaml", "a/small.yaml", "--out", "out"], ["small.json.gz", "several files"]),
+        (["simulate", "small.yaml", "--out", "small.yaml"], ["small.yaml"]),
+        (["simulate", "miniature.yaml", "--out", "out"], ["pages_per_thp = 8", "512"]),
+        (["simulate", "trace.json.gz", "--out", "."], ["trace.json.gz", "another folder"]),
+        (["simulate", "trace.json.gz", "--out", "out", "--set", "memory_mib=4"], ["memory_mib can't be changed"]),
+        (["params", "sede"], ["sede", '"seed"']),
+        (["report", "none.ipynb"], ["none.ipynb"]),
+        (["simualte", "x"], ["simualte"]),
+        (["simulate"], ["FILE"]),
+    ],
+    ids=lambda x: " ".join(x) if x and " " not in x[0] else "",
+)
+def test_a_mistake_is_one_message_and_status_2(
+    run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("empty").mkdir()
+    shutil.copy(small, "a")
+    Path("typo.yaml").write_text("zero_fractoin: 0.5\n")
+    Path("range.yaml").write_text("zero_fraction: 3\n")
+    Path("miniature.yaml").write_text("pages_per_thp: 8\nmemory_mib: 1\nhorizon_seconds: 0.1\n")
+    shutil.copy(TRACES[0], "trace.json.gz")
+    Path("cut.json.gz").write_bytes(TRACES[0].read_bytes()[:2000])
+    Path("nojson.json.gz").write_bytes(b"{}")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = run(*args)
+    assert done.status == 2
+    assert all(word in done.err for word in words), done.err
+    assert "Traceback" not in done.err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, "nothing half-written"
+
+
+def test_one_broken_file_does_not_stop_the_others(run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json.gz"
+    broken.write_bytes(TRACES[0].read_bytes()[:2000])
+    done = run("simulate", broken, TRACES[0], "--out", tmp_path / "out")
+    assert done.status == 2
+    assert (tmp_path / "out" / TRACES[0].name).exists()
+    assert len(done.err.splitlines()) == 1
+    done = run("compare", broken, TRACES[0])
+    assert done.status == 2
+    assert "traces exact 1/2" in done.out
+
+
+def test_traces_with_ops_that_are_not_modelled_are_listed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmlab.simulate.SUPPORTED_OPS", frozenset({"read"}))
+    done = run("compare", TRACES[0])
+    assert done.status == 1
+    assert "not modelled yet (write)" in done.out
+    assert "traces exact 0/1 (1 not predicted)" in done.out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interrupted_keeps_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(SMALL)
+    (tmp_path / "b.yaml").write_text("memory_mib: 64\nkey_order: random\nsmart_scan: 0\nhorizon_seconds: 1e9\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from mmlab.cli import main; main()", "simulate", "a.yaml", "b.yaml", "--out", "out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not (tmp_path / "out" / "a.json.gz").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.json.gz"]
+    traces.read(tmp_path / "out" / "a.json.gz")
