@@ -1442,6 +1442,9 @@ class Machine(Ksm):
         return 0
 
 
+OPERATIONS = {name.removeprefix("op_") for name in dir(Machine) if name.startswith("op_")}
+
+
 def predict(trace: dict, *, every_map: bool = False) -> dict:
     """Run the scenario of `trace`; the result is a trace of the same format, with the occurrences `seen`.
 
