@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 # the flat params files; each becomes a report of its own
 PARAMS  := regression_uzp1 regression_uzp0 all_zero bimodal no_thp
 REPORTS := $(PARAMS:%=reports/01_regression_%.html)
-SOURCES := $(shell find mmlab -name '*.py' -o -name '*.j2' -o -name '*.css' 2>/dev/null)
+SOURCES := $(shell find mmlab -name __pycache__ -prune -o -type f -print)
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 
 help: ## this list
@@ -54,7 +54,7 @@ reports/01_regression_%.html: notebooks/01_regression.ipynb params/%.yaml $(SOUR
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "mmlab needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing)." >&2; \
+	  echo "mmlab needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null | head -1 | grep . || echo missing)." >&2; \
 	  echo "Name another one: make PYTHON=python3.13 …" >&2; exit 1; }
 	@if ! test -x $(BIN)/python; then \
 	  echo "Making the virtual environment $(VENV) with $$($(PYTHON) --version)"; \
