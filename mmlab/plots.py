@@ -332,13 +332,13 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     return panels
 
 
-# --- by which factor ---------------------------------------------------------------------------
+# --- curves: a rate or a factor over a parameter ------------------------------------------------------------------
 
 
-def crossings(table: pd.DataFrame, x: str, at: float = 10, by: str = "series", y: str = "factor") -> pd.DataFrame:
-    """Where each series' factor passes ``at``, interpolated between its points on logarithmic scales.
+def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
+    """Where each curve passes ``at``, interpolated between its points (logarithmically where these are far apart).
 
-    Columns ``by`` and ``x``; a series that never reaches ``at``, or never leaves it, has no row.
+    Columns ``by`` and ``x``; a curve that stays on one side of ``at`` has no row.
     """
     rows = []
     for name, part in table.sort_values(x).groupby(by, sort=False):
@@ -352,44 +352,63 @@ def crossings(table: pd.DataFrame, x: str, at: float = 10, by: str = "series", y
     return pd.DataFrame(rows, columns=[by, x])
 
 
-def factors(
-    table: pd.DataFrame, x: str, xlabel: str, by: str = "series", ax: Axes | None = None, log: bool = False,
-    marks: Sequence[float] = (2, 10, 100),
-) -> Axes:  # fmt: skip
-    """Curves of a factor (logarithmic), with lines at ``marks`` and a diamond where a curve passes tenfold.
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    marks: Mapping[float, str] | None = None,
+    at: float | None = None,
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """A curve for each value of ``by``, ``y`` logarithmic, with lines at ``marks`` and a diamond where it passes ``at``.
+
+    Curves differ in colour, dash and marker. An infinite ``y`` is an ∞ at the upper edge.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``x``, ``by`` and ``factor``.
+        A row a point. The names of its columns ``x`` and ``y`` are the axes' labels: they carry the units.
+    marks : mapping
+        Value of ``y`` → the words beside its line.
     log : bool
         Logarithmic x axis, too.
     """
     import seaborn as sns
 
     ax = ax or axes()[0]
+    finite = table.reset_index(drop=True).replace({y: {np.inf: np.nan}})
     names = list(dict.fromkeys(table[by]))
     sns.lineplot(
-        table, x=x, y="factor", hue=by, style=by, hue_order=names, style_order=names, estimator=None, errorbar=None,
+        finite, x=x, y=y, hue=by, style=by, hue_order=names, style_order=names, estimator=None, errorbar=None,
         dashes=DASHES[: len(names)], markers=MARKERS[: len(names)], markersize=5, ax=ax,
     )  # fmt: skip
     ax.set_yscale("log")
     if log:
         ax.set_xscale("log")
-    for mark in marks:
-        ax.axhline(mark, color="#111111", linewidth=1.6 if mark == 10 else 0.8, linestyle=(0, (2, 2)), zorder=1)
+    for value, words in (marks or {}).items():
+        bold = value == at
+        ax.axhline(value, color="#111111", linewidth=1.6 if bold else 0.8, linestyle=(0, (2, 2)), zorder=1)
         ax.annotate(
-            f"× {mark:g}", (1, mark), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=9, fontweight="bold" if mark == 10 else "normal",
+            words, (1, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=9, fontweight="bold" if bold else "normal",
         )  # fmt: skip
-    for _, row in crossings(table, x, 10, by).iterrows():
-        ax.plot(row[x], 10, marker="D", color="#111111", markersize=8, zorder=6)
-        ax.annotate(f"{row[x]:,.3g}", (row[x], 10), xytext=(6, 7), textcoords="offset points", fontsize=9)
-    finite = table["factor"].replace([np.inf, 0], np.nan).dropna()
-    low, high = min(0.8, finite.min() * 0.8), max(marks[-1] * 1.3, finite.max() * 1.5)
-    ax.set(xlabel=xlabel, ylabel="times as fast as mainline", ylim=(low, high))
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    ax.legend(title=None, loc="best", frameon=True)
+    for _, row in (crossings(table, x, y, at, by) if at else pd.DataFrame()).iterrows():
+        ax.plot(row[x], at, marker="D", color="#111111", markersize=7, zorder=6)
+        ax.annotate(f"{row[x]:,.3g}", (row[x], at or 1), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    for number, name in enumerate(names):
+        for value in table[x][(table[by] == name) & np.isposinf(table[y])]:
+            ax.annotate(
+                "∞", (value, 1), xycoords=("data", "axes fraction"), color=f"C{number}", ha="center", va="top", fontsize=13
+            )  # fmt: skip
+    drawn = finite[y][finite[y] > 0]
+    low, high = min([*(marks or ()), drawn.min()]), max([*(marks or ()), drawn.max()])
+    ax.set(xlabel=x, ylabel=y, ylim=(low * 0.7, high * 1.6))
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+    if log:
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+    ax.legend(title=by, loc="best", frameon=True, title_fontsize=9)
     return ax
 
 
@@ -512,3 +531,10 @@ def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int
 
 def _class(left: bool) -> str:
     return ' class="text"' if left else ""
+
+
+def say(markdown: str) -> None:
+    """Display words in a notebook: findings that were computed."""
+    from IPython.display import display
+
+    display({"text/markdown": markdown, "text/plain": markdown}, raw=True)  # type: ignore[no-untyped-call]

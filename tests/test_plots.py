@@ -1,0 +1,162 @@
+"""Figures: every axis says its unit, what is drawn is in a table, and the bytes are always the same."""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from mmlab import Run, Scenario, plots, simulate, trace
+
+SCENARIO = Scenario(
+    memory_mib=8, zero_fraction=0.75, duplicate_fraction=0.2, pages_to_scan=300, horizon_seconds=60, until_settled=True
+)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return {name: simulate(SCENARIO, variant=name) for name in ("mainline", "ksm-opt-out")}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> trace.Trace:
+    return trace.read(str(files("mmlab") / "recordings" / "long_mainline-su1_uzp0_zf90_thp100_pts500.json.gz"))
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def labels(ax: Axes) -> tuple[str, str]:
+    return ax.get_xlabel(), ax.get_ylabel()
+
+
+def test_memory(runs: dict[str, Run]) -> None:
+    run = runs["ksm-opt-out"]
+    table = plots.memory_table(run)
+    assert table.sum(axis=1).to_numpy() == pytest.approx(8), "every page is of one kind"
+    assert (table >= 0).all(axis=None)
+    allocated = table[["THP", "small pages", "KSM pages"]].sum(axis=1)
+    assert allocated.iloc[-1] == run.samples["frames"].iloc[-1] / 256
+    assert labels(plots.memory(run)) == ("simulated time (s)", "memory (MiB)")
+
+
+def test_side_by_side(runs: dict[str, Run]) -> None:
+    panels = plots.side_by_side(plots.memory, runs)
+    assert [panel.get_title(loc="left") for panel in panels] == list(runs)
+    assert len({panel.get_ylim() for panel in panels}) == 1, "on one scale"
+    assert plots.figure_of(panels).legends, "with one legend"
+
+
+def test_batches(runs: dict[str, Run]) -> None:
+    table = plots.batches_table(runs)
+    for name, run in runs.items():
+        mine = table[table["run"] == name]["freed"]
+        assert mine.sum() == run.samples["frames"].iloc[0] - run.samples["frames"].iloc[-1]
+        assert mine.max() == run.metrics.most_freed_by_batch
+    ax = plots.batches(runs)
+    assert labels(ax) == ("simulated time (s)", "pages freed by one batch")
+    assert any("pages_to_scan = 300" in text.get_text() for text in ax.texts)
+
+
+def test_counters(runs: dict[str, Run]) -> None:
+    table = plots.counters_table(runs)
+    for name, run in runs.items():
+        last = table[table["run"] == name].groupby("what")["MiB"].last()
+        assert last["really freed"] == pytest.approx(run.metrics.freed_mib)
+        unseen = last["really freed"] - last["KSM counters"]
+        assert unseen * 256 == pytest.approx(run.metrics.freed_unseen_pages)
+    ax = plots.counters(runs)
+    assert labels(ax) == ("simulated time (s)", "memory (MiB)")
+    legend = ax.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 4
+
+
+def test_rates() -> None:
+    table = pd.DataFrame({"counters": [0.0, 60.0], "frames": [6.0, np.nan]}, index=["mainline", "legacy"])
+    ax = plots.rates(table)
+    assert ax.get_xlabel() == "rate (MB/s)"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["mainline", "legacy"]
+    hatches = [bars[0].get_hatch() for bars in ax.containers]
+    assert len(set(hatches)) == 2, "told apart in grey"
+
+
+def test_overlay(recorded: trace.Trace) -> None:
+    run = simulate(Scenario.from_trace(recorded))
+    columns = {"rss_kb": "RSS (KiB)", "pages_unshared": "pages_unshared (pages)"}
+    table = plots.overlay_table(run, recorded, list(columns))
+    assert len(table) == 2 * len(recorded["samples"])
+    assert (table["model"] == table["recorded"]).all()
+    panels = plots.overlay(run, recorded, columns, "A title")
+    assert [labels(panel) for panel in panels] == [("batch", label) for label in columns.values()]
+
+
+def test_curves_and_their_crossings() -> None:
+    x = np.array([1.0, 10.0, 100.0, 1000.0])
+    curves = {"as x": x, "nothing": x * np.nan, "infinite": [1, 3, np.inf, np.inf], "both ways": [30, 3, 2, 20]}
+    table = pd.concat([pd.DataFrame({"budget (pages)": x, "factor": y, "which": name}) for name, y in curves.items()])
+    found = plots.crossings(table, "budget (pages)", "factor", 10, "which")
+    assert found["which"].tolist() == ["as x", "both ways", "both ways"]
+    assert found["budget (pages)"].tolist() == pytest.approx([10, 10**0.4771, 10**2.699], rel=1e-3)
+    ax = plots.curves(table, "budget (pages)", "factor", "which", {10: "tenfold"}, at=10, log=True)
+    assert labels(ax) == ("budget (pages)", "factor")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("∞") == 2
+    assert "tenfold" in texts
+
+
+def test_page_map(runs: dict[str, Run]) -> None:
+    letters = runs["mainline"].page_map()
+    table = plots.page_map_table(letters)
+    assert table["pages"].sum() == 8 * 256
+    assert table.loc["Z", "pages"] == runs["mainline"].samples["zeropage_entries"].iloc[-1]
+    ax = plots.page_map(letters)
+    assert labels(ax) == ("page within its block (4 KiB each)", "2 MiB block")
+
+
+@pytest.mark.parametrize("draw", [plots.batches, plots.counters])
+def test_same_bytes(draw: Callable[..., Axes], runs: dict[str, Run]) -> None:
+    assert plots.png(draw(runs)) == plots.png(draw(runs))
+
+
+def test_show_keeps_the_alternative_text(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, object] = {}
+    monkeypatch.setattr("IPython.display.display", lambda data, **about: shown.update(about, data=data))
+    plots.show(plots.batches(runs), "What it says", "Below it")
+    assert shown["metadata"] == {"image/png": {"alt": "What it says", "caption": "Below it", "width": 922}}
+    assert isinstance(shown["data"], dict)
+    assert shown["data"]["text/plain"] == "What it says"
+    assert not plt.get_fignums(), "the figure is closed"
+
+
+def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, str] = {}
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.update(data))
+    data = pd.DataFrame({"a & b": [1234567, 2], "c": [1.25, np.nan], "d": ["x", "<y>"]}, index=["r", "s"])
+    plots.table(data, "A caption", digits={"c": 2})
+    assert "1,234,567" in shown["text/html"]
+    assert "<td>1.25</td>" in shown["text/html"]
+    assert "<td>–</td>" in shown["text/html"]
+    assert "a &amp; b" in shown["text/html"]
+    assert "&lt;y&gt;" in shown["text/html"]
+    assert "<caption>A caption</caption>" in shown["text/html"]
+
+
+def test_recordings_are_small() -> None:
+    folder = Path(str(files("mmlab") / "recordings"))
+    sizes = [file.stat().st_size for file in folder.glob("*.json.gz")]
+    assert sizes
+    assert sum(sizes) < 100_000, json.dumps(sizes)
