@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -110,9 +111,10 @@ def simulate(files: tuple[Path, ...], variant: str | None, settings: tuple[str, 
         if twice := sorted({t for t in targets if targets.count(t) > 1}):
             raise UserError(f"--out {out}: several files would be written as {twice[0]}{TRACE}: rename one of them")
     failed = False
-    for result in _each(partial(_simulate, variant=variant, overrides=overrides, out=out), paths, jobs, bool(out)):
+    task = partial(_simulate, variant=variant, overrides=overrides, out=out, bar=len(paths) == 1)
+    for result in _each(task, paths, jobs):
         failed |= result.failed
-        click.echo(result.text, err=result.failed)
+        _say(result.text, err=result.failed)
     if failed:
         sys.exit(2)
 
@@ -124,23 +126,26 @@ class _Result:
     comparison: Comparison | None = None
 
 
-def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None) -> _Result:
+def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, bar: bool) -> _Result:
     """One file: its summary, or where its prediction was written."""
     from mmlab import trace as traces
     from mmlab.scenario import Scenario
     from mmlab.simulate import simulate
 
     try:
-        if out is None:
-            scenario = Scenario.load(path, **_for_file(path, overrides))
-            return _Result(f"{path}\n{textwrap.indent(simulate(scenario, variant=variant).summary(), '  ')}")
-        if path.name.endswith(TRACE):
-            prediction = traces.predict(traces.read(path), variant, overrides)
-            target = out / path.name
-        else:
-            scenario = Scenario.load(path, **{"sample_limit": 10**8, **overrides})
-            prediction = traces.from_run(simulate(scenario, variant=variant, maps_at="end"))
-            target = out / f"{path.stem}{TRACE}"
+        with _bar(bar) as progress:
+            if out is None:
+                scenario = Scenario.load(path, **_for_file(path, overrides))
+                run = simulate(scenario, variant=variant, progress=progress)
+                return _Result(f"{path}\n{textwrap.indent(run.summary(), '  ')}")
+            if path.name.endswith(TRACE):
+                prediction = traces.predict(traces.read(path), variant, overrides, progress)
+                target = out / path.name
+            else:
+                scenario = Scenario.load(path, **{"sample_limit": 10**8, **overrides})
+                run = simulate(scenario, variant=variant, maps_at="end", progress=progress)
+                prediction = traces.from_run(run)
+                target = out / f"{path.stem}{TRACE}"
         prediction["name"] = target.name.removesuffix(TRACE)
         if target.resolve() == path.resolve():
             raise UserError(f"--out {out} is where the file itself is: name another folder")
@@ -177,20 +182,20 @@ def compare(files: tuple[Path, ...], only: tuple[str, ...], jobs: int, verbose: 
     """
     paths = _expand(files, only, (TRACE,))
     exact, broken, skipped, total = 0, False, 0, _totals()
-    for path, result in zip(paths, _each(_compare, paths, jobs, True), strict=True):
+    for path, result in zip(paths, _each(_compare, paths, jobs), strict=True):
         found = result.comparison
         if found is None:
             broken |= result.failed
             skipped += not result.failed
-            click.echo(result.text, err=result.failed)
+            _say(result.text, err=result.failed)
             continue
         exact += found.exact
         for name in total:
             total[name] += getattr(found, name)
         if not found.exact or not quiet:
-            click.echo(f"{path.name}: {found}")
+            _say(f"{path.name}: {found}")
         for difference in found.differences if verbose else ():
-            click.echo(f"    {difference}")
+            _say(f"    {difference}")
     counts = "".join(f", {n} exact {total[f'{n}_exact']}/{total[n]}" for n in ("samples", "maps", "frames"))
     click.echo(f"traces exact {exact}/{len(paths)}{f' ({skipped} not predicted)' if skipped else ''}{counts}")
     sys.exit(2 if broken else exact != len(paths))
@@ -345,11 +350,34 @@ def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]
     return out
 
 
-def _each(function: Callable[[Path], _Result], paths: list[Path], jobs: int, bar: bool) -> Iterator[_Result]:
-    """Results in the order of the files, with a progress bar on a terminal's stderr."""
+def _say(text: str, err: bool = False) -> None:
+    """One line, above the progress bar where there is one."""
     from tqdm import tqdm
 
-    hidden = not bar or len(paths) < 2 or not sys.stderr.isatty()
+    tqdm.write(text, file=sys.stderr if err else sys.stdout)
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[float], None] | None]:
+    """A bar over one run on a terminal's stderr: takes the share that is done."""
+    from tqdm import tqdm
+
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    with tqdm(total=1.0, leave=False, file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+
+        def update(share: float) -> None:
+            bar.update(share - bar.n)
+
+        yield update
+
+
+def _each(function: Callable[[Path], _Result], paths: list[Path], jobs: int) -> Iterator[_Result]:
+    """Results in the order of the files, with a progress bar over them on a terminal's stderr."""
+    from tqdm import tqdm
+
+    hidden = len(paths) < 2 or not sys.stderr.isatty()
     with tqdm(total=len(paths), unit="file", disable=hidden, leave=False, file=sys.stderr) as progress:
         if jobs == 1 or len(paths) < 2:
             for path in paths:
