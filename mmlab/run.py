@@ -14,21 +14,24 @@ import numpy as np
 
 from mmlab.kernel.state import (
     ANON,
+    FIRST,
     HUGE_ZP,
     KSM,
-    MTHP,
+    LAST,
     PMD_HUGE,
+    SETTLED,
     SWAP,
     ZP_CLEAN,
     ZP_KSM,
     Machine,
+    mthp_t,
 )
 from mmlab.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Metrics", "PassEnd", "Run"]
+__all__ = ["Metrics", "Run"]
 
 PAGE_KB = 4
 PAGES_PER_MIB = 256
@@ -57,18 +60,6 @@ def physical_frames(m: Machine) -> tuple[int, int]:
     mapped = np.zeros(len(m.frame), bool)
     mapped[m.page["frame"][m.page["pte"] == ANON]] = True
     return int(mapped.sum()), int((m.frame["flags"][mapped] & KSM > 0).sum())
-
-
-@dataclass(frozen=True)
-class PassEnd:
-    """The state at the end of a full scan."""
-
-    full_scan: int
-    time_ns: int
-    frames: int
-    ksm_pages: int
-    skipped: int
-    changes: tuple[int, ...]
 
 
 def _metric(unit: str, what: str) -> Any:
@@ -122,7 +113,7 @@ class Run:
         Structured array, a row a sample: before the start, after each batch and each event (thinned evenly beyond
         `scenario.sample_limit`).
     mthp
-        int64[sample, order, statistic] of folio sizes, where the scenario has `orders`.
+        mthp_t[sample, order], the statistics of folio sizes, where the scenario has `orders`.
     maps, frames
         {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
     results, event_rows
@@ -139,9 +130,6 @@ class Run:
     results: list[int]
     event_rows: list[int | None]
     most_freed_by_batch: int
-    full_scans: int
-    first_pass: PassEnd | None
-    settled: PassEnd | None
     processes: int
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -162,8 +150,8 @@ class Run:
         ) * 4096 - r["proc_ksm_rmap_items"] * 64
         if self.mthp is not None:
             for order, size in MTHP_SIZES.items():
-                for i, name in enumerate(MTHP):
-                    c[f"{size}_{name}"] = self.mthp[:, order, i]
+                for name in mthp_t.names or ():
+                    c[f"{size}_{name}"] = self.mthp[name][:, order]
         return c
 
     @cached_property
@@ -183,22 +171,20 @@ class Run:
     def metrics(self) -> Metrics:
         """What the run comes to; see `Metrics.describe`."""
         first, last = self.rows[0], self.rows[-1]
-        start, end = self.first_pass, self.settled
-        seconds = last["time_ns"] / 1e9
+        start, end, settled = (self.machine.passes[i] for i in (FIRST, LAST, SETTLED))
         ksm_pages = int(last["pages_sharing"] + last["ksm_zero_pages"])
-        merge_rate = freed_rate = None
-        if start:
-            until = (end.time_ns, end.ksm_pages, end.frames) if end else (last["time_ns"], ksm_pages, last["frames"])
-            window = (until[0] - start.time_ns) / 1e9
-            if window > 0:
-                merge_rate = (until[1] - start.ksm_pages) / PAGES_PER_MIB / window
-                freed_rate = (start.frames - until[2]) / PAGES_PER_MIB / window
+        until = (settled["time_ns"], settled["ksm_pages"], settled["frames"]) if settled["full_scan"] else (
+            last["time_ns"], ksm_pages, last["frames"])  # fmt: skip
+        seconds = float(until[0] - start["time_ns"]) / 1e9
+        rates = seconds > 0 and start["full_scan"] > 0
+        merged, freed = int(until[1] - start["ksm_pages"]), int(start["frames"] - until[2])
+        merge_rate, freed_rate = (n / PAGES_PER_MIB / seconds if rates else None for n in (merged, freed))
         freed = int(first["frames"] - last["frames"])
         seen = ksm_pages - int(first["pages_sharing"] + first["ksm_zero_pages"])
         budget = self.scenario.pages_to_scan
         return Metrics(
-            merge_rate=None if merge_rate is None else float(merge_rate),
-            freed_rate=None if freed_rate is None else float(freed_rate),
+            merge_rate=merge_rate,
+            freed_rate=freed_rate,
             freed_mib=freed / PAGES_PER_MIB,
             freed_unseen_pages=max(0, freed - seen),
             most_freed_by_batch=self.most_freed_by_batch,
@@ -210,10 +196,10 @@ class Run:
             thps_split=int(last["thp_split_page"]),
             failed_splits=int(last["thp_split_page_failed"]),
             zero_pages_left=self._zero_pages_left(),
-            full_scans=self.full_scans,
-            settled_s=end.time_ns / 1e9 if end else None,
-            settled_full_scans=end.full_scan if end else None,
-        ) if seconds >= 0 else None  # type: ignore[return-value]
+            full_scans=int(end["full_scan"]),
+            settled_s=float(settled["time_ns"]) / 1e9 if settled["full_scan"] else None,
+            settled_full_scans=int(settled["full_scan"]) or None,
+        )
 
     def _zero_pages_left(self) -> int:
         m = self.machine

@@ -17,10 +17,11 @@ from mmlab import workload
 from mmlab.costs import cost_table
 from mmlab.errors import UserError
 from mmlab.kernel import ksm, memory
+from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import split_huge_pages
 from mmlab.kernel.mmap import AddressSpaces, initial_flags
-from mmlab.kernel.state import KNOBS, MERGE, MERGE_ZERO, SPLIT, Machine, block_t, folio_t, frame_t, machine, node_t, stat_t
-from mmlab.run import PassEnd, Run, page_letters, physical_frames
+from mmlab.kernel.state import KNOBS, LAST, SETTLED, Machine, folio_t, frame_t, machine, mthp_t, node_t, stat_t
+from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
@@ -234,13 +235,13 @@ class _Simulation:
         self.frames: dict[Where, tuple[int, int]] = {}
         self.now = self.wake = 0
         self.most_freed = 0
-        self.passes: list[PassEnd] = []
-        self.settled: PassEnd | None = None
         self.pending = list(enumerate(scenario.events))
         self.results = [0] * len(scenario.events)
         self.event_ids = [-1] * len(scenario.events)
         images = workload.build(scenario)
         self.samples = _Samples(scenario.sample_limit, any(p.orders for p in scenario.process_list))
+        self._rows = np.zeros(CHUNK, stat_t)
+        self._mthp_rows = np.zeros((CHUNK if self.samples.mthp else 0, 10), mthp_t)
         self.order = scenario.pages_per_thp.bit_length() - 1
         self.spaces = AddressSpaces(self._machine(images))
         self.use_variant(variant)
@@ -298,7 +299,7 @@ class _Simulation:
             array = getattr(m, name)
             if len(array) - int(m.state[0][top]) < pages:
                 more = np.zeros(len(array) + pages, dtype)
-                self.spaces.m = self.m._replace(**{name: np.concatenate([array, more])})
+                setattr(m, name, np.concatenate([array, more]))
 
     # --- samples ---------------------------------------------------------------------------------------------------------
 
@@ -340,59 +341,35 @@ class _Simulation:
                 raise UserError(f"events {i} ({e.op}): process {e.process} does not exist at that time")
             stat["freed_by_batch"] = 0
             self.results[i] = OPS[e.op](self, e)
-            ksm.mlock_drain(self.m)
+            mlock_drain(self.m)
             self.spaces.publish()
             stat = self.m.stat[0]
             stat["rank"] += 1
             self.event_ids[i] = self.samples.total
             self._sample()
 
-    def _pass_ended(self) -> None:
-        """Note the state at the end of a full scan, and whether the pass changed anything (Run.metrics, settled)."""
+    @property
+    def full_scans(self) -> int:
+        """Full scans completed since the start; the kernel's counter begins anew with run=2."""
+        return int(self.m.passes[LAST]["full_scan"])
+
+    def _batches(self, until_ns: int, most: int, full_scans: int) -> int:
+        """Let ksmd run, at most so many batches or full scans."""
         m, stat = self.m, self.m.stat[0]
-        end = PassEnd(
-            full_scan=len(self.passes) + 1,
-            time_ns=self.now,
-            frames=int(stat["frames"]),
-            ksm_pages=int(stat["pages_sharing"] + stat["ksm_zero_pages"]),
-            skipped=int(stat["pages_skipped"]),
-            changes=(
-                int(m.steps[MERGE]),
-                int(m.steps[MERGE_ZERO]),
-                int(m.mthp[:, SPLIT].sum()),
-                int(stat["changed_checksums"]),
-                int(stat["frames"]),
-            ),
-        )
-        before = self.passes[-1] if self.passes else None
-        if before and self.settled is None and before.skipped == end.skipped and before.changes == end.changes:
-            self.settled = end
-        if before and before.changes != end.changes:
-            self.settled = None
-        self.passes = [*self.passes[:1], end] if len(self.passes) > 1 else [*self.passes, end]
-        self.full_scans += 1
-
-    full_scans = 0
-
-    def _batches(self, until_ns: int, most: int) -> int:
-        """Let ksmd run; stops at the end of each full scan."""
-        self._reserve(ksm.batch_room(self.m))
-        m = self.m
-        stat = m.stat[0]
+        self._reserve(ksm.batch_room(m))
         stat["rank"] = 0
-        scans = int(stat["full_scans"])
         if self.maps_at is not None and self.maps_at != "end":
             most = 1
-        rows = np.empty(min(most, CHUNK), stat_t)
-        mthp_rows = np.empty((len(rows) if self.samples.mthp else 0, *m.mthp.shape), np.int64)
-        done, self.wake, freed = ksm.ksm_scan_thread(m, self.wake, len(rows), until_ns, scans + 1, rows, mthp_rows)
+        rows = self._rows[: min(most, CHUNK)]
+        target = int(stat["full_scans"]) + full_scans
+        done, self.wake, freed = ksm.ksm_scan_thread(
+            m, self.wake, len(rows), until_ns, target, self.scenario.until_settled, rows, self._mthp_rows
+        )
         if done:
             self.now = int(stat["time_ns"])
             self.most_freed = max(self.most_freed, freed)
-            self.samples.add(rows[:done], mthp_rows[:done])
+            self.samples.add(rows[:done], self._mthp_rows[:done])
             self._place()
-            if stat["full_scans"] > scans:
-                self._pass_ended()
         return int(done)
 
     def _idle_batch(self) -> None:
@@ -423,15 +400,17 @@ class _Simulation:
             self.m.state[0]["run"] = 1
         while True:
             batch = int(self.m.stat[0]["batch"])
-            if self.now >= horizon or batch >= last_batch:
+            scans_left = s.horizon_full_scans - self.full_scans if s.horizon_full_scans else FOREVER
+            settled = s.until_settled and self.m.passes[SETTLED]["full_scan"] > 0
+            if self.now >= horizon or batch >= last_batch or scans_left <= 0 or settled:
                 break
-            if (s.horizon_full_scans and self.full_scans >= s.horizon_full_scans) or (s.until_settled and self.settled):
-                break
-            next_event = min((self._event_ns(e) for _, e in self.pending), default=FOREVER)
-            next_batch = min((e.after.batch for _, e in self.pending if e.after.batch is not None), default=FOREVER)
-            if self.pending and any(e.after.full_scan is not None for _, e in self.pending):
-                next_batch = min(next_batch, FOREVER)
-            done = self._batches(min(horizon, next_event), min(last_batch, max(next_batch, batch + 1)) - batch)
+            waiting = [e for _, e in self.pending]
+            next_event = min(map(self._event_ns, waiting), default=FOREVER)
+            next_batch = min((e.after.batch for e in waiting if e.after.batch is not None), default=FOREVER)
+            if any(e.after.full_scan is not None for e in waiting):
+                scans_left = 1
+            most = min(last_batch, max(next_batch, batch + 1)) - batch
+            done = self._batches(min(horizon, next_event), most, scans_left)
             if not done:
                 if s.stepped and self.wake < min(horizon, next_event):
                     self._idle_batch()
@@ -459,11 +438,6 @@ class _Simulation:
             results=self.results,
             event_rows=[int(np.searchsorted(ids, i)) if i >= 0 else None for i in self.event_ids],
             most_freed_by_batch=self.most_freed,
-            full_scans=self.full_scans,
-            first_pass=self.passes[0] if self.passes else None,
-            settled=self.settled,
             processes=len(self.spaces.vmas),
         )
 
-
-_ = block_t

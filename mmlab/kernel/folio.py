@@ -7,10 +7,8 @@ from mmlab.kernel.state import (
     FREE,
     KSM,
     MLOCK_BATCH,
-    NR_ANON,
-    NR_PARTIALLY_MAPPED,
-    SPLIT_DEFERRED,
     compiled,
+    entry,
 )
 
 __all__ = [
@@ -100,7 +98,7 @@ def alloc_folio(m, order, family, index):
     x.order = order
     x.partially_mapped = 0
     m.stat[0].frames += n
-    m.mthp[order, NR_ANON] += 1
+    m.mthp[order].nr_anon += 1
     return f
 
 
@@ -108,7 +106,7 @@ def alloc_folio(m, order, family, index):
 def release_folio(m, f):
     """Forget the record of a large folio that was freed or split (its frames are the caller's)."""
     folio_unqueue_deferred_split(m, f)
-    m.mthp[m.folio[f].order, NR_ANON] -= 1
+    m.mthp[m.folio[f].order].nr_anon -= 1
     m.folio[f].next = m.state[0].free_folio
     m.state[0].free_folio = f
 
@@ -206,8 +204,8 @@ def deferred_split_folio(m, f, partially_mapped):
         return
     if partially_mapped and not m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 1
-        m.mthp[m.folio[f].order, SPLIT_DEFERRED] += 1
-        m.mthp[m.folio[f].order, NR_PARTIALLY_MAPPED] += 1
+        m.mthp[m.folio[f].order].split_deferred += 1
+        m.mthp[m.folio[f].order].nr_anon_partially_mapped += 1
         if m.folio[f].order == s.hpage_order:
             m.stat[0].thp_deferred_split_page += 1
     if m.folio[f].prev >= 0 or s.queue_first == f:
@@ -228,7 +226,7 @@ def folio_unqueue_deferred_split(m, f):
     s = m.state[0]
     if m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 0
-        m.mthp[m.folio[f].order, NR_PARTIALLY_MAPPED] -= 1
+        m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
     before, after = m.folio[f].prev, m.folio[f].next
     if before < 0 and s.queue_first != f:
         return
@@ -259,7 +257,7 @@ def mlock_folio(m, frame):
         mlock_drain(m)
 
 
-@compiled
+@entry
 def mlock_drain(m):
     for i in range(m.state[0].mlock_len):
         m.frame[m.mlock[i]].pins -= 1

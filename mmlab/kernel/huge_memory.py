@@ -16,20 +16,19 @@ from mmlab.kernel.state import (
     PMD_HUGE_ZP,
     PMD_TABLE,
     REMAP,
-    SPLIT,
-    SPLIT_FAILED,
     SPLIT_PAGE,
     VM_LOCKED,
     VM_MERGEABLE,
     VM_PRESENT,
     ZP_CLEAN,
     compiled,
+    entry,
 )
 
 __all__ = ["split_huge_page", "split_huge_pages", "split_huge_pmd"]
 
 
-@compiled
+@entry
 def split_huge_pmd(m, b):
     """Block b is mapped by page table entries from now on; no memory is freed, the folio stays large (thp-split H6).
 
@@ -145,7 +144,7 @@ def split_huge_page(m, frame, caller):
     order = m.folio[f].order
     huge = order == m.state[0].hpage_order
     if m.folio[f].pins != 1:
-        m.mthp[order, SPLIT_FAILED] += 1
+        m.mthp[order].split_failed += 1
         if huge:
             m.stat[0].thp_split_page_failed += 1
         return False
@@ -162,14 +161,14 @@ def split_huge_page(m, frame, caller):
     _remap_folio(m, caller, family, head, index, n)
     for i in range(head, head + n):
         put_frame(m, i)
-    m.mthp[order, SPLIT] += 1
+    m.mthp[order].split += 1
     m.steps[SPLIT_PAGE] += n
     if huge:
         m.stat[0].thp_split_page += 1
     return True
 
 
-@compiled
+@entry
 def split_huge_pages(m, first, end, caller, stop):
     """Split each large folio that a page of [first, end) maps; `stop`: up to the first address without a VMA (H13).
 

@@ -20,13 +20,17 @@ from mmlab.kernel.state import (
     DUP,
     END_OF_PASS,
     EXCLUSIVE,
+    FIRST,
     ITEM,
     KSM,
+    LAST,
     MERGE,
     MERGE_ZERO,
     NODE,
     PASS_OVER,
+    SETTLED,
     SKIP,
+    SPLIT_PAGE,
     STABLE,
     TREE_LEVEL,
     UNSTABLE,
@@ -38,6 +42,7 @@ from mmlab.kernel.state import (
     WAKE_UP,
     ZP_KSM,
     compiled,
+    entry,
 )
 
 __all__ = ["ksm_do_scan", "ksm_enter", "ksm_exit", "ksm_scan_thread", "remove_all_stable_nodes", "unmerge_and_remove_all_rmap_items"]
@@ -269,7 +274,7 @@ def stable_tree_append(m, v, node):
     m.steps[MERGE] += 1
 
 
-@compiled
+@entry
 def remove_all_stable_nodes(m):
     """Drop every node whose page nobody maps (ksm-merge R2, R4). Returns whether some page is still mapped."""
     busy = False
@@ -559,7 +564,7 @@ def cmp_and_merge_page(m, v, frame):
 # --- scanning --------------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@entry
 def ksm_enter(m, mm):
     """Register a process: before the cursor's, so it is not visited in the current pass (ksm-scan S12)."""
     at = 0 if m.state[0].run == 2 else m.state[0].cursor_mm
@@ -583,7 +588,7 @@ def _drop_mm(m, mm):
     m.mm[mm].registered = 0
 
 
-@compiled
+@entry
 def ksm_exit(m, mm):
     """exit of a registered process (ksm-merge F5); its pages are unmapped already."""
     cursor = m.state[0].cursor_mm
@@ -671,7 +676,7 @@ def ksm_do_scan(m):
         m.stat[0].pages_scanned += 1
 
 
-@compiled
+@entry
 def unmerge_and_remove_all_rmap_items(m):
     """run=2 (ksm-merge R2)."""
     s = m.state[0]
@@ -692,26 +697,56 @@ def unmerge_and_remove_all_rmap_items(m):
 
 
 @compiled
-def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, rows, mthp_rows):
+def _pass_ended(m):
+    """Note the state at the end of a full scan: settled if, since the one before, smart scan skipped nothing, nothing was
+    merged, split or freed, and no checksum changed."""
+    stat = m.stat[0]
+    last, settled = m.passes[LAST], m.passes[SETTLED]
+    merges = m.steps[MERGE] + m.steps[MERGE_ZERO]
+    splits = m.steps[SPLIT_PAGE]
+    quiet = (
+        last.full_scan > 0
+        and last.frames == stat.frames
+        and last.merges == merges
+        and last.splits == splits
+        and last.checksums == stat.changed_checksums
+    )
+    skipped = stat.pages_skipped != last.skipped
+    last.full_scan += 1
+    last.time_ns = stat.time_ns
+    last.frames = stat.frames
+    last.ksm_pages = stat.pages_sharing + stat.ksm_zero_pages
+    last.skipped = stat.pages_skipped
+    last.merges = merges
+    last.splits = splits
+    last.checksums = stat.changed_checksums
+    if last.full_scan == 1:
+        m.passes[FIRST] = last
+    if not quiet:
+        settled.full_scan = 0
+    elif not skipped and settled.full_scan == 0:
+        m.passes[SETTLED] = last
+
+
+@entry
+def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, rows, mthp_rows):
     """ksmd's loop (ksm-scan S1): batches and sleeps until something else is due.
 
-    Stops after `batches`, when the next batch would begin at or after `until_ns`, when `full_scans` is reached, when
-    ksmd is not runnable, or when free frames or nodes might not last for another batch. A row of counters is written
-    after each batch. Returns the number of batches, the time at which the next one begins (ns), and the
-    most frames that one batch freed.
+    Stops after `batches`, when the next batch would begin at or after `until_ns`, when the counter `full_scans` or
+    `until_settled` is reached, when ksmd is not runnable, or when free frames or nodes might not last for another batch.
+    A row of counters is written after each batch. Returns the number of batches, the time at which the next one begins
+    (ns), and the most frames that one batch freed.
     """
     s = m.state[0]
     stat = m.stat[0]
     done = 0
     most_freed = 0
-    while done < batches and wake_ns < until_ns and stat.full_scans < full_scans:
-        if not s.run & 1 or m.mm[0].next == 0:
-            break
+    while done < batches and wake_ns < until_ns and s.run & 1 and m.mm[0].next != 0:
         room = batch_room(m)
         if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room:
             break
         stat.time_ns = wake_ns
-        frames = stat.frames
+        frames, passes = stat.frames, stat.full_scans
         cpu = ksmd_cpu_ns(m)
         ksm_do_scan(m)
         cpu = ksmd_cpu_ns(m) - cpu
@@ -722,13 +757,18 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, rows, mthp_rows):
         most_freed = max(most_freed, frames - stat.frames)
         rows[done] = stat
         if len(mthp_rows) > 0:
-            mthp_rows[done] = m.mthp
+            for order in range(len(m.mthp)):
+                mthp_rows[done, order] = m.mthp[order]
         done += 1
         wake_ns = ksmd_wakes_at(m, stat.time_ns)
+        if stat.full_scans != passes:
+            _pass_ended(m)
+            if stat.full_scans >= full_scans or (until_settled and m.passes[SETTLED].full_scan > 0):
+                break
     return done, wake_ns, most_freed
 
 
-@compiled
+@entry
 def batch_room(m):
     """Most frames or nodes that one batch may allocate: one private copy, or one node and one chain, a visit."""
     return 2 * min(m.state[0].pages_to_scan, len(m.page)) + 2
@@ -743,7 +783,7 @@ def ksmd_cpu_ns(m):
     return total
 
 
-@compiled
+@entry
 def ksmd_wakes_at(m, now_ns):
     """End of a sleep that begins now: at the timer tick after `sleep_millisecs` rounded up to ticks (ksm-scan S3)."""
     s = m.state[0]

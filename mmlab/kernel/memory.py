@@ -26,6 +26,7 @@ from mmlab.kernel.state import (
     ZP_CLEAN,
     ZP_KSM,
     compiled,
+    entry,
 )
 
 __all__ = [
@@ -177,7 +178,7 @@ def _read_fault(m, v):
     m.stat[0].zeropage_entries += 1
 
 
-@compiled
+@entry
 def write_pages(m, first, end, key, read_first):
     """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first)."""
     for v in range(first, end):
@@ -190,14 +191,14 @@ def write_pages(m, first, end, key, read_first):
             m.page[v].key = key
 
 
-@compiled
+@entry
 def read_pages(m, first, end):
     for v in range(first, end):
         if m.page[v].vm & VM_PRESENT:
             _read_fault(m, v)
 
 
-@compiled
+@entry
 def populate_range(m, first, end):
     """Touch each page as mlock does (`populate_vma_page_range`): write where that is allowed, else read (F8)."""
     for v in range(first, end):
@@ -208,7 +209,7 @@ def populate_range(m, first, end):
             _read_fault(m, v)
 
 
-@compiled
+@entry
 def zap_page_range(m, first, end):
     """Unmap [first, end), which lies in one VMA (thp-split H11); `zap_pte_range`, `zap_huge_pmd`."""
     order = m.state[0].hpage_order
@@ -258,7 +259,7 @@ def zap_page_range(m, first, end):
             v += run
 
 
-@compiled
+@entry
 def copy_page_range(m, src, dst, pages):
     """fork: the child's page tables at `dst` become a copy of the parent's at `src` (ksm-merge F4).
 
@@ -308,13 +309,13 @@ def break_ksm(m, v):
         _copy_page(m, v, EXCLUSIVE)
 
 
-@compiled
+@entry
 def break_ksm_range(m, first, end):
     for v in range(first, end):
         break_ksm(m, v)
 
 
-@compiled
+@entry
 def populate(m, mm, orders):
     """Map a process's whole region before the start, each page in a folio of the order given (trace-format)."""
     order = m.state[0].hpage_order

@@ -70,7 +70,7 @@ class AddressSpaces:
         ]
         rows.sort()
         table = np.array([(family, base, start, end, vm) for family, start, _, base, end, vm in rows], vma_t)
-        self.m = self.m._replace(vma=table)
+        self.m.vma = table
 
     def _in_range(self, process: int, start: int, end: int) -> Iterator[Vma]:
         return iter([v for v in self.vmas[process] if v.start < end and v.end > start])

@@ -1,20 +1,16 @@
 """The machine: every array of the model, declared once.
 
-A machine is a tuple of structured arrays that the compiled functions of this package read and write in place. Indices
-are plain integers and -1 means "none". A *page* is one virtual page of a process: its page table entry and, because
-there is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB page of memory; a *folio* record
-exists only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
+A machine is a set of structured arrays that the compiled functions of this package read and write in place. Indices are
+plain integers and -1 means "none". A *page* is one virtual page of a process: its page table entry and, because there
+is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB page of memory; a *folio* record exists
+only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from numba import njit
 
-__all__ = ["Machine", "compiled", "machine"]
+from mmlab.kernel.compile import compiled, entry, machine_of
 
-compiled = njit(cache=True)
-"""How every function of the model is compiled."""
+__all__ = ["Machine", "compiled", "entry", "machine"]
 
 # --- one virtual page ------------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
@@ -144,8 +140,15 @@ stat_t = np.dtype(
     ]
 )
 
-MTHP = ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")
-SPLIT, SPLIT_FAILED, SPLIT_DEFERRED, NR_ANON, NR_PARTIALLY_MAPPED = range(len(MTHP))
+# The state at the end of a full scan; what has changed since tells whether ksmd has settled
+FIRST, LAST, SETTLED = range(3)
+pass_t = np.dtype(
+    [(name, np.int64) for name in "full_scan time_ns frames ksm_pages skipped merges splits checksums".split()]
+)
+
+mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio size
+    [(name, np.int64) for name in ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")]
+)
 
 # What ksmd does in a batch, counted for its CPU time; mmlab.costs says what each costs
 (VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, MERGE, MERGE_ZERO, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP) = range(12)
@@ -155,33 +158,25 @@ MLOCK_BATCH = 31
 """Entries of a CPU's batch of mlock work (ksm-merge M15)."""
 
 
-class Machine(NamedTuple):
+@machine_of(
+    page=page_t,  # virtual pages of all processes, each process's region aligned to a THP
+    block=block_t,  # … / pages per THP
+    frame=frame_t,
+    folio=folio_t,
+    node=node_t,
+    mm=mm_t,  # process i is record i + 1
+    vma=vma_t,
+    state=state_t,  # one record
+    stat=stat_t,  # one record: the counters of now
+    mthp=mthp_t,  # one record an order
+    passes=pass_t,  # FIRST, LAST and SETTLED; full_scan is 0 where there was none yet
+    steps=np.dtype(np.int64),  # how often ksmd has done each step
+    costs=np.dtype(np.int64),  # ns a step
+    remap=np.dtype(np.uint8),  # the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused
+    mlock=np.dtype(np.int32),  # frames in the CPU's batch of mlock work
+)
+class Machine:
     """All state of one simulated machine; see the types of this module."""
-
-    page: np.ndarray
-    """page_t[virtual pages of all processes], each process's region aligned to a THP"""
-    block: np.ndarray
-    """block_t[virtual pages / pages per THP]"""
-    frame: np.ndarray
-    folio: np.ndarray
-    node: np.ndarray
-    mm: np.ndarray
-    """mm_t[1 + processes]; process i is record i + 1"""
-    vma: np.ndarray
-    state: np.ndarray
-    """state_t[1]"""
-    stat: np.ndarray
-    """stat_t[1], the counters of now"""
-    mthp: np.ndarray
-    """int64[order, statistic of MTHP]"""
-    steps: np.ndarray
-    """int64[NR_STEPS]: what ksmd has done, for its CPU time"""
-    costs: np.ndarray
-    """int64[NR_STEPS]: ns a step"""
-    remap: np.ndarray
-    """uint8[caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused]: the variant's predicate"""
-    mlock: np.ndarray
-    """int32[MLOCK_BATCH]: frames in the CPU's batch of mlock work"""
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
@@ -189,22 +184,21 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
 
     Frames, folios and nodes get room beyond what is mapped at first; memory that is not used is not touched.
     """
-    frames = 2 * pages + (1 << hpage_order)
     m = Machine(
-        page=np.zeros(pages, page_t),
-        block=np.zeros(pages >> hpage_order, block_t),
-        frame=np.zeros(frames, frame_t),
-        folio=np.zeros(pages // 2 + 16, folio_t),
-        node=np.zeros(pages + 16, node_t),
-        mm=np.zeros(1 + mms, mm_t),
-        vma=np.zeros(0, vma_t),
-        state=np.zeros(1, state_t),
-        stat=np.zeros(1, stat_t),
-        mthp=np.zeros((10, len(MTHP)), np.int64),
-        steps=np.zeros(NR_STEPS, np.int64),
-        costs=np.zeros(NR_STEPS, np.int64),
-        remap=np.zeros(32, np.uint8),
-        mlock=np.zeros(MLOCK_BATCH, np.int32),
+        page=pages,
+        block=pages >> hpage_order,
+        frame=2 * pages + (1 << hpage_order),
+        folio=pages // 2 + 16,
+        node=pages + 16,
+        mm=1 + mms,
+        state=1,
+        stat=1,
+        mthp=10,
+        passes=3,
+        steps=NR_STEPS,
+        costs=NR_STEPS,
+        remap=32,
+        mlock=MLOCK_BATCH,
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order

@@ -1,0 +1,148 @@
+"""How the model is compiled.
+
+A machine of a dozen arrays would be passed to each compiled function as a hundred words; here it is one address, of a
+table that holds each array's address and length. Compiled code reads `m.page[i].field` as if `m` were a tuple of arrays.
+Measured on 1 GiB: 40 times faster than a tuple of arrays, most of it reference counts that a call now does not touch,
+and a cold compile in a third of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.datamodel import models, register_default
+from numba.core.registry import CPUDispatcher
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, unbox
+from numba.np.arrayobj import make_array, populate_array
+from numba.np.numpy_support import from_dtype
+
+__all__ = ["compiled", "entry", "machine_of"]
+
+_INT64 = ir.IntType(64)
+
+
+class MachineType(types.Type):  # type: ignore[misc]
+    """numba's type of a machine; `arrays` maps each attribute to its array type."""
+
+    def __init__(self, arrays: Mapping[str, types.Array]) -> None:
+        self.arrays = dict(arrays)
+        super().__init__(name=f"Machine_{_sources_digest()}")
+
+
+def _sources_digest() -> str:
+    """Changes with any file of this package. As part of the type's name it keeps numba's cache on disk true: numba itself
+    compiles a function anew only when the function's own file changes, not when a function that it calls does."""
+    digest = sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@register_default(MachineType)
+class _MachineModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _INT64)
+
+
+@infer_getattr
+class _MachineAttributes(AttributeTemplate):  # type: ignore[misc]
+    key = MachineType
+
+    def generic_resolve(self, typ: MachineType, attr: str) -> types.Array | None:
+        return typ.arrays.get(attr)
+
+
+@lower_getattr_generic(MachineType)
+def _lower_array(context: Any, builder: Any, typ: MachineType, address: Any, attr: str) -> Any:
+    """The array whose address and length stand in the table; both are constant for the whole call."""
+    kind = typ.arrays[attr]
+    table = builder.inttoptr(address, _INT64.as_pointer())
+    slot = 2 * list(typ.arrays).index(attr)
+    data, length = (builder.load(builder.gep(table, [ir.Constant(_INT64, slot + i)])) for i in (0, 1))
+    for load in (data, length):
+        load.set_metadata("invariant.load", builder.module.add_metadata([]))
+    array = make_array(kind)(context, builder)
+    size = ir.Constant(_INT64, kind.dtype.size if isinstance(kind.dtype, types.Record) else kind.dtype.bitwidth // 8)
+    pointer = builder.inttoptr(data, array.data.type)
+    populate_array(array, data=pointer, shape=[length], strides=[size], itemsize=size, meminfo=None)
+    return array._getvalue()
+
+
+@unbox(MachineType)
+def _unbox_machine(typ: MachineType, machine: Any, c: Any) -> NativeValue:
+    address = c.pyapi.object_getattr_string(machine, "address")
+    value = c.pyapi.long_as_longlong(address)
+    c.pyapi.decref(address)
+    return NativeValue(value)
+
+
+def machine_of(**dtypes: np.dtype) -> Callable[[type], type]:
+    """Class decorator: a machine with these one-dimensional arrays, made with their lengths (0 when left out).
+
+    An array is replaced by assigning another one of its dtype to the attribute.
+    """
+
+    def decorate(cls: type) -> type:
+        numba_type = MachineType({name: types.Array(from_dtype(t), 1, "C") for name, t in dtypes.items()})
+
+        class WithArrays(cls):  # type: ignore[misc, valid-type]
+            _numba_type_: ClassVar[MachineType] = numba_type
+            __slots__ = ("_table", "address", *dtypes)
+
+            def __init__(self, **lengths: int) -> None:
+                object.__setattr__(self, "_table", np.zeros(2 * len(dtypes), np.int64))
+                object.__setattr__(self, "address", int(self._table.ctypes.data))
+                for name, dtype in dtypes.items():
+                    setattr(self, name, np.zeros(lengths.get(name, 0), dtype))
+
+            def __setattr__(self, name: str, array: np.ndarray) -> None:
+                slot = 2 * list(dtypes).index(name)
+                self._table[slot : slot + 2] = array.ctypes.data, len(array)
+                object.__setattr__(self, name, array)
+
+        WithArrays.__name__, WithArrays.__qualname__ = cls.__name__, cls.__qualname__
+        WithArrays.__doc__, WithArrays.__module__ = cls.__doc__, cls.__module__
+        return WithArrays
+
+    return decorate
+
+
+class _OneSignature(CPUDispatcher):  # type: ignore[misc]
+    """Compiles a function once: every integer argument is an int64, whatever field or constant it comes from.
+
+    numba would compile it anew for an int32 from a record, an int64 and a literal, which triples the cold start.
+    """
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        return super().get_call_template(tuple(map(self._wide, args)), kws)
+
+    @staticmethod
+    def _wide(arg: Any) -> Any:
+        plain = types.unliteral(arg)
+        return types.int64 if isinstance(plain, types.Integer) and plain is not types.uint64 else plain
+
+
+def _compiled(function: Callable[..., Any], **options: object) -> _OneSignature:
+    # without numba's reference counts (_nrt): the model never allocates in compiled code
+    dispatcher = _OneSignature(
+        function, targetoptions={"nopython": True, "error_model": "numpy", "_nrt": False, **options}
+    )
+    dispatcher.enable_caching()
+    return dispatcher
+
+
+def compiled(function: Callable[..., Any]) -> _OneSignature:
+    """Compile a function of the model that only other compiled functions call."""
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def entry(function: Callable[..., Any]) -> _OneSignature:
+    """Compile a function of the model that Python calls too."""
+    return _compiled(function, no_cfunc_wrapper=True)
