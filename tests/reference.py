@@ -1452,7 +1452,8 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
     With `every_map` there are maps and frames after every sample.
     """
     machine = Machine(trace)
-    scenario = {**trace["scenario"], "events": [dict(event) for event in trace["scenario"]["events"]]}
+    unanswered = {"result": None, "sample": None}
+    scenario = {**trace["scenario"], "events": [event | unanswered for event in trace["scenario"]["events"]]}
     sizes = any("orders" in process for process in scenario["processes"])
     mthp = {f"mthp_{4 << order}kB_{n}": (order, n) for order in MTHP_ORDERS for n in MTHP_NAMES} if sizes else {}
     asked_maps = {(m["batch"], m["rank"]) for m in trace["maps"]}

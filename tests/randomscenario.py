@@ -1,0 +1,285 @@
+"""Random scenarios for the property test: small machines on which everything happens often.
+
+Memory is rich in zeros and in duplicates of a few contents, nodes hold few pages, THPs are small, and events of every
+kind come in the middle of passes.  A seed always gives the same scenario.
+"""
+
+from __future__ import annotations
+
+import random
+
+VARIANTS = (
+    "legacy",
+    "mainline",
+    "rfc-underused-only",
+    "rfc-underused-strict",
+    "ksm-opt-out",
+    "v1-mergeable",
+    "v1-shrinker-gate",
+    "v1-series",
+    "skip-zeropage",
+)
+EVENT_WEIGHTS = {
+    "write": 30,
+    "dontneed": 10,
+    "fork": 12,
+    "exit": 11,
+    "set": 12,
+    "read": 4,
+    "mlock": 5,
+    "munlock": 3,
+    "munmap": 3,
+    "mprotect": 4,
+    "mergeable": 6,
+    "unmergeable": 4,
+    "hugepage": 3,
+    "nohugepage": 2,
+    "split": 4,
+    "split_all": 2,
+    "sleep": 2,
+}
+# which of them need to know what happened before, so that they can't be in a scenario of mixed clocks
+ORDERED = {"fork", "exit", "munmap", "mprotect"}
+
+
+def scenario(seed: int) -> dict:
+    """A trace without answers (trace-format): scenario, variant and kernel."""
+    return Draw(random.Random(seed)).trace(f"random-{seed}")
+
+
+class Process:
+    """What the generator has to know of a process to keep its writes and reads legal."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.alive = True
+        self.holes: set[int] = set()
+        self.read_only: set[int] = set()
+
+    def fork(self) -> Process:
+        child = Process(self.pages)
+        child.holes, child.read_only = set(self.holes), set(self.read_only)
+        return child
+
+    def before_hole(self, page: int, count: int) -> range:
+        """The pages a system call reaches that stops at the first hole."""
+        end = next((n for n in range(page, page + count) if n in self.holes), page + count)
+        return range(page, end)
+
+
+class Draw:
+    """One scenario being drawn."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.thp = rng.choice([4, 8, 8, 16, 16, 16, 64, 64, 64])
+        if rng.random() < 0.03:
+            self.thp = 512
+        self.orders = rng.random() < 0.15  # folios of several sizes (mthp)
+        self.zero = rng.choice([0.05, 0.2, 0.4, 0.7, 0.9])  # share of zero pages
+        self.pool = [rng.randrange(1, 1 << 63) for _ in range(rng.choice([1, 2, 3, 6, 12]))]  # the duplicated contents
+        self.unique = rng.choice([0.0, 0.1, 0.4, 0.8])
+        self.processes: list[Process] = []
+
+    def trace(self, name: str) -> dict:
+        rng = self.rng
+        processes = [self.process() for _ in range(rng.choice([1, 1, 2, 2, 3]))]
+        total = sum(p.pages for p in self.processes)
+        pass_batches = rng.choice([0.5, 1, 2, 4, 8, 12])
+        passes = rng.randint(5, 10 if total > 1000 else 24)
+        pages_to_scan = max(1, int(total / pass_batches) + rng.randint(-2, 2))
+        batches = min(200, int(passes * (pass_batches + 1)) + 1)
+        late = int(rng.random() < 0.08)
+        clock = rng.choice(["batch", "batch", "batch", "batch", "full_scan", "mixed"])
+        knobs = {
+            "use_zero_pages": int(rng.random() < 0.3),
+            "pages_to_scan": pages_to_scan,
+            "smart_scan": int(rng.random() < 0.3),
+            "max_page_sharing": rng.choice([2, 3, 3, 4, 4, 5, 5, 8, 256]),
+            "shrink_underused": int(rng.random() < 0.7),
+            "max_ptes_none": 511,
+            "stable_node_chains_prune_millisecs": rng.choice([0, 0, 0, 2000, 4294967]),
+            "merge_across_nodes": 1,
+            "swap_mib": 0,
+        }
+        if rng.random() < 0.5:
+            knobs["sleep_millisecs"] = rng.choice([20, 100, 500, 900, 2000])
+        return {
+            "format": "kernel-trace-1",
+            "name": name,
+            "kernel": "6.12.117",
+            "variant": "mainline" if rng.random() < 0.45 else rng.choice(VARIANTS),
+            "how": "drawn at random",
+            "scenario": {
+                "knobs": knobs,
+                "processes": processes,
+                "late": late,
+                "events": self.events(clock, batches, passes, late),
+                "batches": batches,
+                "pages_per_thp": self.thp,
+            },
+            "fields": [],
+            "samples": [],
+            "maps": [],
+            "frames": [],
+        }
+
+    # -- processes --------------------------------------------------------------------------------------------
+
+    def process(self) -> dict:
+        rng = self.rng
+        blocks = rng.randint(1, 8 if self.thp < 512 else 2)
+        pages = blocks * self.thp
+        self.processes.append(Process(pages))
+        coverage = rng.choice([0, 0.5, 0.8, 1, 1, 1])
+        huge = [rng.random() < coverage for _ in range(blocks)]
+        spec = {
+            "pages": pages,
+            "thp": joined([[b * self.thp, self.thp] for b in range(blocks) if huge[b]]),
+            "mergeable": [[0, pages]] if rng.random() < 0.7 else self.some_ranges(pages),
+            "contents": self.contents(pages),
+        }
+        if self.orders:
+            small = [0, *range(2, self.thp.bit_length() - 1)]
+            orders = [[b * self.thp, self.thp, 9 if huge[b] else rng.choice(small)] for b in range(blocks)]
+            spec |= {"orders": joined(orders), "nohugepage_after_populate": True}
+        elif rng.random() < 0.3:
+            spec["nohugepage_after_populate"] = True
+        return spec
+
+    def some_ranges(self, pages: int) -> list[list[int]]:
+        borders = sorted(self.rng.sample(range(pages + 1), min(pages, self.rng.choice([2, 4]))))
+        return [[start, end - start] for start, end in zip(borders[::2], borders[1::2], strict=True)]
+
+    def contents(self, pages: int) -> list[list[int]]:
+        """Runs of a content, as segments [first key, count, step]."""
+        segments: list[list[int]] = []
+        longest = self.rng.choice([1, 2, 2, 6])
+        while pages:
+            count = min(pages, self.rng.randint(1, longest))
+            key = self.key()
+            segments.append([key, count, 0 if key == 0 or self.rng.random() < 0.8 else 1])
+            pages -= count
+        return segments
+
+    def key(self) -> int:
+        if self.rng.random() < self.zero:
+            return 0
+        if self.rng.random() < self.unique:
+            return self.rng.randrange(1, 1 << 63)
+        return self.rng.choice(self.pool)
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def events(self, clock: str, batches: int, passes: int, late: int) -> list[dict]:
+        rng = self.rng
+        count = rng.choice([0, 10, 30, 60, 100])
+        moments: list[dict[str, int]] = [self.moment(clock, batches, passes) for _ in range(count)]
+        if clock != "mixed":
+            moments.sort(key=lambda moment: moment[clock])
+        weights = {op: w for op, w in EVENT_WEIGHTS.items() if not (clock == "mixed" and op in ORDERED)}
+        if self.orders:
+            del weights["hugepage"]  # later births of folios of other sizes are not in a trace
+        events: list[dict] = []
+        for n in range(len(self.processes) if late else 0):
+            first, size = (0, self.processes[n].pages) if rng.random() < 0.6 else self.range(self.processes[n])
+            start = {"batch": 0} if rng.random() < 0.5 else {"batch": min(2, n)}
+            events.append({"after": start, "op": "mergeable", "process": n, "page": first, "count": size})
+        for moment in moments:
+            drawn = self.event(rng.choices(list(weights), list(weights.values()))[0])
+            events += [{"after": moment, **event} for event in drawn]
+        if late and clock == "batch":
+            events.sort(key=lambda event: event["after"]["batch"])
+        return [event | {"result": None, "sample": None} for event in events]
+
+    def moment(self, clock: str, batches: int, passes: int) -> dict[str, int]:
+        if clock == "full_scan" or (clock == "mixed" and self.rng.random() < 0.5):
+            return {"full_scan": self.rng.randint(1, passes)}
+        return {"batch": self.rng.randint(0, batches - 1)}
+
+    def range(self, process: Process) -> tuple[int, int]:
+        """Some pages, a block, a part of one, or all."""
+        kind = self.rng.random()
+        if kind < 0.1:
+            return 0, process.pages
+        if kind < 0.35:
+            first = self.rng.randrange(process.pages // self.thp) * self.thp
+            return first, min(process.pages - first, self.thp * self.rng.randint(1, 2))
+        first = self.rng.randrange(process.pages)
+        return first, min(process.pages - first, self.rng.randint(1, max(1, self.thp)))
+
+    def event(self, op: str) -> list[dict]:
+        """The event, or the few that belong together; none if it can't be."""
+        rng = self.rng
+        if op == "set":
+            return self.set()
+        if op == "split_all":
+            return [{"op": op}]
+        if op == "sleep":
+            return [{"op": op, "millisecs": rng.choice([100, 1000, 2000, 5000])}]
+        alive = [n for n, process in enumerate(self.processes) if process.alive]
+        if not alive:
+            return []
+        n = rng.choice(alive)
+        process = self.processes[n]
+        if op == "fork":
+            if len(alive) < 6:
+                self.processes.append(process.fork())
+                return [{"op": op, "process": n}]
+            return []
+        if op == "exit":
+            if len(alive) > 1 or rng.random() < 0.1:
+                process.alive = False
+                return [{"op": op, "process": n}]
+            return []
+        first, count = self.range(process)
+        event = {"op": op, "process": n, "page": first, "count": count}
+        if op == "munmap":
+            process.holes |= set(range(first, first + count))
+        elif op == "mprotect":
+            event["prot"] = rng.choice([1, 3, 3])
+            reached = set(process.before_hole(first, count))
+            process.read_only = process.read_only | reached if event["prot"] == 1 else process.read_only - reached
+        elif op in ("write", "read"):
+            barred = process.holes | (process.read_only if op == "write" else set())
+            legal = [page for page in range(first, first + count) if page not in barred]
+            if not legal:
+                return []
+            event["page"] = legal[0]
+            event["count"] = next((k for k, page in enumerate(legal) if page != legal[0] + k), len(legal))
+            if op == "write":
+                event["key"] = None if rng.random() < 0.3 else self.key()
+        return [event]
+
+    def set(self) -> list[dict]:
+        rng = self.rng
+        knob, values = rng.choice(
+            [
+                ("run", (0, 1, 2)),
+                ("run", (0, 1, 2)),
+                ("use_zero_pages", (0, 1)),
+                ("smart_scan", (0, 1)),
+                ("pages_to_scan", (1, 7, 30, 200)),
+                ("max_page_sharing", (2, 3, 4, 8)),
+                ("shrink_underused", (0, 1)),
+                ("stable_node_chains_prune_millisecs", (0, 2000)),
+                ("variant", VARIANTS),
+            ]
+        )
+        sets = [{"op": "set", "knob": knob, "value": rng.choice(values)}]
+        if knob == "run" and sets[0]["value"] != 1 and rng.random() < 0.9:
+            if rng.random() < 0.5:
+                sets.append({"op": "set", "knob": "max_page_sharing", "value": rng.choice((2, 3, 4, 8))})
+            sets.append({"op": "set", "knob": "run", "value": 1})
+        return sets
+
+
+def joined(ranges: list[list[int]]) -> list[list[int]]:
+    """Neighbouring [first, count, …] of the same kind become one."""
+    out: list[list[int]] = []
+    for first, count, *kind in ranges:
+        if out and out[-1][0] + out[-1][1] == first and out[-1][2:] == kind:
+            out[-1][1] += count
+        else:
+            out.append([first, count, *kind])
+    return out
