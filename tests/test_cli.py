@@ -83,7 +83,8 @@ def test_out_writes_predictions_that_compare_takes(run, tmp_path: Path, small: P
 def test_predictions_are_the_same_bytes_with_two_processes(run, tmp_path: Path) -> None:
     files = sorted(SHIPPED.glob("smart*.json.gz"))[:3]
     run("simulate", *files, "--out", tmp_path / "a")
-    assert run("simulate", *files, "--out", tmp_path / "b", "--jobs", "2").status == 0
+    done = run("simulate", *files, "--out", tmp_path / "b", "--jobs", "2")
+    assert done.status == 0, done.err
     assert [(tmp_path / "a" / p.name).read_bytes() for p in files] == [
         (tmp_path / "b" / p.name).read_bytes() for p in files
     ]
@@ -223,7 +224,7 @@ def test_interrupted_keeps_what_is_finished(tmp_path: Path) -> None:
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.json.gz"]
