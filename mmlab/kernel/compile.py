@@ -19,11 +19,11 @@ from numba.core import types
 from numba.core.datamodel import models, register_default
 from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import NativeValue, infer_getattr, lower_getattr_generic, unbox
+from numba.extending import NativeValue, infer_getattr, intrinsic, lower_getattr_generic, unbox
 from numba.np.arrayobj import make_array, populate_array
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["compiled", "entry", "machine_of"]
+__all__ = ["compiled", "entry", "machine_of", "trailing_zeros"]
 
 _INT64 = ir.IntType(64)
 
@@ -81,6 +81,16 @@ def _unbox_machine(typ: MachineType, machine: Any, c: Any) -> NativeValue:
     value = c.pyapi.long_as_longlong(address)
     c.pyapi.decref(address)
     return NativeValue(value)
+
+
+@intrinsic
+def trailing_zeros(context: Any, word: Any) -> Any:
+    """Position of the lowest bit that is set in a uint64 other than 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), codegen
 
 
 def machine_of(**dtypes: np.dtype) -> Callable[[type], type]:

@@ -3,12 +3,11 @@
 An anonymous folio's reference count is its mapcount plus its pins (thp-split H5); it is freed when both are 0.
 """
 
+from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.state import (
     FREE,
     KSM,
     MLOCK_BATCH,
-    compiled,
-    entry,
 )
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Splitting huge pages (mm/huge_memory.c, mm/migrate.c; thp-split.md 3.2 to 3.4)."""
 
+from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import (
     deferred_split_folio,
     folio_get,
@@ -21,8 +22,6 @@ from mmlab.kernel.state import (
     VM_MERGEABLE,
     VM_PRESENT,
     ZP_CLEAN,
-    compiled,
-    entry,
 )
 
 __all__ = ["split_huge_page", "split_huge_pages", "split_huge_pmd"]
@@ -48,7 +47,7 @@ def split_huge_pmd(m, b):
         m.stat[0].huge_pmds -= 1
     elif m.block[b].pmd == PMD_HUGE_ZP:
         for v in range(first, first + n):
-            m.page[v].pte = ZP_CLEAN
+            m.pte[v].kind = ZP_CLEAN
         m.stat[0].zeropage_entries += n
     else:
         return
@@ -84,7 +83,7 @@ def _unmap_folio(m, f):
             continue
         for v in range(base + first, base + end):
             frame = head + (v - base - index)
-            if m.page[v].pte == ANON and m.page[v].frame == frame:
+            if m.pte[v].kind == ANON and m.page[v].frame == frame:
                 locked |= (m.vma[i].vm & VM_LOCKED) != 0
                 m.frame[frame].mapcount -= 1
                 m.folio[f].mapcount -= 1
@@ -118,12 +117,12 @@ def _remap_folio(m, caller, family, head, index, n):
         remap = not locked and _remap(m, caller, m.vma[i].vm)
         for v in range(base + max(m.vma[i].start, index), base + min(m.vma[i].end, index + n)):
             frame = head + (v - base - index)
-            if m.page[v].pte != ANON or m.page[v].frame != frame:
+            if m.pte[v].kind != ANON or m.page[v].frame != frame:
                 continue
             if remap and m.page[v].key == 0 and not m.frame[frame].flags & MLOCKED:
-                m.page[v].pte = ZP_CLEAN
+                m.pte[v].kind = ZP_CLEAN
                 m.page[v].frame = -1
-                m.page[v].bits = 0
+                m.pte[v].bits = 0
                 m.stat[0].anon_pages -= 1
                 m.stat[0].zeropage_entries += 1
                 m.steps[REMAP] += 1
@@ -175,12 +174,12 @@ def split_huge_pages(m, first, end, caller, stop):
     debugfs `split_huge_pages_pid` and `split_huge_pages_all`
     """
     for v in range(first, end):
-        if not m.page[v].vm & VM_PRESENT:
+        if not m.pte[v].vm & VM_PRESENT:
             if stop:
                 return
             continue
         frame = m.page[v].frame
-        if m.page[v].pte == ANON and m.frame[frame].folio >= 0:
+        if m.pte[v].kind == ANON and m.frame[frame].folio >= 0:
             folio_get(m, frame)
             split_huge_page(m, frame, caller)
             folio_put(m, frame)

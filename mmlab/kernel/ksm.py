@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mmlab.kernel.compile import compiled, entry, trailing_zeros
 from mmlab.kernel.folio import (
     folio_get,
     folio_put,
@@ -11,7 +12,7 @@ from mmlab.kernel.folio import (
 )
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.memory import break_ksm
-from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
+from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_parent, rb_replace_node
 from mmlab.kernel.state import (
     ANON,
     CHAIN,
@@ -41,8 +42,6 @@ from mmlab.kernel.state import (
     VM_MERGEABLE,
     WAKE_UP,
     ZP_KSM,
-    compiled,
-    entry,
 )
 
 __all__ = ["ksm_do_scan", "ksm_enter", "ksm_exit", "ksm_scan_thread", "remove_all_stable_nodes", "unmerge_and_remove_all_rmap_items"]
@@ -121,7 +120,7 @@ def remove_node_from_stable_tree(m, node):
         m.stat[0].pages_sharing -= m.node[node].len - 1
     while v >= 0:
         following = m.page[v].left
-        m.page[v].item &= ~STABLE
+        m.pte[v].item &= ~STABLE
         m.mm[_mm(m, v)].merging_pages -= 1
         m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
         v = following
@@ -266,7 +265,7 @@ def stable_tree_append(m, v, node):
     m.page[v].left = first
     m.page[v].right = -1
     m.page[v].parent = node
-    m.page[v].item |= STABLE
+    m.pte[v].item |= STABLE
     m.node[node].first = v
     m.node[node].len += 1
     m.mm[_mm(m, v)].merging_pages += 1
@@ -290,10 +289,10 @@ def remove_all_stable_nodes(m):
                 following = m.node[following].left
         else:
             child = n
-            following = m.node[n].parent
+            following = rb_parent(m.node, n)
             while following >= 0 and m.node[following].right == child:
                 child = following
-                following = m.node[following].parent
+                following = rb_parent(m.node, following)
         if m.node[n].kind == CHAIN:
             dup = m.node[n].first
             while dup >= 0:
@@ -321,7 +320,7 @@ def _mm(m, v):
 @compiled
 def remove_rmap_item_from_tree(m, v):
     """Out of whatever tree it is in (ksm-merge 2.9, ksm-scan S22)."""
-    item = m.page[v].item
+    item = m.pte[v].item
     if item & STABLE:
         node = m.page[v].parent
         if not ksm_get_folio(m, node):
@@ -340,20 +339,20 @@ def remove_rmap_item_from_tree(m, v):
         m.node[node].len -= 1
         m.mm[_mm(m, v)].merging_pages -= 1
         m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
-        m.page[v].item &= ~STABLE
+        m.pte[v].item &= ~STABLE
     elif item & UNSTABLE:
-        if m.page[v].seq == m.stat[0].full_scans & 255:  # of the current pass: really in the tree
+        if m.pte[v].seq == m.stat[0].full_scans & 255:  # of the current pass: really in the tree
             m.state[0].unstable_root = rb_erase(m.page, m.state[0].unstable_root, v)
         m.stat[0].pages_unshared -= 1
-        m.page[v].item &= ~UNSTABLE
+        m.pte[v].item &= ~UNSTABLE
 
 
 @compiled
 def _new_rmap_item(m, v):
     mm = _mm(m, v)
-    m.page[v].item = ITEM
-    m.page[v].age = 0
-    m.page[v].skips = 0
+    m.pte[v].item = ITEM
+    m.pte[v].age = 0
+    m.pte[v].skips = 0
     m.mm[mm].rmap_items += 1
     m.stat[0].rmap_items += 1
     m.stat[0].proc_ksm_rmap_items += 1
@@ -363,7 +362,7 @@ def _new_rmap_item(m, v):
 def _free_rmap_item(m, v):
     mm = _mm(m, v)
     remove_rmap_item_from_tree(m, v)
-    m.page[v].item = 0
+    m.pte[v].item = 0
     m.mm[mm].rmap_items -= 1
     m.stat[0].rmap_items -= 1
     m.stat[0].proc_ksm_rmap_items -= 1 - m.mm[mm].exited
@@ -386,16 +385,16 @@ def should_skip_rmap_item(m, v):
     """Smart scan (ksm-scan S25)."""
     if not m.state[0].smart_scan or m.frame[m.page[v].frame].flags & KSM:
         return False
-    age = m.page[v].age
+    age = m.pte[v].age
     if age != 255:
-        m.page[v].age = age + 1
+        m.pte[v].age = age + 1
     if age < 3:
         return False
-    if m.page[v].skips == 0:
-        m.page[v].skips = _skip_age(age)
+    if m.pte[v].skips == 0:
+        m.pte[v].skips = _skip_age(age)
         return False
     m.stat[0].pages_skipped += 1
-    m.page[v].skips -= 1
+    m.pte[v].skips -= 1
     remove_rmap_item_from_tree(m, v)
     m.steps[SKIP] += 1
     return True
@@ -407,23 +406,23 @@ def should_skip_rmap_item(m, v):
 @compiled
 def write_protect_page(m, v, frame):
     """Make the entry read-only and clean, if nobody else holds a reference to the page (ksm-merge M7.5)."""
-    if m.page[v].pte != ANON or m.page[v].frame != frame:
+    if m.pte[v].kind != ANON or m.page[v].frame != frame:
         return False  # a split has put the zeropage there
     if m.frame[frame].flags & KSM:
         return False  # reverse mapping does not find it (M14)
-    if m.page[v].bits & (DIRTY | EXCLUSIVE):
+    if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
             return False
-        m.page[v].bits = 0
+        m.pte[v].bits = 0
     return True
 
 
 @compiled
 def replace_page(m, v, frame, kframe):
     """The entry maps the KSM page or the zeropage instead (ksm-merge M8)."""
-    locked = m.page[v].vm & VM_LOCKED
+    locked = m.pte[v].vm & VM_LOCKED
     if kframe == ZEROPAGE:
-        m.page[v].pte = ZP_KSM
+        m.pte[v].kind = ZP_KSM
         m.page[v].frame = -1
         m.mm[_mm(m, v)].zero_pages += 1
         m.stat[0].ksm_zero_pages += 1
@@ -478,7 +477,7 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
         return False
     if try_to_merge_with_ksm_page(m, tree_v, tree_frame, frame, key):
         return True
-    if m.page[v].vm & VM_MERGEABLE:
+    if m.pte[v].vm & VM_MERGEABLE:
         break_ksm(m, v)  # break_cow
     return False
 
@@ -496,7 +495,7 @@ def unstable_tree_search_insert(m, v, frame, key):
     levels = 0
     while n >= 0:
         levels += 1
-        if p[n].pte != ANON or not p[n].vm & VM_MERGEABLE:
+        if m.pte[n].kind != ANON or not m.pte[n].vm & VM_MERGEABLE:
             m.stat[0].wasted_visits += 1
             n = -1
             break
@@ -510,8 +509,8 @@ def unstable_tree_search_insert(m, v, frame, key):
         left = key < other
         n = p[n].left if left else p[n].right
     else:
-        p[v].item |= UNSTABLE
-        p[v].seq = m.stat[0].full_scans & 255
+        m.pte[v].item |= UNSTABLE
+        m.pte[v].seq = m.stat[0].full_scans & 255
         s.unstable_root = rb_insert(p, s.unstable_root, v, parent, left)
         m.stat[0].pages_unshared += 1
         n = -1
@@ -525,19 +524,19 @@ def cmp_and_merge_page(m, v, frame):
     key = m.page[v].key
     node = m.frame[frame].node
     if node >= 0:  # M1
-        if m.page[v].item & STABLE and m.page[v].parent == node:
+        if m.pte[v].item & STABLE and m.page[v].parent == node:
             return
     else:  # M2
         remove_rmap_item_from_tree(m, v)
-        if not m.page[v].item & CHECKSUM or m.page[v].oldchecksum != key:
+        if not m.pte[v].item & CHECKSUM or m.page[v].oldchecksum != key:
             m.page[v].oldchecksum = key
-            m.page[v].item |= CHECKSUM
+            m.pte[v].item |= CHECKSUM
             m.stat[0].changed_checksums += 1
             return
         if key == 0 and m.state[0].use_zero_pages:  # M3
             if try_to_merge_one_page(m, v, frame, ZEROPAGE, key):
                 return
-            if m.state[0].early_stop and m.page[v].pte != ANON:
+            if m.state[0].early_stop and m.pte[v].kind != ANON:
                 return  # the variant skip-zeropage
     kframe = stable_tree_search(m, key, frame)  # M4
     remove_rmap_item_from_tree(m, v)
@@ -606,6 +605,24 @@ def ksm_exit(m, mm):
 
 
 @compiled
+def _next_occupied(m, v, end):
+    """The first page of [v, end) that maps an anonymous page or has an rmap_item; `end` if there is none."""
+    while v < end:
+        word = m.occupied[v >> 6] >> np.uint64(v & 63)
+        if word == 0:
+            v = (v >> 6) + 1 << 6
+            continue
+        v += trailing_zeros(word)
+        if v >= end:
+            break
+        if m.pte[v].kind == ANON or m.pte[v].item:
+            return v
+        m.occupied[v >> 6] &= ~(np.uint64(1) << np.uint64(v & 63))
+        v += 1
+    return end
+
+
+@compiled
 def scan_get_next_rmap_item(m):
     """The next page that costs budget, -1 at the end of a full scan (ksm-scan 1.3).
 
@@ -620,36 +637,34 @@ def scan_get_next_rmap_item(m):
         s.cursor_mm = m.mm[0].next
         s.cursor = 0
         s.found_vma = 0
-    page = m.page
-    passed = 0
     while s.cursor_mm != 0:
         mm = s.cursor_mm
         base = m.mm[mm].base
         if m.mm[mm].exited:
             s.cursor = 0
             s.found_vma = 0
-        found = s.found_vma
-        for v in range(base + s.cursor, base + m.mm[mm].pages):
-            if page[v].vm & VM_MERGEABLE:
-                found = 1
-                if page[v].pte == ANON:
-                    if not page[v].item:
-                        _new_rmap_item(m, v)
-                    if should_skip_rmap_item(m, v):
-                        continue
-                    s.cursor = v + 1 - base
-                    s.found_vma = found
-                    m.steps[PASS_OVER] += passed
+        at, end = base + s.cursor, base + m.mm[mm].pages
+        while at < end:
+            v = _next_occupied(m, at, end)
+            if m.pte[at].vm & VM_MERGEABLE:
+                m.steps[PASS_OVER] += v - at
+            if v == end:
+                break
+            at = v + 1
+            if m.pte[v].vm & VM_MERGEABLE and m.pte[v].kind == ANON:
+                if not m.pte[v].item:
+                    _new_rmap_item(m, v)
+                if not should_skip_rmap_item(m, v):
+                    s.cursor = at - base
+                    s.found_vma = 1
                     return v
-                passed += 1
-            if page[v].item:
+            elif m.pte[v].item:
                 _free_rmap_item(m, v)
+        if not s.found_vma and not m.mm[mm].mergeable:  # S17
+            _drop_mm(m, mm)
         s.cursor_mm = m.mm[mm].next
         s.cursor = 0
         s.found_vma = 0
-        if not found:  # S17
-            _drop_mm(m, mm)
-    m.steps[PASS_OVER] += passed
     m.steps[END_OF_PASS] += 1
     m.stat[0].full_scans += 1
     return -1
@@ -684,9 +699,9 @@ def unmerge_and_remove_all_rmap_items(m):
     while mm != 0:
         following = m.mm[mm].next
         for v in range(m.mm[mm].base, m.mm[mm].base + m.mm[mm].pages):
-            if m.page[v].vm & VM_MERGEABLE:
+            if m.pte[v].vm & VM_MERGEABLE:
                 break_ksm(m, v)
-            if m.page[v].item:
+            if m.pte[v].item:
                 _free_rmap_item(m, v)
         if m.mm[mm].exited:
             _drop_mm(m, mm)

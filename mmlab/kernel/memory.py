@@ -1,5 +1,8 @@
 """Faults, unmapping and fork, page by page (mm/memory.c; ksm-merge 2.11, thp-split 3.11)."""
 
+import numpy as np
+
+from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import (
     alloc_folio,
     alloc_frame,
@@ -25,8 +28,6 @@ from mmlab.kernel.state import (
     VM_WRITE,
     ZP_CLEAN,
     ZP_KSM,
-    compiled,
-    entry,
 )
 
 __all__ = [
@@ -42,13 +43,19 @@ __all__ = [
 
 
 @compiled
+def _map_anon(m, v, frame, bits):
+    m.pte[v].kind = ANON
+    m.pte[v].bits = bits
+    m.page[v].frame = frame
+    m.occupied[v >> 6] |= np.uint64(1) << np.uint64(v & 63)
+
+
+@compiled
 def map_new_page(m, v, bits):
     """Map a new order-0 page at v; the page keeps the key that the address has."""
     f = alloc_frame(m)
     m.frame[f].mapcount = 1
-    m.page[v].pte = ANON
-    m.page[v].bits = bits
-    m.page[v].frame = f
+    _map_anon(m, v, f, bits)
     b = v >> m.state[0].hpage_order
     if m.block[b].pmd == PMD_NONE:
         m.block[b].pmd = PMD_TABLE
@@ -65,10 +72,7 @@ def map_huge_page(m, b, index):
     m.folio[f].mapcount = 1
     m.folio[f].entire = 1
     for i in range(n):
-        v = b * n + i
-        m.page[v].pte = ANON
-        m.page[v].bits = DIRTY | EXCLUSIVE
-        m.page[v].frame = m.folio[f].head + i
+        _map_anon(m, b * n + i, m.folio[f].head + i, DIRTY | EXCLUSIVE)
     m.block[b].pmd = PMD_HUGE
     m.stat[0].huge_pmds += 1
     m.stat[0].anon_pages += n
@@ -82,11 +86,11 @@ def _huge_page_allowed(m, b):
     One VMA with MADV_HUGEPAGE over the whole block, and no page table there yet.
     """
     n = 1 << m.state[0].hpage_order
-    vm = m.page[b * n].vm
+    vm = m.pte[b * n].vm
     if m.block[b].pmd != PMD_NONE or not vm & VM_HUGEPAGE:
         return False
     for v in range(b * n, (b + 1) * n):
-        if m.page[v].vm != vm:
+        if m.pte[v].vm != vm:
             return False
     return True
 
@@ -100,7 +104,7 @@ def _region_index(m, v):
 @compiled
 def _unmap_zeropage(m, v):
     m.stat[0].zeropage_entries -= 1
-    if m.page[v].pte == ZP_KSM:
+    if m.pte[v].kind == ZP_KSM:
         m.stat[0].ksm_zero_pages -= 1
         m.mm[m.block[v >> m.state[0].hpage_order].mm].zero_pages -= 1
 
@@ -123,7 +127,7 @@ def _write_fault(m, v):
     """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7)."""
     s = m.state[0]
     b = v >> s.hpage_order
-    if m.page[v].pte == NONE:
+    if m.pte[v].kind == NONE:
         if _huge_page_allowed(m, b):
             n = 1 << s.hpage_order
             for i in range(b * n, (b + 1) * n):
@@ -134,14 +138,14 @@ def _write_fault(m, v):
             m.page[v].key = 0
             map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
-    if m.page[v].pte == HUGE_ZP:
+    if m.pte[v].kind == HUGE_ZP:
         split_huge_pmd(m, b)
-    if m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+    if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
         _unmap_zeropage(m, v)
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
-    if m.page[v].bits & EXCLUSIVE:
-        m.page[v].bits |= DIRTY
+    if m.pte[v].bits & EXCLUSIVE:
+        m.pte[v].bits |= DIRTY
         return
     frame = m.page[v].frame
     f = m.frame[frame].folio
@@ -149,11 +153,11 @@ def _write_fault(m, v):
         if m.folio[f].mapcount == 1:  # no other entry maps any page of the folio: reuse
             n = 1 << s.hpage_order
             for i in range(b * n, (b + 1) * n):
-                m.page[i].bits = DIRTY | EXCLUSIVE
+                m.pte[i].bits = DIRTY | EXCLUSIVE
             return
         split_huge_pmd(m, b)
     elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
-        m.page[v].bits = DIRTY | EXCLUSIVE
+        m.pte[v].bits = DIRTY | EXCLUSIVE
         return
     _copy_page(m, v, DIRTY | EXCLUSIVE)
 
@@ -161,17 +165,17 @@ def _write_fault(m, v):
 @compiled
 def _read_fault(m, v):
     """A read of an empty entry maps the shared or the huge zeropage (ksm-merge F3)."""
-    if m.page[v].pte != NONE:
+    if m.pte[v].kind != NONE:
         return
     b = v >> m.state[0].hpage_order
     n = 1 << m.state[0].hpage_order
     if _huge_page_allowed(m, b):
         for i in range(b * n, (b + 1) * n):
-            m.page[i].pte = HUGE_ZP
+            m.pte[i].kind = HUGE_ZP
             m.page[i].key = 0
         m.block[b].pmd = PMD_HUGE_ZP
         return
-    m.page[v].pte = ZP_CLEAN
+    m.pte[v].kind = ZP_CLEAN
     m.page[v].key = 0
     m.page[v].frame = -1
     m.block[b].pmd = PMD_TABLE
@@ -182,7 +186,7 @@ def _read_fault(m, v):
 def write_pages(m, first, end, key, read_first):
     """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first)."""
     for v in range(first, end):
-        if not m.page[v].vm & VM_PRESENT or not m.page[v].vm & VM_WRITE:
+        if not m.pte[v].vm & VM_PRESENT or not m.pte[v].vm & VM_WRITE:
             continue
         if read_first:
             _read_fault(m, v)
@@ -194,7 +198,7 @@ def write_pages(m, first, end, key, read_first):
 @entry
 def read_pages(m, first, end):
     for v in range(first, end):
-        if m.page[v].vm & VM_PRESENT:
+        if m.pte[v].vm & VM_PRESENT:
             _read_fault(m, v)
 
 
@@ -202,8 +206,8 @@ def read_pages(m, first, end):
 def populate_range(m, first, end):
     """Touch each page as mlock does (`populate_vma_page_range`): write where that is allowed, else read (F8)."""
     for v in range(first, end):
-        if m.page[v].vm & VM_WRITE:
-            if m.page[v].pte != ANON or not m.page[v].bits & EXCLUSIVE or not m.page[v].bits & DIRTY:
+        if m.pte[v].vm & VM_WRITE:
+            if m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
                 _write_fault(m, v)
         else:
             _read_fault(m, v)
@@ -228,16 +232,16 @@ def zap_page_range(m, first, end):
                     m.stat[0].huge_pmds -= 1
                     folio_remove_rmap_pmd(m, m.frame[m.page[v].frame].folio)
                 for i in range(v, stop):
-                    m.page[i].pte = NONE
+                    m.pte[i].kind = NONE
                 m.block[b].pmd = PMD_NONE
                 v = stop
                 continue
             split_huge_pmd(m, b)
         while v < stop:
-            if m.page[v].pte != ANON:
-                if m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+            if m.pte[v].kind != ANON:
+                if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
                     _unmap_zeropage(m, v)
-                m.page[v].pte = NONE
+                m.pte[v].kind = NONE
                 v += 1
                 continue
             frame = m.page[v].frame
@@ -245,7 +249,7 @@ def zap_page_range(m, first, end):
             if m.frame[frame].folio >= 0:
                 while (
                     v + run < stop
-                    and m.page[v + run].pte == ANON
+                    and m.pte[v + run].kind == ANON
                     and m.page[v + run].frame == frame + run
                     and m.frame[frame + run].folio == m.frame[frame].folio
                 ):
@@ -253,7 +257,7 @@ def zap_page_range(m, first, end):
             elif m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             for i in range(v, v + run):
-                m.page[i].pte = NONE
+                m.pte[i].kind = NONE
             m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, frame, run)
             v += run
@@ -278,13 +282,12 @@ def copy_page_range(m, src, dst, pages):
     for i in range(pages):
         v, w = src + i, dst + i
         m.page[w].key = m.page[v].key
-        m.page[w].frame = m.page[v].frame
-        m.page[w].vm = m.page[v].vm & ~VM_LOCKED
-        m.page[w].pte = m.page[v].pte
-        m.page[v].bits &= ~EXCLUSIVE
-        m.page[w].bits = m.page[v].bits
-        if m.page[v].pte == ANON:
+        m.pte[w].vm = m.pte[v].vm & ~VM_LOCKED
+        m.pte[w].kind = m.pte[v].kind
+        m.pte[v].bits &= ~EXCLUSIVE
+        if m.pte[v].kind == ANON:
             frame = m.page[v].frame
+            _map_anon(m, w, frame, m.pte[v].bits)
             m.stat[0].anon_pages += 1
             if m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries += 1
@@ -292,9 +295,9 @@ def copy_page_range(m, src, dst, pages):
                 m.frame[frame].mapcount += 1
                 if m.frame[frame].folio >= 0:
                     m.folio[m.frame[frame].folio].mapcount += 1
-        elif m.page[v].pte == ZP_CLEAN or m.page[v].pte == ZP_KSM:
+        elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
             m.stat[0].zeropage_entries += 1
-            if m.page[v].pte == ZP_KSM:
+            if m.pte[v].kind == ZP_KSM:
                 m.stat[0].ksm_zero_pages += 1
                 m.mm[m.block[w >> order].mm].zero_pages += 1
 
@@ -302,10 +305,10 @@ def copy_page_range(m, src, dst, pages):
 @compiled
 def break_ksm(m, v):
     """Unshare one address: a KSM page or a zeropage placed by ksmd becomes a page of its own (ksm-merge B1)."""
-    if m.page[v].pte == ZP_KSM:
+    if m.pte[v].kind == ZP_KSM:
         _unmap_zeropage(m, v)
         map_new_page(m, v, EXCLUSIVE)
-    elif m.page[v].pte == ANON and m.frame[m.page[v].frame].flags & KSM:
+    elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
         _copy_page(m, v, EXCLUSIVE)
 
 
@@ -332,9 +335,7 @@ def populate(m, mm, orders):
             f = alloc_folio(m, orders[i], m.mm[mm].family, i)
             k = 1 << orders[i]
             for j in range(k):
-                m.page[v + j].pte = ANON
-                m.page[v + j].bits = DIRTY | EXCLUSIVE
-                m.page[v + j].frame = m.folio[f].head + j
+                _map_anon(m, v + j, m.folio[f].head + j, DIRTY | EXCLUSIVE)
                 m.frame[m.folio[f].head + j].mapcount = 1
             m.folio[f].mapcount = k
             m.folio[f].nr_mapped = k

@@ -71,6 +71,8 @@ class AddressSpaces:
         rows.sort()
         table = np.array([(family, base, start, end, vm) for family, start, _, base, end, vm in rows], vma_t)
         self.m.vma = table
+        for i, vmas in enumerate(self.vmas):
+            self.m.mm[i + 1]["mergeable"] = sum(v.end - v.start for v in vmas if v.vm & VM_MERGEABLE)
 
     def _in_range(self, process: int, start: int, end: int) -> Iterator[Vma]:
         return iter([v for v in self.vmas[process] if v.start < end and v.end > start])
@@ -110,7 +112,7 @@ class AddressSpaces:
         for v in self._in_range(process, start, end):
             v.vm = vm
         base = self._base(process)
-        self.m.page["vm"][base + start : base + end] = vm
+        self.m.pte["vm"][base + start : base + end] = vm
 
     def _walk(
         self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool
@@ -190,7 +192,7 @@ class AddressSpaces:
         for v in self._in_range(process, start, end):
             zap_page_range(self.m, base + v.start, base + v.end)
         self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
-        self.m.page["vm"][base + start : base + end] = 0
+        self.m.pte["vm"][base + start : base + end] = 0
         return 0
 
     def mprotect(self, process: int, start: int, end: int, prot: int) -> int:
@@ -255,7 +257,7 @@ class AddressSpaces:
             zap_page_range(m, base + v.start, base + v.end)
         self.vmas[process] = []
         mm, stat = m.mm[process + 1], m.stat[0]
-        m.page["vm"][base : base + int(mm["pages"])] = 0
+        m.pte["vm"][base : base + int(mm["pages"])] = 0
         mm["exited"] = 1
         stat["proc_ksm_rmap_items"] -= mm["rmap_items"]
         stat["proc_ksm_merging_pages"] -= mm["merging_pages"]

@@ -1,18 +1,50 @@
 """Red-black trees as the kernel shapes them (lib/rbtree.c; ksm-merge U1).
 
-A tree is a structured array `t` with the fields left, right, parent and red, and the index of its root. Every function
-returns the root. The shape matters: which searches meet a dead node depends on it (ksm-merge D4).
+A tree is a structured array `t` with the fields left, right and parent, and the index of its root; parent also carries
+the colour, as in the kernel: parent * 2 + red. Functions that change a tree return its root. The shape matters: which
+searches meet a dead node depends on it (ksm-merge D4).
 """
 
-from mmlab.kernel.state import compiled
+from mmlab.kernel.compile import compiled
 
-__all__ = ["rb_erase", "rb_insert", "rb_replace_node"]
+__all__ = ["rb_erase", "rb_insert", "rb_parent", "rb_replace_node"]
+
+
+@compiled
+def rb_parent(t, n):
+    return t[n].parent >> 1
+
+
+@compiled
+def _is_red(t, n):
+    return n >= 0 and t[n].parent & 1
+
+
+@compiled
+def _set_parent(t, n, parent):
+    t[n].parent = parent * 2 | t[n].parent & 1
+
+
+@compiled
+def _set_red(t, n, red):
+    t[n].parent = t[n].parent & -2 | red
+
+
+@compiled
+def _replace_child(t, root, parent, old, new):
+    """The link from `parent` to `old` (or from the root) leads to `new` now."""
+    if parent < 0:
+        return new
+    if t[parent].left == old:
+        t[parent].left = new
+    else:
+        t[parent].right = new
+    return root
 
 
 @compiled
 def _rotate(t, root, x, left):
-    """Rotate x down to the left (or right): its other child takes its place."""
-    p = t[x].parent
+    """Rotate x down to the left (or right): its other child takes its place. Colours stay with their nodes."""
     if left:
         y = t[x].right
         inner = t[y].left
@@ -24,16 +56,11 @@ def _rotate(t, root, x, left):
         t[x].left = inner
         t[y].right = x
     if inner >= 0:
-        t[inner].parent = x
-    t[x].parent = y
-    t[y].parent = p
-    if p < 0:
-        return y
-    if t[p].left == x:
-        t[p].left = y
-    else:
-        t[p].right = y
-    return root
+        _set_parent(t, inner, x)
+    parent = rb_parent(t, x)
+    _set_parent(t, x, y)
+    _set_parent(t, y, parent)
+    return _replace_child(t, root, parent, x, y)
 
 
 @compiled
@@ -41,130 +68,103 @@ def rb_insert(t, root, n, parent, left):
     """Hang n below `parent` (-1: the tree is empty) and rebalance."""
     t[n].left = -1
     t[n].right = -1
-    t[n].parent = parent
+    t[n].parent = parent * 2 | 1
     if parent < 0:
-        t[n].red = 0
-        return n
-    t[n].red = 1
-    if left:
+        root = n
+    elif left:
         t[parent].left = n
     else:
         t[parent].right = n
-    while parent >= 0 and t[parent].red:
-        grand = t[parent].parent
+    while _is_red(t, parent):
+        grand = rb_parent(t, parent)
         on_left = t[grand].left == parent
         uncle = t[grand].right if on_left else t[grand].left
-        if uncle >= 0 and t[uncle].red:
-            t[parent].red = 0
-            t[uncle].red = 0
-            t[grand].red = 1
+        if _is_red(t, uncle):
+            _set_red(t, parent, 0)
+            _set_red(t, uncle, 0)
+            _set_red(t, grand, 1)
             n = grand
-            parent = t[n].parent
+            parent = rb_parent(t, n)
             continue
         if n == (t[parent].right if on_left else t[parent].left):
             root = _rotate(t, root, parent, on_left)
             parent = n
-        t[parent].red = 0
-        t[grand].red = 1
+        _set_red(t, parent, 0)
+        _set_red(t, grand, 1)
         root = _rotate(t, root, grand, not on_left)
         break
-    t[root].red = 0
+    _set_red(t, root, 0)
     return root
 
 
 @compiled
 def rb_replace_node(t, root, old, new):
     """Put `new` where `old` is."""
-    parent, left, right = t[old].parent, t[old].left, t[old].right
-    t[new].parent = parent
-    t[new].left = left
-    t[new].right = right
-    t[new].red = t[old].red
-    if left >= 0:
-        t[left].parent = new
-    if right >= 0:
-        t[right].parent = new
-    if parent < 0:
-        return new
-    if t[parent].left == old:
-        t[parent].left = new
-    else:
-        t[parent].right = new
-    return root
+    t[new].left = t[old].left
+    t[new].right = t[old].right
+    t[new].parent = t[old].parent
+    if t[new].left >= 0:
+        _set_parent(t, t[new].left, new)
+    if t[new].right >= 0:
+        _set_parent(t, t[new].right, new)
+    return _replace_child(t, root, rb_parent(t, new), old, new)
 
 
 @compiled
 def rb_erase(t, root, n):
-    """Take n out; a node with two children gives its place to its in-order successor."""
+    """Take n out; a node with two children gives its place and colour to its in-order successor."""
     if t[n].left >= 0 and t[n].right >= 0:
-        successor = t[n].right
-        while t[successor].left >= 0:
-            successor = t[successor].left
-        # the successor leaves its own place first, then takes over the place and colour of n
-        hole_child = t[successor].right
-        hole_parent = t[successor].parent
-        black = not t[successor].red
-        if hole_parent == n:
-            hole_parent = successor
+        heir = t[n].right
+        while t[heir].left >= 0:
+            heir = t[heir].left
+        black = not _is_red(t, heir)
+        x, parent = t[heir].right, rb_parent(t, heir)  # x moves up to where the successor was
+        if parent == n:
+            parent = heir
         else:
-            t[hole_parent].left = hole_child
-            if hole_child >= 0:
-                t[hole_child].parent = hole_parent
-            t[successor].right = t[n].right
-            t[t[n].right].parent = successor
-        t[successor].left = t[n].left
-        t[t[n].left].parent = successor
-        t[successor].red = t[n].red
-        parent = t[n].parent
-        t[successor].parent = parent
-        if parent < 0:
-            root = successor
-        elif t[parent].left == n:
-            t[parent].left = successor
-        else:
-            t[parent].right = successor
+            t[parent].left = x
+            if x >= 0:
+                _set_parent(t, x, parent)
+            t[heir].right = t[n].right
+            _set_parent(t, t[heir].right, heir)
+        t[heir].left = t[n].left
+        _set_parent(t, t[heir].left, heir)
+        t[heir].parent = t[n].parent
+        root = _replace_child(t, root, rb_parent(t, n), n, heir)
     else:
-        hole_child = t[n].left if t[n].left >= 0 else t[n].right
-        hole_parent = t[n].parent
-        black = not t[n].red
-        if hole_child >= 0:
-            t[hole_child].parent = hole_parent
-        if hole_parent < 0:
-            root = hole_child
-        elif t[hole_parent].left == n:
-            t[hole_parent].left = hole_child
-        else:
-            t[hole_parent].right = hole_child
+        black = not _is_red(t, n)
+        x, parent = t[n].left if t[n].left >= 0 else t[n].right, rb_parent(t, n)
+        if x >= 0:
+            _set_parent(t, x, parent)
+        root = _replace_child(t, root, parent, n, x)
     if not black:
         return root
-    x, parent = hole_child, hole_parent  # x lacks one black
-    while parent >= 0 and (x < 0 or not t[x].red):
+    while parent >= 0 and not _is_red(t, x):  # the paths through x lack one black node
         on_left = t[parent].left == x
         sibling = t[parent].right if on_left else t[parent].left
-        if t[sibling].red:
-            t[sibling].red = 0
-            t[parent].red = 1
+        if _is_red(t, sibling):
+            _set_red(t, sibling, 0)
+            _set_red(t, parent, 1)
             root = _rotate(t, root, parent, on_left)
             sibling = t[parent].right if on_left else t[parent].left
         near = t[sibling].left if on_left else t[sibling].right
         far = t[sibling].right if on_left else t[sibling].left
-        if (near < 0 or not t[near].red) and (far < 0 or not t[far].red):
-            t[sibling].red = 1
+        if not _is_red(t, near) and not _is_red(t, far):
+            _set_red(t, sibling, 1)
             x = parent
-            parent = t[x].parent
+            parent = rb_parent(t, x)
             continue
-        if far < 0 or not t[far].red:
-            t[near].red = 0
-            t[sibling].red = 1
+        if not _is_red(t, far):
+            _set_red(t, near, 0)
+            _set_red(t, sibling, 1)
             root = _rotate(t, root, sibling, not on_left)
-            far = sibling
-            sibling = near
-        t[sibling].red = t[parent].red
-        t[parent].red = 0
-        t[far].red = 0
+            sibling, far = near, sibling
+        _set_red(t, sibling, _is_red(t, parent))
+        _set_red(t, parent, 0)
+        _set_red(t, far, 0)
         root = _rotate(t, root, parent, on_left)
         x = root
         break
     if x >= 0:
-        t[x].red = 0
+        _set_red(t, x, 0)
     return root

@@ -8,9 +8,9 @@ only for folios of more than one page. Nothing here knows files, plots or wall-c
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, entry, machine_of
+from mmlab.kernel.compile import machine_of
 
-__all__ = ["Machine", "compiled", "entry", "machine"]
+__all__ = ["Machine", "machine"]
 
 # --- one virtual page ------------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
@@ -19,6 +19,19 @@ DIRTY, EXCLUSIVE = 1, 2  # bits of an ANON entry; "writable" is EXCLUSIVE in a w
 VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE = 1, 2, 4, 8, 16  # flags of the VMA that holds the page
 ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
 
+pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the small fields of its rmap_item
+    [
+        ("kind", np.uint8),
+        ("bits", np.uint8),
+        ("vm", np.uint8),
+        ("item", np.uint8),
+        ("age", np.uint8),
+        ("skips", np.uint8),  # remaining_skips
+        ("seq", np.uint8),  # low 8 bits of full_scans when the item entered the unstable tree (S19)
+        ("_", np.uint8),
+    ],
+    align=True,
+)
 page_t = np.dtype(
     [
         ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
@@ -27,14 +40,6 @@ page_t = np.dtype(
         ("left", np.int32),  # UNSTABLE: tree links. STABLE: left and right are the next and the previous item
         ("right", np.int32),  #   of the node's list, and parent is the stable node itself
         ("parent", np.int32),
-        ("pte", np.uint8),
-        ("bits", np.uint8),
-        ("vm", np.uint8),
-        ("item", np.uint8),
-        ("age", np.uint8),
-        ("skips", np.uint8),  # remaining_skips
-        ("seq", np.uint8),  # low 8 bits of full_scans when the item entered the unstable tree (S19)
-        ("red", np.uint8),
     ],
     align=True,
 )
@@ -88,7 +93,6 @@ node_t = np.dtype(
         ("prev", np.int32),
         ("chain", np.int32),  # DUP: its chain
         ("kind", np.uint8),
-        ("red", np.uint8),
     ],
     align=True,
 )
@@ -104,6 +108,7 @@ mm_t = np.dtype(
         ("rmap_items", np.int32),
         ("merging_pages", np.int32),
         ("zero_pages", np.int32),
+        ("mergeable", np.int32),  # pages in VMAs with VM_MERGEABLE
     ],
     align=True,
 )
@@ -159,7 +164,9 @@ MLOCK_BATCH = 31
 
 
 @machine_of(
-    page=page_t,  # virtual pages of all processes, each process's region aligned to a THP
+    pte=pte_t,  # virtual pages of all processes, each process's region aligned to a THP
+    page=page_t,  # … the same pages
+    occupied=np.dtype(np.uint64),  # a bit a page: may map a page or have an rmap_item; ksmd's walk clears it late
     block=block_t,  # … / pages per THP
     frame=frame_t,
     folio=folio_t,
@@ -185,7 +192,9 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     Frames, folios and nodes get room beyond what is mapped at first; memory that is not used is not touched.
     """
     m = Machine(
+        pte=pages,
         page=pages,
+        occupied=(pages + 63) // 64,
         block=pages >> hpage_order,
         frame=2 * pages + (1 << hpage_order),
         folio=pages // 2 + 16,
