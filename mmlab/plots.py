@@ -362,7 +362,7 @@ def curves(
     log: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """A curve for each value of ``by``, ``y`` logarithmic, with lines at ``marks`` and a diamond where it passes ``at``.
+    """A curve for each value of ``by``, ``y`` logarithmic, lines at ``marks``, and a diamond where it passes ``at``.
 
     Curves differ in colour, dash and marker. An infinite ``y`` is an ∞ at the upper edge.
 
@@ -400,7 +400,8 @@ def curves(
     for number, name in enumerate(names):
         for value in table[x][(table[by] == name) & np.isposinf(table[y])]:
             ax.annotate(
-                "∞", (value, 1), xycoords=("data", "axes fraction"), color=f"C{number}", ha="center", va="top", fontsize=13
+                "∞", (value, 1), xycoords=("data", "axes fraction"), color=f"C{number}", ha="center", va="top",
+                fontsize=13,
             )  # fmt: skip
     drawn = finite[y][finite[y] > 0]
     low, high = min([*(marks or ()), drawn.min()]), max([*(marks or ()), drawn.max()])

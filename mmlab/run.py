@@ -42,23 +42,23 @@ def page_letters(m: Machine, process: int) -> np.ndarray:
     """uint8[pages]: one letter of trace-format.md a page of the process."""
     mm = m.mm[process + 1]
     base, n = int(mm["base"]), int(mm["pages"])
-    page = m.page[base : base + n]
+    kinds = m.pte["kind"][base : base + n]
     order = int(m.state[0]["hpage_order"])
     huge = (m.block["pmd"] == PMD_HUGE)[np.arange(base, base + n) >> order]
     letters = np.full(n, ord("N"), np.uint8)
-    for pte, letter in ((ZP_CLEAN, "Z"), (ZP_KSM, "Z"), (HUGE_ZP, "Y"), (SWAP, "S")):
-        letters[page["pte"] == pte] = ord(letter)
-    anon = np.flatnonzero(page["pte"] == ANON)
-    frame = m.frame[page["frame"][anon]]
-    kind = np.where(frame["folio"] >= 0, ord("h"), np.where(frame["flags"] & KSM, ord("K"), ord("A")))
-    letters[anon] = np.where(huge[anon], ord("H"), kind)
+    for kind, letter in ((ZP_CLEAN, "Z"), (ZP_KSM, "Z"), (HUGE_ZP, "Y"), (SWAP, "S")):
+        letters[kinds == kind] = ord(letter)
+    anon = np.flatnonzero(kinds == ANON)
+    frame = m.frame[m.page["frame"][base : base + n][anon]]
+    small = np.where(frame["folio"] >= 0, ord("h"), np.where(frame["flags"] & KSM, ord("K"), ord("A")))
+    letters[anon] = np.where(huge[anon], ord("H"), small)
     return letters
 
 
 def physical_frames(m: Machine) -> tuple[int, int]:
     """Different frames that some entry maps, and how many of them are KSM pages."""
     mapped = np.zeros(len(m.frame), bool)
-    mapped[m.page["frame"][m.page["pte"] == ANON]] = True
+    mapped[m.page["frame"][m.pte["kind"] == ANON]] = True
     return int(mapped.sum()), int((m.frame["flags"][mapped] & KSM > 0).sum())
 
 
@@ -204,7 +204,7 @@ class Run:
     def _zero_pages_left(self) -> int:
         m = self.machine
         zero = np.zeros(len(m.frame), bool)
-        zero[m.page["frame"][(m.page["pte"] == ANON) & (m.page["key"] == 0)]] = True
+        zero[m.page["frame"][(m.pte["kind"] == ANON) & (m.page["key"] == 0)]] = True
         return int(zero.sum())
 
     def summary(self) -> str:

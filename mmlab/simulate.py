@@ -22,7 +22,7 @@ from mmlab.kernel.huge_memory import split_huge_pages
 from mmlab.kernel.mmap import AddressSpaces, initial_flags
 from mmlab.kernel.state import KNOBS, LAST, SETTLED, Machine, folio_t, frame_t, machine, mthp_t, node_t, stat_t
 from mmlab.run import Run, page_letters, physical_frames
-from mmlab.scenario import Event, Scenario
+from mmlab.scenario import EVENT_FIELDS, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
 __all__ = ["SUPPORTED_OPS", "simulate"]
@@ -77,13 +77,11 @@ def simulate(
 
 def _write(s: _Simulation, e: Event) -> int:
     first, end = s.pages(e)
-    memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None)
-    return 0
+    return 0 if memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None) else errno.EFAULT
 
 
 def _read(s: _Simulation, e: Event) -> int:
-    memory.read_pages(s.m, *s.pages(e))
-    return 0
+    return 0 if memory.read_pages(s.m, *s.pages(e)) else errno.EFAULT
 
 
 def _split(s: _Simulation, e: Event) -> int:
@@ -282,9 +280,9 @@ class _Simulation:
         m.block["mm"][base >> self.order : self.top_page >> self.order] = process + 1
         flags = initial_flags(image.huge, image.mergeable)
         m.page["key"][base : base + pages] = image.keys
-        m.page["vm"][base : base + pages] = flags
+        m.pte["vm"][base : base + pages] = flags
         memory.populate(m, process + 1, np.minimum(image.order, self.order))
-        self.spaces.add(flags)
+        self.spaces.add(image.huge, image.mergeable)
         if image.mergeable.any():
             ksm.ksm_enter(m, process + 1)
 
@@ -337,10 +335,14 @@ class _Simulation:
         for i, e in [p for p in self.pending if self._due(p[1])]:
             self.pending.remove((i, e))
             self._reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
-            if e.process >= len(self.spaces.vmas) or (self.m.mm[e.process + 1]["exited"] and "process" in e.model_fields_set):
-                raise UserError(f"events {i} ({e.op}): process {e.process} does not exist at that time")
+            if e.process >= len(self.spaces.vmas):
+                raise UserError(
+                    f"events {i}: op {e.op} of process {e.process}: only processes 0 to {len(self.spaces.vmas) - 1} "
+                    "have been born by then; processes are numbered in order of birth"
+                )
             stat["freed_by_batch"] = 0
-            self.results[i] = OPS[e.op](self, e)
+            gone = "process" in EVENT_FIELDS[e.op] and self.m.mm[e.process + 1]["exited"]
+            self.results[i] = errno.ESRCH if gone else OPS[e.op](self, e)
             mlock_drain(self.m)
             self.spaces.publish()
             stat = self.m.stat[0]

@@ -7,8 +7,11 @@ from mmlab.kernel.folio import (
     alloc_folio,
     alloc_frame,
     deferred_split_folio,
+    folio_get,
+    folio_put,
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
+    mlock_folio,
 )
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.state import (
@@ -86,13 +89,13 @@ def _huge_page_allowed(m, b):
     One VMA with MADV_HUGEPAGE over the whole block, and no page table there yet.
     """
     n = 1 << m.state[0].hpage_order
-    vm = m.pte[b * n].vm
-    if m.block[b].pmd != PMD_NONE or not vm & VM_HUGEPAGE:
+    if m.block[b].pmd != PMD_NONE or not m.pte[b * n].vm & VM_HUGEPAGE:
         return False
-    for v in range(b * n, (b + 1) * n):
-        if m.pte[v].vm != vm:
-            return False
-    return True
+    base = m.mm[m.block[b].mm].base
+    for i in range(len(m.vma)):
+        if m.vma[i].base == base and m.vma[i].start <= b * n - base and (b + 1) * n - base <= m.vma[i].end:
+            return True
+    return False
 
 
 @compiled
@@ -184,22 +187,28 @@ def _read_fault(m, v):
 
 @entry
 def write_pages(m, first, end, key, read_first):
-    """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first)."""
+    """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first).
+
+    False at the first page that is not in a writable VMA."""
     for v in range(first, end):
-        if not m.pte[v].vm & VM_PRESENT or not m.pte[v].vm & VM_WRITE:
-            continue
+        if not m.pte[v].vm & VM_WRITE:
+            return False
         if read_first:
             _read_fault(m, v)
         _write_fault(m, v)
         if not read_first:
             m.page[v].key = key
+    return True
 
 
 @entry
 def read_pages(m, first, end):
+    """Read each page of [first, end); False at the first one without a VMA."""
     for v in range(first, end):
-        if m.pte[v].vm & VM_PRESENT:
-            _read_fault(m, v)
+        if not m.pte[v].vm & VM_PRESENT:
+            return False
+        _read_fault(m, v)
+    return True
 
 
 @entry
@@ -309,7 +318,15 @@ def break_ksm(m, v):
         _unmap_zeropage(m, v)
         map_new_page(m, v, EXCLUSIVE)
     elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
+        old = m.page[v].frame
+        locked = m.pte[v].vm & VM_LOCKED
+        if locked:
+            folio_get(m, old)
         _copy_page(m, v, EXCLUSIVE)
+        if locked:  # M15: the copy, then the old page
+            mlock_folio(m, m.page[v].frame)
+            mlock_folio(m, old)
+            folio_put(m, old)
 
 
 @entry

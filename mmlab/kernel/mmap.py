@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,11 +31,16 @@ __all__ = ["AddressSpaces", "Vma"]
 
 @dataclass
 class Vma:
-    """One VMA: pages [start, end) of a region; `stamp` orders reverse mapping among equal first pages (Z4)."""
+    """One VMA: pages [start, end) of a region.
+
+    `stamp` is when it was made or resized last: it orders reverse mapping among equal first pages (Z4). VMAs join only
+    within one `anon_vma`: each VMA gets its own at its first write, and each VMA of a fork's child gets one.
+    """
 
     start: int
     end: int
     vm: int
+    anon_vma: int
     stamp: int
 
 
@@ -52,11 +58,15 @@ class AddressSpaces:
         self._stamp += 1
         return self._stamp
 
-    def add(self, vm: np.ndarray) -> None:
-        """A new process whose pages have these VMA flags."""
-        cuts = [0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]
-        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp()) for a, b in zip(cuts, cuts[1:], strict=False)])
-        self._base(len(self.vmas) - 1)
+    def add(self, huge: np.ndarray, mergeable: np.ndarray) -> None:
+        """A new process, populated by writes where `huge` had MADV_HUGEPAGE; MADV_MERGEABLE came after."""
+        vm = initial_flags(huge, mergeable)
+        written = 0
+        self.vmas.append([])
+        for a, b in pairwise([0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]):
+            if a == 0 or huge[a] != huge[a - 1]:
+                written = self._next_stamp()
+            self.vmas[-1].append(Vma(a, b, int(vm[a]), written, self._next_stamp()))
 
     def _base(self, process: int) -> int:
         return int(self.m.mm[process + 1]["base"])
@@ -82,7 +92,7 @@ class AddressSpaces:
         vmas = self.vmas[process]
         for i, v in enumerate(vmas):
             if v.start < at < v.end:
-                vmas.insert(i + 1, Vma(at, v.end, v.vm, self._next_stamp()))
+                vmas.insert(i + 1, Vma(at, v.end, v.vm, v.anon_vma, self._next_stamp()))
                 v.end = at
                 v.stamp = self._next_stamp()
                 page = self._base(process) + at
@@ -95,7 +105,7 @@ class AddressSpaces:
         """Neighbours that have become equal are one VMA again (thp-split H10)."""
         joined: list[Vma] = []
         for v in self.vmas[process]:
-            if joined and joined[-1].end == v.start and joined[-1].vm == v.vm:
+            if joined and (joined[-1].end, joined[-1].vm, joined[-1].anon_vma) == (v.start, v.vm, v.anon_vma):
                 joined[-1].end = v.end
                 joined[-1].stamp = self._next_stamp()
             else:
@@ -244,7 +254,12 @@ class AddressSpaces:
         order = int(m.state[0]["hpage_order"])
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
-        self.vmas.append([Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp()) for v in self.vmas[parent]])
+        self.vmas.append(
+            [
+                Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp(), self._next_stamp())
+                for v in self.vmas[parent]
+            ]
+        )
         copy_page_range(m, self._base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
