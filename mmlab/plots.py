@@ -85,7 +85,8 @@ def axes(columns: int = 1, rows: int = 1, width: float = 9.6, height: float = 4.
     import matplotlib.pyplot as plt
 
     use_theme()
-    _, panels = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
+    figure, panels = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.06)  # type: ignore[union-attr, call-arg]
     return list(panels.flat)
 
 
@@ -143,10 +144,12 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
     run : Run
     ax : Axes, optional
     until : float, optional
-        End of the time axis, s.
+        End of the time axis, s. A run that ended before is drawn as it was left.
     """
     ax = ax or axes()[0]
     table = memory_table(run)
+    if until is not None and until > table.index[-1]:
+        table.loc[until] = table.iloc[-1]
     used = [kind for kind in table if table[kind].abs().max() > 0]
     areas = ax.stackplot(
         table.index,
@@ -311,24 +314,26 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     recorded : mapping
         The trace.
     columns : mapping
-        Counter → its axis label, with the unit.
+        Counter → its unit.
     """
-    panels = axes(len(columns), height=3.0, sharex=True)
+    panels = axes(len(columns), height=2.9, sharex=True)
     table = overlay_table(run, recorded, list(columns))
-    for panel, (column, label) in zip(panels, columns.items(), strict=True):
+    for panel, (column, unit) in zip(panels, columns.items(), strict=True):
         line = run.samples
         panel.plot(line["batch"], line[column], color="C0", drawstyle="steps-post", label="mmlab")
         points = table[table["column"] == column]
         panel.plot(
-            points["batch"], points["recorded"], "o", color="#111111", markersize=5, markerfacecolor="none",
-            markeredgewidth=1.1, label=f"Linux {recorded['kernel']}",
+            points["batch"], points["recorded"], "o", color="#111111", markersize=4.5, markerfacecolor="none",
+            markeredgewidth=1, label=f"Linux {recorded['kernel']}",
         )  # fmt: skip
-        panel.set(xlabel="batch", ylabel=label, ylim=(-0.04 * max(line[column].max(), 1), None))
-        panel.ticklabel_format(axis="y", style="plain", useOffset=False)
-        panel.margins(y=0.08)
-    panels[0].legend(loc="best", frameon=True)
+        top = max(line[column].max(), points["recorded"].max(), 1)
+        panel.set(xlabel="batch", ylabel=unit, ylim=(-0.05 * top, 1.08 * top))
+        panel.set_title(column, fontweight="normal", fontsize=10)
+        panel.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+    figure = figure_of(panels)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     if title:
-        figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
 
 
@@ -408,7 +413,9 @@ def curves(
     ax.set(xlabel=x, ylabel=y, ylim=(low * 0.7, high * 1.6))
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
     if log:
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+        ticks = sorted(set(table[x]))
+        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
     ax.legend(title=by, loc="best", frameon=True, title_fontsize=9)
     return ax
 

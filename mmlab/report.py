@@ -306,8 +306,13 @@ def quiet() -> Iterator[None]:
 
 
 def normalise(notebook: NotebookNode) -> None:
-    """Take out of an executed notebook what two equal runs may differ in, and the cells not meant for a page."""
-    notebook.cells = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", ()))]
+    """Take out of an executed notebook what two equal runs may differ in, and the cells not meant for a page.
+
+    Cells tagged ``summary`` (what the notebook concludes in the end) move to the top, below the first cell.
+    """
+    shown = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", ()))]
+    summary = [cell for cell in shown if "summary" in cell.metadata.get("tags", ())]
+    notebook.cells = shown[:1] + summary + [cell for cell in shown[1:] if cell not in summary]
     notebook.metadata = type(notebook.metadata)(
         {key: value for key, value in notebook.metadata.items() if key == "title"}
         | {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}

@@ -49,7 +49,9 @@ def test_memory(runs: dict[str, Run]) -> None:
     assert (table >= 0).all(axis=None)
     allocated = table[["THP", "small pages", "KSM pages"]].sum(axis=1)
     assert allocated.iloc[-1] == run.samples["frames"].iloc[-1] / 256
-    assert labels(plots.memory(run)) == ("simulated time (s)", "memory (MiB)")
+    ax = plots.memory(run, until=1000)
+    assert labels(ax) == ("simulated time (s)", "memory (MiB)")
+    assert ax.lines[0].get_xydata()[-1].tolist() == [1000, allocated.iloc[-1]], "drawn on as the run was left"
 
 
 def test_side_by_side(runs: dict[str, Run]) -> None:
@@ -95,12 +97,13 @@ def test_rates() -> None:
 
 def test_overlay(recorded: trace.Trace) -> None:
     run = simulate(Scenario.from_trace(recorded))
-    columns = {"rss_kb": "RSS (KiB)", "pages_unshared": "pages_unshared (pages)"}
+    columns = {"rss_kb": "KiB", "pages_unshared": "pages"}
     table = plots.overlay_table(run, recorded, list(columns))
     assert len(table) == 2 * len(recorded["samples"])
     assert (table["model"] == table["recorded"]).all()
     panels = plots.overlay(run, recorded, columns, "A title")
-    assert [labels(panel) for panel in panels] == [("batch", label) for label in columns.values()]
+    assert [labels(panel) for panel in panels] == [("batch", unit) for unit in columns.values()]
+    assert [panel.get_title(loc="left") for panel in panels] == list(columns)
 
 
 def test_curves_and_their_crossings() -> None:
