@@ -149,6 +149,7 @@ def report(
         "version": version("mmlab"),
         "versions": versions(),
         "parameters": parameters,
+        "changed": ", ".join(f"{p.name}={p.value}" for p in parameters if p.changed),
         "error": error,
     }
     html, _ = exporter.from_notebook_node(executed, resources={"mmlab": about})

@@ -117,7 +117,7 @@ class Run:
     maps, frames
         {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
     results, event_rows
-        errno of each event, and the row after it (None: it never happened).
+        errno of each event, and the row after it; None where it never happened.
     """
 
     scenario: Scenario
@@ -127,7 +127,7 @@ class Run:
     mthp: np.ndarray | None
     maps: dict[tuple[int, int], list[np.ndarray]]
     frames: dict[tuple[int, int], tuple[int, int]]
-    results: list[int]
+    results: list[int | None]
     event_rows: list[int | None]
     most_freed_by_batch: int
     processes: int

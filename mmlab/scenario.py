@@ -288,15 +288,15 @@ class Scenario(_Strict):
                 if first + count > pages:
                     raise ValueError(f"process_list {i}: {name} [{first}, {count}] ends beyond the {pages} pages")
         if spec.orders is not None:
-            at = 0
+            at, top = 0, self.pages_per_thp.bit_length() - 1
             for first, count, order in spec.orders:
-                if order not in (0, *range(2, THP_ORDER + 1)) or first != at or count % (1 << order):
+                if order not in (0, *range(2, top + 1), THP_ORDER) or first != at or count % (1 << min(order, top)):
                     raise ValueError(f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
-                                     f"other from page 0, in whole folios of order 0 or 2 … {THP_ORDER}")  # fmt: skip
+                                     f"other from page 0, in whole folios of order 0, 2 … {top}, or {THP_ORDER} for "
+                                     "a THP")  # fmt: skip
                 at += count
-            if at != pages or self.pages_per_thp != 1 << THP_ORDER:
-                raise ValueError(f"process_list {i}: orders cover {at} of {pages} pages; they must cover all, with "
-                                 "pages_per_thp = 512")  # fmt: skip
+            if at != pages:
+                raise ValueError(f"process_list {i}: orders cover {at} of {pages} pages; they must cover all")
 
     def _check_events(self) -> None:
         born = len(self.specs) + sum(e.op == "fork" for e in self.events)
@@ -397,7 +397,7 @@ class Scenario(_Strict):
             "sleep_millisecs": 0, **asked["knobs"], "kernel": str(trace["kernel"]).rpartition(" ")[2],
             "variant": trace["variant"], "process_list": asked["processes"], "late": bool(asked.get("late", 0)),
             "events": events, "horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0,
-            "stepped": True, "sample_limit": 10**8,
+            "stepped": True, "sample_limit": 10**8, "pages_per_thp": asked.get("pages_per_thp", 512),
         })  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from mmlab.errors import UserError
 from mmlab.kernel import ksm, memory
 from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import split_huge_pages
-from mmlab.kernel.mmap import AddressSpaces, initial_flags
-from mmlab.kernel.state import KNOBS, LAST, SETTLED, Machine, folio_t, frame_t, machine, mthp_t, node_t, stat_t
+from mmlab.kernel.mmap import AddressSpaces
+from mmlab.kernel.state import KNOBS, LAST, SETTLED, VM_HUGEPAGE, VM_PRESENT, VM_WRITE, Machine, folio_t, frame_t, machine, mthp_t, node_t, stat_t
 from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
@@ -132,7 +132,7 @@ def _set(s: _Simulation, e: Event) -> int:
         return 0
     assert isinstance(value, int) and e.knob is not None
     if e.knob == "max_page_sharing" and value != state[e.knob]:  # R4
-        if s.m.stat[0]["pages_shared"] > 0 or ksm.remove_all_stable_nodes(s.m):
+        if s.m.stat[0]["pages_shared"] > 0 or not ksm.remove_all_stable_nodes(s.m):
             return errno.EBUSY
     if e.knob == "run" and value != state["run"]:
         state["run"] = value
@@ -234,7 +234,7 @@ class _Simulation:
         self.now = self.wake = 0
         self.most_freed = 0
         self.pending = list(enumerate(scenario.events))
-        self.results = [0] * len(scenario.events)
+        self.results: list[int | None] = [None] * len(scenario.events)
         self.event_ids = [-1] * len(scenario.events)
         images = workload.build(scenario)
         self.samples = _Samples(scenario.sample_limit, any(p.orders for p in scenario.process_list))
@@ -278,13 +278,14 @@ class _Simulation:
         mm = m.mm[process + 1]
         mm["base"], mm["pages"], mm["family"] = base, pages, process + 1
         m.block["mm"][base >> self.order : self.top_page >> self.order] = process + 1
-        flags = initial_flags(image.huge, image.mergeable)
         m.page["key"][base : base + pages] = image.keys
-        m.pte["vm"][base : base + pages] = flags
+        m.pte["vm"][base : base + pages] = flags = np.where(image.huge, VM_HUGEPAGE, 0) | VM_PRESENT | VM_WRITE
         memory.populate(m, process + 1, np.minimum(image.order, self.order))
-        self.spaces.add(image.huge, image.mergeable)
-        if image.mergeable.any():
-            ksm.ksm_enter(m, process + 1)
+        self.spaces.add(flags)
+        edges = np.flatnonzero(np.diff(image.mergeable, prepend=False, append=False)).tolist()
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            self.spaces.mergeable(process, start, end)
+        m.stat[0]["thp_split_pmd"] = 0  # a VMA border may cut a huge PMD; events count from here
 
     def use_variant(self, variant: Variant) -> None:
         self.m.remap[:] = variant.table()

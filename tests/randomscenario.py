@@ -90,6 +90,9 @@ class Draw:
         pages_to_scan = max(1, int(total / pass_batches) + rng.randint(-2, 2))
         batches = min(200, int(passes * (pass_batches + 1)) + 1)
         late = int(rng.random() < 0.08)
+        # a chain's full walk depends on time: either ksmd sleeps or 2,000 ms may matter, so that costs of steps do not
+        self.sleeps = rng.random() < 0.5
+        self.prune_millisecs = (0, 0, 0, 4294967) if self.sleeps else (0, 0, 0, 2000, 4294967)
         clock = rng.choice(["batch", "batch", "batch", "batch", "full_scan", "mixed"])
         knobs = {
             "use_zero_pages": int(rng.random() < 0.3),
@@ -98,11 +101,11 @@ class Draw:
             "max_page_sharing": rng.choice([2, 3, 3, 4, 4, 5, 5, 8, 256]),
             "shrink_underused": int(rng.random() < 0.7),
             "max_ptes_none": 511,
-            "stable_node_chains_prune_millisecs": rng.choice([0, 0, 0, 2000, 4294967]),
+            "stable_node_chains_prune_millisecs": rng.choice(self.prune_millisecs),
             "merge_across_nodes": 1,
             "swap_mib": 0,
         }
-        if rng.random() < 0.5:
+        if self.sleeps:
             knobs["sleep_millisecs"] = rng.choice([20, 100, 500, 900, 2000])
         return {
             "format": "kernel-trace-1",
@@ -216,7 +219,7 @@ class Draw:
         if op == "split_all":
             return [{"op": op}]
         if op == "sleep":
-            return [{"op": op, "millisecs": rng.choice([100, 1000, 2000, 5000])}]
+            return [{"op": op, "millisecs": rng.choice([100, 5000])}]
         alive = [n for n, process in enumerate(self.processes) if process.alive]
         if not alive:
             return []
@@ -262,7 +265,7 @@ class Draw:
                 ("pages_to_scan", (1, 7, 30, 200)),
                 ("max_page_sharing", (2, 3, 4, 8)),
                 ("shrink_underused", (0, 1)),
-                ("stable_node_chains_prune_millisecs", (0, 2000)),
+                ("stable_node_chains_prune_millisecs", self.prune_millisecs),
                 ("variant", VARIANTS),
             ]
         )

@@ -582,8 +582,14 @@ class Memory:
         """ksm-merge B1: unshare a KSM page or a zeropage that ksmd placed; the new page is exclusive, not dirty."""
         entry = mm.ptes.get(address)
         if type(entry) is Pte and entry.page.ksm:
+            old = entry.page
+            self.pin(old)
             self.vm["cow_ksm"] += 1
             self.copy_page(mm, address, dirty=False)
+            if mm.vma_at(address).locked:  # both pages go to the batch of mlock work (M15)
+                self.add_to_mlock_batch(mm.page_at(address))
+                self.add_to_mlock_batch(old)
+            self.unpin(old)
         elif entry is ZP_KSM:
             self.new_small_page(mm, address, key=0, dirty=False)
 
@@ -928,12 +934,8 @@ class Ksm(Memory):
         return True
 
     def break_cow(self, item: RmapItem) -> None:
-        """B1 for one item, by ksmd itself: in a locked area both pages go to the batch of mlock work."""
-        old, locked = item.mm.page_at(item.address), item.mm.vma_at(item.address).locked
+        """B1 for one item, by ksmd itself."""
         self.break_ksm(item.mm, item.address)
-        if locked:
-            self.add_to_mlock_batch(item.mm.page_at(item.address))
-            self.add_to_mlock_batch(old)
 
     def attach(self, item: RmapItem, node: StableNode) -> None:
         """stable_tree_append: M9; M10 for the item itself."""
@@ -1031,7 +1033,7 @@ class Ksm(Memory):
         if best is None:
             self.stable.erase(slot)
             self.chains -= 1
-        elif len(slot.dups) == 1:
+        elif walk_all and len(slot.dups) == 1:  # only a full walk has counted them all
             self.seen["chain dissolved"] += 1
             self.stable.replace(slot, best)
             best.chain = None
@@ -1391,7 +1393,15 @@ class Machine(Ksm):
         return self.protect(mm, page, count, locked=False)
 
     def op_mprotect(self, mm: Mm, page: int, count: int, prot: int) -> int:
-        return self.protect(mm, page, count, writable=bool(prot & 2))
+        """A locked area that becomes writable is written to at once, as by mlock (F8); seen on 6.18 too."""
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is None:
+                return ENOMEM
+            touch = prot & 2 and vma.locked and not vma.writable
+            self.change(mm, vma, start, end, writable=bool(prot & 2))
+            for address in range(start, end) if touch else ():
+                self.write_fault(mm, mm.vma_at(address), address)
+        return 0
 
     def op_fork(self, mm: Mm) -> None:
         self.fork(mm)

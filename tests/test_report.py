@@ -74,7 +74,7 @@ def test_is_accessible(page: Path) -> None:
     assert soup.html is not None
     assert soup.html["lang"] == "en"
     assert soup.title is not None
-    assert soup.title.text == "A small notebook"
+    assert soup.title.text == "A small notebook (pages_to_scan=500, who=me)"
     assert all(soup.find(tag) for tag in ("nav", "main", "footer"))
     assert [image["alt"] for image in soup.find_all("img")] == ['A line that "rises" & ends']
     assert soup.figcaption is not None

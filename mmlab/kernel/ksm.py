@@ -12,7 +12,7 @@ from mmlab.kernel.folio import (
 )
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.memory import break_ksm
-from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_parent, rb_replace_node
+from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import (
     ANON,
     CHAIN,
@@ -273,40 +273,33 @@ def stable_tree_append(m, v, node):
     m.steps[MERGE] += 1
 
 
+@compiled
+def _remove_stable_node(m, node):
+    """Drop a node unless its page is still mapped: then False."""
+    if not ksm_get_folio(m, node):
+        return True
+    if m.frame[m.node[node].frame].mapcount > 0:
+        return False
+    remove_node_from_stable_tree(m, node)
+    return True
+
+
 @entry
 def remove_all_stable_nodes(m):
-    """Drop every node whose page nobody maps (ksm-merge R2, R4). Returns whether some page is still mapped."""
-    busy = False
-    n = m.state[0].stable_root
-    if n < 0:
-        return False
-    while m.node[n].left >= 0:
-        n = m.node[n].left
-    while n >= 0:
-        following = m.node[n].right  # in-order successor
-        if following >= 0:
-            while m.node[following].left >= 0:
-                following = m.node[following].left
-        else:
-            child = n
-            following = rb_parent(m.node, n)
-            while following >= 0 and m.node[following].right == child:
-                child = following
-                following = rb_parent(m.node, following)
-        if m.node[n].kind == CHAIN:
-            dup = m.node[n].first
-            while dup >= 0:
-                after = m.node[dup].next
-                busy |= ksm_get_folio(m, dup)
-                dup = after
-            if m.node[n].first < 0:
-                m.state[0].stable_root = rb_erase(m.node, m.state[0].stable_root, n)
-                m.stat[0].stable_node_chains -= 1
-                _free_stable_node(m, n)
-        else:
-            busy |= ksm_get_folio(m, n)
-        n = following
-    return busy
+    """Drop stable nodes, from the tree's root on, up to one whose page is still mapped: then False (ksm-merge R2, R4)."""
+    while m.state[0].stable_root >= 0:
+        n = m.state[0].stable_root
+        if m.node[n].kind != CHAIN:
+            if not _remove_stable_node(m, n):
+                return False
+            continue
+        while m.node[n].first >= 0:
+            if not _remove_stable_node(m, m.node[n].first):
+                return False
+        m.state[0].stable_root = rb_erase(m.node, n, n)
+        m.stat[0].stable_node_chains -= 1
+        _free_stable_node(m, n)
+    return True
 
 
 # --- rmap_items ----------------------------------------------------------------------------------------------------------

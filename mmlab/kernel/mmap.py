@@ -58,15 +58,10 @@ class AddressSpaces:
         self._stamp += 1
         return self._stamp
 
-    def add(self, huge: np.ndarray, mergeable: np.ndarray) -> None:
-        """A new process, populated by writes where `huge` had MADV_HUGEPAGE; MADV_MERGEABLE came after."""
-        vm = initial_flags(huge, mergeable)
-        written = 0
-        self.vmas.append([])
-        for a, b in pairwise([0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]):
-            if a == 0 or huge[a] != huge[a - 1]:
-                written = self._next_stamp()
-            self.vmas[-1].append(Vma(a, b, int(vm[a]), written, self._next_stamp()))
+    def add(self, vm: np.ndarray) -> None:
+        """A new process whose pages have these VMA flags; it then writes to all of them."""
+        cuts = [0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]
+        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b in pairwise(cuts)])
 
     def _base(self, process: int) -> int:
         return int(self.m.mm[process + 1]["base"])
@@ -123,6 +118,12 @@ class AddressSpaces:
             v.vm = vm
         base = self._base(process)
         self.m.pte["vm"][base + start : base + end] = vm
+
+    def _populate(self, process: int, start: int, end: int) -> None:
+        """Touch each page (`__mm_populate`); faults ask the table of VMAs."""
+        self.publish()
+        base = self._base(process)
+        populate_range(self.m, base + start, base + end)
 
     def _walk(
         self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool
@@ -212,8 +213,8 @@ class AddressSpaces:
             old = v.vm
             self._change(process, v, a, b, old | VM_WRITE if prot & 2 else old & ~VM_WRITE)
             if old & VM_LOCKED and not old & VM_WRITE and prot & 2:  # a locked VMA is copied at once, not at a fault
-                base = self._base(process)
-                populate_range(self.m, base + a, base + b)
+                self._join(process)
+                self._populate(process, a, b)
             return 0
 
         error = self._walk(process, start, end, visit, holes=False)
@@ -230,8 +231,7 @@ class AddressSpaces:
         error = self._walk(process, start, end, visit, holes=False)
         self._join(process)
         if not error:
-            base = self._base(process)
-            populate_range(self.m, base + start, base + end)
+            self._populate(process, start, end)
         return error
 
     def munlock(self, process: int, start: int, end: int) -> int:
@@ -278,9 +278,3 @@ class AddressSpaces:
         stat["proc_ksm_merging_pages"] -= mm["merging_pages"]
         ksm_exit(m, process + 1)
         return 0
-
-
-def initial_flags(huge: np.ndarray, mergeable: np.ndarray) -> np.ndarray:
-    """VMA flags of each page of a region populated by writes."""
-    flags = VM_PRESENT | VM_WRITE | np.where(huge, VM_HUGEPAGE, 0) | np.where(mergeable, VM_MERGEABLE, 0)
-    return np.asarray(flags, np.uint8)

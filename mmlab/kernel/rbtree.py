@@ -7,11 +7,11 @@ searches meet a dead node depends on it (ksm-merge D4).
 
 from mmlab.kernel.compile import compiled
 
-__all__ = ["rb_erase", "rb_insert", "rb_parent", "rb_replace_node"]
+__all__ = ["rb_erase", "rb_insert", "rb_replace_node"]
 
 
 @compiled
-def rb_parent(t, n):
+def _parent(t, n):
     return t[n].parent >> 1
 
 
@@ -57,7 +57,7 @@ def _rotate(t, root, x, left):
         t[y].right = x
     if inner >= 0:
         _set_parent(t, inner, x)
-    parent = rb_parent(t, x)
+    parent = _parent(t, x)
     _set_parent(t, x, y)
     _set_parent(t, y, parent)
     return _replace_child(t, root, parent, x, y)
@@ -76,7 +76,7 @@ def rb_insert(t, root, n, parent, left):
     else:
         t[parent].right = n
     while _is_red(t, parent):
-        grand = rb_parent(t, parent)
+        grand = _parent(t, parent)
         on_left = t[grand].left == parent
         uncle = t[grand].right if on_left else t[grand].left
         if _is_red(t, uncle):
@@ -84,7 +84,7 @@ def rb_insert(t, root, n, parent, left):
             _set_red(t, uncle, 0)
             _set_red(t, grand, 1)
             n = grand
-            parent = rb_parent(t, n)
+            parent = _parent(t, n)
             continue
         if n == (t[parent].right if on_left else t[parent].left):
             root = _rotate(t, root, parent, on_left)
@@ -107,7 +107,7 @@ def rb_replace_node(t, root, old, new):
         _set_parent(t, t[new].left, new)
     if t[new].right >= 0:
         _set_parent(t, t[new].right, new)
-    return _replace_child(t, root, rb_parent(t, new), old, new)
+    return _replace_child(t, root, _parent(t, new), old, new)
 
 
 @compiled
@@ -118,7 +118,7 @@ def rb_erase(t, root, n):
         while t[heir].left >= 0:
             heir = t[heir].left
         black = not _is_red(t, heir)
-        x, parent = t[heir].right, rb_parent(t, heir)  # x moves up to where the successor was
+        x, parent = t[heir].right, _parent(t, heir)  # x moves up to where the successor was
         if parent == n:
             parent = heir
         else:
@@ -130,10 +130,10 @@ def rb_erase(t, root, n):
         t[heir].left = t[n].left
         _set_parent(t, t[heir].left, heir)
         t[heir].parent = t[n].parent
-        root = _replace_child(t, root, rb_parent(t, n), n, heir)
+        root = _replace_child(t, root, _parent(t, n), n, heir)
     else:
         black = not _is_red(t, n)
-        x, parent = t[n].left if t[n].left >= 0 else t[n].right, rb_parent(t, n)
+        x, parent = t[n].left if t[n].left >= 0 else t[n].right, _parent(t, n)
         if x >= 0:
             _set_parent(t, x, parent)
         root = _replace_child(t, root, parent, n, x)
@@ -152,7 +152,7 @@ def rb_erase(t, root, n):
         if not _is_red(t, near) and not _is_red(t, far):
             _set_red(t, sibling, 1)
             x = parent
-            parent = rb_parent(t, x)
+            parent = _parent(t, x)
             continue
         if not _is_red(t, far):
             _set_red(t, near, 0)

@@ -1,0 +1,63 @@
+"""The fast model equals the reference model, after every batch and every event, on random scenarios.
+
+`MMLAB_SCENARIOS` says how many (100; `make nightly` sets 2,000). The run counts what occurred in them and requires that
+each of OCCURRENCES did often enough to be tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+import randomscenario
+import reference
+
+from mmlab import trace
+
+SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "100"))
+PARTS = 4
+OCCURRENCES = (
+    "dead root",
+    "dead leaf",
+    "erase above a dead node",
+    "same-THP split",
+    "chain made",
+    "chain reordered",
+    "chain dissolved",
+    "restart after a stale node",
+    "fork in mid-scan",
+    "exit at the cursor",
+)
+AT_LEAST = 20
+
+
+def check(seed: int) -> Counter[str]:
+    """Hold the two models against each other on one scenario; returns what occurred in it."""
+    asked = randomscenario.scenario(seed)
+    expected = reference.predict(asked, every_map=True)
+    got = trace.predict({**asked, "maps": expected["maps"], "frames": expected["frames"]})
+    outcome = trace.compare(expected, got)
+    assert outcome.exact, f"seed {seed}: {outcome.differences[0]}"
+    assert len(got["samples"]) == len(expected["samples"]), f"seed {seed}: another number of samples"
+    return Counter(expected["seen"])
+
+
+@pytest.fixture(scope="module")
+def seen() -> Counter[str]:
+    return Counter()
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_fast_model_equals_reference(part: int, seen: Counter[str]) -> None:
+    for seed in range(part, SCENARIOS, PARTS):
+        seen.update(check(seed))
+
+
+def test_everything_occurred(seen: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if not seen:
+        pytest.skip("needs the scenarios of this module to have run in this process")
+    with capsys.disabled():
+        print(f"\n{SCENARIOS} random scenarios:", ", ".join(f"{name} {seen[name]}" for name in OCCURRENCES))
+    missing = {name: seen[name] for name in OCCURRENCES if seen[name] < AT_LEAST}
+    assert not missing, f"too few of these in {SCENARIOS} scenarios (at least {AT_LEAST} needed): {missing}"
