@@ -399,9 +399,10 @@ def curves(
             words, (1, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=9, fontweight="bold" if bold else "normal",
         )  # fmt: skip
-    for _, row in (crossings(table, x, y, at, by) if at else pd.DataFrame()).iterrows():
-        ax.plot(row[x], at, marker="D", color="#111111", markersize=7, zorder=6)
-        ax.annotate(f"{row[x]:,.3g}", (row[x], at or 1), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    if at is not None:
+        for where in crossings(table, x, y, at, by)[x]:
+            ax.plot(where, at, marker="D", color="#111111", markersize=7, zorder=6)
+            ax.annotate(f"{where:,.3g}", (where, at), xytext=(6, 6), textcoords="offset points", fontsize=9)
     for number, name in enumerate(names):
         for value in table[x][(table[by] == name) & np.isposinf(table[y])]:
             ax.annotate(

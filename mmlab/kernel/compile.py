@@ -8,6 +8,7 @@ and a cold compile in a third of the time.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 from llvmlite import ir
 from numba.core import types
+from numba.core.cgutils import raw_memcpy
 from numba.core.datamodel import models, register_default
 from numba.core.registry import CPUDispatcher
-from numba.core.typing.templates import AttributeTemplate
-from numba.extending import NativeValue, infer_getattr, intrinsic, lower_getattr_generic, unbox
-from numba.np.arrayobj import make_array, populate_array
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_global
+from numba.extending import NativeValue, infer_getattr, intrinsic, lower_builtin, lower_getattr_generic, unbox
 from numba.np.numpy_support import from_dtype
 
 __all__ = ["compiled", "entry", "machine_of", "trailing_zeros"]
@@ -28,11 +30,22 @@ __all__ = ["compiled", "entry", "machine_of", "trailing_zeros"]
 _INT64 = ir.IntType(64)
 
 
-class MachineType(types.Type):  # type: ignore[misc]
-    """numba's type of a machine; `arrays` maps each attribute to its array type."""
+class TableType(types.Type):  # type: ignore[misc]
+    """numba's type of one array of a machine: an address of its address and length.
 
-    def __init__(self, arrays: Mapping[str, types.Array]) -> None:
-        self.arrays = dict(arrays)
+    Unlike numba's own arrays it does not ask of each index whether it is negative.
+    """
+
+    def __init__(self, dtype: types.Type) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Table({dtype})")
+
+
+class MachineType(types.Type):  # type: ignore[misc]
+    """numba's type of a machine; `tables` maps each attribute to its type."""
+
+    def __init__(self, tables: Mapping[str, TableType]) -> None:
+        self.tables = dict(tables)
         super().__init__(name=f"Machine_{_sources_digest()}")
 
 
@@ -46,7 +59,8 @@ def _sources_digest() -> str:
 
 
 @register_default(MachineType)
-class _MachineModel(models.PrimitiveModel):  # type: ignore[misc]
+@register_default(TableType)
+class _Address(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _INT64)
 
@@ -55,24 +69,77 @@ class _MachineModel(models.PrimitiveModel):  # type: ignore[misc]
 class _MachineAttributes(AttributeTemplate):  # type: ignore[misc]
     key = MachineType
 
-    def generic_resolve(self, typ: MachineType, attr: str) -> types.Array | None:
-        return typ.arrays.get(attr)
+    def generic_resolve(self, typ: MachineType, attr: str) -> TableType | None:
+        return typ.tables.get(attr)
 
 
 @lower_getattr_generic(MachineType)
-def _lower_array(context: Any, builder: Any, typ: MachineType, address: Any, attr: str) -> Any:
-    """The array whose address and length stand in the table; both are constant for the whole call."""
-    kind = typ.arrays[attr]
-    table = builder.inttoptr(address, _INT64.as_pointer())
-    slot = 2 * list(typ.arrays).index(attr)
-    data, length = (builder.load(builder.gep(table, [ir.Constant(_INT64, slot + i)])) for i in (0, 1))
-    for load in (data, length):
-        load.set_metadata("invariant.load", builder.module.add_metadata([]))
-    array = make_array(kind)(context, builder)
-    size = ir.Constant(_INT64, kind.dtype.size if isinstance(kind.dtype, types.Record) else kind.dtype.bitwidth // 8)
-    pointer = builder.inttoptr(data, array.data.type)
-    populate_array(array, data=pointer, shape=[length], strides=[size], itemsize=size, meminfo=None)
-    return array._getvalue()
+def _lower_table(context: Any, builder: Any, typ: MachineType, address: Any, attr: str) -> Any:
+    return builder.add(address, ir.Constant(_INT64, 16 * list(typ.tables).index(attr)))
+
+
+@infer_global(operator.getitem)
+class _GetItem(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        if isinstance(args[0], TableType) and isinstance(args[1], types.Integer):
+            return signature(args[0].dtype, args[0], types.int64)
+        return None
+
+
+@infer_global(operator.setitem)
+class _SetItem(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        if isinstance(args[0], TableType) and isinstance(args[1], types.Integer):
+            return signature(types.none, args[0], types.int64, args[0].dtype)
+        return None
+
+
+@infer_global(len)
+class _Len(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        return signature(types.int64, args[0]) if isinstance(args[0], TableType) else None
+
+
+def _word(builder: Any, table: Any, slot: int) -> Any:
+    """The table's address (0) or length (1); both are constant for the whole call."""
+    pointer = builder.inttoptr(builder.add(table, ir.Constant(_INT64, 8 * slot)), _INT64.as_pointer())
+    load = builder.load(pointer)
+    load.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return load
+
+
+def _item(context: Any, builder: Any, typ: TableType, table: Any, index: Any) -> Any:
+    """Pointer to an element."""
+    size = ir.Constant(_INT64, context.get_abi_sizeof(context.get_data_type(typ.dtype)))
+    if isinstance(typ.dtype, types.Record):
+        size = ir.Constant(_INT64, typ.dtype.size)
+    start = builder.inttoptr(_word(builder, table, 0), ir.IntType(8).as_pointer())
+    return builder.gep(start, [builder.mul(index, size)], inbounds=True)
+
+
+@lower_builtin(operator.getitem, TableType, types.Integer)
+def _lower_getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    pointer = _item(context, builder, sig.args[0], *args)
+    kind = context.get_value_type(sig.return_type)
+    if isinstance(sig.return_type, types.Record):  # numba holds a record by its address
+        return builder.bitcast(pointer, kind)
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()))
+
+
+@lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
+def _lower_setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    table, index, value = args
+    pointer = _item(context, builder, sig.args[0], table, index)
+    if isinstance(sig.args[2], types.Record):
+        raw_memcpy(builder, pointer, value, ir.Constant(_INT64, sig.args[2].size), ir.Constant(_INT64, 1))
+    else:
+        builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    return context.get_dummy_value()
+
+
+@lower_builtin(len, TableType)
+def _lower_len(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return _word(builder, args[0], 1)
 
 
 @unbox(MachineType)
@@ -100,7 +167,7 @@ def machine_of(**dtypes: np.dtype) -> Callable[[type], type]:
     """
 
     def decorate(cls: type) -> type:
-        numba_type = MachineType({name: types.Array(from_dtype(t), 1, "C") for name, t in dtypes.items()})
+        numba_type = MachineType({name: TableType(from_dtype(t)) for name, t in dtypes.items()})
 
         class WithArrays(cls):  # type: ignore[misc, valid-type]
             _numba_type_: ClassVar[MachineType] = numba_type

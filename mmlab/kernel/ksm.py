@@ -388,7 +388,8 @@ def should_skip_rmap_item(m, v):
         return False
     m.stat[0].pages_skipped += 1
     m.pte[v].skips -= 1
-    remove_rmap_item_from_tree(m, v)
+    if m.pte[v].item & (STABLE | UNSTABLE):
+        remove_rmap_item_from_tree(m, v)
     m.steps[SKIP] += 1
     return True
 
