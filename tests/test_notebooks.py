@@ -42,7 +42,8 @@ def test_parameters_are_the_scenarios(notebook: Path) -> None:
     """Name, type, help and an allowed default, line by line; a name that is no scenario field needs its own help."""
     fields = flat_fields()
     (cell,) = [cell for cell in code_cells(notebook) if "parameters" in tags(cell)]
-    for line in filter(None, cell.source.splitlines()):
+    lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
+    for line in lines:
         match = re.fullmatch(r"(\w+): (\w+) = (\S+|'.*'|\".*\")  # (.+)", line)
         assert match, line
         name, kind, _, words = match.groups()
@@ -50,7 +51,7 @@ def test_parameters_are_the_scenarios(notebook: Path) -> None:
             unit = f" ({fields[name].unit})" if fields[name].unit else ""
             assert kind == fields[name].type.__name__
             assert words == re.sub(r" *= *", ": ", fields[name].help) + unit, "papermill cannot read an = in a comment"
-    assert len(notebook_defaults(notebook)) == len(cell.source.splitlines()), "papermill reads every line"
+    assert len(notebook_defaults(notebook)) == len(lines), "papermill reads every line"
     resolve_parameters(notebook, [], {})
 
 
