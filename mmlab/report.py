@@ -163,7 +163,9 @@ def resolve_parameters(
     notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]
 ) -> list[Parameter]:
     """The notebook's parameters in its own order, each with its default and the value to run with, all checked."""
+    from mmlab.costs import cost_table
     from mmlab.scenario import Scenario
+    from mmlab.variants import resolve
 
     defaults = notebook_defaults(notebook)
     given: dict[str, object] = {}
@@ -179,6 +181,9 @@ def resolve_parameters(
     of_scenario = {name: value for name, value in values.items() if name in Scenario.model_fields}
     if of_scenario:
         scenario = Scenario(**of_scenario)
+        scenario.check_memory()
+        resolve(scenario.variant)
+        cost_table(scenario.costs)
         values |= {name: getattr(scenario, name) for name in of_scenario}
     for name in set(given) - set(of_scenario):
         expected, value = type(defaults[name]), values[name]

@@ -13,6 +13,8 @@ from mmlab.report import ReportFailed, report, resolve_parameters
 PARAMETERS = """\
 pages_to_scan: int = 1000  # pages a batch
 zero_fraction: float = 0.5  # share of zero-filled pages
+variant: str = "mainline"  # which kernel variant
+memory_mib: int = 2  # memory of each process
 who: str = "somebody"  # not a scenario's field
 """
 IMAGE = """\
@@ -135,6 +137,8 @@ def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
         ({"pages_to_scan": -1}, r"pages_to_scan = -1 is out of range"),
         ({"zero_fraction": 1.5}, r"zero_fraction = 1.5 is out of range"),
         ({"who": 3}, r"who = 3: small.ipynb expects str"),
+        ({"variant": "mainlin"}, r"variant: 'mainlin' is not known; did you mean 'mainline'"),
+        ({"memory_mib": 2**24}, r"memory_mib: .* but only .* GiB are free here"),
     ],
 )
 def test_bad_parameters(overrides: dict[str, object], message: str, tmp_path: Path) -> None:
