@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Scenario": "scenario",
     "Run": "run",
-    "simulate": "simulate",
+    "simulate": "simulation",
     "Variant": "variants",
     "VARIANTS": "variants",
     "SplitContext": "variants",
 }
-__all__ = ["Run", "Scenario", "SplitContext", "VARIANTS", "Variant", "__version__", "simulate"]
+__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -130,7 +130,7 @@ def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out
     """One file: its summary, or where its prediction was written."""
     from mmlab import trace as traces
     from mmlab.scenario import Scenario
-    from mmlab.simulate import simulate
+    from mmlab.simulation import simulate
 
     try:
         with _bar(bar) as progress:
@@ -208,7 +208,7 @@ def _totals() -> dict[str, int]:
 def _compare(path: Path) -> _Result:
     """One recording against its prediction."""
     from mmlab import trace as traces
-    from mmlab.simulate import SUPPORTED_OPS
+    from mmlab.simulation import SUPPORTED_OPS
 
     try:
         recorded = traces.read(path)

@@ -1,7 +1,7 @@
 """What ksmd's steps cost, in ns of its CPU time.
 
-The model counts steps (`mmlab.kernel.state`); a cost set turns them into simulated time. Costs never change what happens,
-only when: the order of batches and events stays the same unless an event is tied to seconds.
+The model counts steps (`mmlab.kernel.state`); a cost set turns them into simulated time. Costs never change what
+happens, only when: the order of batches and events stays the same unless an event is tied to seconds.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ STEPS: dict[str, str] = {
 """Step names in the order of the model's counters, and what each is."""
 
 COST_SETS: dict[str, dict[str, int]] = {
-    # Linux 6.18.44, 2-core AMD EPYC virtual machine, ksmd's schedstat over recorded batches; single batches scatter by 25 %.
-    # skip is estimated: a visit without its checksum.
+    # Linux 6.18.44, 2-core AMD EPYC virtual machine, ksmd's schedstat over recorded batches; single batches scatter
+    # by 25 %. skip is estimated: a visit without its checksum.
     "epyc-6.18": {
         "visit": 1000,
         "visit_thp": 770,
@@ -63,5 +63,5 @@ def cost_table(name: str) -> np.ndarray:
     if name not in COST_SETS:
         near = get_close_matches(name, COST_SETS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"costs: {name!r} is not known{hint} Choose one of {', '.join(COST_SETS)}.")
+        raise UserError(f"costs: {name!r} is not known{hint or '.'} Choose one of {', '.join(COST_SETS)}.")
     return np.array([COST_SETS[name][step] for step in STEPS], np.int64)

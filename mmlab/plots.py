@@ -112,7 +112,7 @@ def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: flo
     return panels
 
 
-# --- memory over time --------------------------------------------------------------------------
+# --- memory over time -----------------------------------------------------------------------------------------------
 
 
 def memory_table(run: Run) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
     return ax
 
 
-# --- pages freed by a batch --------------------------------------------------------------------
+# --- pages freed by a batch -----------------------------------------------------------------------------------------
 
 
 def batches_table(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -213,7 +213,7 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
     return ax
 
 
-# --- KSM's counters and what was freed ---------------------------------------------------------
+# --- KSM's counters and what was freed ------------------------------------------------------------------------------
 
 
 def counters_table(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -252,7 +252,7 @@ def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | Non
     return ax
 
 
-# --- variants beside each other ----------------------------------------------------------------
+# --- variants beside each other -------------------------------------------------------------------------------------
 
 
 def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)") -> Axes:
@@ -282,7 +282,7 @@ def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)
     return ax
 
 
-# --- a recorded kernel on the model's line -----------------------------------------------------
+# --- a recorded kernel on the model's line --------------------------------------------------------------------------
 
 
 def overlay_table(run: Run, recorded: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
@@ -337,7 +337,7 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     return panels
 
 
-# --- curves: a rate or a factor over a parameter ------------------------------------------------------------------
+# --- curves: a rate or a factor over a parameter --------------------------------------------------------------------
 
 
 def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
@@ -421,7 +421,7 @@ def curves(
     return ax
 
 
-# --- the page map ------------------------------------------------------------------------------
+# --- the page map ---------------------------------------------------------------------------------------------------
 
 
 def page_map_table(letters: np.ndarray) -> pd.DataFrame:
@@ -462,7 +462,7 @@ def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = No
     return ax
 
 
-# --- into a notebook ---------------------------------------------------------------------------
+# --- into a notebook ------------------------------------------------------------------------------------------------
 
 
 def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:

@@ -145,9 +145,9 @@ class Run:
         c["ksm_kb"] = r["ksm_entries"] * PAGE_KB
         c["swap_kb"] = r["swap_entries"] * PAGE_KB
         c["proc_ksm_zero_pages"] = r["ksm_zero_pages"]
-        c["proc_ksm_process_profit"] = (
-            r["proc_ksm_merging_pages"] + r["ksm_zero_pages"]
-        ) * 4096 - r["proc_ksm_rmap_items"] * 64
+        c["proc_ksm_process_profit"] = (r["proc_ksm_merging_pages"] + r["ksm_zero_pages"]) * 4096 - r[
+            "proc_ksm_rmap_items"
+        ] * 64
         if self.mthp is not None:
             for order, size in MTHP_SIZES.items():
                 for name in mthp_t.names or ():

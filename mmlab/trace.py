@@ -180,14 +180,14 @@ def predict(
     overrides
         Knobs to be changed, and ``horizon_batches``.
     progress
-        Passed on to :func:`mmlab.simulate.simulate`.
+        Passed on to :func:`mmlab.simulate`.
 
     Raises
     ------
     UserError
         When the scenario asks for something that is not allowed or not modelled.
     """
-    from mmlab.simulate import simulate
+    from mmlab.simulation import simulate
 
     overrides = dict(overrides or {})
     scenario = Scenario.from_trace(trace)

@@ -1,8 +1,8 @@
 """The fix variants: who may remap a zero-filled page to the shared zeropage when a folio is split.
 
 Each variant is one row: a name, who proposed it, where it is argued, and one pure predicate over the split's context
-(fix-variants 5.1). The predicate is evaluated once for each of its 32 contexts into a small table that the compiled model
-looks things up in, so a variant of your own is a plain Python function:
+(fix-variants 5.1). The predicate is evaluated once for each of its 32 contexts into a small table that the compiled
+model looks things up in, so a variant of your own is a plain Python function:
 
 >>> def never_in_mergeable_memory(c: SplitContext) -> bool:
 ...     return not c.mergeable
@@ -64,7 +64,9 @@ class Variant:
 
     def table(self) -> list[int]:
         """The predicate for every context, at caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused."""
-        return [int(bool(self.predicate(SplitContext(c, *f)))) for c in CALLERS for f in product((False, True), repeat=3)]
+        return [
+            int(bool(self.predicate(SplitContext(c, *f)))) for c in CALLERS for f in product((False, True), repeat=3)
+        ]
 
 
 _THREAD = "RFC 'restrict zero-page remapping to underused THP splits', May 2026"
@@ -75,21 +77,19 @@ VARIANTS: dict[str, Variant] = {
     for v in (
         Variant(
             "legacy",
-            lambda c: False,
+            lambda _: False,
             "kernels before b1f202060afe",
             "asked for by N. Pache, 12 May 2026",
             "a split never remaps",
         ),
         Variant(
             "mainline",
-            lambda c: True,
+            lambda _: True,
             "Y. Zhao, U. Arif",
             "b1f202060afe, Linux 6.12",
             "every split of an anonymous folio remaps",
         ),
-        Variant(
-            "rfc-underused-only", lambda c: c.shrinker, "N. Pache", _THREAD, "only splits by the shrinker remap"
-        ),
+        Variant("rfc-underused-only", lambda c: c.shrinker, "N. Pache", _THREAD, "only splits by the shrinker remap"),
         Variant(
             "rfc-underused-strict",
             lambda c: c.caller == "underused",
@@ -127,7 +127,7 @@ VARIANTS: dict[str, Variant] = {
         ),
         Variant(
             "skip-zeropage",
-            lambda c: True,
+            lambda _: True,
             "xu xin",
             "reply of 9 June 2026 to the v1 series",
             "as mainline, but ksmd stops at a page that a split has turned into the zeropage",
@@ -149,9 +149,11 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
     if isinstance(variant, Variant):
         return variant
     if callable(variant):
-        return Variant(getattr(variant, "__name__", "own"), variant, "you", "this session", (variant.__doc__ or "").strip())
+        return Variant(
+            getattr(variant, "__name__", "own"), variant, "you", "this session", (variant.__doc__ or "").strip()
+        )
     if variant in VARIANTS:
         return VARIANTS[variant]
     near = get_close_matches(variant, VARIANTS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"variant: {variant!r} is not known{hint} Choose one of {', '.join(VARIANTS)}, or pass a function.")
+    raise UserError(f"variant: {variant!r} is not known{hint or '.'} Choose one of {', '.join(VARIANTS)}, or pass a function.")

@@ -199,7 +199,7 @@ def test_one_broken_file_does_not_stop_the_others(run, tmp_path: Path) -> None:
 
 
 def test_traces_with_ops_that_are_not_modelled_are_listed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmlab.simulate.SUPPORTED_OPS", frozenset({"read"}))
+    monkeypatch.setattr("mmlab.simulation.SUPPORTED_OPS", frozenset({"read"}))
     done = run("compare", TRACES[0])
     assert done.status == 1
     assert "not modelled yet (write)" in done.out

@@ -10,9 +10,9 @@ import os
 from collections import Counter
 
 import pytest
+
 import randomscenario
 import reference
-
 from mmlab import trace
 
 SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "100"))

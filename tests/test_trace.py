@@ -21,7 +21,7 @@ from conftest import RECORDED, ROOT, SHIPPED
 from mmlab import trace as traces
 from mmlab.errors import UserError
 from mmlab.scenario import EVENT_FIELDS, Scenario
-from mmlab.simulate import SUPPORTED_OPS, simulate
+from mmlab.simulation import SUPPORTED_OPS, simulate
 from mmlab.variants import VARIANTS
 
 REFEREE = ROOT.parent / "shared" / "tools" / "compare_traces.py"

@@ -59,8 +59,8 @@ def split_huge_pmd(m, b):
 def _unmap_folio(m, f):
     """Every entry that maps the folio becomes a migration entry, VMA by VMA (thp-split H8.1, Z4).
 
-    A huge PMD goes in one step, other entries one by one: that is when a whole folio mapped by page table entries counts
-    as partially mapped (`thp_deferred_split_page`, mthp E9). Returns whether a VMA was VM_LOCKED.
+    A huge PMD goes in one step, other entries one by one: that is when a whole folio mapped by page table entries
+    counts as partially mapped (`thp_deferred_split_page`, mthp E9). Returns whether a VMA was VM_LOCKED.
     """
     n = 1 << m.folio[f].order
     head, index = m.folio[f].head, m.folio[f].index

@@ -44,7 +44,14 @@ from mmlab.kernel.state import (
     ZP_KSM,
 )
 
-__all__ = ["ksm_do_scan", "ksm_enter", "ksm_exit", "ksm_scan_thread", "remove_all_stable_nodes", "unmerge_and_remove_all_rmap_items"]
+__all__ = [
+    "ksm_do_scan",
+    "ksm_enter",
+    "ksm_exit",
+    "ksm_scan_thread",
+    "remove_all_stable_nodes",
+    "unmerge_and_remove_all_rmap_items",
+]
 
 CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
 """Who splits a folio (fix-variants 5.1)."""
@@ -53,7 +60,7 @@ ZEROPAGE = -2  # in the place of a KSM page's frame: merge with the shared zerop
 NO_PAGE = -1  # … : become a KSM page without a node
 
 
-# --- stable nodes ------------------------------------------------------------------------------------------------------
+# --- stable nodes ---------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -286,7 +293,7 @@ def _remove_stable_node(m, node):
 
 @entry
 def remove_all_stable_nodes(m):
-    """Drop stable nodes, from the tree's root on, up to one whose page is still mapped: then False (ksm-merge R2, R4)."""
+    """Drop stable nodes, from the tree's root on, up to one whose page is still mapped: then False (R2, R4)."""
     while m.state[0].stable_root >= 0:
         n = m.state[0].stable_root
         if m.node[n].kind != CHAIN:
@@ -302,7 +309,7 @@ def remove_all_stable_nodes(m):
     return True
 
 
-# --- rmap_items ----------------------------------------------------------------------------------------------------------
+# --- rmap_items -----------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -394,7 +401,7 @@ def should_skip_rmap_item(m, v):
     return True
 
 
-# --- merging one page ------------------------------------------------------------------------------------------------------
+# --- merging one page -----------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -554,7 +561,7 @@ def cmp_and_merge_page(m, v, frame):
         split_huge_page(m, frame, CALLER_KSM)  # M5d
 
 
-# --- scanning --------------------------------------------------------------------------------------------------------------
+# --- scanning -------------------------------------------------------------------------------------------------------
 
 
 @entry
@@ -707,8 +714,8 @@ def unmerge_and_remove_all_rmap_items(m):
 
 @compiled
 def _pass_ended(m):
-    """Note the state at the end of a full scan: settled if, since the one before, smart scan skipped nothing, nothing was
-    merged, split or freed, and no checksum changed."""
+    """Note the state at the end of a full scan: settled if, since the one before, smart scan skipped nothing, nothing
+    was merged, split or freed, and no checksum changed."""
     stat = m.stat[0]
     last, settled = m.passes[LAST], m.passes[SETTLED]
     merges = m.steps[MERGE] + m.steps[MERGE_ZERO]
@@ -742,9 +749,9 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
     """ksmd's loop (ksm-scan S1): batches and sleeps until something else is due.
 
     Stops after `batches`, when the next batch would begin at or after `until_ns`, when the counter `full_scans` or
-    `until_settled` is reached, when ksmd is not runnable, or when free frames or nodes might not last for another batch.
-    A row of counters is written after each batch. Returns the number of batches, the time at which the next one begins
-    (ns), and the most frames that one batch freed.
+    `until_settled` is reached, when ksmd is not runnable, or when free frames or nodes might not last for another
+    batch. A row of counters is written after each batch. Returns the number of batches, the time at which the next
+    one begins (ns), and the most frames that one batch freed.
     """
     s = m.state[0]
     stat = m.stat[0]

@@ -20,7 +20,6 @@ from mmlab.kernel.state import (
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_MERGEABLE,
-    VM_PRESENT,
     VM_WRITE,
     Machine,
     vma_t,
@@ -52,7 +51,7 @@ class AddressSpaces:
     vmas: list[list[Vma]] = field(default_factory=list)
     _stamp: int = 0
 
-    # --- bookkeeping ---------------------------------------------------------------------------------------------------
+    # --- bookkeeping ------------------------------------------------------------------------------------------------
 
     def _next_stamp(self) -> int:
         self._stamp += 1
@@ -125,9 +124,7 @@ class AddressSpaces:
         base = self._base(process)
         populate_range(self.m, base + start, base + end)
 
-    def _walk(
-        self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool
-    ) -> int:
+    def _walk(self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool) -> int:
         """Visit each VMA of [start, end); stops at the first error. `holes`: pass over them, ENOMEM at the end."""
         at, missing = start, False
         for v in self._in_range(process, start, end):
@@ -140,7 +137,7 @@ class AddressSpaces:
                 return error
         return errno.ENOMEM if missing or at < end else 0
 
-    # --- system calls ----------------------------------------------------------------------------------------------------
+    # --- system calls -----------------------------------------------------------------------------------------------
 
     def _advise(self, process: int, start: int, end: int, change: Callable[[int], int]) -> int:
         def visit(v: Vma, a: int, b: int) -> int:
@@ -255,10 +252,7 @@ class AddressSpaces:
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
         self.vmas.append(
-            [
-                Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp(), self._next_stamp())
-                for v in self.vmas[parent]
-            ]
+            [Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp(), self._next_stamp()) for v in self.vmas[parent]]
         )
         copy_page_range(m, self._base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:

@@ -6,13 +6,15 @@ is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB p
 only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
 """
 
+from typing import Annotated
+
 import numpy as np
 
-from mmlab.kernel.compile import machine_of
+from mmlab.kernel.compile import Tables
 
 __all__ = ["Machine", "machine"]
 
-# --- one virtual page ------------------------------------------------------------------------------------------------
+# --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
 NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP = 0, 1, 2, 3, 4, 5
 DIRTY, EXCLUSIVE = 1, 2  # bits of an ANON entry; "writable" is EXCLUSIVE in a writable VMA
@@ -44,11 +46,11 @@ page_t = np.dtype(
     align=True,
 )
 
-# --- page tables: one record for a block of pages_per_thp virtual pages ------------------------------------------------
+# --- page tables: one record for a block of pages_per_thp virtual pages ---------------------------------------------
 PMD_NONE, PMD_TABLE, PMD_HUGE, PMD_HUGE_ZP = 0, 1, 2, 3
 block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 
-# --- physical memory ---------------------------------------------------------------------------------------------------
+# --- physical memory ------------------------------------------------------------------------------------------------
 KSM, MLOCKED, FREE = 1, 2, 4  # frame flags
 frame_t = np.dtype(
     [
@@ -77,7 +79,7 @@ folio_t = np.dtype(
     align=True,
 )
 
-# --- KSM -----------------------------------------------------------------------------------------------------------------
+# --- KSM ------------------------------------------------------------------------------------------------------------
 NODE, CHAIN, DUP = 0, 1, 2
 node_t = np.dtype(
     [
@@ -116,20 +118,25 @@ vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them 
     [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
 )
 
-# --- knobs, cursor, counters ----------------------------------------------------------------------------------------------
+# --- knobs, cursor, counters ----------------------------------------------------------------------------------------
+KNOBS = """
+    run use_zero_pages pages_to_scan sleep_millisecs smart_scan max_page_sharing shrink_underused max_ptes_none
+    stable_node_chains_prune_millisecs merge_across_nodes swap_mib
+""".split()
+"""What sysfs sets."""
+
 state_t = np.dtype(
     [
         (name, np.int64)
-        for name in """
-        run use_zero_pages pages_to_scan sleep_millisecs smart_scan max_page_sharing shrink_underused max_ptes_none
-        stable_node_chains_prune_millisecs merge_across_nodes swap_mib 
-        early_stop hz hpage_order cursor_mm cursor found_vma unstable_root stable_root
-        top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last
-        mlock_len
-        """.split()
+        for name in [
+            *KNOBS,
+            *"""
+            early_stop hz hpage_order cursor_mm cursor found_vma unstable_root stable_root
+            top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last mlock_len
+            """.split(),
+        ]
     ]
 )
-KNOBS = state_t.names[: state_t.names.index("early_stop")]
 
 stat_t = np.dtype(
     [
@@ -156,34 +163,59 @@ mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio
 )
 
 # What ksmd does in a batch, counted for its CPU time; mmlab.costs says what each costs
-(VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, MERGE, MERGE_ZERO, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP) = range(12)
+(
+    VISIT,
+    VISIT_THP,
+    VISIT_KSM,
+    SKIP,
+    PASS_OVER,
+    TREE_LEVEL,
+    MERGE,
+    MERGE_ZERO,
+    SPLIT_PAGE,
+    REMAP,
+    END_OF_PASS,
+    WAKE_UP,
+) = range(12)
 NR_STEPS = 12
 
 MLOCK_BATCH = 31
 """Entries of a CPU's batch of mlock work (ksm-merge M15)."""
 
 
-@machine_of(
-    pte=pte_t,  # virtual pages of all processes, each process's region aligned to a THP
-    page=page_t,  # … the same pages
-    occupied=np.dtype(np.uint64),  # a bit a page: may map a page or have an rmap_item; ksmd's walk clears it late
-    block=block_t,  # … / pages per THP
-    frame=frame_t,
-    folio=folio_t,
-    node=node_t,
-    mm=mm_t,  # process i is record i + 1
-    vma=vma_t,
-    state=state_t,  # one record
-    stat=stat_t,  # one record: the counters of now
-    mthp=mthp_t,  # one record an order
-    passes=pass_t,  # FIRST, LAST and SETTLED; full_scan is 0 where there was none yet
-    steps=np.dtype(np.int64),  # how often ksmd has done each step
-    costs=np.dtype(np.int64),  # ns a step
-    remap=np.dtype(np.uint8),  # the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused
-    mlock=np.dtype(np.int32),  # frames in the CPU's batch of mlock work
-)
-class Machine:
+class Machine(Tables):
     """All state of one simulated machine; see the types of this module."""
+
+    pte: Annotated[np.ndarray, pte_t]
+    """virtual pages of all processes, each process's region aligned to a THP"""
+    page: Annotated[np.ndarray, page_t]
+    """… the same pages"""
+    occupied: Annotated[np.ndarray, np.dtype(np.uint64)]
+    """… a bit each: may map a page or have an rmap_item; ksmd's walk clears it late"""
+    block: Annotated[np.ndarray, block_t]
+    """… / pages per THP"""
+    frame: Annotated[np.ndarray, frame_t]
+    folio: Annotated[np.ndarray, folio_t]
+    node: Annotated[np.ndarray, node_t]
+    mm: Annotated[np.ndarray, mm_t]
+    """process i is record i + 1"""
+    vma: Annotated[np.ndarray, vma_t]
+    state: Annotated[np.ndarray, state_t]
+    """one record"""
+    stat: Annotated[np.ndarray, stat_t]
+    """one record: the counters of now"""
+    mthp: Annotated[np.ndarray, mthp_t]
+    """one record an order"""
+    passes: Annotated[np.ndarray, pass_t]
+    """FIRST, LAST and SETTLED; full_scan is 0 where there was none yet"""
+    steps: Annotated[np.ndarray, np.dtype(np.int64)]
+    """how often ksmd has done each step"""
+    costs: Annotated[np.ndarray, np.dtype(np.int64)]
+    """ns a step"""
+    remap: Annotated[np.ndarray, np.dtype(np.uint8)]
+    """the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused"""
+    mlock: Annotated[np.ndarray, np.dtype(np.int32)]
+    """frames in the CPU's batch of mlock work"""
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:

@@ -1,7 +1,7 @@
 """The clock: ksmd's batches and the scenario's events in one order of simulated time.
 
-`simulate` turns a scenario into a machine, drives it batch by batch and returns a `Run`. Simulated time is an integer of
-ns; wall-clock never enters a result.
+`simulate` turns a scenario into a machine, drives it batch by batch and returns a `Run`. Simulated time is an integer
+of ns; wall-clock never enters a result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,21 @@ from mmlab.kernel import ksm, memory
 from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import split_huge_pages
 from mmlab.kernel.mmap import AddressSpaces
-from mmlab.kernel.state import KNOBS, LAST, SETTLED, VM_HUGEPAGE, VM_PRESENT, VM_WRITE, Machine, folio_t, frame_t, machine, mthp_t, node_t, stat_t
+from mmlab.kernel.state import (
+    KNOBS,
+    LAST,
+    SETTLED,
+    VM_HUGEPAGE,
+    VM_PRESENT,
+    VM_WRITE,
+    Machine,
+    folio_t,
+    frame_t,
+    machine,
+    mthp_t,
+    node_t,
+    stat_t,
+)
 from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
@@ -72,7 +86,7 @@ def simulate(
     return _Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
 
 
-# --- events ------------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------------------------
 
 
 def _write(s: _Simulation, e: Event) -> int:
@@ -89,7 +103,7 @@ def _split(s: _Simulation, e: Event) -> int:
     return 0
 
 
-def _split_all(s: _Simulation, e: Event) -> int:
+def _split_all(s: _Simulation, _: Event) -> int:
     split_huge_pages(s.m, 0, len(s.m.page), ksm.CALLER_OTHER, False)
     return 0
 
@@ -131,9 +145,9 @@ def _set(s: _Simulation, e: Event) -> int:
         s.use_variant(resolve(str(value)))
         return 0
     assert isinstance(value, int) and e.knob is not None
-    if e.knob == "max_page_sharing" and value != state[e.knob]:  # R4
-        if s.m.stat[0]["pages_shared"] > 0 or not ksm.remove_all_stable_nodes(s.m):
-            return errno.EBUSY
+    shared = s.m.stat[0]["pages_shared"] > 0
+    if e.knob == "max_page_sharing" and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
+        return errno.EBUSY  # R4
     if e.knob == "run" and value != state["run"]:
         state["run"] = value
         if value == 2:  # R2
@@ -165,7 +179,7 @@ SUPPORTED_OPS = frozenset(OPS)
 """Events that the model has; the trace format knows more."""
 
 
-# --- samples -----------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -214,7 +228,7 @@ class _Samples:
             self._thin(keep)
 
 
-# --- the run -----------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------------------------
 
 
 class _Simulation:
@@ -294,13 +308,17 @@ class _Simulation:
     def _reserve(self, pages: int) -> None:
         """Make sure that so many frames, and what goes with them, can be allocated."""
         m = self.m
-        for name, dtype, top in (("frame", frame_t, "top_frame"), ("folio", folio_t, "top_folio"), ("node", node_t, "top_node")):
+        for name, dtype, top in (
+            ("frame", frame_t, "top_frame"),
+            ("folio", folio_t, "top_folio"),
+            ("node", node_t, "top_node"),
+        ):
             array = getattr(m, name)
             if len(array) - int(m.state[0][top]) < pages:
                 more = np.zeros(len(array) + pages, dtype)
                 setattr(m, name, np.concatenate([array, more]))
 
-    # --- samples ---------------------------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
         where = int(self.m.stat[0]["batch"]), int(self.m.stat[0]["rank"])
@@ -316,7 +334,7 @@ class _Simulation:
         self.samples.add(self.m.stat.copy(), self.m.mthp[None].copy())
         self._place()
 
-    # --- time ------------------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def _due(self, e: Event) -> bool:
         stat, after = self.m.stat[0], e.after
@@ -443,4 +461,3 @@ class _Simulation:
             most_freed_by_batch=self.most_freed,
             processes=len(self.spaces.vmas),
         )
-
