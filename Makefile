@@ -41,7 +41,7 @@ lab: $(READY) ## JupyterLab, in the folder of the notebooks
 	$(BIN)/jupyter lab notebooks
 
 bench: $(READY) ## speed, as a table
-	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python tests/bench.py
 
 clean: ## removes .venv, caches and reports
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -61,4 +61,5 @@ $(READY): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }; fi
 	@echo "Installing mmlab and the pinned packages of constraints.txt into $(VENV) (a minute or two, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/mmlab compile
 	@touch $@

@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -227,7 +227,7 @@ def _known_ops() -> Sequence[str]:
     return tuple(EVENT_FIELDS)
 
 
-# -- report, variants, params -------------------------------------------------------------------------------------
+# -- report, variants, params, compile -------------------------------------------------------------------------------------
 
 
 @cli.command()
@@ -246,6 +246,7 @@ def report(notebook: Path, params: tuple[Path, ...], settings: tuple[str, ...], 
     """
     from mmlab import report as reports
 
+    _warm_up()
     try:
         click.echo(reports.report(notebook, params, _parse(settings, "-p"), out, show_code=code))
     except reports.ReportFailed as error:
@@ -289,7 +290,29 @@ def params(names: tuple[str, ...]) -> None:
         click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
 
 
+@cli.command("compile")
+def compile_() -> None:
+    """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
+    _warm_up()
+    click.echo("The model is compiled.")
+
+
 # -- helpers ------------------------------------------------------------------------------------------------------
+
+
+def _warm_up() -> None:
+    """Compile before anything is timed, forked or drawn, and say so."""
+    from mmlab.simulation import warm_up
+
+    with _announced():
+        warm_up()
+
+
+def _announced() -> AbstractContextManager[None]:
+    """Within it, a first compilation is said on stderr."""
+    from mmlab.kernel.compile import announced
+
+    return announced(lambda text: click.echo(text, err=True))
 
 
 def _wrapped(text: str, indent: int) -> str:
@@ -380,11 +403,13 @@ def _each(function: Callable[[Path], _Result], paths: list[Path], jobs: int) -> 
     hidden = len(paths) < 2 or not sys.stderr.isatty()
     with tqdm(total=len(paths), unit="file", disable=hidden, leave=False, file=sys.stderr) as progress:
         if jobs == 1 or len(paths) < 2:
-            for path in paths:
-                progress.set_postfix_str(path.name)
-                yield function(path)
-                progress.update()
+            with _announced():
+                for path in paths:
+                    progress.set_postfix_str(path.name)
+                    yield function(path)
+                    progress.update()
             return
+        _warm_up()
         pool = ProcessPoolExecutor(min(jobs, len(paths)), mp_context=get_context("spawn"))
         try:
             for result in pool.map(function, paths):

@@ -39,7 +39,7 @@ from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
-__all__ = ["SUPPORTED_OPS", "simulate"]
+__all__ = ["SUPPORTED_OPS", "simulate", "warm_up"]
 
 SECOND = 1_000_000_000
 FOREVER = 1 << 62
@@ -84,6 +84,24 @@ def simulate(
     (0, 0)
     """
     return _Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
+
+
+def warm_up() -> None:
+    """Compile all of the model, or load it from numba's cache on disk: one scenario with an event of every kind."""
+    events: list[dict[str, object]] = [
+        {"op": op, **{name: 1 for name in EVENT_FIELDS[op] if name not in ("process", "knob", "value")}}
+        for op in sorted(SUPPORTED_OPS - {"set", "exit"})
+    ]
+    events += [{"op": "set", "knob": "max_page_sharing", "value": 4}, {"op": "set", "knob": "run", "value": 2}]
+    events += [{"op": "exit", "process": 1}]
+    simulate(
+        Scenario(
+            memory_mib=2,
+            zero_fraction=0.5,
+            horizon_seconds=1.0,
+            events=tuple({"after": {"batch": 2}, **e} for e in events),  # type: ignore[arg-type]
+        )
+    )
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

@@ -10,14 +10,15 @@ Measured on 1 GiB of zero-filled THPs, variant legacy: 14 s as a tuple of arrays
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import event, types
 from numba.core.cgutils import raw_memcpy
 from numba.core.datamodel import models, register_default
 from numba.core.registry import CPUDispatcher
@@ -27,7 +28,7 @@ from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, inf
 from numba.extending import NativeValue, infer_getattr, intrinsic, lower_builtin, lower_getattr_generic, unbox
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["Tables", "compiled", "entry", "trailing_zeros"]
+__all__ = ["Tables", "announced", "compiled", "entry", "trailing_zeros"]
 
 _INT64 = ir.IntType(64)
 
@@ -212,6 +213,28 @@ def _compiled(function: Callable[..., Any], **options: object) -> _OneSignature:
     )
     dispatcher.enable_caching()
     return dispatcher
+
+
+class _OnCompilation(event.Listener):  # type: ignore[misc]
+    """Says so once when numba begins to compile, because its cache on disk has nothing."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.say: Callable[[str], object] | None = say
+
+    def on_start(self, event: Any) -> None:
+        if self.say:
+            self.say("mmlab: compiling the model (about 20 s, once after each installation) …")
+            self.say = None
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def announced(say: Callable[[str], object]) -> Iterator[None]:
+    """Within this context the first compilation is announced through `say`."""
+    with event.install_listener("numba:compile", _OnCompilation(say)):
+        yield
 
 
 def compiled(function: Callable[..., Any]) -> _OneSignature:

@@ -1,0 +1,176 @@
+"""Speed of the model, as one table; every run that is timed is also checked to be exact.
+
+    python tests/bench.py                what `make bench` runs
+    python tests/bench.py --reference    compute the expected counters anew with the reference model (20 minutes)
+
+A run is exact when the counters of every batch have the digest that the reference model gave them (`bench.json`). Exit
+status 1 when a run is not exact, or slower than its limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from mmlab import VARIANTS, Run, Scenario, simulate, workload
+from mmlab.kernel.compile import announced
+from mmlab.simulation import warm_up
+
+EXPECTED = Path(__file__).with_suffix(".json")
+ROUNDS = 5
+COUNTERS = """
+    pages_scanned full_scans pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
+    stable_node_chains stable_node_dups general_profit rss_kb anonhugepages_kb ksm_kb thp_split_page
+    thp_split_page_failed thp_split_pmd thp_deferred_split_page cow_ksm deferred_queue_len
+""".split()
+
+
+def scenarios() -> Iterator[tuple[str, Scenario, float]]:
+    """Name, scenario and limit in seconds of every run that is timed."""
+    unique = {"thp_coverage": 0.0, "key_order": "random", "horizon_full_scans": 3, "horizon_seconds": 0.0}
+    yield "1 GiB unique small pages, random keys, 3 full scans", Scenario(pages_to_scan=1000, **unique), 0.5
+    for use_zero_pages in (1, 0):
+        for variant in VARIANTS:
+            yield (
+                f"1 GiB regression, use_zero_pages={use_zero_pages}, {variant}, 120 s",
+                Scenario(zero_fraction=460 / 512, pages_to_scan=1000, use_zero_pages=use_zero_pages, variant=variant),
+                0.5,
+            )
+
+
+def digest(columns: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the counters of all batches."""
+    return sha256(np.stack([columns[name] for name in COUNTERS], 1).astype("<i8").tobytes()).hexdigest()
+
+
+def batches(run: Run) -> dict[str, np.ndarray]:
+    """The counters after each batch (a run may end with a row in which only time has passed)."""
+    columns = run.columns()
+    after = np.flatnonzero(np.diff(columns["batch"], prepend=-1))
+    return {name: columns[name][after] for name in COUNTERS}
+
+
+def expected_by_reference(scenario: Scenario, count: int) -> str:
+    """The digest that the reference model gives `count` batches of the scenario."""
+    import reference
+
+    (image,) = workload.build(scenario)
+    runs: list[list[int]] = []
+    for key in image.keys.tolist():
+        if runs and key == runs[-1][0] + runs[-1][1] * runs[-1][2]:
+            runs[-1][1] += 1
+        else:
+            runs.append([key, 1, int(key != 0)])
+    knobs = ("use_zero_pages", "pages_to_scan", "smart_scan", "max_page_sharing", "shrink_underused", "max_ptes_none")
+    asked = {
+        "format": "kernel-trace-1",
+        "name": "bench",
+        "kernel": "6.12.117",
+        "variant": scenario.variant,
+        "scenario": {
+            "knobs": {name: getattr(scenario, name) for name in knobs}
+            | {"stable_node_chains_prune_millisecs": 4294967, "merge_across_nodes": 1, "swap_mib": 0},
+            "processes": [
+                {
+                    "pages": len(image.keys),
+                    "contents": runs,
+                    "thp": [[0, len(image.keys)]] if image.huge.any() else [],
+                    "mergeable": [[0, len(image.keys)]],
+                }
+            ],
+            "late": 0,
+            "events": [],
+            "batches": count,
+        },
+        "fields": [],
+        "samples": [],
+        "maps": [],
+        "frames": [],
+    }
+    got = reference.predict(asked)
+    table = np.array(got["samples"])
+    return digest({name: table[:, got["fields"].index(name)] for name in COUNTERS})
+
+
+def in_fresh_process(code: str, **environment: str) -> float:
+    """Seconds that a new Python needs for some code, its own start included."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def import_seconds() -> float:
+    """Seconds that `import mmlab` takes in a new Python."""
+    code = "import time; t = time.perf_counter(); import mmlab; print(time.perf_counter() - t)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+FIRST_RESULT = "from mmlab import Scenario, simulate; simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics"
+
+
+def main() -> int:
+    """Print the table; 0 if all is exact and within the limits."""
+    expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
+    print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    with announced(print):
+        warm_up()
+    print(f"{'':58}{'s':>8}{'limit':>8}{'M visits/s':>12}  exact")
+    failed = False
+    for name, scenario, limit in scenarios():
+        seconds = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            run = simulate(scenario)
+            seconds.append(time.perf_counter() - start)
+        exact = digest(batches(run)) == expected.get(name)
+        median = statistics.median(seconds)
+        visits = int(run.rows["pages_scanned"][-1]) / median / 1e6
+        failed |= not exact or median > limit
+        print(f"{name:58}{median:8.3f}{limit:8.1f}{visits:12.1f}  {'yes' if exact else 'NO'}")
+    for name, measure, limit in (
+        ("import mmlab, fresh process", import_seconds, 0.3),
+        ("first result (1 GiB), fresh process, warm cache", lambda: in_fresh_process(FIRST_RESULT), 2.0),
+    ):
+        median = statistics.median(measure() for _ in range(ROUNDS))
+        failed |= median > limit
+        print(f"{name:58}{median:8.3f}{limit:8.1f}")
+    with tempfile.TemporaryDirectory() as empty:
+        cold = in_fresh_process(f"{FIRST_RESULT}; from mmlab.simulation import warm_up; warm_up()", NUMBA_CACHE_DIR=empty)
+    failed |= cold > 30
+    print(f"{'first result and everything compiled, empty cache':58}{cold:8.3f}{30:8.1f}")
+    return int(failed)
+
+
+def processor() -> str:
+    """The processor's name as /proc/cpuinfo has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def recompute() -> int:
+    """Write bench.json anew."""
+    expected = {}
+    for name, scenario, _ in scenarios():
+        count = int(simulate(scenario).rows["batch"][-1])
+        expected[name] = expected_by_reference(scenario, count)
+        print(name, expected[name][:16], flush=True)
+    EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(recompute() if "--reference" in sys.argv[1:] else main())
