@@ -227,7 +227,7 @@ def _known_ops() -> Sequence[str]:
     return tuple(EVENT_FIELDS)
 
 
-# -- report, variants, params, compile -------------------------------------------------------------------------------------
+# -- report, variants, params, compile -------------------------------------------------------------------------------
 
 
 @cli.command()

@@ -149,11 +149,11 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
     if isinstance(variant, Variant):
         return variant
     if callable(variant):
-        return Variant(
-            getattr(variant, "__name__", "own"), variant, "you", "this session", (variant.__doc__ or "").strip()
-        )
+        name, summary = getattr(variant, "__name__", "own"), (variant.__doc__ or "").strip()
+        return Variant(name, variant, "you", "this session", summary)
     if variant in VARIANTS:
         return VARIANTS[variant]
     near = get_close_matches(variant, VARIANTS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"variant: {variant!r} is not known{hint or '.'} Choose one of {', '.join(VARIANTS)}, or pass a function.")
+    names = ", ".join(VARIANTS)
+    raise UserError(f"variant: {variant!r} is not known{hint or '.'} Choose one of {names}, or pass a function.")

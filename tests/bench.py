@@ -106,7 +106,7 @@ def expected_by_reference(scenario: Scenario, count: int) -> str:
 def in_fresh_process(code: str, **environment: str) -> float:
     """Seconds that a new Python needs for some code, its own start included."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment})
     return time.perf_counter() - start
 
 
@@ -116,7 +116,11 @@ def import_seconds() -> float:
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
-FIRST_RESULT = "from mmlab import Scenario, simulate; simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics"
+FIRST_RESULT = """
+from mmlab import Scenario, simulate
+simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics
+"""
+EVERYTHING = f"{FIRST_RESULT}from mmlab.simulation import warm_up; warm_up()"
 
 
 def main() -> int:
@@ -146,7 +150,7 @@ def main() -> int:
         failed |= median > limit
         print(f"{name:58}{median:8.3f}{limit:8.1f}")
     with tempfile.TemporaryDirectory() as empty:
-        cold = in_fresh_process(f"{FIRST_RESULT}; from mmlab.simulation import warm_up; warm_up()", NUMBA_CACHE_DIR=empty)
+        cold = in_fresh_process(EVERYTHING, NUMBA_CACHE_DIR=empty)
     failed |= cold > 30
     print(f"{'first result and everything compiled, empty cache':58}{cold:8.3f}{30:8.1f}")
     return int(failed)
