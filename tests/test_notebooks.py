@@ -21,6 +21,8 @@ FLAT_PARAMS = [
     if not {"process_list", "events"} & set(yaml.safe_load(file.read_text()))
 ]
 
+ACCEPT = "--ExecutePreprocessor.record_timing=False"
+
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -89,4 +91,5 @@ def test_running_gives_the_stored_outputs(notebook: Path) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     environment = {name: value for name, value in environment.items() if not name.startswith(("PYTEST_", "COV_"))}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    accept = f"jupyter nbconvert --to notebook --inplace --execute {ACCEPT} {notebook.relative_to(ROOT)}"
+    assert done.returncode == 0, f"{done.stdout[-5000:]}{done.stderr[-2000:]}\nTo accept the new outputs: {accept}"
