@@ -24,6 +24,7 @@ from mmlab.kernel.state import (
     FIRST,
     ITEM,
     KSM,
+    KSM_PAGE,
     LAST,
     MERGE,
     MERGE_ZERO,
@@ -383,7 +384,7 @@ def _skip_age(age):
 @compiled
 def should_skip_rmap_item(m, v):
     """Smart scan (ksm-scan S25)."""
-    if not m.state[0].smart_scan or m.frame[m.page[v].frame].flags & KSM:
+    if not m.state[0].smart_scan or m.pte[v].bits & KSM_PAGE:
         return False
     age = m.pte[v].age
     if age != 255:
@@ -409,7 +410,7 @@ def write_protect_page(m, v, frame):
     """Make the entry read-only and clean, if nobody else holds a reference to the page (ksm-merge M7.5)."""
     if m.pte[v].kind != ANON or m.page[v].frame != frame:
         return False  # a split has put the zeropage there
-    if m.frame[frame].flags & KSM:
+    if m.pte[v].bits & KSM_PAGE:
         return False  # reverse mapping does not find it (M14)
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
@@ -424,6 +425,7 @@ def replace_page(m, v, frame, kframe):
     locked = m.pte[v].vm & VM_LOCKED
     if kframe == ZEROPAGE:
         m.pte[v].kind = ZP_KSM
+        m.pte[v].bits = 0
         m.page[v].frame = -1
         m.mm[_mm(m, v)].zero_pages += 1
         m.stat[0].ksm_zero_pages += 1
@@ -433,6 +435,7 @@ def replace_page(m, v, frame, kframe):
     else:
         m.frame[kframe].mapcount += 1
         m.page[v].frame = kframe
+        m.pte[v].bits = KSM_PAGE
         m.stat[0].ksm_entries += 1
         if locked:
             mlock_folio(m, kframe)
@@ -440,6 +443,23 @@ def replace_page(m, v, frame, kframe):
         mlock_folio(m, frame)
     m.frame[frame].mapcount -= 1
     put_frame(m, frame)
+
+
+@compiled
+def _become_ksm_page(m, v, frame):
+    """The page, and with it every entry that maps it, is KSM's from now on; it has no node yet (ksm-merge M7.6, M14)."""
+    m.frame[frame].flags |= KSM
+    m.stat[0].ksm_frames += 1
+    m.stat[0].ksm_entries += m.frame[frame].mapcount
+    m.pte[v].bits |= KSM_PAGE
+    if m.frame[frame].mapcount == 1:
+        return
+    mm = _mm(m, v)
+    for other in range(1, len(m.mm)):
+        if m.mm[other].family == m.mm[mm].family:
+            w = v - m.mm[mm].base + m.mm[other].base
+            if m.pte[w].kind == ANON and m.page[w].frame == frame:
+                m.pte[w].bits |= KSM_PAGE
 
 
 @compiled
@@ -452,9 +472,7 @@ def try_to_merge_one_page(m, v, frame, kframe, kkey):
     if not write_protect_page(m, v, frame):
         return False
     if kframe == NO_PAGE:
-        m.frame[frame].flags |= KSM
-        m.stat[0].ksm_frames += 1
-        m.stat[0].ksm_entries += m.frame[frame].mapcount
+        _become_ksm_page(m, v, frame)
         return True
     if m.page[v].key != kkey:
         return False
@@ -493,10 +511,10 @@ def unstable_tree_search_insert(m, v, frame, key):
     p = m.page
     s = m.state[0]
     n, parent, left = s.unstable_root, np.int64(-1), False
-    levels = 0
+    levels, unmerged = 0, s.unmerged
     while n >= 0:
         levels += 1
-        if m.pte[n].kind != ANON or not m.pte[n].vm & VM_MERGEABLE:
+        if p[n].frame < 0 or (unmerged and not m.pte[n].vm & VM_MERGEABLE):
             m.stat[0].wasted_visits += 1
             n = -1
             break
@@ -635,6 +653,7 @@ def scan_get_next_rmap_item(m):
     if s.cursor_mm == 0:  # S10
         mlock_drain(m)
         s.unstable_root = -1
+        s.unmerged = 0
         s.cursor_mm = m.mm[0].next
         s.cursor = 0
         s.found_vma = 0
@@ -680,7 +699,7 @@ def ksm_do_scan(m):
         if v < 0:
             return
         frame = m.page[v].frame
-        if m.frame[frame].flags & KSM:
+        if m.pte[v].bits & KSM_PAGE:
             m.steps[VISIT_KSM] += 1
         elif m.frame[frame].folio >= 0:
             m.steps[VISIT_THP] += 1

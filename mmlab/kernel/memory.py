@@ -54,6 +54,12 @@ def _map_anon(m, v, frame, bits):
 
 
 @compiled
+def _clear(m, v):
+    m.pte[v].kind = NONE
+    m.page[v].frame = -1
+
+
+@compiled
 def map_new_page(m, v, bits):
     """Map a new order-0 page at v; the page keeps the key that the address has."""
     f = alloc_frame(m)
@@ -241,7 +247,7 @@ def zap_page_range(m, first, end):
                     m.stat[0].huge_pmds -= 1
                     folio_remove_rmap_pmd(m, m.frame[m.page[v].frame].folio)
                 for i in range(v, stop):
-                    m.pte[i].kind = NONE
+                    _clear(m, i)
                 m.block[b].pmd = PMD_NONE
                 v = stop
                 continue
@@ -266,7 +272,7 @@ def zap_page_range(m, first, end):
             elif m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             for i in range(v, v + run):
-                m.pte[i].kind = NONE
+                _clear(m, i)
             m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, frame, run)
             v += run

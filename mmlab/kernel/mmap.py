@@ -111,10 +111,13 @@ class AddressSpaces:
         start, end = max(start, vma.start), min(end, vma.end)
         if vma.vm == vm:
             return
+        vma_was = vma.vm
         self._split(process, start)
         self._split(process, end)
         for v in self._in_range(process, start, end):
             v.vm = vm
+        if vma_was & ~vm & VM_MERGEABLE:
+            self.m.state[0]["unmerged"] = 1
         base = self._base(process)
         self.m.pte["vm"][base + start : base + end] = vm
 

@@ -17,7 +17,7 @@ __all__ = ["Machine", "machine"]
 # --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
 NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP = 0, 1, 2, 3, 4, 5
-DIRTY, EXCLUSIVE = 1, 2  # bits of an ANON entry; "writable" is EXCLUSIVE in a writable VMA
+DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry; "writable" is EXCLUSIVE in a writable VMA
 VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE = 1, 2, 4, 8, 16  # flags of the VMA that holds the page
 ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
 
@@ -38,7 +38,7 @@ page_t = np.dtype(
     [
         ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
         ("oldchecksum", np.uint64),  # content at the last checksum; valid if CHECKSUM is set in item
-        ("frame", np.int32),  # frame that an ANON entry maps
+        ("frame", np.int32),  # frame that an ANON entry maps, -1 once it maps none any more
         ("left", np.int32),  # UNSTABLE: tree links. STABLE: left and right are the next and the previous item
         ("right", np.int32),  #   of the node's list, and parent is the stable node itself
         ("parent", np.int32),
@@ -131,7 +131,7 @@ state_t = np.dtype(
         for name in [
             *KNOBS,
             *"""
-            early_stop hz hpage_order cursor_mm cursor found_vma unstable_root stable_root
+            early_stop hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root
             top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last mlock_len
             """.split(),
         ]
