@@ -54,7 +54,9 @@ def alloc_frame(m):
 def _free_frame(m, f):
     if m.frame[f].flags & KSM:
         m.stat[0].ksm_frames -= 1
-    m.frame[f].node = -1  # its stable node, if it has one, is stale from now on (ksm-merge T2)
+    if m.frame[f].node >= 0:  # its stable node is stale from now on (ksm-merge T2)
+        m.frame[f].node = -1
+        m.state[0].stale_nodes += 1
     m.frame[f].flags = FREE
     m.frame[f].mapcount = m.state[0].free_frame
     m.state[0].free_frame = f

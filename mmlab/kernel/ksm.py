@@ -96,6 +96,21 @@ def _free_stable_node(m, node):
 
 
 @compiled
+def _is_page_sharing_candidate(m, node, offset):
+    """Has items and room for `offset` more beyond the next one (ksm-merge T3)."""
+    return m.node[node].len > 0 and m.node[node].len + offset < m.state[0].max_page_sharing
+
+
+@compiled
+def _set_len(m, node, length):
+    """A node's number of items; its chain counts the dups that have room."""
+    had_room = _is_page_sharing_candidate(m, node, 0)
+    m.node[node].len = length
+    if m.node[node].kind == DUP:
+        m.node[m.node[node].chain].len += int(_is_page_sharing_candidate(m, node, 0)) - int(had_room)
+
+
+@compiled
 def _chain_add_dup(m, dup, chain):
     """At the head of the chain (ksm-merge T5)."""
     first = m.node[chain].first
@@ -106,6 +121,7 @@ def _chain_add_dup(m, dup, chain):
     if first >= 0:
         m.node[first].prev = dup
     m.node[chain].first = dup
+    m.node[chain].len += int(_is_page_sharing_candidate(m, dup, 0))
 
 
 @compiled
@@ -117,6 +133,7 @@ def _chain_del_dup(m, dup):
         m.node[m.node[dup].chain].first = after
     if after >= 0:
         m.node[after].prev = before
+    m.node[m.node[dup].chain].len -= int(_is_page_sharing_candidate(m, dup, 0))
 
 
 @compiled
@@ -140,13 +157,9 @@ def remove_node_from_stable_tree(m, node):
     frame = m.node[node].frame
     if m.frame[frame].node == node:
         m.frame[frame].node = -1
+    else:
+        m.state[0].stale_nodes -= 1
     _free_stable_node(m, node)
-
-
-@compiled
-def _is_page_sharing_candidate(m, node, offset):
-    """Has items and room for `offset` more beyond the next one (ksm-merge T3)."""
-    return m.node[node].len > 0 and m.node[node].len + offset < m.state[0].max_page_sharing
 
 
 @compiled
@@ -167,6 +180,8 @@ def stable_node_dup(m, chain, prune):
         prune = now >= m.node[chain].prune_jiffies + wait
         if prune:
             m.node[chain].prune_jiffies = now
+    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and m.node[chain].first >= 0:
+        return m.node[chain].first  # what the walk would come to: nothing to drop, no dup with room
     found, alive = -1, 0
     dup = m.node[chain].first
     while dup >= 0:
@@ -275,7 +290,7 @@ def stable_tree_append(m, v, node):
     m.page[v].parent = node
     m.pte[v].item |= STABLE
     m.node[node].first = v
-    m.node[node].len += 1
+    _set_len(m, node, m.node[node].len + 1)
     m.mm[_mm(m, v)].merging_pages += 1
     m.stat[0].proc_ksm_merging_pages += 1
     m.steps[MERGE] += 1
@@ -337,7 +352,7 @@ def remove_rmap_item_from_tree(m, v):
             m.stat[0].pages_sharing -= 1
         else:
             m.stat[0].pages_shared -= 1
-        m.node[node].len -= 1
+        _set_len(m, node, m.node[node].len - 1)
         m.mm[_mm(m, v)].merging_pages -= 1
         m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
         m.pte[v].item &= ~STABLE
@@ -521,12 +536,15 @@ def unstable_tree_search_insert(m, v, frame, key):
         if p[n].frame == frame:
             n = -1
             break
-        other = p[n].key
-        if key == other:
-            break
         parent = n
-        left = key < other
-        n = p[n].left if left else p[n].right
+        if key < p[n].key:
+            left = True
+            n = p[n].left
+        elif key > p[n].key:
+            left = False
+            n = p[n].right
+        else:
+            break
     else:
         m.pte[v].item |= UNSTABLE
         m.pte[v].seq = m.stat[0].full_scans & 255

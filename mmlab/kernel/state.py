@@ -90,7 +90,7 @@ node_t = np.dtype(
         ("right", np.int32),
         ("parent", np.int32),
         ("first", np.int32),  # first rmap_item (NODE, DUP), first dup (CHAIN); next free node
-        ("len", np.int32),  # rmap_hlist_len
+        ("len", np.int32),  # NODE, DUP: rmap_hlist_len; CHAIN: how many of its dups have room
         ("next", np.int32),  # DUP: the chain's other dups
         ("prev", np.int32),
         ("chain", np.int32),  # DUP: its chain
@@ -131,7 +131,7 @@ state_t = np.dtype(
         for name in [
             *KNOBS,
             *"""
-            early_stop hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root
+            early_stop hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
             top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last mlock_len
             """.split(),
         ]
