@@ -92,13 +92,13 @@ class Draw:
         late = int(rng.random() < 0.08)
         # a chain's full walk depends on time: either ksmd sleeps or 2,000 ms may matter, so that costs of steps do not
         self.sleeps = rng.random() < 0.5
-        self.prune_millisecs = (0, 0, 0, 4294967) if self.sleeps else (0, 0, 0, 2000, 4294967)
+        self.prune_millisecs = (*6 * (0,), 4294967) if self.sleeps else (*6 * (0,), 2000, 4294967)
         clock = rng.choice(["batch", "batch", "batch", "batch", "full_scan", "mixed"])
         knobs = {
             "use_zero_pages": int(rng.random() < 0.3),
             "pages_to_scan": pages_to_scan,
             "smart_scan": int(rng.random() < 0.3),
-            "max_page_sharing": rng.choice([2, 3, 3, 4, 4, 5, 5, 8, 256]),
+            "max_page_sharing": rng.choice([2, 2, 3, 3, 3, 4, 4, 5, 8, 256]),
             "shrink_underused": int(rng.random() < 0.7),
             "max_ptes_none": 511,
             "stable_node_chains_prune_millisecs": rng.choice(self.prune_millisecs),

@@ -462,7 +462,7 @@ def replace_page(m, v, frame, kframe):
 
 @compiled
 def _become_ksm_page(m, v, frame):
-    """The page, and with it every entry that maps it, is KSM's from now on, yet without a node (ksm-merge M7.6, M14)."""
+    """The page, and with it every entry that maps it, is KSM's from now on, without a node yet (M7.6, M14)."""
     m.frame[frame].flags |= KSM
     m.stat[0].ksm_frames += 1
     m.stat[0].ksm_entries += m.frame[frame].mapcount
