@@ -259,11 +259,18 @@ class _Simulation:
                     f"{scenario.name or 'scenario'}: op {e.op!r} is not modelled yet; "
                     f"the model has {', '.join(sorted(SUPPORTED_OPS))}."
                 )
+        ends = scenario.horizon_batches or scenario.horizon_full_scans or scenario.until_settled
+        if not (ends or scenario.sleep_millisecs or cost_table(scenario.costs).any()):
+            raise UserError(
+                f"costs: {scenario.costs!r} with sleep_millisecs = 0: time would stand still. Choose another cost set, "
+                "sleep_millisecs of at least 1, or end the run by horizon_batches or horizon_full_scans."
+            )
         self.scenario, self.variant, self.progress = scenario, variant, progress
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
         self.maps: dict[Where, list[np.ndarray]] = {}
         self.frames: dict[Where, tuple[int, int]] = {}
         self.now = self.wake = 0
+        self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
         self.most_freed = 0
         self.pending = list(enumerate(scenario.events))
         self.results: list[int | None] = [None] * len(scenario.events)
@@ -401,8 +408,9 @@ class _Simulation:
             most = 1
         rows = self._rows[: min(most, CHUNK)]
         target = int(stat["full_scans"]) + full_scans
+        wake = max(self.wake, self.now)  # S4: from an untimed sleep it wakes at once
         done, self.wake, freed = ksm.ksm_scan_thread(
-            m, self.wake, len(rows), until_ns, target, self.scenario.until_settled, rows, self._mthp_rows
+            m, wake, len(rows), until_ns, target, self.scenario.until_settled, rows, self._mthp_rows
         )
         if done:
             self.now = int(stat["time_ns"])
@@ -429,34 +437,41 @@ class _Simulation:
             self.full_scans / s.horizon_full_scans if s.horizon_full_scans else 0.0,
         )
 
+    def _ended(self) -> bool:
+        s = self.scenario
+        return bool(
+            (s.horizon_seconds and self.now >= self.horizon)
+            or (s.horizon_batches and self.m.stat[0]["batch"] >= s.horizon_batches)
+            or (s.horizon_full_scans and self.full_scans >= s.horizon_full_scans)
+            or (s.until_settled and self.m.passes[SETTLED]["full_scan"] > 0)
+        )
+
+    def _advance(self) -> bool:
+        """Let ksmd run until something else is due, or time pass if it does not; False if nothing can ever happen."""
+        s, batch = self.scenario, int(self.m.stat[0]["batch"])
+        waiting = [e for _, e in self.pending]
+        until = min([self.horizon, *map(self._event_ns, waiting)])
+        batches = [e.after.batch for e in waiting if e.after.batch is not None]
+        most = min([max(b, batch + 1) for b in batches] + [s.horizon_batches or FOREVER]) - batch
+        full_scans = s.horizon_full_scans - self.full_scans if s.horizon_full_scans else FOREVER
+        if any(e.after.full_scan is not None for e in waiting):
+            full_scans = 1
+        if self._batches(until, most, full_scans):
+            return True
+        if s.stepped and self.wake < until:
+            self._idle_batch()
+            return True
+        if until < FOREVER:
+            self.now = max(self.now, until)
+        return until < FOREVER
+
     def run(self) -> Run:
         s = self.scenario
-        horizon = round(s.horizon_seconds * SECOND) or FOREVER
-        last_batch = s.horizon_batches or FOREVER
         self._sample()
         self._events()
         if s.stepped:
             self.m.state[0]["run"] = 1
-        while True:
-            batch = int(self.m.stat[0]["batch"])
-            scans_left = s.horizon_full_scans - self.full_scans if s.horizon_full_scans else FOREVER
-            settled = s.until_settled and self.m.passes[SETTLED]["full_scan"] > 0
-            if self.now >= horizon or batch >= last_batch or scans_left <= 0 or settled:
-                break
-            waiting = [e for _, e in self.pending]
-            next_event = min(map(self._event_ns, waiting), default=FOREVER)
-            next_batch = min((e.after.batch for e in waiting if e.after.batch is not None), default=FOREVER)
-            if any(e.after.full_scan is not None for e in waiting):
-                scans_left = 1
-            most = min(last_batch, max(next_batch, batch + 1)) - batch
-            done = self._batches(min(horizon, next_event), most, scans_left)
-            if not done:
-                if s.stepped and self.wake < min(horizon, next_event):
-                    self._idle_batch()
-                elif min(horizon, next_event) < FOREVER:
-                    self.now = max(self.now, min(horizon, next_event))
-                else:
-                    break  # nothing will ever happen again
+        while not self._ended() and self._advance():
             self._events()
             if self.progress:
                 self.progress(min(1.0, self._share()))
