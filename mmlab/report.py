@@ -221,9 +221,9 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
 
 def read_params(file: Path) -> dict[str, object]:
     """A flat params file: plain scalars only, as papermill can inject them."""
-    from mmlab.scenario import _read_yaml
+    from mmlab.scenario import read_yaml
 
-    values = _read_yaml(file)
+    values = read_yaml(file)
     for name, value in values.items():
         if not isinstance(value, (str, int, float, bool)):
             raise UserError(

@@ -376,7 +376,7 @@ class Scenario(_Strict):
 
                 scenario = cls.from_trace(read(path)).replace(**{"name": path.name.split(".")[0], **overrides})
             else:
-                scenario = cls(**{**_read_yaml(path), **overrides})
+                scenario = cls(**{**read_yaml(path), **overrides})
             scenario.check_memory()
         except UserError as error:
             text = str(error)
@@ -506,7 +506,7 @@ class _UniqueKeys(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
     except OSError as error:
