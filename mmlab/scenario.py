@@ -507,6 +507,7 @@ class _UniqueKeys(yaml.CSafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a params file, unchecked; UserError if it can't be read, is no mapping or names a key twice."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
     except OSError as error:
