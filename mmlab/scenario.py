@@ -292,8 +292,7 @@ class Scenario(_Strict):
             for first, count, order in spec.orders:
                 if order not in (0, *range(2, top + 1), THP_ORDER) or first != at or count % (1 << min(order, top)):
                     raise ValueError(f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
-                                     f"other from page 0, in whole folios of order 0, 2 … {top}, or {THP_ORDER} for "
-                                     "a THP")  # fmt: skip
+                                     f"other from page 0, in whole folios of order 0 or 2 … {top}")  # fmt: skip
                 at += count
             if at != pages:
                 raise ValueError(f"process_list {i}: orders cover {at} of {pages} pages; they must cover all")
