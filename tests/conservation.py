@@ -1,0 +1,280 @@
+"""Conservation laws: every counter of a run against a recount from the machine's arrays.
+
+`check(run)` holds at the end of any run, in the middle of a pass too. It shares nothing with the model but the types of
+the arrays: lists and trees are followed link by link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmlab.kernel.state import (
+    ANON,
+    CHAIN,
+    DUP,
+    FREE,
+    HUGE_ZP,
+    ITEM,
+    KSM,
+    NODE,
+    NONE,
+    PMD_HUGE,
+    PMD_HUGE_ZP,
+    PMD_NONE,
+    STABLE,
+    SWAP,
+    UNSTABLE,
+    VM_MERGEABLE,
+    ZP_CLEAN,
+    ZP_KSM,
+    Machine,
+)
+from mmlab.run import Run
+
+
+def check(run: Run) -> None:
+    """All laws."""
+    m = run.machine
+    live = _frames(m)
+    _mappings(m, live)
+    _folios(m, live)
+    _stable_tree(m, live)
+    _unstable_tree(m)
+    _items(m)
+    _address_spaces(m)
+    _rows(run)
+
+
+def _follow(first: int, links: np.ndarray) -> Iterator[int]:
+    seen = 0
+    while first >= 0:
+        yield first
+        seen += 1
+        assert seen <= len(links), "a list that bites its tail"
+        first = int(links[first])
+
+
+def _equal(m: Machine, **counted: int) -> None:
+    found = {name: int(m.stat[0][name]) for name in counted}
+    assert found == {name: int(value) for name, value in counted.items()}
+
+
+def _frames(m: Machine) -> np.ndarray:
+    """bool[frame]: in use. Free ones are in one of two lists."""
+    state, top = m.state[0], int(m.state[0]["top_frame"])
+    free = (m.frame["flags"] & FREE) != 0
+    listed = list(_follow(state["free_frame"], m.frame["mapcount"]))
+    for head in _follow(state["free_run"], m.frame["mapcount"]):
+        listed += range(head, head + (1 << int(state["hpage_order"])))
+    assert sorted(listed) == np.flatnonzero(free).tolist()
+    live = (np.arange(len(free)) < top) & ~free
+    _equal(m, frames=live.sum(), ksm_frames=((m.frame["flags"] & KSM > 0) & live).sum())
+    return live
+
+
+def _mappings(m: Machine, live: np.ndarray) -> None:
+    """Mapped pages = private + KSM + zeropage entries + huge × pages per THP + PTE-mapped large folios."""
+    order = int(m.state[0]["hpage_order"])
+    kind, block = m.pte["kind"], np.arange(len(m.pte)) >> order
+    anon, huge = kind == ANON, (m.block["pmd"] == PMD_HUGE)[block]
+    frame = m.page["frame"]
+    assert live[frame[anon]].all(), "an entry maps a free frame"
+    assert anon[huge].all() and (kind[(m.block["pmd"] == PMD_HUGE_ZP)[block]] == HUGE_ZP).all()
+    assert (kind[(m.block["pmd"] == PMD_NONE)[block]] == NONE).all()
+    large, ksm = m.frame["folio"][frame] >= 0, m.frame["flags"][frame] & KSM > 0
+    by_pte = anon & ~huge
+    assert not (large & ksm & anon).any() and large[huge].all()
+    private, merged, parts = (int((by_pte & what).sum()) for what in (~large & ~ksm, ksm, large))
+    zeropages, merged_zero = ((kind == ZP_CLEAN) | (kind == ZP_KSM)).sum(), (kind == ZP_KSM).sum()
+    huge_pmds = int((m.block["pmd"] == PMD_HUGE).sum())
+    stat = m.stat[0]
+    mapped = private + merged + parts + (huge_pmds << order) + zeropages
+    assert mapped == ((kind != NONE) & (kind != HUGE_ZP) & (kind != SWAP)).sum()
+    assert mapped == stat["anon_pages"] + stat["zeropage_entries"]
+    _equal(m, anon_pages=anon.sum(), ksm_entries=merged, zeropage_entries=zeropages, ksm_zero_pages=merged_zero,
+           huge_pmds=huge_pmds, swap_entries=(kind == SWAP).sum())  # fmt: skip
+
+    mapcount = np.bincount(frame[by_pte], minlength=len(live))
+    assert (m.frame["mapcount"] == mapcount)[live].all(), "mapcount of a frame"
+    pins = np.bincount(m.mlock[: m.state[0]["mlock_len"]], minlength=len(live))
+    assert (m.frame["pins"] == pins)[live].all(), "somebody kept a reference"
+    alone = live & (m.frame["folio"] < 0)
+    assert (mapcount + pins)[alone].min(initial=1) > 0, "a frame leaked"
+
+
+def _folios(m: Machine, live: np.ndarray) -> None:
+    order, stat = int(m.state[0]["hpage_order"]), m.stat[0]
+    owner = m.frame["folio"]
+    folios = np.unique(owner[live & (owner >= 0)]).tolist()
+    free = len(list(_follow(m.state[0]["free_folio"], m.folio["next"])))
+    assert len(folios) == m.state[0]["top_folio"] - free
+    huge_blocks = np.flatnonzero(m.block["pmd"] == PMD_HUGE)
+    heads = m.page["frame"][huge_blocks << order]
+    by_order = dict.fromkeys(range(len(m.mthp)), (0, 0))
+    for f in folios:
+        folio, size = m.folio[f], 1 << int(m.folio[f]["order"])
+        pages = slice(int(folio["head"]), int(folio["head"]) + size)
+        assert live[pages].all() and (owner[pages] == f).all() and (live & (owner == f)).sum() == size
+        mapcount = m.frame["mapcount"][pages]
+        entire = int((heads == folio["head"]).sum())
+        assert int(folio["entire"]) == entire
+        assert int(folio["mapcount"]) == entire + mapcount.sum() > 0
+        assert int(folio["nr_mapped"]) == (mapcount > 0).sum()
+        assert int(folio["pins"]) == 0
+        assert folio["partially_mapped"] or entire or mapcount.all(), "a page is mapped by nobody, without the mark"
+        total, partial = by_order[int(folio["order"])]
+        by_order[int(folio["order"])] = total + 1, partial + int(folio["partially_mapped"])
+    for block in huge_blocks.tolist():  # a huge PMD maps one folio, page by page
+        frames = m.page["frame"][block << order : (block + 1) << order]
+        assert (np.diff(frames) == 1).all() and m.folio[owner[frames[0]]]["head"] == frames[0]
+    found = {n: (int(r["nr_anon"]), int(r["nr_anon_partially_mapped"])) for n, r in enumerate(m.mthp)}
+    assert found == by_order
+    queue = list(_follow(m.state[0]["queue_first"], m.folio["next"]))
+    assert set(queue) <= set(folios)
+    assert {f for f in folios if m.folio[f]["partially_mapped"]} <= set(queue)
+    assert [int(m.folio[f]["prev"]) for f in queue] == [-1, *queue][:-1]
+    assert m.state[0]["queue_last"] == (queue[-1] if queue else -1)
+    assert stat["deferred_queue_len"] == len(queue)
+
+
+def _in_order(tree: np.ndarray, root: int) -> list[int]:
+    """The nodes of a red-black tree from left to right; its links and colours are right."""
+    out: list[int] = []
+
+    def walk(n: int, parent: int, red_parent: bool) -> int:
+        if n < 0:
+            return 0
+        red = bool(tree["parent"][n] & 1)
+        assert tree["parent"][n] >> 1 == parent and not (red and red_parent)
+        left = walk(int(tree["left"][n]), n, red)
+        out.append(n)
+        assert left == walk(int(tree["right"][n]), n, red)
+        return left + (not red)
+
+    walk(int(root), -1, red_parent=True)
+    return out
+
+
+def _stable_tree(m: Machine, live: np.ndarray) -> None:
+    """Nodes and chains, live and stale; the items of each."""
+    slots = _in_order(m.node, m.state[0]["stable_root"])
+    keys = m.node["key"][slots]
+    assert (keys[:-1] < keys[1:]).all(), "the stable tree is not in order"
+    nodes, chains = [], [n for n in slots if m.node[n]["kind"] == CHAIN]
+    for n in slots:
+        if n not in chains:
+            assert m.node[n]["kind"] == NODE
+            nodes.append(n)
+            continue
+        dups = list(_follow(m.node[n]["first"], m.node["next"]))
+        assert [int(m.node[d]["prev"]) for d in dups] == [-1, *dups][:-1]
+        assert all(m.node[d]["kind"] == DUP and m.node[d]["chain"] == n for d in dups)
+        assert all(m.node[d]["key"] == m.node[n]["key"] for d in dups)
+        nodes += dups
+    dups_total = len(nodes) + len(chains) - len(slots)
+    free = len(list(_follow(m.state[0]["free_node"], m.node["first"])))
+    assert len(nodes) + len(chains) == m.state[0]["top_node"] - free
+    lengths = []
+    for n in nodes:
+        items = list(_follow(m.node[n]["first"], m.page["left"]))
+        assert len(items) == m.node[n]["len"]
+        assert [int(m.page[v]["right"]) for v in items] == [-1, *items][:-1]
+        assert all(m.pte[v]["item"] & STABLE and m.page[v]["parent"] == n for v in items)
+        frame = int(m.node[n]["frame"])
+        if m.frame[frame]["node"] == n:  # else it is stale
+            assert live[frame] and m.frame[frame]["flags"] & KSM
+        lengths.append(len(items))
+    assert sum(lengths) == (m.pte["item"] & STABLE > 0).sum()
+    with_node = live & (m.frame["node"] >= 0)
+    assert set(m.frame["node"][with_node].tolist()) <= set(nodes)
+    shared = sum(length > 0 for length in lengths)
+    _equal(m, pages_shared=shared, pages_sharing=sum(lengths) - shared, stable_node_chains=len(chains),
+           stable_node_dups=dups_total)  # fmt: skip
+
+
+def _unstable_tree(m: Machine) -> None:
+    """In the middle of a pass it holds the items that were inserted in this pass, each once."""
+    unstable = m.pte["item"] & UNSTABLE > 0
+    _equal(m, pages_unshared=unstable.sum())
+    if m.state[0]["cursor_mm"]:
+        inserted = unstable & (m.pte["seq"] == m.stat[0]["full_scans"] & 255)
+        assert sorted(_in_order(m.page, m.state[0]["unstable_root"])) == np.flatnonzero(inserted).tolist()
+
+
+def _items(m: Machine) -> None:
+    """rmap_items and what each process has of them."""
+    item = m.pte["item"]
+    exists = item & ITEM > 0
+    assert exists[item > 0].all()
+    assert not (item & STABLE > 0)[item & UNSTABLE > 0].any()
+    mapped = np.unpackbits(m.occupied.view(np.uint8), bitorder="little")[: len(item)] > 0
+    assert mapped[exists | (m.pte["kind"] == ANON)].all(), "ksmd would not see a page"
+    for mm in m.mm[1:]:
+        own = slice(int(mm["base"]), int(mm["base"] + mm["pages"]))
+        assert mm["rmap_items"] == exists[own].sum()
+        assert mm["merging_pages"] == (item[own] & STABLE > 0).sum()
+        assert mm["zero_pages"] == (m.pte["kind"][own] == ZP_KSM).sum()
+        assert not exists[own].any() or mm["registered"]
+    alive = m.mm[1:][m.mm["exited"][1:] == 0]
+    _equal(m, rmap_items=exists.sum(), proc_ksm_rmap_items=alive["rmap_items"].sum(),
+           proc_ksm_merging_pages=alive["merging_pages"].sum())  # fmt: skip
+
+
+def _address_spaces(m: Machine) -> None:
+    """The table of VMAs says what the pages say; ksmd's list holds exactly the registered processes."""
+    vm = np.zeros(len(m.pte), np.uint8)
+    for v in m.vma:
+        pages = slice(int(v["base"] + v["start"]), int(v["base"] + v["end"]))
+        assert not vm[pages].any() and v["start"] < v["end"], "VMAs overlap"
+        vm[pages] = v["vm"]
+    assert (vm == m.pte["vm"]).all()
+    assert (m.pte["kind"][vm == 0] == NONE).all(), "something is mapped outside of all VMAs"
+    mms, at = [], int(m.mm[0]["next"])
+    while at:
+        assert m.mm[at]["prev"] == (mms[-1] if mms else 0)
+        mms.append(at)
+        assert len(mms) < len(m.mm)
+        at = int(m.mm[at]["next"])
+    assert sorted(mms) == np.flatnonzero(m.mm["registered"]).tolist()
+    assert m.state[0]["cursor_mm"] in (0, *mms)
+    for mm in m.mm[1:]:
+        own = slice(int(mm["base"]), int(mm["base"] + mm["pages"]))
+        assert mm["mergeable"] == (vm[own] & VM_MERGEABLE > 0).sum()
+
+
+COUNT_UP = """
+    time_ns ksmd_cpu_ns batch pages_scanned pages_skipped thp_split_page thp_split_page_failed thp_split_pmd
+    thp_underused_split_page thp_deferred_split_page thp_fault_alloc cow_ksm wasted_visits changed_checksums
+""".split()
+
+
+def _rows(run: Run) -> None:
+    rows, scenario, first = run.rows, run.scenario, run.rows[0]
+    assert rows[-1] == run.machine.stat[0]
+    for name in rows.dtype.names or ():
+        assert (rows[name] >= 0).all() or name == "freed_by_batch", name
+    for name in COUNT_UP:
+        assert (np.diff(rows[name]) >= 0).all(), f"{name} falls"
+    budgets = [e.value for e in scenario.events if e.knob == "pages_to_scan" and isinstance(e.value, int)]
+    budget = max([scenario.pages_to_scan, *budgets])
+    batches = np.diff(rows["batch"])
+    assert (np.diff(rows["pages_scanned"]) <= budget * batches).all()
+    assert (np.diff(rows["full_scans"]) <= batches).all(), "two full scans in one batch"
+    assert (rows["wasted_visits"] + rows["changed_checksums"] <= rows["pages_scanned"]).all()
+    assert (rows["ksmd_cpu_ns"] <= rows["time_ns"]).all()
+    assert (rows["ksm_entries"] + rows["huge_pmds"] * scenario.pages_per_thp <= rows["anon_pages"]).all()
+    assert (rows["ksm_frames"] <= np.minimum(rows["frames"], rows["ksm_entries"])).all()
+    if len(rows) < scenario.sample_limit:  # no row is missing
+        assert (rows["freed_by_batch"][1:] == -np.diff(rows["frames"]))[batches == 1].all()
+    if not scenario.events:  # ksmd maps and unmaps nothing: it only replaces
+        assert (rows["anon_pages"] + rows["zeropage_entries"] == first["anon_pages"] + first["zeropage_entries"]).all()
+        assert (rows["frames"] == rows["anon_pages"] - rows["ksm_entries"] + rows["ksm_frames"]).all()
+    table, m = run.samples.iloc[-1], run.machine
+    items, stable = (m.pte["item"] & ITEM > 0).sum(), (m.pte["item"] & STABLE > 0).sum()
+    unshared, zero = (m.pte["item"] & UNSTABLE > 0).sum(), (m.pte["kind"] == ZP_KSM).sum()
+    saved = stable - table["pages_shared"] + zero
+    assert table["general_profit"] == 4096 * saved - 64 * items
+    assert table["pages_volatile"] == items - stable - unshared
+    assert table["rss_kb"] == 4 * (m.pte["kind"] == ANON).sum()

@@ -1,0 +1,439 @@
+"""The clock, horizons, samples and metrics: what `simulate` adds to the kernel layer; conservation after many runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+import conservation
+import randomscenario
+from conftest import ROOT
+from mmlab.errors import UserError
+from mmlab.run import Run
+from mmlab.scenario import EVENT_FIELDS, Scenario
+from mmlab.simulation import SUPPORTED_OPS, simulate
+from mmlab.variants import VARIANTS
+
+SECOND = 1_000_000_000
+
+
+def scenario(*events: dict[str, Any], **fields: Any) -> Scenario:
+    """4 MiB, half of it zero-filled; a tick is 4 ms and a sleep of 20 ms lasts 24 ms at most."""
+    setting = {"memory_mib": 4, "zero_fraction": 0.5, "horizon_seconds": 1.0, "costs": "free"}
+    return Scenario(**{**setting, **fields}, events=events)  # type: ignore[arg-type]
+
+
+def at(seconds: float, op: str, **fields: Any) -> dict[str, Any]:
+    return {"after": {"seconds": seconds}, "op": op, **fields}
+
+
+def put(seconds: float, knob: str, value: int | str) -> dict[str, Any]:
+    return at(seconds, "set", knob=knob, value=value)
+
+
+def begins(run: Run) -> list[int]:
+    """When each batch began, ns: its row is taken at its end."""
+    ends = run.rows[(run.rows["rank"] == 0) & (np.diff(run.rows["batch"], prepend=0) > 0)]
+    return (ends["time_ns"] - np.diff(ends["ksmd_cpu_ns"], prepend=0)).tolist()
+
+
+def ms(*times: float) -> list[int]:
+    return [round(t * 1_000_000) for t in times]
+
+
+# --- the clock ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sleep", [1, 20, 21, 1000])
+@pytest.mark.parametrize("hz", [100, 250, 300, 1000])
+def test_ksmd_wakes_at_a_tick(hz: int, sleep: int) -> None:
+    """ksm-scan S3: asleep at t, awake at (floor(t·hz) + n + 1) / hz, n the sleep in ticks, rounded up."""
+    run = simulate(scenario(costs="epyc-6.18", hz=hz, sleep_millisecs=sleep, horizon_seconds=0.0, horizon_batches=50))
+    ends, ticks = run.rows["time_ns"].tolist(), -(-sleep * hz // 1000)
+    assert begins(run) == [0] + [(t * hz // SECOND + ticks + 1) * SECOND // hz for t in ends[1:-1]]
+
+
+def test_the_longest_sleep() -> None:
+    """49.7 days at 1000 Hz: nothing overflows."""
+    run = simulate(scenario(hz=1000, sleep_millisecs=2**32 - 1, horizon_seconds=0.0, horizon_batches=6))
+    assert begins(run) == [n * 2**32 * 1_000_000 for n in range(6)]
+
+
+def test_no_sleep() -> None:
+    run = simulate(scenario(costs="epyc-6.18", sleep_millisecs=0, horizon_batches=50, horizon_seconds=0.0))
+    assert begins(run) == run.rows["time_ns"][:-1].tolist()
+
+
+def test_batch_takes_its_cpu_time() -> None:
+    run = simulate(scenario(costs="epyc-6.18", horizon_batches=50))
+    assert (np.diff(run.rows["ksmd_cpu_ns"][:-1]) > 0).all()
+    assert run.rows["ksmd_cpu_ns"][1] == 100 * 770 + 3000  # visits of pages of a THP, the wake-up
+
+
+def test_enabled_late() -> None:
+    """ksm-scan S4: a write of 1 to run wakes ksmd at once; before it nothing was scanned."""
+    run = simulate(scenario(put(0.1001, "run", 1), run=0))
+    assert begins(run)[:3] == ms(100.1, 124, 148)
+    before = run.rows[run.rows["time_ns"] < ms(100.1)[0]]
+    assert before["pages_scanned"].max() == before["batch"].max() == 0
+    assert run.rows["pages_scanned"][-1] > 0
+
+
+def test_first_registration_wakes_ksmd() -> None:
+    """ksm-scan S4: so does registering the first process while ksmd's list is empty; time never goes back."""
+    run = simulate(scenario(at(0.1001, "mergeable", page=0, count=1024), late=True))
+    assert begins(run)[:3] == ms(100.1, 124, 148)
+    assert (np.diff(run.rows["time_ns"]) >= 0).all()
+
+
+def test_stopped_and_started_again_within_a_sleep() -> None:
+    """ksm-scan S3: a sleep that has begun is cut short by a change of sleep_millisecs only."""
+    run = simulate(scenario(put(0.030, "run", 0), put(0.031, "run", 1)))
+    assert begins(run)[:4] == ms(0, 24, 48, 72)
+
+
+def test_stopped_for_longer_than_a_sleep() -> None:
+    run = simulate(scenario(put(0.030, "run", 0), put(0.1001, "run", 1)))
+    assert begins(run)[:4] == ms(0, 24, 100.1, 124)
+
+
+def test_change_of_sleep_cuts_the_sleep() -> None:
+    sleeps = [put(seconds, "sleep_millisecs", 100) for seconds in (0.030, 0.050)]  # the second changes nothing
+    run = simulate(scenario(*sleeps, put(0.060, "run", 1)))  # nor does that
+    assert begins(run)[:4] == ms(0, 24, 30, 132)
+
+
+@pytest.mark.parametrize("costs", ["free", "epyc-6.18"])
+def test_events_happen_at_their_time(costs: str) -> None:
+    times = [0.0, 0.01, 0.0123456, 0.5, 0.5, 0.999999999]
+    run = simulate(scenario(*(at(t, "read", page=0, count=1) for t in times), costs=costs))
+    rows = run.rows[run.event_rows]
+    assert rows["time_ns"].tolist() == [round(t * SECOND) for t in times]
+    assert rows["rank"].tolist() == [1, 1, 2, 1, 2, 1]
+
+
+def test_event_during_a_batch_waits_for_its_end() -> None:
+    run = simulate(scenario(at(0.00001, "read", page=0, count=1), costs="epyc-6.18"))
+    end_of_batch_1 = 100 * 770 + 3000
+    assert run.rows[run.event_rows[0]]["time_ns"] == end_of_batch_1
+    assert run.rows["batch"][:3].tolist() == [0, 1, 1]
+
+
+def test_event_after_a_batch_and_after_a_full_scan() -> None:
+    after_batch = {"after": {"batch": 5}, "op": "read", "page": 0, "count": 1}
+    after_pass = {"after": {"full_scan": 2}, "op": "read", "page": 0, "count": 1}
+    never = {"after": {"batch": 10_000}, "op": "read", "page": 0, "count": 1}
+    run = simulate(scenario(after_batch, after_pass, never))
+    first, second, none = run.event_rows
+    assert run.rows[first]["batch"] == 5 and none is None and run.results == [0, 0, None]
+    assert run.rows[second]["full_scans"] == 2 and run.rows[second - 2]["full_scans"] == 1
+
+
+def test_sleep_event_lets_time_pass() -> None:
+    run = simulate(scenario(at(0.030, "sleep", millisecs=100)))
+    assert begins(run)[:4] == ms(0, 24, 130, 152)
+    assert run.rows[run.event_rows[0]]["time_ns"] == ms(130)[0]
+
+
+# --- horizons -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.5, 0.7777])
+def test_horizon_in_seconds(seconds: float) -> None:
+    run = simulate(scenario(costs="epyc-6.18", horizon_seconds=seconds))
+    assert run.rows["time_ns"][-1] == round(seconds * SECOND)
+    assert begins(run)[-1] < seconds * SECOND <= begins(run)[-1] + 24_000_000
+
+
+def test_horizon_in_batches() -> None:
+    run = simulate(scenario(horizon_batches=7))
+    assert run.rows["batch"].tolist() == list(range(8))
+
+
+def test_horizon_in_full_scans() -> None:
+    run = simulate(scenario(horizon_full_scans=3, horizon_seconds=0.0))
+    assert run.metrics.full_scans == run.rows["full_scans"][-1] == 3
+    assert run.rows["full_scans"][-2] == 2
+
+
+def test_full_scans_are_counted_across_unmerging() -> None:
+    """run=2 begins the kernel's counter anew; the horizon counts on."""
+    twice = ({"after": {"full_scan": 2}, "op": "set", "knob": "run", "value": value} for value in (2, 1))
+    run = simulate(scenario(*twice, horizon_full_scans=5, horizon_seconds=0.0))
+    assert (run.metrics.full_scans, run.rows["full_scans"][-1]) == (5, 3)
+
+
+def test_until_settled() -> None:
+    run = simulate(scenario(until_settled=True, horizon_seconds=100.0))
+    longer = simulate(scenario(horizon_seconds=100.0))
+    assert run.metrics.settled_full_scans == run.metrics.full_scans == longer.metrics.settled_full_scans
+    assert run.metrics.settled_s == run.rows["time_ns"][-1] / SECOND == longer.metrics.settled_s < 10
+
+
+def test_no_pages_to_scan() -> None:
+    run = simulate(scenario(pages_to_scan=0))
+    assert run.rows["time_ns"][-1] == SECOND and run.rows["batch"][-1] == 42  # every 24 ms
+    assert run.rows["pages_scanned"][-1] == run.rows["full_scans"][-1] == run.rows["rmap_items"][-1] == 0
+    conservation.check(run)
+
+
+@pytest.mark.parametrize("variant", ["mainline", "legacy"])
+def test_any_number_of_pages_to_scan(variant: str) -> None:
+    """2^32 - 1 as well: each batch is a whole pass."""
+    run = simulate(scenario(pages_to_scan=2**32 - 1, use_zero_pages=1, variant=variant))
+    assert run.rows["full_scans"].tolist()[:-1] == run.rows["batch"].tolist()[:-1]
+    assert run.rows["anon_pages"][-1] == 512
+    conservation.check(run)
+
+
+def test_nothing_to_do_until_the_horizon() -> None:
+    run = simulate(scenario(run=0))
+    assert run.rows["time_ns"].tolist() == [0, SECOND]
+
+
+# --- samples --------------------------------------------------------------------------------------------------------
+
+THINNED = [
+    {"horizon_seconds": 60.0},
+    {"horizon_seconds": 60.0, "costs": "epyc-6.18", "variant": "legacy"},
+    {"horizon_batches": 1234, "horizon_seconds": 0.0},
+    {"horizon_batches": 300, "horizon_seconds": 0.0, "maps": "all"},
+    {"until_settled": True, "horizon_seconds": 1000.0, "pages_to_scan": 3},
+]
+
+
+@pytest.mark.parametrize("limit", [100, 137])
+@pytest.mark.parametrize("fields", THINNED, ids=str)
+@pytest.mark.parametrize("late_event", [False, True])
+def test_thinning(fields: dict[str, Any], limit: int, late_event: bool) -> None:
+    fields = dict(fields)
+    maps = fields.pop("maps", None)
+    events = [{"after": {"batch": 240}, "op": "write", "page": 0, "count": 100, "key": 5}] if late_event else []
+    whole = simulate(scenario(*events, **fields), maps_at=maps)
+    run = simulate(scenario(*events, sample_limit=limit, **fields), maps_at=maps)
+    assert len(whole.rows) > 2 * limit >= 2 * len(run.rows) > limit
+    assert run.rows[0] == whole.rows[0] and run.rows[-1] == whole.rows[-1]
+    index = {bytes(row): i for i, row in enumerate(whole.rows)}
+    where = [index[bytes(row)] for row in run.rows]  # a KeyError: a row that never was
+    assert np.diff(where).max() <= 4 * len(whole.rows) / limit, "not thinned evenly"
+    assert asdict(run.metrics) == asdict(whole.metrics)
+    conservation.check(run)
+    for mine, event_row in zip(run.event_rows, whole.event_rows, strict=True):  # the first that was kept of those after
+        assert mine is not None and event_row is not None and where[mine - 1] < event_row <= where[mine]
+
+
+# --- determinism ----------------------------------------------------------------------------------------------------
+
+BUSY = {"layout": "random", "duplicate_fraction": 0.5, "duplicate_groups": 7, "processes": 2, "max_page_sharing": 5,
+        "variant": "ksm-opt-out", "use_zero_pages": 1, "seed": 5}  # fmt: skip
+
+
+def fingerprint() -> str:
+    run = simulate(scenario({"after": {"batch": 9}, "op": "fork"}, **BUSY))
+    maps = b"".join(run.page_map(n).tobytes() for n in range(run.processes))
+    return sha256(run.rows.tobytes() + maps + repr(run.metrics).encode()).hexdigest()
+
+
+def test_the_same_again() -> None:
+    assert fingerprint() == fingerprint()
+
+
+@pytest.mark.parametrize("seed", ["0", "4711"])
+def test_the_same_in_another_process(seed: str) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    program = "import test_simulation; print(test_simulation.fingerprint())"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    got = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert got.stdout.strip() == fingerprint()
+
+
+def test_another_seed_is_another_run() -> None:
+    rows = [simulate(scenario(**{**BUSY, "seed": seed})).rows for seed in (5, 6)]
+    assert rows[0].tobytes() != rows[1].tobytes()
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def metrics_of_rows(run: Run) -> dict[str, Any]:
+    """The metrics from their definitions, of rows that were not thinned out; events must not set run to 2."""
+    rows, pages_per_mib = run.rows, 256
+    merged = rows["pages_sharing"] + rows["ksm_zero_pages"]
+    end = len(rows) - 1
+    passes = [i for i in range(1, len(rows)) if rows["full_scans"][i] > rows["full_scans"][i - 1]]
+    state = np.stack([rows[name] for name in ("frames", "pages_shared", "pages_sharing", "ksm_zero_pages",
+                                              "thp_split_page", "changed_checksums")])  # fmt: skip
+    settled = None
+    for before, now in pairwise(passes):
+        if (state[:, before] != state[:, now]).any():
+            settled = None
+        elif settled is None and rows["pages_skipped"][before] == rows["pages_skipped"][now]:
+            settled = now
+    if passes and (state[:, passes[-1]] != state[:, end]).any():
+        settled = None
+    until, first = settled or end, passes[0] if passes else end
+    seconds = (rows["time_ns"][until] - rows["time_ns"][first]) / 1e9
+    rates = [None, None] if seconds == 0 else [
+        (merged[until] - merged[first]) / pages_per_mib / seconds,
+        (rows["frames"][first] - rows["frames"][until]) / pages_per_mib / seconds]  # fmt: skip
+    freed = rows["frames"][0] - rows["frames"][end]
+    by_batch = [rows["frames"][i - 1] - rows["frames"][i] for i in range(1, end + 1)
+                if rows["batch"][i] > rows["batch"][i - 1]]  # fmt: skip
+    most, last = max(0, *by_batch), rows[end]
+    return {
+        "merge_rate": rates[0],
+        "freed_rate": rates[1],
+        "freed_mib": freed / pages_per_mib,
+        "freed_unseen_pages": max(0, freed - (merged[end] - merged[0])),
+        "most_freed_by_batch": most,
+        "most_freed_per_budget": most / run.scenario.pages_to_scan,
+        "wasted_visits_share": 100 * last["wasted_visits"] / last["pages_scanned"],
+        "ksmd_cpu_ms": last["ksmd_cpu_ns"] / 1e6,
+        "ksmd_cpu_percent": 100 * last["ksmd_cpu_ns"] / last["time_ns"],
+        "thps_left": (run.machine.block["pmd"] == 2).sum(),
+        "thps_split": last["thp_split_page"],
+        "failed_splits": last["thp_split_page_failed"],
+        "zero_pages_left": len({int(f) for f, key, kind in zip(
+            run.machine.page["frame"], run.machine.page["key"], run.machine.pte["kind"], strict=True)
+            if kind == 1 and key == 0}),
+        "full_scans": len(passes),
+        "settled_s": None if settled is None else rows["time_ns"][settled] / 1e9,
+        "settled_full_scans": None if settled is None else passes.index(settled) + 1,
+    }  # fmt: skip
+
+
+def write(batch: int, key: int = 3) -> dict[str, Any]:
+    return {"after": {"batch": batch}, "op": "write", "page": 0, "count": 600, "key": key}
+
+
+MEASURED = {
+    "unsettled": (scenario(horizon_seconds=0.5),),
+    "settled": (scenario(until_settled=True),),
+    "goes on after": (scenario(horizon_seconds=20.0, costs="epyc-6.18"),),
+    "legacy": (scenario(horizon_seconds=9.0, variant="legacy"),),
+    "zero pages": (scenario(horizon_seconds=9.0, variant="legacy", use_zero_pages=1),),
+    "duplicates": (scenario(horizon_seconds=9.0, duplicate_fraction=0.7, duplicate_groups=30, layout="random"),),
+    "disturbed": (scenario(write(100), write(300, 0), horizon_seconds=20.0, smart_scan=0),),
+    "disturbed at the end": (scenario(write(399), horizon_batches=402, horizon_seconds=0.0, smart_scan=0),),
+    "without a pass": (scenario(horizon_seconds=0.1),),
+    "forked": (scenario({"after": {"batch": 20}, "op": "fork"}, horizon_seconds=9.0, variant="v1-series"),),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_metrics_are_what_they_say(name: str) -> None:
+    (asked,) = MEASURED[name]
+    run = simulate(asked)
+    got = asdict(run.metrics)
+    for metric, expected in metrics_of_rows(run).items():
+        assert got.pop(metric) == (None if expected is None else pytest.approx(expected, rel=1e-12)), metric
+    assert not got
+
+
+def test_settled_is_not_always() -> None:
+    """The cases above are of both kinds."""
+    settled = {name: simulate(asked).metrics.settled_s is not None for name, (asked,) in MEASURED.items()}
+    assert {settled["settled"], settled["goes on after"], settled["disturbed"]} == {True}
+    assert {settled["unsettled"], settled["without a pass"], settled["disturbed at the end"]} == {False}
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", sorted(set(EVENT_FIELDS) - SUPPORTED_OPS))
+def test_op_that_is_not_modelled(op: str) -> None:
+    fields = {name: 1 for name in EVENT_FIELDS[op] if name != "process"}
+    with pytest.raises(UserError, match=rf"op '{op}' is not modelled yet; the model has .*\bwrite\b"):
+        simulate(scenario(at(0.5, op, **fields)))
+
+
+def test_process_that_is_not_born_yet() -> None:
+    too_early = scenario(at(0.1, "read", process=1, page=0, count=1), at(0.2, "fork"))
+    with pytest.raises(UserError, match=r"events 0: op read of process 1: only processes 0 to 0 have been born"):
+        simulate(too_early)
+    simulate(scenario(at(0.2, "fork"), at(0.2, "read", process=1, page=0, count=1)))
+
+
+def test_costs_that_are_not_known() -> None:
+    with pytest.raises(UserError, match=r"costs: 'epyc-6\.17' is not known; did you mean 'epyc-6\.18'\?"):
+        simulate(scenario(costs="epyc-6.17"))
+
+
+# --- conservation ---------------------------------------------------------------------------------------------------
+
+MIXED = {"memory_mib": 6, "zero_fraction": 0.5, "layout": "random", "duplicate_fraction": 0.6, "duplicate_groups": 40,
+         "max_page_sharing": 4, "stray_zero_pages": 3, "pages_to_scan": 300}  # fmt: skip
+
+
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_conservation_in_every_variant(variant: str, use_zero_pages: int) -> None:
+    for batches in (9, 14, 60):
+        run = simulate(scenario(**MIXED, variant=variant, use_zero_pages=use_zero_pages, horizon_batches=batches))
+        conservation.check(run)
+    assert run.metrics.freed_mib > 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_conservation_of_shipped_parameters(path: Any) -> None:
+    """A 32nd of the memory, and of each event's pages."""
+    full = Scenario.load(path)
+    scaled = [e.model_copy(update={"page": e.page // 32, "count": max(1, e.count // 32)}) if e.page is not None
+              and e.count else e for e in full.events]  # fmt: skip
+    run = simulate(full.replace(memory_mib=full.memory_mib // 32, events=tuple(scaled)))
+    conservation.check(run)
+    assert run.rows["full_scans"][-1] > 1 and run.results == [0] * len(scaled)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_conservation_in_random_scenarios(part: int) -> None:
+    for seed in range(part, 30, 3):
+        asked = Scenario.from_trace(randomscenario.scenario(seed))
+        for batches in (asked.horizon_batches, asked.horizon_batches * (seed + 1) // 31):
+            conservation.check(simulate(asked.replace(horizon_batches=max(1, batches))))
+
+
+def test_arrays_grow() -> None:
+    """Forks whose copies are all written need more frames, folios and nodes than there were at first."""
+    forks = [{"after": {"batch": 0}, "op": "fork", "process": n} for n in range(7)]
+    writes = [{"after": {"batch": 3 * n}, "op": "write", "process": n, "page": 0, "count": 1024, "key": n or None}
+              for n in range(8)]  # fmt: skip
+    few = simulate(scenario(run=0, horizon_seconds=0.1)).machine
+    run = simulate(scenario(*forks, *writes, variant="legacy", pages_to_scan=1_000_000))
+    assert len(run.machine.frame) > 2 * len(run.machine.page) + 512 > len(few.frame)
+    assert run.results == [0] * 15 and run.rows["anon_pages"][-1] == 8 * 1024
+    conservation.check(run)
+
+
+def test_conservation_notices() -> None:
+    """Each counter that is off by one, and each link that is broken, breaks a law."""
+    run = simulate(scenario(**MIXED, variant="legacy", horizon_batches=9))
+    conservation.check(run)
+    m = run.machine
+    counters = """rmap_items pages_shared pages_sharing pages_unshared ksm_zero_pages stable_node_chains
+        stable_node_dups proc_ksm_rmap_items proc_ksm_merging_pages anon_pages huge_pmds ksm_entries swap_entries
+        zeropage_entries frames ksm_frames deferred_queue_len""".split()
+    places = [(m.stat, name, 0) for name in counters]
+    frame = int(m.page["frame"][0])
+    places += [(m.frame, name, frame) for name in ("mapcount", "pins", "flags", "folio")]
+    folio = int(m.frame["folio"][m.page["frame"][-1]])
+    places += [(m.folio, name, folio) for name in ("mapcount", "entire", "nr_mapped", "pins", "next", "prev")]
+    places += [(m.node, name, int(m.state[0]["stable_root"])) for name in ("first", "left", "right", "parent")]
+    places += [(m.mm, name, 1) for name in ("rmap_items", "merging_pages", "zero_pages", "mergeable", "next")]
+    for array, name, i in places:
+        array[name][i] += 1
+        with pytest.raises(AssertionError):
+            conservation.check(run)
+        array[name][i] -= 1
+    conservation.check(run)
+    m.occupied[0] = 0
+    with pytest.raises(AssertionError, match="ksmd would not see a page"):
+        conservation.check(run)
