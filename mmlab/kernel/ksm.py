@@ -74,7 +74,7 @@ def ksm_get_folio(m, node):
 
 
 @compiled
-def _alloc_stable_node(m, key):
+def alloc_stable_node(m, key):
     s = m.state[0]
     node = s.free_node
     if node >= 0:
@@ -90,13 +90,13 @@ def _alloc_stable_node(m, key):
 
 
 @compiled
-def _free_stable_node(m, node):
+def free_stable_node(m, node):
     m.node[node].first = m.state[0].free_node
     m.state[0].free_node = node
 
 
 @compiled
-def _is_page_sharing_candidate(m, node, offset):
+def is_page_sharing_candidate(m, node, offset):
     """Has items and room for `offset` more beyond the next one (ksm-merge T3)."""
     return m.node[node].len > 0 and m.node[node].len + offset < m.state[0].max_page_sharing
 
@@ -104,14 +104,14 @@ def _is_page_sharing_candidate(m, node, offset):
 @compiled
 def _set_len(m, node, length):
     """A node's number of items; its chain counts the dups that have room."""
-    had_room = _is_page_sharing_candidate(m, node, 0)
+    had_room = is_page_sharing_candidate(m, node, 0)
     m.node[node].len = length
     if m.node[node].kind == DUP:
-        m.node[m.node[node].chain].len += int(_is_page_sharing_candidate(m, node, 0)) - int(had_room)
+        m.node[m.node[node].chain].len += int(is_page_sharing_candidate(m, node, 0)) - int(had_room)
 
 
 @compiled
-def _chain_add_dup(m, dup, chain):
+def stable_node_chain_add_dup(m, dup, chain):
     """At the head of the chain (ksm-merge T5)."""
     first = m.node[chain].first
     m.node[dup].kind = DUP
@@ -121,11 +121,11 @@ def _chain_add_dup(m, dup, chain):
     if first >= 0:
         m.node[first].prev = dup
     m.node[chain].first = dup
-    m.node[chain].len += int(_is_page_sharing_candidate(m, dup, 0))
+    m.node[chain].len += int(is_page_sharing_candidate(m, dup, 0))
 
 
 @compiled
-def _chain_del_dup(m, dup):
+def stable_node_dup_del(m, dup):
     before, after = m.node[dup].prev, m.node[dup].next
     if before >= 0:
         m.node[before].next = after
@@ -133,7 +133,7 @@ def _chain_del_dup(m, dup):
         m.node[m.node[dup].chain].first = after
     if after >= 0:
         m.node[after].prev = before
-    m.node[m.node[dup].chain].len -= int(_is_page_sharing_candidate(m, dup, 0))
+    m.node[m.node[dup].chain].len -= int(is_page_sharing_candidate(m, dup, 0))
 
 
 @compiled
@@ -150,7 +150,7 @@ def remove_node_from_stable_tree(m, node):
         m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[_mm(m, v)].exited
         v = following
     if m.node[node].kind == DUP:
-        _chain_del_dup(m, node)
+        stable_node_dup_del(m, node)
         m.stat[0].stable_node_dups -= 1
     else:
         m.state[0].stable_root = rb_erase(m.node, m.state[0].stable_root, node)
@@ -159,7 +159,7 @@ def remove_node_from_stable_tree(m, node):
         m.frame[frame].node = -1
     else:
         m.state[0].stale_nodes -= 1
-    _free_stable_node(m, node)
+    free_stable_node(m, node)
 
 
 @compiled
@@ -189,26 +189,26 @@ def stable_node_dup(m, chain, prune):
         if ksm_get_folio(m, dup):
             alive += 1
             if found < 0 or (
-                _is_page_sharing_candidate(m, dup, 0)
-                and (not _is_page_sharing_candidate(m, found, 0) or m.node[dup].len > m.node[found].len)
+                is_page_sharing_candidate(m, dup, 0)
+                and (not is_page_sharing_candidate(m, found, 0) or m.node[dup].len > m.node[found].len)
             ):
                 found = dup
-                if not prune and _is_page_sharing_candidate(m, found, 0):
+                if not prune and is_page_sharing_candidate(m, found, 0):
                     break
         dup = following
     if found < 0:
         s.stable_root = rb_erase(m.node, s.stable_root, chain)
         m.stat[0].stable_node_chains -= 1
-        _free_stable_node(m, chain)
+        free_stable_node(m, chain)
     elif prune and alive == 1:
         m.node[found].kind = NODE
         s.stable_root = rb_replace_node(m.node, s.stable_root, chain, found)
         m.stat[0].stable_node_chains -= 1
         m.stat[0].stable_node_dups -= 1
-        _free_stable_node(m, chain)
-    elif m.node[chain].first != found and _is_page_sharing_candidate(m, found, 1):
-        _chain_del_dup(m, found)
-        _chain_add_dup(m, found, chain)
+        free_stable_node(m, chain)
+    elif m.node[chain].first != found and is_page_sharing_candidate(m, found, 1):
+        stable_node_dup_del(m, found)
+        stable_node_chain_add_dup(m, found, chain)
     return found
 
 
@@ -235,7 +235,7 @@ def stable_tree_search(m, key, frame):
         if m.node[dup].kind == NODE:
             n = dup  # a chain may have dissolved into it
         if key == m.node[dup].key:
-            return m.node[dup].frame if _is_page_sharing_candidate(m, dup, 0) else -1
+            return m.node[dup].frame if is_page_sharing_candidate(m, dup, 0) else -1
         n = m.node[n].left if key < m.node[n].key else m.node[n].right
     return -1
 
@@ -256,22 +256,22 @@ def stable_tree_insert(m, key, frame):
         parent = n
         left = key < m.node[n].key
         n = m.node[n].left if left else m.node[n].right
-    node = _alloc_stable_node(m, key)
+    node = alloc_stable_node(m, key)
     m.node[node].frame = frame
     m.frame[frame].node = node
     if n < 0:
         s.stable_root = rb_insert(m.node, s.stable_root, node, parent, left)
         return node
     if m.node[n].kind != CHAIN:
-        chain = _alloc_stable_node(m, key)
+        chain = alloc_stable_node(m, key)
         m.node[chain].kind = CHAIN
         m.node[chain].prune_jiffies = _jiffies(m, m.stat[0].time_ns)
         s.stable_root = rb_replace_node(m.node, s.stable_root, n, chain)
         m.stat[0].stable_node_chains += 1
-        _chain_add_dup(m, n, chain)
+        stable_node_chain_add_dup(m, n, chain)
         m.stat[0].stable_node_dups += 1
         n = chain
-    _chain_add_dup(m, node, n)
+    stable_node_chain_add_dup(m, node, n)
     m.stat[0].stable_node_dups += 1
     return node
 
@@ -297,7 +297,7 @@ def stable_tree_append(m, v, node):
 
 
 @compiled
-def _remove_stable_node(m, node):
+def remove_stable_node(m, node):
     """Drop a node unless its page is still mapped: then False."""
     if not ksm_get_folio(m, node):
         return True
@@ -313,15 +313,15 @@ def remove_all_stable_nodes(m):
     while m.state[0].stable_root >= 0:
         n = m.state[0].stable_root
         if m.node[n].kind != CHAIN:
-            if not _remove_stable_node(m, n):
+            if not remove_stable_node(m, n):
                 return False
             continue
         while m.node[n].first >= 0:
-            if not _remove_stable_node(m, m.node[n].first):
+            if not remove_stable_node(m, m.node[n].first):
                 return False
         m.state[0].stable_root = rb_erase(m.node, n, n)
         m.stat[0].stable_node_chains -= 1
-        _free_stable_node(m, n)
+        free_stable_node(m, n)
     return True
 
 
@@ -375,7 +375,7 @@ def _new_rmap_item(m, v):
 
 
 @compiled
-def _free_rmap_item(m, v):
+def free_rmap_item(m, v):
     mm = _mm(m, v)
     remove_rmap_item_from_tree(m, v)
     m.pte[v].item = 0
@@ -385,7 +385,7 @@ def _free_rmap_item(m, v):
 
 
 @compiled
-def _skip_age(age):
+def skip_age(age):
     """Passes to skip at this age (ksm-scan S25)."""
     if age <= 3:
         return 1
@@ -407,7 +407,7 @@ def should_skip_rmap_item(m, v):
     if age < 3:
         return False
     if m.pte[v].skips == 0:
-        m.pte[v].skips = _skip_age(age)
+        m.pte[v].skips = skip_age(age)
         return False
     m.stat[0].pages_skipped += 1
     m.pte[v].skips -= 1
@@ -697,7 +697,7 @@ def scan_get_next_rmap_item(m):
                     s.found_vma = 1
                     return v
             elif m.pte[v].item:
-                _free_rmap_item(m, v)
+                free_rmap_item(m, v)
         if not s.found_vma and not m.mm[mm].mergeable:  # S17
             _drop_mm(m, mm)
         s.cursor_mm = m.mm[mm].next
@@ -740,7 +740,7 @@ def unmerge_and_remove_all_rmap_items(m):
             if m.pte[v].vm & VM_MERGEABLE:
                 break_ksm(m, v)
             if m.pte[v].item:
-                _free_rmap_item(m, v)
+                free_rmap_item(m, v)
         if m.mm[mm].exited:
             _drop_mm(m, mm)
         mm = following

@@ -35,11 +35,11 @@ from mmlab.kernel.state import (
 
 __all__ = [
     "break_ksm",
-    "break_ksm_range",
     "copy_page_range",
     "populate",
-    "populate_range",
+    "populate_vma_page_range",
     "read_pages",
+    "unmerge_ksm_pages",
     "write_pages",
     "zap_page_range",
 ]
@@ -119,7 +119,7 @@ def _unmap_zeropage(m, v):
 
 
 @compiled
-def _copy_page(m, v, bits):
+def wp_page_copy(m, v, bits):
     """Give v a page of its own with the same content (`wp_page_copy`); the old one loses this mapping."""
     old = m.page[v].frame
     ksm = m.frame[old].flags & KSM
@@ -168,7 +168,7 @@ def _write_fault(m, v):
     elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
-    _copy_page(m, v, DIRTY | EXCLUSIVE)
+    wp_page_copy(m, v, DIRTY | EXCLUSIVE)
 
 
 @compiled
@@ -218,7 +218,7 @@ def read_pages(m, first, end):
 
 
 @entry
-def populate_range(m, first, end):
+def populate_vma_page_range(m, first, end):
     """Touch each page as mlock does (`populate_vma_page_range`): write where that is allowed, else read (F8)."""
     for v in range(first, end):
         if m.pte[v].vm & VM_WRITE:
@@ -328,7 +328,7 @@ def break_ksm(m, v):
         locked = m.pte[v].vm & VM_LOCKED
         if locked:
             folio_get(m, old)
-        _copy_page(m, v, EXCLUSIVE)
+        wp_page_copy(m, v, EXCLUSIVE)
         if locked:  # M15: the copy, then the old page
             mlock_folio(m, m.page[v].frame)
             mlock_folio(m, old)
@@ -336,7 +336,7 @@ def break_ksm(m, v):
 
 
 @entry
-def break_ksm_range(m, first, end):
+def unmerge_ksm_pages(m, first, end):
     for v in range(first, end):
         break_ksm(m, v)
 

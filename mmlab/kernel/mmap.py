@@ -15,7 +15,7 @@ import numpy as np
 
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
-from mmlab.kernel.memory import break_ksm_range, copy_page_range, populate_range, zap_page_range
+from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
 from mmlab.kernel.state import (
     VM_HUGEPAGE,
     VM_LOCKED,
@@ -125,7 +125,7 @@ class AddressSpaces:
         """Touch each page (`__mm_populate`); faults ask the table of VMAs."""
         self.publish()
         base = self._base(process)
-        populate_range(self.m, base + start, base + end)
+        populate_vma_page_range(self.m, base + start, base + end)
 
     def _walk(self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool) -> int:
         """Visit each VMA of [start, end); stops at the first error. `holes`: pass over them, ENOMEM at the end."""
@@ -167,7 +167,7 @@ class AddressSpaces:
         def visit(v: Vma, a: int, b: int) -> int:
             if v.vm & VM_MERGEABLE:
                 base = self._base(process)
-                break_ksm_range(self.m, base + a, base + b)
+                unmerge_ksm_pages(self.m, base + a, base + b)
                 self._change(process, v, a, b, v.vm & ~VM_MERGEABLE)
             return 0
 
