@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from hashlib import sha256
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -258,91 +257,6 @@ def test_the_same_in_another_process(seed: str) -> None:
 def test_another_seed_is_another_run() -> None:
     rows = [simulate(scenario(**{**BUSY, "seed": seed})).rows for seed in (5, 6)]
     assert rows[0].tobytes() != rows[1].tobytes()
-
-
-# --- metrics --------------------------------------------------------------------------------------------------------
-
-
-def metrics_of_rows(run: Run) -> dict[str, Any]:
-    """The metrics from their definitions, of rows that were not thinned out; events must not set run to 2."""
-    rows, pages_per_mib = run.rows, 256
-    merged = rows["pages_sharing"] + rows["ksm_zero_pages"]
-    end = len(rows) - 1
-    passes = [i for i in range(1, len(rows)) if rows["full_scans"][i] > rows["full_scans"][i - 1]]
-    state = np.stack([rows[name] for name in ("frames", "pages_shared", "pages_sharing", "ksm_zero_pages",
-                                              "thp_split_page", "changed_checksums")])  # fmt: skip
-    settled = None
-    for before, now in pairwise(passes):
-        if (state[:, before] != state[:, now]).any():
-            settled = None
-        elif settled is None and rows["pages_skipped"][before] == rows["pages_skipped"][now]:
-            settled = now
-    if passes and (state[:, passes[-1]] != state[:, end]).any():
-        settled = None
-    until, first = settled or end, passes[0] if passes else end
-    seconds = (rows["time_ns"][until] - rows["time_ns"][first]) / 1e9
-    rates = [None, None] if seconds == 0 else [
-        (merged[until] - merged[first]) / pages_per_mib / seconds,
-        (rows["frames"][first] - rows["frames"][until]) / pages_per_mib / seconds]  # fmt: skip
-    freed = rows["frames"][0] - rows["frames"][end]
-    by_batch = [rows["frames"][i - 1] - rows["frames"][i] for i in range(1, end + 1)
-                if rows["batch"][i] > rows["batch"][i - 1]]  # fmt: skip
-    most, last = max(0, *by_batch), rows[end]
-    return {
-        "merge_rate": rates[0],
-        "freed_rate": rates[1],
-        "freed_mib": freed / pages_per_mib,
-        "freed_unseen_pages": max(0, freed - (merged[end] - merged[0])),
-        "most_freed_by_batch": most,
-        "most_freed_per_budget": most / run.scenario.pages_to_scan,
-        "wasted_visits_share": 100 * last["wasted_visits"] / last["pages_scanned"],
-        "ksmd_cpu_ms": last["ksmd_cpu_ns"] / 1e6,
-        "ksmd_cpu_percent": 100 * last["ksmd_cpu_ns"] / last["time_ns"],
-        "thps_left": (run.machine.block["pmd"] == 2).sum(),
-        "thps_split": last["thp_split_page"],
-        "failed_splits": last["thp_split_page_failed"],
-        "zero_pages_left": len({int(f) for f, key, kind in zip(
-            run.machine.page["frame"], run.machine.page["key"], run.machine.pte["kind"], strict=True)
-            if kind == 1 and key == 0}),
-        "full_scans": len(passes),
-        "settled_s": None if settled is None else rows["time_ns"][settled] / 1e9,
-        "settled_full_scans": None if settled is None else passes.index(settled) + 1,
-    }  # fmt: skip
-
-
-def write(batch: int, key: int = 3) -> dict[str, Any]:
-    return {"after": {"batch": batch}, "op": "write", "page": 0, "count": 600, "key": key}
-
-
-MEASURED = {
-    "unsettled": (scenario(horizon_seconds=0.5),),
-    "settled": (scenario(until_settled=True),),
-    "goes on after": (scenario(horizon_seconds=20.0, costs="epyc-6.18"),),
-    "legacy": (scenario(horizon_seconds=9.0, variant="legacy"),),
-    "zero pages": (scenario(horizon_seconds=9.0, variant="legacy", use_zero_pages=1),),
-    "duplicates": (scenario(horizon_seconds=9.0, duplicate_fraction=0.7, duplicate_groups=30, layout="random"),),
-    "disturbed": (scenario(write(100), write(300, 0), horizon_seconds=20.0, smart_scan=0),),
-    "disturbed at the end": (scenario(write(399), horizon_batches=402, horizon_seconds=0.0, smart_scan=0),),
-    "without a pass": (scenario(horizon_seconds=0.1),),
-    "forked": (scenario({"after": {"batch": 20}, "op": "fork"}, horizon_seconds=9.0, variant="v1-series"),),
-}
-
-
-@pytest.mark.parametrize("name", MEASURED)
-def test_metrics_are_what_they_say(name: str) -> None:
-    (asked,) = MEASURED[name]
-    run = simulate(asked)
-    got = asdict(run.metrics)
-    for metric, expected in metrics_of_rows(run).items():
-        assert got.pop(metric) == (None if expected is None else pytest.approx(expected, rel=1e-12)), metric
-    assert not got
-
-
-def test_settled_is_not_always() -> None:
-    """The cases above are of both kinds."""
-    settled = {name: simulate(asked).metrics.settled_s is not None for name, (asked,) in MEASURED.items()}
-    assert {settled["settled"], settled["goes on after"], settled["disturbed"]} == {True}
-    assert {settled["unsettled"], settled["without a pass"], settled["disturbed at the end"]} == {False}
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
