@@ -83,7 +83,7 @@ MEASURED = {
     "disturbed": scenario(write(100), write(300, 0), horizon_seconds=20.0, smart_scan=0),
     "disturbed at the end": scenario(write(399), horizon_batches=402, horizon_seconds=0.0, smart_scan=0),
     "unmapped in pass 1": scenario(
-        {"after": {"batch": 2}, "op": "dontneed", "page": 512, "count": 300}, horizon_seconds=9.0
+        {"after": {"batch": 2}, "op": "dontneed", "page": 512, "count": 512}, horizon_seconds=9.0
     ),
     "without a pass": scenario(horizon_seconds=0.1),
     "forked": scenario({"after": {"batch": 20}, "op": "fork"}, horizon_seconds=9.0, variant="v1-series"),
