@@ -18,8 +18,11 @@ from mmlab.kernel.state import (
     HUGE_ZP,
     KSM,
     LAST,
+    MERGE,
+    MERGE_ZERO,
     PMD_HUGE,
     SETTLED,
+    SPLIT_PAGE,
     SWAP,
     ZP_CLEAN,
     ZP_KSM,
@@ -173,6 +176,11 @@ class Run:
         first, last = self.rows[0], self.rows[-1]
         start, end, settled = (self.machine.passes[i] for i in (FIRST, LAST, SETTLED))
         ksm_pages = int(last["pages_sharing"] + last["ksm_zero_pages"])
+        steps = self.machine.steps
+        if (end["frames"], end["ksm_pages"], end["merges"], end["splits"], end["checksums"]) != (
+            last["frames"], ksm_pages, steps[MERGE] + steps[MERGE_ZERO], steps[SPLIT_PAGE], last["changed_checksums"]
+        ):  # fmt: skip
+            settled = np.zeros_like(settled)  # something has changed since the last full scan
         until = (settled["time_ns"], settled["ksm_pages"], settled["frames"]) if settled["full_scan"] else (
             last["time_ns"], ksm_pages, last["frames"])  # fmt: skip
         seconds = float(until[0] - start["time_ns"]) / 1e9

@@ -170,8 +170,6 @@ def _set(s: _Simulation, e: Event) -> int:
         state["run"] = value
         if value == 2:  # R2
             ksm.unmerge_and_remove_all_rmap_items(s.m)
-        elif value == 1:  # S4
-            s.wake = s.now
     if e.knob == "sleep_millisecs" and value != state[e.knob]:  # S3
         s.wake = s.now
     state[e.knob] = value
@@ -235,7 +233,7 @@ class _Samples:
 
     def finish(self, last: np.ndarray, last_mthp: np.ndarray) -> None:
         """Thin to the limit; the last sample is always kept."""
-        if self.ids and self.ids[-1][-1:] != self.total - 1:
+        if np.concatenate(self.ids)[-1] != self.total - 1:
             self.rows.append(last.copy())
             self.ids.append(np.array([self.total - 1]))
             self.mthp_rows.append(last_mthp[None].copy())
@@ -253,18 +251,13 @@ class _Simulation:
     def __init__(
         self, scenario: Scenario, variant: Variant, maps_at: Places, progress: Callable[[float], None] | None
     ) -> None:
+        self._refuse_endless(scenario)
         for e in scenario.events:
             if e.op not in SUPPORTED_OPS:
                 raise UserError(
                     f"{scenario.name or 'scenario'}: op {e.op!r} is not modelled yet; "
                     f"the model has {', '.join(sorted(SUPPORTED_OPS))}."
                 )
-        ends = scenario.horizon_batches or scenario.horizon_full_scans or scenario.until_settled
-        if not (ends or scenario.sleep_millisecs or cost_table(scenario.costs).any()):
-            raise UserError(
-                f"costs: {scenario.costs!r} with sleep_millisecs = 0: time would stand still. Choose another cost set, "
-                "sleep_millisecs of at least 1, or end the run by horizon_batches or horizon_full_scans."
-            )
         self.scenario, self.variant, self.progress = scenario, variant, progress
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
         self.maps: dict[Where, list[np.ndarray]] = {}
@@ -285,6 +278,23 @@ class _Simulation:
         for i, image in enumerate(images):
             self._populate(i, image)
         self.spaces.publish()
+
+    @staticmethod
+    def _refuse_endless(scenario: Scenario) -> None:
+        """A run whose end would never come is a mistake in its parameters."""
+        no_time = not scenario.sleep_millisecs and not cost_table(scenario.costs).any()
+        scans = scenario.horizon_full_scans or scenario.until_settled
+        set_later = any(e.knob == "pages_to_scan" for e in scenario.events)
+        if no_time and not scenario.horizon_batches and not (scans and scenario.pages_to_scan):
+            raise UserError(
+                f"costs: {scenario.costs!r} with sleep_millisecs = 0: time would stand still. Choose another cost set, "
+                "sleep_millisecs of at least 1, or end the run by horizon_batches."
+            )
+        if not (scenario.pages_to_scan or set_later or scenario.horizon_seconds or scenario.horizon_batches):
+            raise UserError(
+                "pages_to_scan: 0 means that no full scan ever ends, nor would the run: set it to at least 1, or end the "
+                "run by horizon_seconds or horizon_batches."
+            )
 
     @property
     def m(self) -> Machine:
@@ -374,9 +384,9 @@ class _Simulation:
         return FOREVER if e.after.seconds is None else round(e.after.seconds * SECOND)
 
     def _events(self) -> None:
-        """Do what is due, in list order."""
+        """Do what is due: in order of time what is tied to seconds, then in list order."""
         stat = self.m.stat[0]
-        for i, e in [p for p in self.pending if self._due(p[1])]:
+        for i, e in sorted((p for p in self.pending if self._due(p[1])), key=lambda p: self._event_ns(p[1])):
             self.pending.remove((i, e))
             self._reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
             if e.process >= len(self.spaces.vmas):
@@ -403,7 +413,7 @@ class _Simulation:
         """Let ksmd run, at most so many batches or full scans."""
         m, stat = self.m, self.m.stat[0]
         self._reserve(ksm.batch_room(m))
-        stat["rank"] = 0
+        rank, stat["rank"] = int(stat["rank"]), 0
         if self.maps_at is not None and self.maps_at != "end":
             most = 1
         rows = self._rows[: min(most, CHUNK)]
@@ -417,6 +427,8 @@ class _Simulation:
             self.most_freed = max(self.most_freed, freed)
             self.samples.add(rows[:done], self._mthp_rows[:done])
             self._place()
+        else:
+            stat["rank"] = rank
         return int(done)
 
     def _idle_batch(self) -> None:

@@ -302,7 +302,8 @@ def _ranges(flags: NDArray[np.bool_]) -> list[list[int]]:
 
 def _key_runs(keys: NDArray[np.uint64]) -> list[list[int]]:
     """Keys as ``[[first, count, step], …]`` with steps 0 and 1."""
-    steps = np.diff(keys)  # modulo 2^64, which is harmless: only equality is asked for
+    steps = np.diff(keys)  # modulo 2^64: only 0 and 1 count as steps …
+    steps[keys[1:] < keys[:-1]] = 2  # … and from the largest key to 0 is none
     ends = np.append(np.flatnonzero(steps[1:] != steps[:-1]) + 1, steps.size).tolist()
     out: list[list[int]] = []
     i = at = 0

@@ -351,3 +351,16 @@ def test_conservation_notices() -> None:
     m.occupied[0] = 0
     with pytest.raises(AssertionError, match="ksmd would not see a page"):
         conservation.check(run)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        {"costs": "free", "sleep_millisecs": 0},
+        {"pages_to_scan": 0, "horizon_seconds": 0.0, "until_settled": True},
+        {"pages_to_scan": 0, "horizon_seconds": 0.0, "horizon_full_scans": 3},
+    ],
+)
+def test_a_run_that_would_never_end_is_refused(endless: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="run would|stand still|nor would the run"):
+        simulate(Scenario(memory_mib=2, **endless))

@@ -164,7 +164,8 @@ def remove_node_from_stable_tree(m, node):
 
 @compiled
 def _jiffies(m, ns):
-    return ns * m.state[0].hz // 1_000_000_000
+    hz = m.state[0].hz
+    return ns // 1_000_000_000 * hz + ns % 1_000_000_000 * hz // 1_000_000_000
 
 
 @compiled
@@ -842,5 +843,5 @@ def ksmd_wakes_at(m, now_ns):
     s = m.state[0]
     if s.sleep_millisecs == 0:
         return now_ns
-    ticks = (s.sleep_millisecs * s.hz + 999) // 1000
-    return (now_ns * s.hz // 1_000_000_000 + ticks + 1) * 1_000_000_000 // s.hz
+    tick = _jiffies(m, now_ns) + (s.sleep_millisecs * s.hz + 999) // 1000 + 1
+    return tick // s.hz * 1_000_000_000 + tick % s.hz * 1_000_000_000 // s.hz
