@@ -292,8 +292,8 @@ class _Simulation:
             )
         if not (scenario.pages_to_scan or set_later or scenario.horizon_seconds or scenario.horizon_batches):
             raise UserError(
-                "pages_to_scan: 0 means that no full scan ever ends, nor would the run: set it to at least 1, or end the "
-                "run by horizon_seconds or horizon_batches."
+                "pages_to_scan: 0 means that no full scan ever ends, nor would the run: set it to at least 1, or end "
+                "the run by horizon_seconds or horizon_batches."
             )
 
     @property

@@ -28,7 +28,7 @@ from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, inf
 from numba.extending import NativeValue, infer_getattr, intrinsic, lower_builtin, lower_getattr_generic, unbox
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["Tables", "announced", "compiled", "entry", "trailing_zeros"]
+__all__ = ["Tables", "announced", "compiled", "entry", "inlined", "trailing_zeros"]
 
 _INT64 = ir.IntType(64)
 
@@ -240,6 +240,11 @@ def announced(say: Callable[[str], object]) -> Iterator[None]:
 def compiled(function: Callable[..., Any]) -> _OneSignature:
     """Compile a function of the model that only other compiled functions call."""
     return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def inlined(function: Callable[..., Any]) -> _OneSignature:
+    """Compile a function into its only caller, where a call for each page would be dear (10 to 20 % of a run)."""
+    return _compiled(function, inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def entry(function: Callable[..., Any]) -> _OneSignature:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, entry, trailing_zeros
+from mmlab.kernel.compile import compiled, entry, inlined, trailing_zeros
 from mmlab.kernel.folio import (
     folio_get,
     folio_put,
@@ -397,7 +397,7 @@ def skip_age(age):
     return 8
 
 
-@compiled
+@inlined
 def should_skip_rmap_item(m, v):
     """Smart scan (ksm-scan S25)."""
     if not m.state[0].smart_scan or m.pte[v].bits & KSM_PAGE:
@@ -517,7 +517,7 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
     return False
 
 
-@compiled
+@inlined
 def unstable_tree_search_insert(m, v, frame, key):
     """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
 
@@ -660,7 +660,7 @@ def _next_occupied(m, v, end):
     return end
 
 
-@compiled
+@inlined
 def scan_get_next_rmap_item(m):
     """The next page that costs budget, -1 at the end of a full scan (ksm-scan 1.3).
 
