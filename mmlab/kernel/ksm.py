@@ -684,11 +684,13 @@ def scan_get_next_rmap_item(m):
             s.found_vma = 0
         at, end = base + s.cursor, base + m.mm[mm].pages
         while at < end:
-            v = _next_occupied(m, at, end)
-            if m.pte[at].vm & VM_MERGEABLE:
-                m.steps[PASS_OVER] += v - at
-            if v == end:
-                break
+            v = at
+            if m.pte[v].kind != ANON:
+                v = _next_occupied(m, at, end)
+                if m.pte[at].vm & VM_MERGEABLE:
+                    m.steps[PASS_OVER] += v - at
+                if v == end:
+                    break
             at = v + 1
             if m.pte[v].vm & VM_MERGEABLE and m.pte[v].kind == ANON:
                 if not m.pte[v].item:
