@@ -318,6 +318,8 @@ class _Simulation:
         for name in KNOBS:
             state[name] = getattr(self.scenario, name)
         state["hz"] = self.scenario.hz
+        major, minor = self.scenario.kernel.split(".")[:2]
+        state["kernel"] = 100 * int(major) + int(minor)
         self.top_page = 0
         return m
 

@@ -150,7 +150,7 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
         return variant
     if callable(variant):
         name, summary = getattr(variant, "__name__", "own"), (variant.__doc__ or "").strip()
-        return Variant(name, variant, "you", "this session", summary)
+        return Variant(name, variant, "you", "your own code", summary)
     if variant in VARIANTS:
         return VARIANTS[variant]
     near = get_close_matches(variant, VARIANTS, 1)

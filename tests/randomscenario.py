@@ -22,8 +22,8 @@ VARIANTS = (
 EVENT_WEIGHTS = {
     "write": 30,
     "dontneed": 10,
-    "fork": 12,
-    "exit": 11,
+    "fork": 13,
+    "exit": 14,
     "set": 12,
     "read": 4,
     "mlock": 5,
@@ -110,7 +110,7 @@ class Draw:
         return {
             "format": "kernel-trace-1",
             "name": name,
-            "kernel": "6.12.117",
+            "kernel": rng.choice(["6.12.117", "6.12.117", "6.18.44"]),
             "variant": "mainline" if rng.random() < 0.45 else rng.choice(VARIANTS),
             "how": "drawn at random",
             "scenario": {

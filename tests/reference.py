@@ -322,6 +322,7 @@ class Memory:
     def __init__(self, variant: str, knobs: dict[str, int], pages_per_thp: int) -> None:
         self.variant, self.knobs, self.pages_per_thp = variant, knobs, pages_per_thp
         self.thp_order = pages_per_thp.bit_length() - 1
+        self.kernel = (6, 12)
         self.run = 0
         self.vm: collections.Counter[str] = collections.Counter()  # vmstat events
         self.mthp: collections.Counter[tuple[int, str]] = collections.Counter()  # per order (mthp E10)
@@ -527,6 +528,8 @@ class Memory:
             if self.huge_allowed(vma, block):
                 return self.new_thp(mm, block).pages[address % self.pages_per_thp]
             mm.blocks[block] = TABLE
+        if mm.blocks[block] is HUGE_ZP and self.kernel >= (6, 18):  # seen on 6.18.44; F3 is 6.12's way
+            return self.new_thp(mm, block).pages[address % self.pages_per_thp]
         folio = mm.blocks[block]
         if type(folio) is Folio:  # F7, huge PMD
             if folio.mapcount + folio.pins == 1:
@@ -1250,6 +1253,7 @@ class Machine(Ksm):
     def __init__(self, trace: dict) -> None:
         scenario = trace["scenario"]
         super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
+        self.kernel = tuple(int(part) for part in trace["kernel"].split(".")[:2])
         for process in scenario["processes"]:
             self.start(process, late=bool(scenario["late"]))
         self.vm.clear()

@@ -364,3 +364,17 @@ def test_conservation_notices() -> None:
 def test_a_run_that_would_never_end_is_refused(endless: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"stand still|nor would the run"):
         simulate(Scenario(memory_mib=2, **endless))
+
+
+@pytest.mark.parametrize(("kernel", "rss_kb", "splits"), [("6.12.117", 4, 1), ("6.18.44", 2048, 0)])
+def test_a_write_to_the_huge_zeropage(kernel: str, rss_kb: int, splits: int) -> None:
+    """6.12 splits the PMD and gives one small page (ksm-merge F3); 6.18.44 gives a huge page, as seen there."""
+    at = {"after": {"batch": 1}, "process": 0, "page": 0}
+    events = [
+        {**at, "op": "dontneed", "count": 512},
+        {**at, "op": "read", "count": 1},
+        {**at, "op": "write", "count": 1, "key": 7},
+    ]
+    run = simulate(Scenario(memory_mib=2, kernel=kernel, events=events, horizon_batches=1))
+    assert run.columns()["rss_kb"].tolist()[-3:] == [0, 0, rss_kb]
+    assert (run.rows["thp_split_pmd"][-1], run.rows["thp_fault_alloc"][-1]) == (splits, 1 - splits)

@@ -132,22 +132,31 @@ def wp_page_copy(m, v, bits):
 
 
 @compiled
+def _huge_page_fault(m, b):
+    """A zero-filled huge page for the whole block (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
+    n = 1 << m.state[0].hpage_order
+    for i in range(b * n, (b + 1) * n):
+        m.page[i].key = 0
+    map_huge_page(m, b, _region_index(m, b * n))
+    m.stat[0].thp_fault_alloc += 1
+
+
+@compiled
 def _write_fault(m, v):
     """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7)."""
     s = m.state[0]
     b = v >> s.hpage_order
     if m.pte[v].kind == NONE:
         if _huge_page_allowed(m, b):
-            n = 1 << s.hpage_order
-            for i in range(b * n, (b + 1) * n):
-                m.page[i].key = 0
-            map_huge_page(m, b, _region_index(m, b * n))
-            m.stat[0].thp_fault_alloc += 1
+            _huge_page_fault(m, b)
         else:
             m.page[v].key = 0
             map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == HUGE_ZP:
+        if s.kernel >= 618:  # seen on 6.18.44; 6.12 splits the PMD and then gives one small page (F3)
+            _huge_page_fault(m, b)
+            return
         split_huge_pmd(m, b)
     if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
         _unmap_zeropage(m, v)

@@ -131,7 +131,7 @@ state_t = np.dtype(
         for name in [
             *KNOBS,
             *"""
-            early_stop hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
+            early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
             top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last mlock_len
             """.split(),
         ]
