@@ -38,7 +38,7 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/mypy
 
 lab: $(READY) ## JupyterLab, in the folder of the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 bench: $(READY) ## speed, as a table
 	@$(BIN)/python tests/bench.py
