@@ -414,7 +414,6 @@ def should_skip_rmap_item(m, v):
     m.pte[v].skips -= 1
     if m.pte[v].item & (STABLE | UNSTABLE):
         remove_rmap_item_from_tree(m, v)
-    m.steps[SKIP] += 1
     return True
 
 
@@ -833,6 +832,7 @@ def batch_room(m):
 @compiled
 def ksmd_cpu_ns(m):
     """CPU time of all that ksmd has done so far, ns."""
+    m.steps[SKIP] = m.stat[0].pages_skipped
     total = 0
     for i in range(len(m.steps)):
         total += m.steps[i] * m.costs[i]
