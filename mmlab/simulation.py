@@ -200,7 +200,7 @@ SUPPORTED_OPS = frozenset(OPS)
 
 @dataclass
 class _Samples:
-    """Rows of counters, thinned evenly beyond `limit`: every stride-th batch, and every event while there is room."""
+    """Rows of counters, a row a sample; beyond `limit` they are thinned evenly, the first and the last always stay."""
 
     limit: int
     mthp: bool

@@ -39,7 +39,7 @@ page_t = np.dtype(
         ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
         ("oldchecksum", np.uint64),  # content at the last checksum; valid if CHECKSUM is set in item
         ("frame", np.int32),  # frame that an ANON entry maps, -1 once it maps none any more
-        ("left", np.int32),  # UNSTABLE: tree links. STABLE: left and right are the next and the previous item
+        ("left", np.int32),  # UNSTABLE: tree links (rbtree). STABLE: left and right are the next and the previous item
         ("right", np.int32),  #   of the node's list, and parent is the stable node itself
         ("parent", np.int32),
     ],
