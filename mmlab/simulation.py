@@ -16,9 +16,9 @@ import numpy as np
 from mmlab import workload
 from mmlab.costs import cost_table
 from mmlab.errors import UserError
+from mmlab.events import OPS
 from mmlab.kernel import ksm, memory
 from mmlab.kernel.folio import mlock_drain
-from mmlab.kernel.huge_memory import split_huge_pages
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.kernel.state import (
     KNOBS,
@@ -43,6 +43,8 @@ __all__ = ["SUPPORTED_OPS", "simulate", "warm_up"]
 
 SECOND = 1_000_000_000
 FOREVER = 1 << 62
+SUPPORTED_OPS = frozenset(OPS)
+"""Events that the model has; the trace format knows more."""
 CHUNK = 4096
 """Batches that run in compiled code before Python looks again."""
 
@@ -83,7 +85,7 @@ def simulate(
     >>> int(run.rows["frames"][-1]), int(run.rows["ksm_zero_pages"][-1])
     (0, 0)
     """
-    return _Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
+    return Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
 
 
 def warm_up() -> None:
@@ -102,97 +104,6 @@ def warm_up() -> None:
             events=tuple({"after": {"batch": 2}, **e} for e in events),  # type: ignore[arg-type]
         )
     )
-
-
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
-def _write(s: _Simulation, e: Event) -> int:
-    first, end = s.pages(e)
-    return 0 if memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None) else errno.EFAULT
-
-
-def _read(s: _Simulation, e: Event) -> int:
-    return 0 if memory.read_pages(s.m, *s.pages(e)) else errno.EFAULT
-
-
-def _split(s: _Simulation, e: Event) -> int:
-    split_huge_pages(s.m, *s.pages(e), ksm.CALLER_OTHER, True)
-    return 0
-
-
-def _split_all(s: _Simulation, _: Event) -> int:
-    split_huge_pages(s.m, 0, len(s.m.page), ksm.CALLER_OTHER, False)
-    return 0
-
-
-def _sleep(s: _Simulation, e: Event) -> int:
-    s.now += (e.millisecs or 0) * 1_000_000
-    s.wake = max(s.wake, s.now)
-    return 0
-
-
-def _advice(name: str) -> Callable[[_Simulation, Event], int]:
-    def op(s: _Simulation, e: Event) -> int:
-        assert e.page is not None and e.count is not None
-        result: int = getattr(s.spaces, name)(e.process, e.page, e.page + e.count)
-        return result
-
-    return op
-
-
-def _mprotect(s: _Simulation, e: Event) -> int:
-    assert e.page is not None and e.count is not None and e.prot is not None
-    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
-
-
-def _fork(s: _Simulation, e: Event) -> int:
-    base = s.top_page
-    s.top_page += s.aligned(int(s.m.mm[e.process + 1]["pages"]))
-    return s.spaces.fork(e.process, base)
-
-
-def _exit(s: _Simulation, e: Event) -> int:
-    return s.spaces.exit(e.process)
-
-
-def _set(s: _Simulation, e: Event) -> int:
-    """A write to a sysfs knob (ksm-scan S6, ksm-merge 2.10)."""
-    state, value = s.m.state[0], e.value
-    if e.knob == "variant":
-        s.use_variant(resolve(str(value)))
-        return 0
-    assert isinstance(value, int) and e.knob is not None
-    shared = s.m.stat[0]["pages_shared"] > 0
-    if e.knob == "max_page_sharing" and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
-        return errno.EBUSY  # R4
-    if e.knob == "run" and value != state["run"]:
-        state["run"] = value
-        if value == 2:  # R2
-            ksm.unmerge_and_remove_all_rmap_items(s.m)
-    if e.knob == "sleep_millisecs" and value != state[e.knob]:  # S3
-        s.wake = s.now
-    state[e.knob] = value
-    return 0
-
-
-OPS: dict[str, Callable[[_Simulation, Event], int]] = {
-    "write": _write,
-    "read": _read,
-    "split": _split,
-    "split_all": _split_all,
-    "sleep": _sleep,
-    "mprotect": _mprotect,
-    "fork": _fork,
-    "exit": _exit,
-    "set": _set,
-    **{
-        name: _advice(name)
-        for name in ("dontneed", "munmap", "mergeable", "unmergeable", "mlock", "munlock", "hugepage", "nohugepage")
-    },
-}
-SUPPORTED_OPS = frozenset(OPS)
-"""Events that the model has; the trace format knows more."""
 
 
 # --- samples --------------------------------------------------------------------------------------------------------
@@ -247,7 +158,7 @@ class _Samples:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-class _Simulation:
+class Simulation:
     def __init__(
         self, scenario: Scenario, variant: Variant, maps_at: Places, progress: Callable[[float], None] | None
     ) -> None:

@@ -1,0 +1,106 @@
+"""Events: what a scenario does to the machine from outside, one function an op (trace-format, Events)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmlab.kernel import ksm, memory
+from mmlab.kernel.huge_memory import split_huge_pages
+from mmlab.scenario import Event
+from mmlab.variants import resolve
+
+if TYPE_CHECKING:
+    from mmlab.simulation import Simulation
+
+__all__ = ["OPS"]
+
+
+def _write(s: Simulation, e: Event) -> int:
+    first, end = s.pages(e)
+    return 0 if memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None) else errno.EFAULT
+
+
+def _read(s: Simulation, e: Event) -> int:
+    return 0 if memory.read_pages(s.m, *s.pages(e)) else errno.EFAULT
+
+
+def _split(s: Simulation, e: Event) -> int:
+    split_huge_pages(s.m, *s.pages(e), ksm.CALLER_OTHER, True)
+    return 0
+
+
+def _split_all(s: Simulation, _: Event) -> int:
+    split_huge_pages(s.m, 0, len(s.m.page), ksm.CALLER_OTHER, False)
+    return 0
+
+
+def _sleep(s: Simulation, e: Event) -> int:
+    s.now += (e.millisecs or 0) * 1_000_000
+    s.wake = max(s.wake, s.now)
+    return 0
+
+
+def _advice(name: str) -> Callable[[Simulation, Event], int]:
+    def op(s: Simulation, e: Event) -> int:
+        assert e.page is not None and e.count is not None
+        result: int = getattr(s.spaces, name)(e.process, e.page, e.page + e.count)
+        return result
+
+    return op
+
+
+def _mprotect(s: Simulation, e: Event) -> int:
+    assert e.page is not None and e.count is not None and e.prot is not None
+    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
+
+
+def _fork(s: Simulation, e: Event) -> int:
+    base = s.top_page
+    s.top_page += s.aligned(int(s.m.mm[e.process + 1]["pages"]))
+    return s.spaces.fork(e.process, base)
+
+
+def _exit(s: Simulation, e: Event) -> int:
+    return s.spaces.exit(e.process)
+
+
+def _set(s: Simulation, e: Event) -> int:
+    """A write to a sysfs knob (ksm-scan S6, ksm-merge 2.10)."""
+    state, value = s.m.state[0], e.value
+    if e.knob == "variant":
+        s.use_variant(resolve(str(value)))
+        return 0
+    assert isinstance(value, int) and e.knob is not None
+    shared = s.m.stat[0]["pages_shared"] > 0
+    if e.knob == "max_page_sharing" and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
+        return errno.EBUSY  # R4
+    if e.knob == "run" and value != state["run"]:
+        state["run"] = value
+        if value == 2:  # R2
+            ksm.unmerge_and_remove_all_rmap_items(s.m)
+    if e.knob == "sleep_millisecs" and value != state[e.knob]:  # S3
+        s.wake = s.now
+    state[e.knob] = value
+    return 0
+
+
+OPS: dict[str, Callable[[Simulation, Event], int]] = {
+    "write": _write,
+    "read": _read,
+    "split": _split,
+    "split_all": _split_all,
+    "sleep": _sleep,
+    "mprotect": _mprotect,
+    "fork": _fork,
+    "exit": _exit,
+    "set": _set,
+    **{
+        name: _advice(name)
+        for name in ("dontneed", "munmap", "mergeable", "unmergeable", "mlock", "munlock", "hugepage", "nohugepage")
+    },
+}
+"""Each returns 0 or the errno of the system call."""
