@@ -211,6 +211,34 @@ class Scenario(_Strict):
                                 "underused", kind="knob", unit="pages", ge=0, le=511,
                                 source="sysfs transparent_hugepage/khugepaged/max_ptes_none")  # fmt: skip
     swap_mib: int = _field(0, "size of the swap area", kind="knob", unit="MiB", ge=0, le=2**20)
+    advisor_mode: Literal["none", "scan-time"] = _field(
+        "none", "scan-time: ksmd chooses pages_to_scan itself, so that a full scan takes advisor_target_scan_time",
+        kind="knob", source="sysfs ksm/advisor_mode, ksm-scan S29")  # fmt: skip
+    advisor_max_cpu: int = _field(70, "most CPU time that the advisor lets ksmd use", kind="knob", unit="%", ge=0,
+                                  le=100, source="sysfs ksm/advisor_max_cpu")  # fmt: skip
+    advisor_min_pages_to_scan: int = _field(500, "pages_to_scan that the advisor starts from", kind="knob",
+                                            unit="pages", log=True, ge=0, le=UINT_MAX,
+                                            source="sysfs ksm/advisor_min_pages_to_scan")  # fmt: skip
+    advisor_max_pages_to_scan: int = _field(30_000, "largest pages_to_scan that the advisor chooses", kind="knob",
+                                            unit="pages", log=True, ge=0, le=UINT_MAX,
+                                            source="sysfs ksm/advisor_max_pages_to_scan")  # fmt: skip
+    advisor_target_scan_time: int = _field(200, "how long the advisor wants a full scan to take", kind="knob",
+                                           unit="s", log=True, ge=1, le=UINT_MAX,
+                                           source="sysfs ksm/advisor_target_scan_time")  # fmt: skip
+    khugepaged: Switch = _field(0, "1: khugepaged runs by its own clock", kind="knob",
+                                source="sysfs transparent_hugepage/khugepaged/defrag")  # fmt: skip
+    khugepaged_pages_to_scan: int = _field(4096, "pages that khugepaged looks at in one burst", kind="knob",
+                                           unit="pages", log=True, ge=1, le=UINT_MAX,
+                                           source="sysfs transparent_hugepage/khugepaged/pages_to_scan")  # fmt: skip
+    khugepaged_scan_sleep_millisecs: int = _field(
+        10_000, "how long khugepaged sleeps between two bursts", kind="knob", unit="ms", log=True, ge=0, le=UINT_MAX,
+        source="sysfs transparent_hugepage/khugepaged/scan_sleep_millisecs")  # fmt: skip
+    max_ptes_swap: int = _field(64, "most swapped-out entries of a range that khugepaged collapses", kind="knob",
+                                unit="pages", ge=0, le=511,
+                                source="sysfs transparent_hugepage/khugepaged/max_ptes_swap")  # fmt: skip
+    max_ptes_shared: int = _field(256, "most shared entries of a range that khugepaged collapses", kind="knob",
+                                  unit="pages", ge=0, le=511,
+                                  source="sysfs transparent_hugepage/khugepaged/max_ptes_shared")  # fmt: skip
 
     # the machine
     hz: Literal[100, 250, 300, 1000] = _field(250, "timer ticks a second: a sleep lasts whole ticks", kind="machine",
@@ -454,7 +482,7 @@ def flat_fields() -> dict[str, Parameter]:
 
 SETTABLE: dict[str, tuple[int, int]] = {"variant": (0, 0)}
 """Knobs that an event may set while the scenario runs, with their bounds."""
-SETTABLE |= {name: _bounds(name) for name, p in flat_fields().items() if p.kind == "knob" and name != "swap_mib"}
+SETTABLE |= {name: _bounds(name) for name, p in flat_fields().items() if p.kind == "knob" and p.low is not None and name != "swap_mib"}
 
 
 def _number(value: float | None) -> str:

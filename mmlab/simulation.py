@@ -21,6 +21,7 @@ from mmlab.kernel import ksm, memory
 from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.kernel.state import (
+    ADVISOR_MODES,
     KNOBS,
     LAST,
     SETTLED,
@@ -227,7 +228,8 @@ class Simulation:
         m.costs[:] = cost_table(self.scenario.costs)
         state = m.state[0]
         for name in KNOBS:
-            state[name] = getattr(self.scenario, name)
+            value = getattr(self.scenario, name)
+            state[name] = value if isinstance(value, int) else ADVISOR_MODES.index(value)
         state["hz"] = self.scenario.hz
         major, minor = self.scenario.kernel.split(".")[:2]
         state["kernel"] = 100 * int(major) + int(minor)

@@ -40,6 +40,7 @@ __all__ = [
     "populate_vma_page_range",
     "read_pages",
     "unmerge_ksm_pages",
+    "write_listed_pages",
     "write_pages",
     "zap_page_range",
 ]
@@ -214,6 +215,16 @@ def write_pages(m, first, end, key, read_first):
         if not read_first:
             m.page[v].key = key
     return True
+
+
+@entry
+def write_listed_pages(m, n, key):
+    """Write the first n pages of `Machine.listed`: page i gets the content key + i; others' VMAs are passed over."""
+    for i in range(n):
+        v = m.listed[i]
+        if m.pte[v].vm & VM_WRITE:
+            _write_fault(m, v)
+            m.page[v].key = key + np.uint64(i)
 
 
 @entry

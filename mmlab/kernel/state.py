@@ -121,9 +121,13 @@ vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them 
 # --- knobs, cursor, counters ----------------------------------------------------------------------------------------
 KNOBS = """
     run use_zero_pages pages_to_scan sleep_millisecs smart_scan max_page_sharing shrink_underused max_ptes_none
-    stable_node_chains_prune_millisecs merge_across_nodes swap_mib
+    stable_node_chains_prune_millisecs merge_across_nodes swap_mib advisor_mode advisor_max_cpu
+    advisor_min_pages_to_scan advisor_max_pages_to_scan advisor_target_scan_time khugepaged khugepaged_pages_to_scan
+    khugepaged_scan_sleep_millisecs max_ptes_swap max_ptes_shared
 """.split()
 """What sysfs sets."""
+ADVISOR_MODES = ("none", "scan-time")
+"""Values of the knob advisor_mode, by their number in the state."""
 
 state_t = np.dtype(
     [
@@ -147,7 +151,10 @@ stat_t = np.dtype(
         proc_ksm_merging_pages anon_pages huge_pmds ksm_entries swap_entries zeropage_entries
         frames ksm_frames deferred_queue_len thp_split_page thp_split_page_failed thp_split_pmd
         thp_underused_split_page thp_deferred_split_page thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm
-        pswpout pswpin wasted_visits changed_checksums freed_by_batch
+        pswpout pswpin wasted_visits changed_checksums freed_by_batch pages_to_scan
+        pages_collapsed khugepaged_full_scans khugepaged_cpu_ns thp_scan_exceed_none_pte thp_scan_exceed_swap_pte
+        thp_scan_exceed_share_pte thp_migration_split pgmigrate_success
+        zeropages_by_ksm zeropages_by_shrinker zeropages_by_other zero_scans
         """.split()
     ]
 )
@@ -216,6 +223,8 @@ class Machine(Tables):
     """the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused"""
     mlock: Annotated[np.ndarray, np.dtype(np.int32)]
     """frames in the CPU's batch of mlock work"""
+    listed: Annotated[np.ndarray, np.dtype(np.int32)]
+    """pages that `memory.write_listed_pages` writes"""
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
