@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmlab.kernel import ksm, memory
-from mmlab.kernel.huge_memory import split_huge_pages
+from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
+from mmlab.kernel.state import CALLER_OTHER
 from mmlab.scenario import Event
 from mmlab.variants import resolve
 
@@ -29,12 +30,17 @@ def _read(s: Simulation, e: Event) -> int:
 
 
 def _split(s: Simulation, e: Event) -> int:
-    split_huge_pages(s.m, *s.pages(e), ksm.CALLER_OTHER, True)
+    split_huge_pages(s.m, *s.pages(e), CALLER_OTHER, True)
     return 0
 
 
 def _split_all(s: Simulation, _: Event) -> int:
-    split_huge_pages(s.m, 0, len(s.m.page), ksm.CALLER_OTHER, False)
+    split_huge_pages(s.m, 0, len(s.m.page), CALLER_OTHER, False)
+    return 0
+
+
+def _shrink(s: Simulation, e: Event) -> int:
+    deferred_split_scan(s.m, e.count)
     return 0
 
 
@@ -93,6 +99,7 @@ OPS: dict[str, Callable[[Simulation, Event], int]] = {
     "read": _read,
     "split": _split,
     "split_all": _split_all,
+    "shrink": _shrink,
     "sleep": _sleep,
     "mprotect": _mprotect,
     "fork": _fork,

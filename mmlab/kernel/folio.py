@@ -19,6 +19,7 @@ __all__ = [
     "folio_remove_rmap_pmd",
     "folio_remove_rmap_ptes",
     "folio_unqueue_deferred_split",
+    "list_move_tail",
     "mlock_drain",
     "mlock_folio",
     "put_frame",
@@ -211,26 +212,14 @@ def deferred_split_folio(m, f, partially_mapped):
             m.stat[0].thp_deferred_split_page += 1
     if m.folio[f].prev >= 0 or s.queue_first == f:
         return
-    m.folio[f].prev = s.queue_last
-    m.folio[f].next = -1
-    if s.queue_last >= 0:
-        m.folio[s.queue_last].next = f
-    else:
-        s.queue_first = f
-    s.queue_last = f
+    _link_tail(m, f)
     m.stat[0].deferred_queue_len += 1
 
 
 @compiled
-def folio_unqueue_deferred_split(m, f):
-    """A folio that is freed or split leaves the queue; its mark goes (thp-split H8.2)."""
+def _unlink(m, f):
     s = m.state[0]
-    if m.folio[f].partially_mapped:
-        m.folio[f].partially_mapped = 0
-        m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
     before, after = m.folio[f].prev, m.folio[f].next
-    if before < 0 and s.queue_first != f:
-        return
     if before >= 0:
         m.folio[before].next = after
     else:
@@ -239,6 +228,36 @@ def folio_unqueue_deferred_split(m, f):
         m.folio[after].prev = before
     else:
         s.queue_last = before
+
+
+@compiled
+def _link_tail(m, f):
+    s = m.state[0]
+    m.folio[f].prev = s.queue_last
+    m.folio[f].next = -1
+    if s.queue_last >= 0:
+        m.folio[s.queue_last].next = f
+    else:
+        s.queue_first = f
+    s.queue_last = f
+
+
+@compiled
+def list_move_tail(m, f):
+    """A queued folio goes to the queue's end."""
+    _unlink(m, f)
+    _link_tail(m, f)
+
+
+@compiled
+def folio_unqueue_deferred_split(m, f):
+    """A folio that is freed or split leaves the queue; its mark goes (thp-split H8.2)."""
+    if m.folio[f].partially_mapped:
+        m.folio[f].partially_mapped = 0
+        m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
+    if m.folio[f].prev < 0 and m.state[0].queue_first != f:
+        return
+    _unlink(m, f)
     m.folio[f].prev = -1
     m.folio[f].next = -1
     m.stat[0].deferred_queue_len -= 1

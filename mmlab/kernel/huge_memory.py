@@ -6,16 +6,21 @@ from mmlab.kernel.folio import (
     folio_get,
     folio_put,
     folio_remove_rmap_pmd,
+    folio_unqueue_deferred_split,
+    list_move_tail,
     mlock_drain,
     put_frame,
     release_folio,
 )
 from mmlab.kernel.state import (
     ANON,
+    CALLER_PARTIALLY_MAPPED,
+    CALLER_UNDERUSED,
     MLOCKED,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_TABLE,
+    POISONED,
     REMAP,
     SPLIT_PAGE,
     VM_LOCKED,
@@ -24,7 +29,7 @@ from mmlab.kernel.state import (
     ZP_CLEAN,
 )
 
-__all__ = ["split_huge_page", "split_huge_pages", "split_huge_pmd"]
+__all__ = ["deferred_split_scan", "split_huge_page", "split_huge_pages", "split_huge_pmd"]
 
 
 @entry
@@ -183,3 +188,81 @@ def split_huge_pages(m, first, end, caller, stop):
             folio_get(m, frame)
             split_huge_page(m, frame, caller)
             folio_put(m, frame)
+
+
+# --- the shrinker ---------------------------------------------------------------------------------------------------
+
+
+@compiled
+def folio_mapped_at(m, f, i):
+    """A virtual page whose entry maps page i of the folio; -1: nobody maps it."""
+    frame = m.folio[f].head + i
+    for j in range(len(m.vma)):
+        at = m.folio[f].index + i
+        if m.vma[j].family == m.folio[f].family and m.vma[j].start <= at < m.vma[j].end:
+            v = m.vma[j].base + at
+            if m.pte[v].kind == ANON and m.page[v].frame == frame:
+                return v
+    return -1
+
+
+@compiled
+def _mlocked(m, f):
+    """Whether a VM_LOCKED VMA maps the folio."""
+    index = m.folio[f].index
+    for j in range(len(m.vma)):
+        if m.vma[j].family == m.folio[f].family and m.vma[j].vm & VM_LOCKED:
+            base = m.vma[j].base
+            for i in range(max(m.vma[j].start, index), min(m.vma[j].end, index + (1 << m.folio[f].order))):
+                if m.pte[base + i].kind == ANON and m.page[base + i].frame == m.folio[f].head + i - index:
+                    return True
+    return False
+
+
+@compiled
+def thp_underused(m, f):
+    """More zero-filled pages than `max_ptes_none`; with its default never (thp-split Q4)."""
+    zero, limit = 0, m.state[0].max_ptes_none
+    n = 1 << m.folio[f].order
+    if limit >= n - 1:
+        return False
+    for i in range(n):
+        m.stat[0].zero_scans += 1
+        v = folio_mapped_at(m, f, i)
+        if m.frame[m.folio[f].head + i].flags & POISONED:
+            return False
+        if v >= 0 and m.page[v].key == 0:
+            zero += 1
+            if zero > limit:
+                return True
+        elif i + 1 - zero >= n - limit:
+            return False
+    return False
+
+
+@entry
+def deferred_split_scan(m, nr_to_scan):
+    """The underused shrinker looks at the first `nr_to_scan` folios of the deferred split queue (thp-split Q3, H12).
+
+    Partially mapped folios are split, and underused ones; a folio judged used is dropped for good. A partially mapped
+    one that cannot be split returns to the tail.
+    """
+    s = m.state[0]
+    f = s.queue_first
+    for _ in range(min(nr_to_scan, m.stat[0].deferred_queue_len)):
+        following = m.folio[f].next
+        head = m.folio[f].head
+        partially_mapped = m.folio[f].partially_mapped
+        split = False
+        if partially_mapped or (not (s.kernel >= 618 and _mlocked(m, f)) and thp_underused(m, f)):
+            folio_get(m, head)
+            split = split_huge_page(m, head, CALLER_PARTIALLY_MAPPED if partially_mapped else CALLER_UNDERUSED)
+            folio_put(m, head)
+            if split and not partially_mapped:
+                m.stat[0].thp_underused_split_page += 1
+        if not split:
+            if partially_mapped:
+                list_move_tail(m, f)
+            else:
+                folio_unqueue_deferred_split(m, f)
+        f = following

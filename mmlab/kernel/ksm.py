@@ -15,6 +15,7 @@ from mmlab.kernel.memory import break_ksm
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import (
     ANON,
+    CALLER_KSM,
     CHAIN,
     CHECKSUM,
     DIRTY,
@@ -53,9 +54,6 @@ __all__ = [
     "remove_all_stable_nodes",
     "unmerge_and_remove_all_rmap_items",
 ]
-
-CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
-"""Who splits a folio (fix-variants 5.1)."""
 
 ZEROPAGE = -2  # in the place of a KSM page's frame: merge with the shared zeropage
 NO_PAGE = -1  # … : become a KSM page without a node

@@ -51,7 +51,7 @@ PMD_NONE, PMD_TABLE, PMD_HUGE, PMD_HUGE_ZP = 0, 1, 2, 3
 block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 
 # --- physical memory ------------------------------------------------------------------------------------------------
-KSM, MLOCKED, FREE = 1, 2, 4  # frame flags
+KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
 frame_t = np.dtype(
     [
         ("mapcount", np.int32),  # page table entries that map it (huge PMDs are counted in the folio); next free frame
@@ -117,6 +117,9 @@ mm_t = np.dtype(
 vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them (thp-split Z4)
     [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
 )
+
+CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
+"""Who splits a folio (fix-variants 5.1)."""
 
 # --- knobs, cursor, counters ----------------------------------------------------------------------------------------
 KNOBS = """
