@@ -107,7 +107,10 @@ OPS: dict[str, Callable[[Simulation, Event], int]] = {
     "set": _set,
     **{
         name: _advice(name)
-        for name in ("dontneed", "munmap", "mergeable", "unmergeable", "mlock", "munlock", "hugepage", "nohugepage")
+        for name in (
+            *("dontneed", "free", "cold", "pageout", "munmap", "mergeable", "unmergeable", "mlock", "munlock"),
+            *("hugepage", "nohugepage"),
+        )
     },
 }
 """Each returns 0 or the errno of the system call."""

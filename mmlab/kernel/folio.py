@@ -5,6 +5,7 @@ An anonymous folio's reference count is its mapcount plus its pins (thp-split H5
 
 from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.state import (
+    ANON,
     FREE,
     KSM,
     MLOCK_BATCH,
@@ -15,10 +16,12 @@ __all__ = [
     "alloc_frame",
     "deferred_split_folio",
     "folio_get",
+    "folio_pte_batch",
     "folio_put",
     "folio_remove_rmap_pmd",
     "folio_remove_rmap_ptes",
     "folio_unqueue_deferred_split",
+    "free_folio",
     "list_move_tail",
     "mlock_drain",
     "mlock_folio",
@@ -114,7 +117,7 @@ def release_folio(m, f):
 
 
 @compiled
-def _free_folio(m, f):
+def free_folio(m, f):
     s = m.state[0]
     head = m.folio[f].head
     order = m.folio[f].order
@@ -147,7 +150,7 @@ def folio_put(m, frame):
     if f >= 0:
         m.folio[f].pins -= 1
         if m.folio[f].pins == 0 and m.folio[f].mapcount == 0:
-            _free_folio(m, f)
+            free_folio(m, f)
     else:
         m.frame[frame].pins -= 1
         put_frame(m, frame)
@@ -155,9 +158,24 @@ def folio_put(m, frame):
 
 @compiled
 def put_frame(m, frame):
-    """Free an order-0 page if nothing maps or references it any more."""
-    if m.frame[frame].mapcount == 0 and m.frame[frame].pins == 0:
+    """Free an order-0 page if nothing maps or references it any more, nor the swap cache holds it."""
+    if m.frame[frame].mapcount == 0 and m.frame[frame].pins == 0 and m.frame[frame].folio == -1:
         _free_frame(m, frame)
+
+
+@compiled
+def folio_pte_batch(m, v, end):
+    """How many neighbouring entries from v on, before `end`, map consecutive pages of one large folio."""
+    frame = m.page[v].frame
+    n = 1
+    while (
+        v + n < end
+        and m.pte[v + n].kind == ANON
+        and m.page[v + n].frame == frame + n
+        and m.frame[frame + n].folio == m.frame[frame].folio
+    ):
+        n += 1
+    return n
 
 
 # --- reverse map ----------------------------------------------------------------------------------------------------
@@ -181,7 +199,7 @@ def folio_remove_rmap_ptes(m, frame, n):
     if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
         deferred_split_folio(m, f, True)
     if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
-        _free_folio(m, f)
+        free_folio(m, f)
 
 
 @compiled
@@ -192,7 +210,7 @@ def folio_remove_rmap_pmd(m, f):
     if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
         deferred_split_folio(m, f, True)
     if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
-        _free_folio(m, f)
+        free_folio(m, f)
 
 
 # --- deferred split queue -------------------------------------------------------------------------------------------

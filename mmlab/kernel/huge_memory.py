@@ -16,7 +16,10 @@ from mmlab.kernel.state import (
     ANON,
     CALLER_PARTIALLY_MAPPED,
     CALLER_UNDERUSED,
+    DIRTY,
+    LAZY,
     MLOCKED,
+    PG_DIRTY,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_TABLE,
@@ -47,6 +50,11 @@ def split_huge_pmd(m, b):
             if m.frame[i].mapcount == 0:
                 m.folio[f].nr_mapped += 1
             m.frame[i].mapcount += 1
+        dirty = 0
+        for v in range(first, first + n):
+            dirty |= m.pte[v].bits & DIRTY
+        for v in range(first, first + n):  # the PMD had one dirty bit for all
+            m.pte[v].bits |= dirty
         m.folio[f].mapcount += n - 1
         m.folio[f].entire -= 1
         m.stat[0].huge_pmds -= 1
@@ -81,6 +89,9 @@ def _unmap_folio(m, f):
         if m.block[b].pmd == PMD_HUGE:
             if m.page[base + index].frame == head:
                 locked |= (m.vma[i].vm & VM_LOCKED) != 0
+                for v in range(base + index, base + index + n):
+                    if m.pte[v].bits & DIRTY:
+                        m.frame[head].flags |= PG_DIRTY
                 m.block[b].pmd = PMD_TABLE
                 m.stat[0].huge_pmds -= 1
                 m.stat[0].thp_split_pmd += 1
@@ -90,6 +101,8 @@ def _unmap_folio(m, f):
             frame = head + (v - base - index)
             if m.pte[v].kind == ANON and m.page[v].frame == frame:
                 locked |= (m.vma[i].vm & VM_LOCKED) != 0
+                if m.pte[v].bits & DIRTY:
+                    m.frame[head].flags |= PG_DIRTY
                 m.frame[frame].mapcount -= 1
                 m.folio[f].mapcount -= 1
                 if m.frame[frame].mapcount == 0:
@@ -157,10 +170,11 @@ def split_huge_page(m, frame, caller):
     if _unmap_folio(m, f):
         mlock_drain(m)
     release_folio(m, f)
+    flags = m.frame[head].flags & (LAZY | PG_DIRTY)
     for i in range(head, head + n):
         m.frame[i].folio = -1
         m.frame[i].mapcount = 0
-        m.frame[i].flags = 0
+        m.frame[i].flags = m.frame[i].flags & POISONED | flags
     m.frame[frame].pins = 1
     _remap_folio(m, caller, family, head, index, n)
     for i in range(head, head + n):

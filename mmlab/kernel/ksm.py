@@ -31,6 +31,7 @@ from mmlab.kernel.state import (
     MERGE_ZERO,
     NODE,
     PASS_OVER,
+    PG_DIRTY,
     SETTLED,
     SKIP,
     SPLIT_PAGE,
@@ -428,6 +429,8 @@ def write_protect_page(m, v, frame):
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
             return False
+        if m.pte[v].bits & DIRTY:
+            m.frame[frame].flags |= PG_DIRTY
         m.pte[v].bits = 0
     return True
 
@@ -461,7 +464,7 @@ def replace_page(m, v, frame, kframe):
 @compiled
 def _become_ksm_page(m, v, frame):
     """The page, and with it every entry that maps it, is KSM's from now on, without a node yet (M7.6, M14)."""
-    m.frame[frame].flags |= KSM
+    m.frame[frame].flags |= KSM | PG_DIRTY
     m.stat[0].ksm_frames += 1
     m.stat[0].ksm_entries += m.frame[frame].mapcount
     m.pte[v].bits |= KSM_PAGE

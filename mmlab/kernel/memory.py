@@ -8,6 +8,7 @@ from mmlab.kernel.folio import (
     alloc_frame,
     deferred_split_folio,
     folio_get,
+    folio_pte_batch,
     folio_put,
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
@@ -20,11 +21,13 @@ from mmlab.kernel.state import (
     EXCLUSIVE,
     HUGE_ZP,
     KSM,
+    KSM_PAGE,
     NONE,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_NONE,
     PMD_TABLE,
+    SWAP,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_PRESENT,
@@ -32,6 +35,7 @@ from mmlab.kernel.state import (
     ZP_CLEAN,
     ZP_KSM,
 )
+from mmlab.kernel.swap import swap_duplicate, swap_free
 
 __all__ = [
     "break_ksm",
@@ -133,6 +137,41 @@ def wp_page_copy(m, v, bits):
 
 
 @compiled
+def clear_swap_entry(m, v):
+    """The entry at v refers to its swap slot no more."""
+    slot = -2 - m.page[v].frame
+    _clear(m, v)
+    swap_free(m, slot)
+
+
+@compiled
+def do_swap_page(m, v):
+    """Bring the page of a SWAP entry back (thp-split W3, W7).
+
+    A page that other entries still need stays in the swap cache, and the next user finds it there.
+    """
+    slot = -2 - m.page[v].frame
+    frame = m.swap[slot].cache
+    bits = 0
+    if frame < 0:
+        frame = alloc_frame(m)
+        if not m.swap[slot].zero:
+            m.stat[0].pswpin += 1
+        if m.swap[slot].count == 1:
+            bits = EXCLUSIVE
+        else:
+            m.swap[slot].cache = frame
+            m.frame[frame].folio = -2 - slot
+    elif m.frame[frame].flags & KSM:
+        bits = KSM_PAGE
+        m.stat[0].ksm_entries += 1
+    m.frame[frame].mapcount += 1
+    m.stat[0].anon_pages += 1
+    _map_anon(m, v, frame, bits)
+    swap_free(m, slot)
+
+
+@compiled
 def _huge_page_fault(m, b):
     """A zero-filled huge page for the whole block (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
     n = 1 << m.state[0].hpage_order
@@ -163,6 +202,8 @@ def _write_fault(m, v):
         _unmap_zeropage(m, v)
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
+    if m.pte[v].kind == SWAP:
+        do_swap_page(m, v)
     if m.pte[v].bits & EXCLUSIVE:
         m.pte[v].bits |= DIRTY
         return
@@ -175,7 +216,7 @@ def _write_fault(m, v):
                 m.pte[i].bits = DIRTY | EXCLUSIVE
             return
         split_huge_pmd(m, b)
-    elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
+    elif f == -1 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
     wp_page_copy(m, v, DIRTY | EXCLUSIVE)
@@ -184,6 +225,8 @@ def _write_fault(m, v):
 @compiled
 def _read_fault(m, v):
     """A read of an empty entry maps the shared or the huge zeropage (ksm-merge F3)."""
+    if m.pte[v].kind == SWAP:
+        do_swap_page(m, v)
     if m.pte[v].kind != NONE:
         return
     b = v >> m.state[0].hpage_order
@@ -276,19 +319,15 @@ def zap_page_range(m, first, end):
             if m.pte[v].kind != ANON:
                 if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
                     _unmap_zeropage(m, v)
+                elif m.pte[v].kind == SWAP:
+                    clear_swap_entry(m, v)
                 m.pte[v].kind = NONE
                 v += 1
                 continue
             frame = m.page[v].frame
             run = 1
             if m.frame[frame].folio >= 0:
-                while (
-                    v + run < stop
-                    and m.pte[v + run].kind == ANON
-                    and m.page[v + run].frame == frame + run
-                    and m.frame[frame + run].folio == m.frame[frame].folio
-                ):
-                    run += 1
+                run = folio_pte_batch(m, v, stop)
             elif m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             for i in range(v, v + run):
@@ -335,6 +374,9 @@ def copy_page_range(m, src, dst, pages):
             if m.pte[v].kind == ZP_KSM:
                 m.stat[0].ksm_zero_pages += 1
                 m.mm[m.block[w >> order].mm].zero_pages += 1
+        elif m.pte[v].kind == SWAP:
+            m.page[w].frame = m.page[v].frame
+            swap_duplicate(m, -2 - m.page[v].frame)
 
 
 @compiled

@@ -13,8 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
+from mmlab.kernel.madvise import COLD, FREE, PAGEOUT, madvise_folios
 from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
 from mmlab.kernel.state import (
     VM_HUGEPAGE,
@@ -194,6 +196,31 @@ class AddressSpaces:
             return 0
 
         return self._walk(process, start, end, visit, holes=True)
+
+    def _advise_folios(self, advice: int, process: int, start: int, end: int) -> int:
+        """… stops with EINVAL at the first VM_LOCKED VMA (ksm-merge F8)."""
+        base = self._base(process)
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            if v.vm & VM_LOCKED:
+                return errno.EINVAL
+            mlock_drain(self.m)
+            madvise_folios(self.m, advice, base + a, base + b)
+            return 0
+
+        return self._walk(process, start, end, visit, holes=True)
+
+    def cold(self, process: int, start: int, end: int) -> int:
+        """MADV_COLD (thp-split W5)"""
+        return self._advise_folios(COLD, process, start, end)
+
+    def pageout(self, process: int, start: int, end: int) -> int:
+        """MADV_PAGEOUT (thp-split W1, W2)"""
+        return self._advise_folios(PAGEOUT, process, start, end)
+
+    def free(self, process: int, start: int, end: int) -> int:
+        """MADV_FREE (thp-split W6)"""
+        return self._advise_folios(FREE, process, start, end)
 
     def munmap(self, process: int, start: int, end: int) -> int:
         """munmap: VMA by VMA (thp-split H11)."""

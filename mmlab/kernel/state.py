@@ -38,7 +38,7 @@ page_t = np.dtype(
     [
         ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
         ("oldchecksum", np.uint64),  # content at the last checksum; valid if CHECKSUM is set in item
-        ("frame", np.int32),  # frame that an ANON entry maps, -1 once it maps none any more
+        ("frame", np.int32),  # frame that an ANON entry maps; -2 - slot of a SWAP entry; -1: none
         ("left", np.int32),  # UNSTABLE: tree links (rbtree). STABLE: left and right are the next and the previous item
         ("right", np.int32),  #   of the node's list, and parent is the stable node itself
         ("parent", np.int32),
@@ -52,10 +52,11 @@ block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 
 # --- physical memory ------------------------------------------------------------------------------------------------
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
+LAZY, PG_DIRTY = 16, 32  # … of its folio, kept in the first frame: by MADV_FREE; dirty whatever the entries say
 frame_t = np.dtype(
     [
         ("mapcount", np.int32),  # page table entries that map it (huge PMDs are counted in the folio); next free frame
-        ("folio", np.int32),  # its large folio, -1 when the page is order 0
+        ("folio", np.int32),  # its large folio; -1: the page is order 0, -2 - slot: … and in the swap cache
         ("node", np.int32),  # stable node of a KSM page; a KSM page may have none (ksm-merge M14)
         ("pins", np.uint16),  # references beyond the mappings, of an order-0 page
         ("flags", np.uint8),
@@ -95,6 +96,14 @@ node_t = np.dtype(
         ("prev", np.int32),
         ("chain", np.int32),  # DUP: its chain
         ("kind", np.uint8),
+    ],
+    align=True,
+)
+swap_t = np.dtype(  # a slot of the swap area
+    [
+        ("count", np.int32),  # entries that refer to it
+        ("cache", np.int32),  # its page in the swap cache, -1: none; next free slot
+        ("zero", np.uint8),  # zero-filled: never written, never read (thp-split W4)
     ],
     align=True,
 )
@@ -139,7 +148,8 @@ state_t = np.dtype(
             *KNOBS,
             *"""
             early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
-            top_frame free_frame free_run top_folio free_folio top_node free_node queue_first queue_last mlock_len
+            top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
+            queue_first queue_last mlock_len
             """.split(),
         ]
     ]
@@ -154,7 +164,7 @@ stat_t = np.dtype(
         proc_ksm_merging_pages anon_pages huge_pmds ksm_entries swap_entries zeropage_entries
         frames ksm_frames deferred_queue_len thp_split_page thp_split_page_failed thp_split_pmd
         thp_underused_split_page thp_deferred_split_page thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm
-        pswpout pswpin wasted_visits changed_checksums freed_by_batch pages_to_scan
+        pswpout pswpin thp_swpout_fallback wasted_visits changed_checksums freed_by_batch pages_to_scan
         pages_collapsed khugepaged_full_scans khugepaged_cpu_ns thp_scan_exceed_none_pte thp_scan_exceed_swap_pte
         thp_scan_exceed_share_pte thp_migration_split pgmigrate_success
         zeropages_by_ksm zeropages_by_shrinker zeropages_by_other zero_scans
@@ -207,6 +217,7 @@ class Machine(Tables):
     frame: Annotated[np.ndarray, frame_t]
     folio: Annotated[np.ndarray, folio_t]
     node: Annotated[np.ndarray, node_t]
+    swap: Annotated[np.ndarray, swap_t]
     mm: Annotated[np.ndarray, mm_t]
     """process i is record i + 1"""
     vma: Annotated[np.ndarray, vma_t]
@@ -243,6 +254,7 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
         frame=2 * pages + (1 << hpage_order),
         folio=pages // 2 + 16,
         node=pages + 16,
+        swap=pages,
         mm=1 + mms,
         state=1,
         stat=1,
@@ -255,7 +267,7 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order
-    for name in ("unstable_root", "stable_root", "free_frame", "free_run", "free_folio", "free_node"):
+    for name in ("unstable_root", "stable_root", "free_frame", "free_run", "free_folio", "free_node", "free_slot"):
         s[name] = -1
     s["queue_first"] = s["queue_last"] = -1
     return m

@@ -1,0 +1,101 @@
+"""The advices that look at folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
+
+from mmlab.kernel.compile import compiled, entry
+from mmlab.kernel.folio import folio_get, folio_pte_batch, folio_put
+from mmlab.kernel.huge_memory import split_huge_page
+from mmlab.kernel.memory import clear_swap_entry
+from mmlab.kernel.state import (
+    ANON,
+    CALLER_OTHER,
+    DIRTY,
+    LAZY,
+    PG_DIRTY,
+    PMD_HUGE,
+    PMD_TABLE,
+    SWAP,
+)
+from mmlab.kernel.swap import shrink_folio
+
+__all__ = ["COLD", "FREE", "PAGEOUT", "madvise_folios"]
+
+COLD, PAGEOUT, FREE = range(3)
+
+
+@compiled
+def folio_likely_mapped_shared(m, f):
+    """The kernel's guess at whether a large folio has several owners (thp-split W5)."""
+    mapcount = m.folio[f].mapcount
+    if mapcount <= 1:
+        return False
+    return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
+
+
+@compiled
+def _split(m, frame):
+    folio_get(m, frame)
+    split = split_huge_page(m, frame, CALLER_OTHER)
+    folio_put(m, frame)
+    return split
+
+
+@compiled
+def _mark_lazy(m, v, n):
+    """MADV_FREE of one folio: clean and lazy from now on (W6)."""
+    head = m.page[v].frame
+    for w in range(v, v + n):
+        m.pte[w].bits &= ~DIRTY
+    m.frame[head].flags = m.frame[head].flags & ~PG_DIRTY | LAZY
+
+
+@compiled
+def _advise_folio(m, advice, v, n):
+    if advice == PAGEOUT:
+        shrink_folio(m, v)
+    elif advice == FREE:
+        _mark_lazy(m, v, n)
+
+
+@entry
+def madvise_folios(m, advice, first, end):
+    """MADV_COLD, MADV_PAGEOUT or MADV_FREE of [first, end), which lies in one VMA.
+
+    A large folio wholly inside is treated whole; one that reaches out of the range, or is not mapped as a whole, is
+    split and its pages are treated one by one; one that is likely shared is passed over
+    (`madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`; W5).
+    """
+    order = m.state[0].hpage_order
+    v = first
+    while v < end:
+        b = v >> order
+        stop = min(end, (b + 1) << order)
+        if m.block[b].pmd == PMD_HUGE:
+            whole = stop - v == 1 << order
+            shared = folio_likely_mapped_shared(m, m.frame[m.page[v].frame].folio)
+            if whole and not shared:
+                _advise_folio(m, advice, v, 1 << order)
+            if whole or shared or not _split(m, m.page[v].frame):
+                v = stop
+                continue
+        if m.block[b].pmd != PMD_TABLE:
+            v = stop
+            continue
+        while v < stop:
+            if m.pte[v].kind != ANON:
+                if m.pte[v].kind == SWAP and advice == FREE:
+                    clear_swap_entry(m, v)
+                v += 1
+                continue
+            frame = m.page[v].frame
+            f = m.frame[frame].folio
+            if f < 0:
+                if m.frame[frame].mapcount == 1:
+                    _advise_folio(m, advice, v, 1)
+                v += 1
+                continue
+            n = folio_pte_batch(m, v, stop)
+            if n == 1 << m.folio[f].order:
+                if m.folio[f].mapcount == n:
+                    _advise_folio(m, advice, v, n)
+            elif not folio_likely_mapped_shared(m, f) and _split(m, frame):
+                continue
+            v += n

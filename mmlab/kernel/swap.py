@@ -1,0 +1,193 @@
+"""Swap slots, and reclaim of the folios that an advice names (mm/swapfile.c, mm/vmscan.c; thp-split 3.10).
+
+A SWAP entry has -2 - slot in place of its frame; a small page in the swap cache has -2 - slot in place of its folio.
+The swap cache's reference is the `cache` of the slot, not a pin (thp-split H5).
+"""
+
+from mmlab.kernel.compile import compiled
+from mmlab.kernel.folio import folio_get, folio_put, folio_remove_rmap_ptes, free_folio, put_frame
+from mmlab.kernel.huge_memory import split_huge_page, split_huge_pmd
+from mmlab.kernel.state import (
+    ANON,
+    CALLER_OTHER,
+    DIRTY,
+    EXCLUSIVE,
+    KSM,
+    LAZY,
+    NONE,
+    PG_DIRTY,
+    PMD_HUGE,
+    PMD_TABLE,
+    SWAP,
+)
+
+__all__ = ["shrink_folio", "swap_duplicate", "swap_free"]
+
+
+@compiled
+def _free_slots(m):
+    """Slots that are left; the first page of a swap area is its header."""
+    size = m.state[0].swap_mib * 256
+    return size - 1 - m.state[0].swap_used if size > 0 else 0
+
+
+@compiled
+def _alloc_slot(m):
+    s = m.state[0]
+    slot = s.free_slot
+    if slot >= 0:
+        s.free_slot = m.swap[slot].cache
+    else:
+        slot = s.top_slot
+        s.top_slot += 1
+    m.swap[slot].count = 0
+    m.swap[slot].cache = -1
+    s.swap_used += 1
+    return slot
+
+
+@compiled
+def swap_duplicate(m, slot):
+    """One more entry refers to the slot."""
+    m.swap[slot].count += 1
+    m.stat[0].swap_entries += 1
+
+
+@compiled
+def swap_free(m, slot):
+    """One entry less; with the last one the slot is free and its page leaves the swap cache."""
+    s = m.state[0]
+    m.stat[0].swap_entries -= 1
+    m.swap[slot].count -= 1
+    if m.swap[slot].count > 0:
+        return
+    frame = m.swap[slot].cache
+    if frame >= 0:
+        m.frame[frame].folio = -1
+        put_frame(m, frame)
+    m.swap[slot].cache = s.free_slot
+    s.free_slot = slot
+    s.swap_used -= 1
+
+
+@compiled
+def _swap_out(m, v, slot):
+    """The entry at v refers to the slot from now on (`try_to_unmap_one`)."""
+    m.pte[v].kind = SWAP
+    m.pte[v].bits &= EXCLUSIVE
+    m.page[v].frame = -2 - slot
+    m.stat[0].anon_pages -= 1
+    swap_duplicate(m, slot)
+
+
+@compiled
+def _found_by_rmap(m, v, frame):
+    """Whether reverse mapping finds this entry of a KSM page: by an item of the page's node at this address in this
+    process or one that it was forked from (`rmap_walk_ksm`, ksm-merge M14)."""
+    node = m.frame[frame].node
+    if node < 0:
+        return False
+    mm = m.block[v >> m.state[0].hpage_order].mm
+    w = m.node[node].first
+    while w >= 0:
+        other = m.block[w >> m.state[0].hpage_order].mm
+        if m.mm[other].family == m.mm[mm].family and w - m.mm[other].base == v - m.mm[mm].base:
+            return True
+        w = m.page[w].left
+    return False
+
+
+@compiled
+def _shrink_page(m, v):
+    """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`)."""
+    frame = m.page[v].frame
+    if m.frame[frame].flags & LAZY:  # W6
+        if m.pte[v].bits & DIRTY or m.frame[frame].flags & PG_DIRTY:
+            m.frame[frame].flags = m.frame[frame].flags & ~LAZY | PG_DIRTY
+            return
+        m.pte[v].kind = NONE
+        m.page[v].frame = -1
+        m.stat[0].anon_pages -= 1
+        folio_remove_rmap_ptes(m, frame, 1)
+        return
+    ksm = m.frame[frame].flags & KSM
+    if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
+        return
+    slot = -2 - m.frame[frame].folio
+    write = True
+    if slot >= 0:
+        write = (m.pte[v].bits & DIRTY) != 0 or (m.frame[frame].flags & PG_DIRTY) != 0
+    else:
+        if _free_slots(m) < 1:
+            return
+        slot = _alloc_slot(m)
+    if write:
+        m.swap[slot].zero = m.page[v].key == 0
+        if not m.swap[slot].zero:  # W4
+            m.stat[0].pswpout += 1
+    if ksm:
+        m.stat[0].ksm_entries -= 1
+    _swap_out(m, v, slot)
+    m.swap[slot].cache = -1
+    m.frame[frame].folio = -1
+    folio_remove_rmap_ptes(m, frame, 1)
+
+
+@compiled
+def _discard_folio(m, f, v):
+    """A lazy large folio mapped from v on goes, entry by entry, unless it was written to (W6)."""
+    head, n = m.folio[f].head, 1 << m.folio[f].order
+    for i in range(n):
+        if m.pte[v + i].bits & DIRTY or m.frame[head].flags & PG_DIRTY:
+            m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
+            return
+        m.pte[v + i].kind = NONE
+        m.page[v + i].frame = -1
+        m.stat[0].anon_pages -= 1
+        folio_remove_rmap_ptes(m, head + i, 1)
+
+
+@compiled
+def shrink_folio(m, v):
+    """Reclaim the folio whose first page v maps; it is wholly mapped from there on, by nothing else.
+
+    A huge page goes out whole (W2), or without a contiguous run of slots it is split first and goes page by page
+    (thp-split 3.6). Slots are contiguous as long as enough of them are free: fragmentation is not modelled.
+    """
+    f = m.frame[m.page[v].frame].folio
+    if f < 0:
+        _shrink_page(m, v)
+        return
+    if m.folio[f].pins > 0:
+        return
+    head, n = m.folio[f].head, 1 << m.folio[f].order
+    b = v >> m.state[0].hpage_order
+    if m.frame[head].flags & LAZY:
+        split_huge_pmd(m, b)
+        _discard_folio(m, f, v)
+        return
+    if _free_slots(m) < n:
+        folio_get(m, head)
+        split = split_huge_page(m, head, CALLER_OTHER)
+        folio_put(m, head)
+        if split:
+            if n == 1 << m.state[0].hpage_order:
+                m.stat[0].thp_swpout_fallback += 1
+            for w in range(v, v + n):
+                if m.pte[w].kind == ANON:
+                    _shrink_page(m, w)
+        return
+    if m.block[b].pmd == PMD_HUGE:
+        m.block[b].pmd = PMD_TABLE
+        m.stat[0].huge_pmds -= 1
+        m.stat[0].thp_split_pmd += 1
+    zero = True
+    for w in range(v, v + n):
+        zero = zero and m.page[w].key == 0
+    for w in range(v, v + n):
+        slot = _alloc_slot(m)
+        m.swap[slot].zero = zero
+        _swap_out(m, w, slot)
+    if not zero:
+        m.stat[0].pswpout += n
+    free_folio(m, f)
