@@ -1,4 +1,4 @@
-"""What ksmd's steps cost, in ns of its CPU time.
+"""What ksmd's and khugepaged's steps cost, in ns of their CPU time.
 
 The model counts steps (`mmlab.kernel.state`); a cost set turns them into simulated time. Costs never change what
 happens, only when: the order of batches and events stays the same unless an event is tied to seconds.
@@ -27,12 +27,15 @@ STEPS: dict[str, str] = {
     "remap": "… and that page remapped to the shared zeropage",
     "end_of_pass": "end of a full scan, LRU drain of the next",
     "wake_up": "begin of a batch",
+    "khugepaged_pte": "khugepaged looks at an entry",
+    "khugepaged_copy": "… and copies or clears a page of a collapse",
 }
 """Step names in the order of the model's counters, and what each is."""
 
 COST_SETS: dict[str, dict[str, int]] = {
     # Linux 6.18.44, 2-core AMD EPYC virtual machine, ksmd's schedstat over recorded batches; single batches scatter
-    # by 25 %. skip is estimated: a visit without its checksum.
+    # by 25 %. skip is estimated: a visit without its checksum; so are
+    # khugepaged's.
     "epyc-6.18": {
         "visit": 1000,
         "visit_thp": 770,
@@ -46,6 +49,8 @@ COST_SETS: dict[str, dict[str, int]] = {
         "remap": 500,
         "end_of_pass": 32_000,
         "wake_up": 3_000,
+        "khugepaged_pte": 10,
+        "khugepaged_copy": 500,
     },
     "free": dict.fromkeys(STEPS, 0),
 }

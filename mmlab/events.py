@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmlab.kernel import ksm, memory
+from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
+from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.state import CALLER_OTHER
 from mmlab.scenario import Event
 from mmlab.variants import resolve
@@ -41,6 +43,18 @@ def _split_all(s: Simulation, _: Event) -> int:
 
 def _shrink(s: Simulation, e: Event) -> int:
     deferred_split_scan(s.m, e.count)
+    return 0
+
+
+def _khugepaged(s: Simulation, e: Event) -> int:
+    for _ in range(e.full_scans or 0):
+        khugepaged_full_scan(s.m)
+    return 0
+
+
+def _compact(s: Simulation, _: Event) -> int:
+    """Compaction moves small pages only; nothing that is counted changes (thp-split G1)."""
+    mlock_drain(s.m)
     return 0
 
 
@@ -100,6 +114,8 @@ OPS: dict[str, Callable[[Simulation, Event], int]] = {
     "split": _split,
     "split_all": _split_all,
     "shrink": _shrink,
+    "khugepaged": _khugepaged,
+    "compact": _compact,
     "sleep": _sleep,
     "mprotect": _mprotect,
     "fork": _fork,
@@ -108,7 +124,18 @@ OPS: dict[str, Callable[[Simulation, Event], int]] = {
     **{
         name: _advice(name)
         for name in (
-            *("dontneed", "free", "cold", "pageout", "munmap", "mergeable", "unmergeable", "mlock", "munlock"),
+            *(
+                "dontneed",
+                "free",
+                "cold",
+                "pageout",
+                "collapse",
+                "munmap",
+                "mergeable",
+                "unmergeable",
+                "mlock",
+                "munlock",
+            ),
             *("hugepage", "nohugepage"),
         )
     },

@@ -18,7 +18,7 @@ from mmlab.costs import cost_table
 from mmlab.errors import UserError
 from mmlab.events import OPS
 from mmlab.kernel import ksm, memory
-from mmlab.kernel.folio import mlock_drain
+from mmlab.kernel.folio import lru_add_drain, mlock_drain
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.kernel.state import (
     ADVISOR_MODES,
@@ -313,6 +313,7 @@ class Simulation:
             gone = "process" in EVENT_FIELDS[e.op] and self.m.mm[e.process + 1]["exited"]
             self.results[i] = errno.ESRCH if gone else OPS[e.op](self, e)
             mlock_drain(self.m)
+            lru_add_drain(self.m)
             self.spaces.publish()
             stat = self.m.stat[0]
             stat["rank"] += 1

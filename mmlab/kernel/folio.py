@@ -8,7 +8,8 @@ from mmlab.kernel.state import (
     ANON,
     FREE,
     KSM,
-    MLOCK_BATCH,
+    NO_LRU,
+    PAGEVEC_SIZE,
 )
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "alloc_frame",
     "deferred_split_folio",
     "folio_get",
+    "folio_likely_mapped_shared",
     "folio_pte_batch",
     "folio_put",
     "folio_remove_rmap_pmd",
@@ -23,6 +25,8 @@ __all__ = [
     "folio_unqueue_deferred_split",
     "free_folio",
     "list_move_tail",
+    "lru_add",
+    "lru_add_drain",
     "mlock_drain",
     "mlock_folio",
     "put_frame",
@@ -178,6 +182,15 @@ def folio_pte_batch(m, v, end):
     return n
 
 
+@compiled
+def folio_likely_mapped_shared(m, f):
+    """The kernel's guess at whether a large folio has several owners (thp-split W5)."""
+    mapcount = m.folio[f].mapcount
+    if mapcount <= 1:
+        return False
+    return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
+
+
 # --- reverse map ----------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +294,7 @@ def folio_unqueue_deferred_split(m, f):
     m.stat[0].deferred_queue_len -= 1
 
 
-# --- the CPU's batch of mlock work ----------------------------------------------------------------------------------
+# --- the CPU's batches ----------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -291,7 +304,7 @@ def mlock_folio(m, frame):
     m.frame[frame].pins += 1
     m.mlock[s.mlock_len] = frame
     s.mlock_len += 1
-    if s.mlock_len == MLOCK_BATCH:
+    if s.mlock_len == PAGEVEC_SIZE:
         mlock_drain(m)
 
 
@@ -301,3 +314,24 @@ def mlock_drain(m):
         m.frame[m.mlock[i]].pins -= 1
         put_frame(m, m.mlock[i])
     m.state[0].mlock_len = 0
+
+
+@compiled
+def lru_add(m, frame):
+    """Put an order-0 page into the CPU's batch on its way back to an LRU list; it holds a reference (khugepaged K8)."""
+    s = m.state[0]
+    m.frame[frame].pins += 1
+    m.frame[frame].flags |= NO_LRU
+    m.lru[s.lru_len] = frame
+    s.lru_len += 1
+    if s.lru_len == PAGEVEC_SIZE:
+        lru_add_drain(m)
+
+
+@entry
+def lru_add_drain(m):
+    for i in range(m.state[0].lru_len):
+        m.frame[m.lru[i]].pins -= 1
+        m.frame[m.lru[i]].flags &= ~NO_LRU
+        put_frame(m, m.lru[i])
+    m.state[0].lru_len = 0

@@ -19,6 +19,7 @@ from mmlab.kernel.state import (
     DIRTY,
     LAZY,
     MLOCKED,
+    OLD,
     PG_DIRTY,
     PMD_HUGE,
     PMD_HUGE_ZP,
@@ -50,11 +51,12 @@ def split_huge_pmd(m, b):
             if m.frame[i].mapcount == 0:
                 m.folio[f].nr_mapped += 1
             m.frame[i].mapcount += 1
-        dirty = 0
+        dirty, old = 0, OLD
         for v in range(first, first + n):
             dirty |= m.pte[v].bits & DIRTY
-        for v in range(first, first + n):  # the PMD had one dirty bit for all
-            m.pte[v].bits |= dirty
+            old &= m.pte[v].bits
+        for v in range(first, first + n):  # the PMD had one dirty and one accessed bit for all
+            m.pte[v].bits = m.pte[v].bits & ~OLD | dirty | old
         m.folio[f].mapcount += n - 1
         m.folio[f].entire -= 1
         m.stat[0].huge_pmds -= 1

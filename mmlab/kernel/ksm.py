@@ -6,6 +6,7 @@ from mmlab.kernel.compile import compiled, entry, inlined, trailing_zeros
 from mmlab.kernel.folio import (
     folio_get,
     folio_put,
+    lru_add_drain,
     mlock_drain,
     mlock_folio,
     put_frame,
@@ -30,6 +31,7 @@ from mmlab.kernel.state import (
     MERGE,
     MERGE_ZERO,
     NODE,
+    NR_KSMD_STEPS,
     PASS_OVER,
     PG_DIRTY,
     SETTLED,
@@ -671,6 +673,7 @@ def scan_get_next_rmap_item(m):
         return -1
     if s.cursor_mm == 0:  # S10
         mlock_drain(m)
+        lru_add_drain(m)
         s.unstable_root = -1
         s.unmerged = 0
         s.cursor_mm = m.mm[0].next
@@ -835,7 +838,7 @@ def ksmd_cpu_ns(m):
     """CPU time of all that ksmd has done so far, ns."""
     m.steps[SKIP] = m.stat[0].pages_skipped
     total = 0
-    for i in range(len(m.steps)):
+    for i in range(NR_KSMD_STEPS):
         total += m.steps[i] * m.costs[i]
     return total
 

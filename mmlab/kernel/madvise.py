@@ -1,7 +1,7 @@
 """The advices that look at folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
 from mmlab.kernel.compile import compiled, entry
-from mmlab.kernel.folio import folio_get, folio_pte_batch, folio_put
+from mmlab.kernel.folio import folio_get, folio_likely_mapped_shared, folio_pte_batch, folio_put
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.memory import clear_swap_entry
 from mmlab.kernel.state import (
@@ -9,6 +9,7 @@ from mmlab.kernel.state import (
     CALLER_OTHER,
     DIRTY,
     LAZY,
+    OLD,
     PG_DIRTY,
     PMD_HUGE,
     PMD_TABLE,
@@ -19,15 +20,6 @@ from mmlab.kernel.swap import shrink_folio
 __all__ = ["COLD", "FREE", "PAGEOUT", "madvise_folios"]
 
 COLD, PAGEOUT, FREE = range(3)
-
-
-@compiled
-def folio_likely_mapped_shared(m, f):
-    """The kernel's guess at whether a large folio has several owners (thp-split W5)."""
-    mapcount = m.folio[f].mapcount
-    if mapcount <= 1:
-        return False
-    return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
 
 
 @compiled
@@ -43,7 +35,7 @@ def _mark_lazy(m, v, n):
     """MADV_FREE of one folio: clean and lazy from now on (W6)."""
     head = m.page[v].frame
     for w in range(v, v + n):
-        m.pte[w].bits &= ~DIRTY
+        m.pte[w].bits = m.pte[w].bits & ~DIRTY | OLD
     m.frame[head].flags = m.frame[head].flags & ~PG_DIRTY | LAZY
 
 
@@ -53,6 +45,9 @@ def _advise_folio(m, advice, v, n):
         shrink_folio(m, v)
     elif advice == FREE:
         _mark_lazy(m, v, n)
+    else:
+        for w in range(v, v + n):
+            m.pte[w].bits |= OLD
 
 
 @entry

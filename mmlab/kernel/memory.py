@@ -23,10 +23,12 @@ from mmlab.kernel.state import (
     KSM,
     KSM_PAGE,
     NONE,
+    OLD,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_NONE,
     PMD_TABLE,
+    READ_ONLY,
     SWAP,
     VM_HUGEPAGE,
     VM_LOCKED,
@@ -48,6 +50,12 @@ __all__ = [
     "write_pages",
     "zap_page_range",
 ]
+
+
+@compiled
+def pte_writable(m, v):
+    """Whether a write to v causes no fault (khugepaged K9)."""
+    return m.pte[v].bits & (EXCLUSIVE | READ_ONLY) == EXCLUSIVE and m.pte[v].vm & VM_WRITE != 0
 
 
 @compiled
@@ -116,7 +124,7 @@ def _region_index(m, v):
 
 
 @compiled
-def _unmap_zeropage(m, v):
+def unmap_zeropage(m, v):
     m.stat[0].zeropage_entries -= 1
     if m.pte[v].kind == ZP_KSM:
         m.stat[0].ksm_zero_pages -= 1
@@ -199,13 +207,13 @@ def _write_fault(m, v):
             return
         split_huge_pmd(m, b)
     if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-        _unmap_zeropage(m, v)
+        unmap_zeropage(m, v)
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == SWAP:
         do_swap_page(m, v)
     if m.pte[v].bits & EXCLUSIVE:
-        m.pte[v].bits |= DIRTY
+        m.pte[v].bits = DIRTY | EXCLUSIVE
         return
     frame = m.page[v].frame
     f = m.frame[frame].folio
@@ -228,6 +236,7 @@ def _read_fault(m, v):
     if m.pte[v].kind == SWAP:
         do_swap_page(m, v)
     if m.pte[v].kind != NONE:
+        m.pte[v].bits &= ~OLD
         return
     b = v >> m.state[0].hpage_order
     n = 1 << m.state[0].hpage_order
@@ -318,7 +327,7 @@ def zap_page_range(m, first, end):
         while v < stop:
             if m.pte[v].kind != ANON:
                 if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-                    _unmap_zeropage(m, v)
+                    unmap_zeropage(m, v)
                 elif m.pte[v].kind == SWAP:
                     clear_swap_entry(m, v)
                 m.pte[v].kind = NONE
@@ -383,14 +392,14 @@ def copy_page_range(m, src, dst, pages):
 def break_ksm(m, v):
     """Unshare one address: a KSM page or a zeropage placed by ksmd becomes a page of its own (ksm-merge B1)."""
     if m.pte[v].kind == ZP_KSM:
-        _unmap_zeropage(m, v)
-        map_new_page(m, v, EXCLUSIVE)
+        unmap_zeropage(m, v)
+        map_new_page(m, v, EXCLUSIVE | READ_ONLY)
     elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
         old = m.page[v].frame
         locked = m.pte[v].vm & VM_LOCKED
         if locked:
             folio_get(m, old)
-        wp_page_copy(m, v, EXCLUSIVE)
+        wp_page_copy(m, v, EXCLUSIVE | READ_ONLY)
         if locked:  # M15: the copy, then the old page
             mlock_folio(m, m.page[v].frame)
             mlock_folio(m, old)

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import split_huge_pmd
+from mmlab.kernel.khugepaged import collapse_range
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
 from mmlab.kernel.madvise import COLD, FREE, PAGEOUT, madvise_folios
 from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
@@ -78,6 +79,7 @@ class AddressSpaces:
         table = np.array([(family, base, start, end, vm) for family, start, _, base, end, vm in rows], vma_t)
         self.m.vma = table
         for i, vmas in enumerate(self.vmas):
+            self.m.mm[i + 1]["khugepaged"] |= any(v.vm & VM_HUGEPAGE for v in vmas)
             self.m.mm[i + 1]["mergeable"] = sum(v.end - v.start for v in vmas if v.vm & VM_MERGEABLE)
 
     def _in_range(self, process: int, start: int, end: int) -> Iterator[Vma]:
@@ -221,6 +223,17 @@ class AddressSpaces:
     def free(self, process: int, start: int, end: int) -> int:
         """MADV_FREE (thp-split W6)"""
         return self._advise_folios(FREE, process, start, end)
+
+    def collapse(self, process: int, start: int, end: int) -> int:
+        """MADV_COLLAPSE: VMA by VMA, up to one in which a range fails (khugepaged K11)."""
+        base, size = self._base(process), 1 << int(self.m.state[0]["hpage_order"])
+
+        def visit(v: Vma, a: int, b: int) -> int:
+            if not v.vm & VM_HUGEPAGE or -(-v.start // size) * size + size > v.end or -(-a // size) > b // size:
+                return errno.EINVAL
+            return int(collapse_range(self.m, base + a, base + b))
+
+        return self._walk(process, start, end, visit, holes=True)
 
     def munmap(self, process: int, start: int, end: int) -> int:
         """munmap: VMA by VMA (thp-split H11)."""

@@ -16,9 +16,17 @@ __all__ = ["Machine", "machine"]
 
 # --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
-NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP = 0, 1, 2, 3, 4, 5
-DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry; "writable" is EXCLUSIVE in a writable VMA
-VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE = 1, 2, 4, 8, 16  # flags of the VMA that holds the page
+NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP, POISON = range(7)
+DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry; an exclusive page's one in a writable VMA is writable…
+READ_ONLY, OLD = 8, 16  # … unless it was given back by break_ksm and not written yet; not accessed since MADV_COLD
+VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # flags of the VMA that holds the page
 ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
 
 pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the small fields of its rmap_item
@@ -52,6 +60,7 @@ block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 
 # --- physical memory ------------------------------------------------------------------------------------------------
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
+LOCKED, NO_LRU = 64, 128  # of a small page: locked by a collapse; in the CPU's batch, not on an LRU list
 LAZY, PG_DIRTY = 16, 32  # … of its folio, kept in the first frame: by MADV_FREE; dirty whatever the entries say
 frame_t = np.dtype(
     [
@@ -120,6 +129,7 @@ mm_t = np.dtype(
         ("merging_pages", np.int32),
         ("zero_pages", np.int32),
         ("mergeable", np.int32),  # pages in VMAs with VM_MERGEABLE
+        ("khugepaged", np.uint8),  # khugepaged knows it (khugepaged K2)
     ],
     align=True,
 )
@@ -149,7 +159,7 @@ state_t = np.dtype(
             *"""
             early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
-            queue_first queue_last mlock_len
+            queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
             """.split(),
         ]
     ]
@@ -182,7 +192,7 @@ mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio
     [(name, np.int64) for name in ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")]
 )
 
-# What ksmd does in a batch, counted for its CPU time; mmlab.costs says what each costs
+# What ksmd and khugepaged do, counted for their CPU time; mmlab.costs says what each costs
 (
     VISIT,
     VISIT_THP,
@@ -196,11 +206,13 @@ mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio
     REMAP,
     END_OF_PASS,
     WAKE_UP,
-) = range(12)
-NR_STEPS = 12
+    KHUGEPAGED_PTE,
+    KHUGEPAGED_COPY,
+) = range(14)
+NR_KSMD_STEPS, NR_STEPS = 12, 14
 
-MLOCK_BATCH = 31
-"""Entries of a CPU's batch of mlock work (ksm-merge M15)."""
+PAGEVEC_SIZE = 31
+"""Entries of a CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)."""
 
 
 class Machine(Tables):
@@ -237,6 +249,8 @@ class Machine(Tables):
     """the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused"""
     mlock: Annotated[np.ndarray, np.dtype(np.int32)]
     """frames in the CPU's batch of mlock work"""
+    lru: Annotated[np.ndarray, np.dtype(np.int32)]
+    """frames in the CPU's batch of pages on their way to an LRU list"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
 
@@ -263,7 +277,8 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
         steps=NR_STEPS,
         costs=NR_STEPS,
         remap=32,
-        mlock=MLOCK_BATCH,
+        mlock=PAGEVEC_SIZE,
+        lru=PAGEVEC_SIZE,
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order

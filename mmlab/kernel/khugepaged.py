@@ -1,0 +1,334 @@
+"""Collapse of small pages into a huge page, by khugepaged and by MADV_COLLAPSE (mm/khugepaged.c; khugepaged.md)."""
+
+import numpy as np
+
+from mmlab.kernel.compile import compiled, entry
+from mmlab.kernel.folio import (
+    folio_likely_mapped_shared,
+    folio_remove_rmap_ptes,
+    lru_add,
+    lru_add_drain,
+    mlock_drain,
+)
+from mmlab.kernel.memory import do_swap_page, map_huge_page, pte_writable, unmap_zeropage
+from mmlab.kernel.state import (
+    ANON,
+    KHUGEPAGED_COPY,
+    KHUGEPAGED_PTE,
+    KSM,
+    LOCKED,
+    NO_LRU,
+    NONE,
+    NR_KSMD_STEPS,
+    OLD,
+    PMD_NONE,
+    PMD_TABLE,
+    POISON,
+    SWAP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_UFFD,
+    ZP_CLEAN,
+    ZP_KSM,
+)
+
+__all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
+
+(
+    SCAN_SUCCEED,
+    SCAN_PMD_MAPPED,
+    SCAN_PMD_NULL,
+    SCAN_EXCEED_NONE_PTE,
+    SCAN_EXCEED_SWAP_PTE,
+    SCAN_EXCEED_SHARED_PTE,
+    SCAN_PAGE_RO,
+    SCAN_LACK_REFERENCED_PAGE,
+    SCAN_PAGE_COUNT,
+    SCAN_PAGE_LRU,
+    SCAN_PAGE_LOCK,
+    SCAN_PAGE_NULL,
+) = range(12)
+EBUSY, EAGAIN, EINVAL = 16, 11, 22
+
+
+@compiled
+def _is_shared(m, frame):
+    f = m.frame[frame].folio
+    return folio_likely_mapped_shared(m, f) if f >= 0 else m.frame[frame].mapcount > 1
+
+
+@compiled
+def _pinned(m, frame):
+    f = m.frame[frame].folio
+    return (m.folio[f].pins if f >= 0 else m.frame[frame].pins) > 0
+
+
+@compiled
+def _too_many(m, reason):
+    """A limit is exceeded: count the event that tells which (khugepaged K4)."""
+    if reason == SCAN_EXCEED_NONE_PTE:
+        m.stat[0].thp_scan_exceed_none_pte += 1
+    elif reason == SCAN_EXCEED_SWAP_PTE:
+        m.stat[0].thp_scan_exceed_swap_pte += 1
+    else:
+        m.stat[0].thp_scan_exceed_share_pte += 1
+    return reason
+
+
+@compiled
+def _judge(m, khugepaged, writable, referenced, unmapped):
+    """What is asked of the range as a whole (K4): 6.12 wants a writable entry, khugepaged young ones."""
+    if not writable and m.state[0].kernel < 618:
+        return SCAN_PAGE_RO
+    if khugepaged and (referenced == 0 or (unmapped > 0 and referenced < (1 << m.state[0].hpage_order) // 2)):
+        return SCAN_LACK_REFERENCED_PAGE
+    return SCAN_SUCCEED
+
+
+@compiled
+def hpage_collapse_scan_pmd(m, b, khugepaged):
+    """Walk the entries of block b and give up at the first that forbids a collapse; then try it (K4)."""
+    s = m.state[0]
+    if m.block[b].pmd == PMD_NONE:
+        return SCAN_PMD_NULL
+    if m.block[b].pmd != PMD_TABLE:
+        return SCAN_PMD_MAPPED
+    n = 1 << s.hpage_order
+    none = shared = unmapped = referenced = 0
+    writable = False
+    for v in range(b * n, b * n + n):
+        m.steps[KHUGEPAGED_PTE] += 1
+        kind = m.pte[v].kind
+        if kind == SWAP:
+            unmapped += 1
+            if khugepaged and unmapped > s.max_ptes_swap:
+                return _too_many(m, SCAN_EXCEED_SWAP_PTE)
+            continue
+        if kind in (NONE, ZP_CLEAN, ZP_KSM):
+            none += 1
+            if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
+                return _too_many(m, SCAN_EXCEED_NONE_PTE)
+            continue
+        if kind == POISON:
+            return SCAN_PAGE_NULL
+        frame = m.page[v].frame
+        if pte_writable(m, v):
+            writable = True
+        if _is_shared(m, frame):
+            shared += 1
+            if khugepaged and shared > s.max_ptes_shared:
+                return _too_many(m, SCAN_EXCEED_SHARED_PTE)
+        if m.frame[frame].flags & NO_LRU:
+            return SCAN_PAGE_LRU
+        if _pinned(m, frame):
+            return SCAN_PAGE_COUNT
+        if not m.pte[v].bits & OLD:
+            referenced += 1
+    result = _judge(m, khugepaged, writable, referenced, unmapped)
+    if result != SCAN_SUCCEED:
+        return result
+    return collapse_huge_page(m, b, khugepaged, unmapped)
+
+
+@compiled
+def _isolate(m, b, khugepaged):
+    """Lock and isolate every page in address order (K8); a KSM page met a second time is locked already.
+
+    `__collapse_huge_page_isolate`. After a failure the pages return through the CPU's LRU batch, last first.
+    """
+    s = m.state[0]
+    n = 1 << s.hpage_order
+    none = shared = referenced = 0
+    writable = False
+    result = SCAN_SUCCEED
+    v = b * n
+    while v < b * n + n:
+        kind = m.pte[v].kind
+        if kind in (NONE, ZP_CLEAN, ZP_KSM):
+            none += 1
+            if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
+                result = _too_many(m, SCAN_EXCEED_NONE_PTE)
+                break
+            v += 1
+            continue
+        frame = m.page[v].frame
+        if _is_shared(m, frame):
+            shared += 1
+            if khugepaged and shared > s.max_ptes_shared:
+                result = _too_many(m, SCAN_EXCEED_SHARED_PTE)
+                break
+        if m.frame[frame].folio < 0:
+            if m.frame[frame].flags & LOCKED:
+                result = SCAN_PAGE_LOCK
+                break
+            m.frame[frame].flags |= LOCKED
+        if not m.pte[v].bits & OLD:
+            referenced += 1
+        writable = writable or pte_writable(m, v)
+        v += 1
+    if result == SCAN_SUCCEED:
+        result = _judge(m, khugepaged, writable, referenced, 0)
+    large = False
+    for w in range(v - 1, b * n - 1, -1):
+        if m.pte[w].kind == ANON:
+            frame = m.page[w].frame
+            m.frame[frame].flags &= ~LOCKED
+            large = large or m.frame[frame].folio >= 0
+            if result != SCAN_SUCCEED and m.frame[frame].folio < 0:
+                lru_add(m, frame)
+    if result != SCAN_SUCCEED and large:
+        lru_add_drain(m)
+    return result
+
+
+@compiled
+def collapse_huge_page(m, b, khugepaged, unmapped):
+    """Replace the entries of block b by one huge page with the same content (K6, K10)."""
+    n = 1 << m.state[0].hpage_order
+    m.stat[0].thp_collapse_alloc += 1
+    if unmapped > 0:
+        for v in range(b * n, b * n + n):
+            if m.pte[v].kind == SWAP:
+                do_swap_page(m, v)
+        lru_add_drain(m)
+    result = _isolate(m, b, khugepaged)
+    if result != SCAN_SUCCEED:
+        return result
+    for v in range(b * n, b * n + n):
+        m.steps[KHUGEPAGED_COPY] += 1
+        if m.pte[v].kind == ANON:
+            frame = m.page[v].frame
+            if m.frame[frame].flags & KSM:
+                m.stat[0].ksm_entries -= 1
+            m.pte[v].kind = NONE
+            m.stat[0].anon_pages -= 1
+            folio_remove_rmap_ptes(m, frame, 1)
+        else:
+            if m.pte[v].kind != NONE:
+                unmap_zeropage(m, v)
+            m.page[v].key = 0
+    map_huge_page(m, b, b * n - m.mm[m.block[b].mm].base)
+    if not m.pte[b * n].vm & VM_LOCKED:
+        lru_add_drain(m)  # a large folio empties the batch that it is put into
+    return SCAN_SUCCEED
+
+
+# --- MADV_COLLAPSE --------------------------------------------------------------------------------------------------
+
+
+@entry
+def collapse_range(m, first, end):
+    """MADV_COLLAPSE of the whole blocks of [first, end), which lies in one VMA: 0, or the errno (K7, K8, K11).
+
+    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one that is armed by
+    userfaultfd.
+    """
+    order = m.state[0].hpage_order
+    mlock_drain(m)
+    lru_add_drain(m)
+    start, stop = (first + (1 << order) - 1) >> order, end >> order
+    done = 0
+    error = np.int64(EINVAL)
+    for b in range(start, stop):
+        result = hpage_collapse_scan_pmd(m, b, False)
+        if result in (SCAN_SUCCEED, SCAN_PMD_MAPPED):
+            done += 1
+        elif result == SCAN_EXCEED_NONE_PTE:
+            error = EBUSY
+            break
+        elif result in (SCAN_PAGE_LRU, SCAN_PAGE_COUNT, SCAN_PAGE_LOCK):
+            error = EAGAIN
+        else:
+            error = EINVAL
+    return 0 if done == stop - start else error
+
+
+# --- khugepaged -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _next_mm(m, mm):
+    """The next process after `mm` that khugepaged knows; 0: none."""
+    for other in range(mm + 1, len(m.mm)):
+        if m.mm[other].khugepaged and not m.mm[other].exited:
+            return other
+    return 0
+
+
+@compiled
+def khugepaged_scan_mm_slot(m, pages):
+    """Go on in one process from the cursor, up to a collapse that was tried, the budget or its end; returns what it
+    cost (K1): a block costs its pages, a process and an area passed over cost 1."""
+    s = m.state[0]
+    n = 1 << s.hpage_order
+    if s.khugepaged_mm == 0:
+        s.khugepaged_mm = _next_mm(m, 0)
+        s.khugepaged_address = 0
+    mm = s.khugepaged_mm
+    base = m.mm[mm].base
+    progress = 1
+    if not m.mm[mm].exited:
+        for i in range(len(m.vma)):
+            if m.vma[i].base != base:
+                continue
+            start, end = (m.vma[i].start + n - 1) // n * n, m.vma[i].end // n * n
+            if m.vma[i].end <= s.khugepaged_address:
+                continue
+            if not m.vma[i].vm & VM_HUGEPAGE or s.khugepaged_address > end:
+                progress += 1
+                continue
+            s.khugepaged_address = max(s.khugepaged_address, start)
+            while s.khugepaged_address < end:
+                tried = m.stat[0].thp_collapse_alloc
+                result = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
+                if result == SCAN_SUCCEED:
+                    m.stat[0].pages_collapsed += 1
+                s.khugepaged_address += n
+                progress += n
+                if m.stat[0].thp_collapse_alloc != tried or progress >= pages:
+                    return progress
+    s.khugepaged_mm = _next_mm(m, mm)
+    s.khugepaged_address = 0
+    if s.khugepaged_mm == 0:
+        m.stat[0].khugepaged_full_scans += 1
+    return progress
+
+
+@entry
+def khugepaged_do_scan(m):
+    """One burst of khugepaged (K1); returns its CPU time in ns."""
+    cpu = khugepaged_cpu_ns(m)
+    mlock_drain(m)
+    lru_add_drain(m)
+    pages = m.state[0].khugepaged_pages_to_scan
+    progress = passed_head = 0
+    while progress < pages:
+        if m.state[0].khugepaged_mm == 0:
+            passed_head += 1
+        if passed_head == 2 or _next_mm(m, 0) == 0:
+            break
+        progress += khugepaged_scan_mm_slot(m, pages - progress)
+    cpu = khugepaged_cpu_ns(m) - cpu
+    m.stat[0].khugepaged_cpu_ns += cpu
+    return cpu
+
+
+@entry
+def khugepaged_full_scan(m):
+    """One full scan at a stretch, from the first process on (K10)."""
+    mlock_drain(m)
+    lru_add_drain(m)
+    m.state[0].khugepaged_mm = 0
+    if _next_mm(m, 0) != 0:
+        scans = m.stat[0].khugepaged_full_scans
+        while m.stat[0].khugepaged_full_scans == scans:
+            khugepaged_scan_mm_slot(m, 1 << 62)
+
+
+@compiled
+def khugepaged_cpu_ns(m):
+    """CPU time of all that khugepaged has done so far, ns."""
+    total = 0
+    for i in range(NR_KSMD_STEPS, len(m.steps)):
+        total += m.steps[i] * m.costs[i]
+    return total
