@@ -173,7 +173,8 @@ def _jiffies(m, ns):
 def stable_node_dup(m, chain, prune):
     """Choose a dup of the chain, dropping stale ones (ksm-merge T6); -1: the chain was empty and is gone.
 
-    A full walk (`prune`, when `stable_node_chains_prune_millisecs` have passed) dissolves a chain with one dup left.
+    A chain in which the chosen dup is alone dissolves into it, even if that is full. A full walk (`prune`) is made
+    when `stable_node_chains_prune_millisecs` have passed.
     """
     s = m.state[0]
     now = _jiffies(m, m.stat[0].time_ns)
@@ -182,14 +183,12 @@ def stable_node_dup(m, chain, prune):
         prune = now >= m.node[chain].prune_jiffies + wait
         if prune:
             m.node[chain].prune_jiffies = now
-    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and m.node[chain].first >= 0:
-        return m.node[chain].first  # what the walk would come to: nothing to drop, no dup with room
-    found, alive = -1, 0
-    dup = m.node[chain].first
+    found, dup = -1, m.node[chain].first
+    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dup >= 0 and m.node[dup].next >= 0:
+        return dup  # what the walk would come to: nothing to drop, no dup with room
     while dup >= 0:
         following = m.node[dup].next
         if ksm_get_folio(m, dup):
-            alive += 1
             if found < 0 or (
                 is_page_sharing_candidate(m, dup, 0)
                 and (not is_page_sharing_candidate(m, found, 0) or m.node[dup].len > m.node[found].len)
@@ -202,7 +201,7 @@ def stable_node_dup(m, chain, prune):
         s.stable_root = rb_erase(m.node, s.stable_root, chain)
         m.stat[0].stable_node_chains -= 1
         free_stable_node(m, chain)
-    elif prune and alive == 1:
+    elif m.node[chain].first == found and m.node[found].next < 0:
         m.node[found].kind = NODE
         s.stable_root = rb_replace_node(m.node, s.stable_root, chain, found)
         m.stat[0].stable_node_chains -= 1
@@ -253,6 +252,8 @@ def stable_tree_insert(m, key, frame):
         if dup < 0:
             n, parent = s.stable_root, -1
             continue
+        if m.node[dup].kind == NODE:
+            n = dup  # a chain may have dissolved into it
         if key == m.node[n].key:
             break
         parent = n

@@ -20,6 +20,7 @@ from mmlab.kernel.ksm import ksm_enter, ksm_exit
 from mmlab.kernel.madvise import COLD, FREE, PAGEOUT, madvise_folios
 from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
 from mmlab.kernel.state import (
+    READ_ONLY,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_MERGEABLE,
@@ -250,7 +251,9 @@ class AddressSpaces:
         """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
 
         def visit(v: Vma, a: int, b: int) -> int:
-            old = v.vm
+            old, base = v.vm, self._base(process)
+            if prot & 2 and not old & VM_WRITE:
+                self.m.pte["bits"][base + a : base + b] &= ~READ_ONLY & 255  # exclusive pages are writable at once (K9)
             self._change(process, v, a, b, old | VM_WRITE if prot & 2 else old & ~VM_WRITE)
             if old & VM_LOCKED and not old & VM_WRITE and prot & 2:  # a locked VMA is copied at once, not at a fault
                 self._join(process)
