@@ -14,16 +14,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
-ESRCH, ENOMEM, EFAULT, EBUSY, EINVAL = 3, 12, 14, 16, 22
+ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL = 3, 11, 12, 14, 16, 22
 
-# What an entry of a page table can hold beside a `Pte` (README, "PTE states").
+# What an entry of a page table can hold beside a `Pte` and a `Slot` (README, "PTE states").
 ZP_CLEAN, ZP_KSM = "ZP_CLEAN", "ZP_KSM"
 # What a block of a page directory can hold beside a huge-mapped `Folio` and None (thp-split H10).
 TABLE, HUGE_ZP = "TABLE", "HUGE_ZP"
 # The merge target of ksm-merge M3.
 ZEROPAGE = "ZEROPAGE"
 
-MLOCK_BATCH = 31  # entries of the CPU's batch of mlock work (ksm-merge M15)
+BATCH = 31  # pages in a CPU's batch: of mlock work (ksm-merge M15), on their way to the LRU (khugepaged K10)
 ITEM_BYTES, PAGE_BYTES = 64, 4096  # ksm-merge C2
 
 FIELDS = """batch pages_scanned full_scans pages_shared pages_sharing pages_unshared pages_volatile pages_skipped
@@ -42,6 +42,8 @@ KNOBS = {
     "max_page_sharing": 256,
     "shrink_underused": 1,
     "max_ptes_none": 511,
+    "max_ptes_swap": 64,
+    "max_ptes_shared": 256,
     "stable_node_chains_prune_millisecs": 2000,
     "merge_across_nodes": 1,
     "swap_mib": 0,
@@ -228,34 +230,80 @@ class Page:
     @property
     def alive(self) -> bool:
         """Not freed yet: mapped or pinned (ksm-merge T1)."""
-        return bool(self.maps or self.folio.pins or self.folio.pmds)
+        return bool(self.maps or self.folio.held or self.folio.pmds)
 
 
 class Folio:
     """2**order pages allocated as one; `first` is the address of page 0 in every mm that maps it."""
 
-    __slots__ = ("first", "order", "pages", "partially_mapped", "pins", "pmds", "ptes", "queued")
+    __slots__ = (
+        "dirty",
+        "first",
+        "lazy",
+        "order",
+        "pages",
+        "partially_mapped",
+        "pins",
+        "pmds",
+        "ptes",
+        "referenced",
+        "slot",
+    )
 
     def __init__(self, order: int, first: int, page: Page | None = None) -> None:
         self.order, self.first = order, first
         self.pages: list[Page] = [page] if page else [Page(0, self, n) for n in range(1 << order)]
-        self.pmds: set[Mm] = set()  # mms that map it by a huge PMD
+        self.pmds: dict[Mm, Pte] = {}  # the huge PMDs that map it
         self.ptes = 0  # entries that map a page of it
-        self.pins = 0  # references beyond the mappings (thp-split H5)
-        self.partially_mapped = self.queued = False  # thp-split Q1
+        self.pins = 0  # references beyond the mappings and the swap cache (thp-split H5)
+        self.partially_mapped = False  # thp-split Q1
+        self.dirty = False  # the page's own mark, beside those of its entries
+        self.lazy = False  # given up by MADV_FREE (thp-split W6)
+        self.referenced = False  # used, by another mark than those of its entries (khugepaged K4)
+        self.slot: Slot | None = None  # its place in the swap cache (thp-split W7); small folios only
 
     @property
     def mapcount(self) -> int:
         return len(self.pmds) + self.ptes
 
+    @property
+    def held(self) -> bool:
+        return bool(self.pins or self.slot)
+
+    @property
+    def mapped_once(self) -> bool:
+        """By one huge PMD, or by just as many entries as it has pages (thp-split W5)."""
+        return not self.ptes if len(self.pmds) == 1 else self.mapcount == len(self.pages)
+
+    @property
+    def likely_shared(self) -> bool:
+        """thp-split W5."""
+        if self.mapcount <= 1:
+            return False
+        return bool(not self.order or self.pmds or self.ptes > len(self.pages) or len(self.pages[0].maps) > 1)
+
 
 class Pte:
-    """A page-table entry that maps `page`.  Writable entries always map exclusive pages, so no bit says it."""
+    """A page-table entry that maps `page`, or a huge PMD that maps the folio of which `page` is the first.
 
-    __slots__ = ("dirty", "page")
+    A writable entry always maps an exclusive page; an exclusive page may have an entry that is not (khugepaged K9).
+    """
 
-    def __init__(self, page: Page, dirty: bool) -> None:
-        self.page, self.dirty = page, dirty
+    __slots__ = ("dirty", "page", "writable", "young")
+
+    def __init__(self, page: Page, dirty: bool, writable: bool, young: bool = True) -> None:
+        self.page, self.dirty, self.writable, self.young = page, dirty, writable, young
+
+
+class Slot:
+    """A page on the swap device, held by `users` entries; `folio` is its copy in the swap cache (thp-split W7)."""
+
+    __slots__ = ("folio", "key", "users", "zero")
+
+    def __init__(self, key: int, zero: bool) -> None:
+        self.key, self.zero = key, zero  # zero: only noted, not written (W4)
+        self.users = 0
+        self.folio: Folio | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,8 +331,9 @@ class Mm:
         self.pages, self.pages_per_thp = pages, pages_per_thp
         self.vmas: list[Vma] = []
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
-        self.ptes: dict[int, Pte | str] = {}
-        self.anon = self.huge = self.ksm_mapped = self.ksm_zero = 0  # in pages, huge in PMDs
+        self.ptes: dict[int, Pte | Slot | str] = {}
+        self.anon = self.huge = self.ksm_mapped = self.ksm_zero = self.swapped = 0  # in pages, huge in PMDs
+        self.parent: Mm | None = None
         self.exiting = False
         # What ksmd keeps of a registered mm (ksm-scan S21): items in one list, by address; the mm is its head.
         self.registered = False
@@ -312,7 +361,7 @@ class Mm:
             block = self.blocks[address // self.pages_per_thp]
             return "H" if type(block) is Folio else "Y" if block is HUGE_ZP else "N"
         if type(entry) is not Pte:
-            return "Z"
+            return "S" if type(entry) is Slot else "Z"
         return "K" if entry.page.ksm else "h" if entry.page.folio.order else "A"
 
 
@@ -326,10 +375,11 @@ class Memory:
         self.run = 0
         self.vm: collections.Counter[str] = collections.Counter()  # vmstat events
         self.mthp: collections.Counter[tuple[int, str]] = collections.Counter()  # per order (mthp E10)
-        self.queue_len = 0  # folios on the deferred split queue (thp-split Q1)
+        self.queue: dict[Folio, None] = {}  # the deferred split queue, in order (thp-split Q1)
         self.ksm_zero = 0
         self.stamps = 0
         self.mlock_batch: list[Page] = []
+        self.lru_batch: list[Page] = []
         self.mms: list[Mm] = []
         self.seen: collections.Counter[str] = collections.Counter()
 
@@ -354,13 +404,12 @@ class Memory:
         """The folio is freed, or was split into small pages."""
         self.mthp[folio.order, "nr_anon"] -= 1
         self.mthp[folio.order, "nr_anon_partially_mapped"] -= folio.partially_mapped
-        self.queue_len -= folio.queued
-        folio.partially_mapped = folio.queued = False
+        self.queue.pop(folio, None)
+        folio.partially_mapped = False
 
     def enqueue(self, folio: Folio) -> None:
-        if not folio.queued:
-            folio.queued = True
-            self.queue_len += 1
+        """thp-split Q1: at the tail; one that is queued keeps its place."""
+        self.queue.setdefault(folio)
 
     def pin(self, page: Page) -> None:
         page.folio.pins += 1
@@ -368,11 +417,13 @@ class Memory:
     def unpin(self, page: Page) -> None:
         folio = page.folio
         folio.pins -= 1
-        if not folio.pins and not folio.mapcount:
+        if not folio.held and not folio.mapcount:
             self.gone(folio)
 
-    def map_pte(self, mm: Mm, address: int, page: Page, dirty: bool) -> None:
-        mm.ptes[address] = page.maps[mm, address] = Pte(page, dirty)
+    def map_pte(
+        self, mm: Mm, address: int, page: Page, dirty: bool, writable: bool = False, young: bool = True
+    ) -> None:
+        mm.ptes[address] = page.maps[mm, address] = Pte(page, dirty, writable, young)
         page.folio.ptes += 1
         mm.anon += 1
         mm.ksm_mapped += page.ksm
@@ -391,7 +442,7 @@ class Memory:
 
     def unmap_pmd(self, mm: Mm, block: int) -> None:
         folio = mm.blocks[block]
-        folio.pmds.discard(mm)
+        del folio.pmds[mm]
         mm.blocks[block] = None
         mm.anon -= self.pages_per_thp
         mm.huge -= 1
@@ -400,8 +451,11 @@ class Memory:
     def after_unmap(self, folio: Folio, newly_unmapped: bool) -> None:
         if newly_unmapped and folio.mapcount:
             self.mark_partially_mapped(folio)
-        if not folio.mapcount and not folio.pins:
-            self.gone(folio)
+        if not folio.mapcount:
+            if folio.slot and not folio.slot.users:
+                self.leave_swap_cache(folio)
+            if not folio.held:
+                self.gone(folio)
 
     def mark_partially_mapped(self, folio: Folio) -> None:
         """thp-split Q1b: a page is mapped by nobody, another one still is.  Sticky, counted once; order >= 2."""
@@ -420,24 +474,43 @@ class Memory:
         if folio is HUGE_ZP:
             mm.ptes.update(dict.fromkeys(range(first, first + self.pages_per_thp), ZP_CLEAN))
             return
-        folio.pmds.discard(mm)
+        entry = folio.pmds.pop(mm)
+        folio.dirty |= entry.dirty
         mm.huge -= 1
         mm.anon -= self.pages_per_thp
         for page in folio.pages:
-            self.map_pte(mm, first + page.index, page, dirty=True)
+            self.map_pte(mm, first + page.index, page, entry.dirty, entry.writable, entry.young)
 
     # -- mlock batch (ksm-merge M15) --------------------------------------------------------------------------
 
     def add_to_mlock_batch(self, page: Page) -> None:
         self.pin(page)
         self.mlock_batch.append(page)
-        if len(self.mlock_batch) == MLOCK_BATCH:
+        if len(self.mlock_batch) == BATCH:
             self.drain_mlock_batch()
 
     def drain_mlock_batch(self) -> None:
         batch, self.mlock_batch = self.mlock_batch, []
         for page in batch:
             self.unpin(page)
+
+    # -- LRU batch (khugepaged K8, K10) -----------------------------------------------------------------------
+
+    def add_to_lru_batch(self, page: Page) -> None:
+        """A page in the batch is not on the LRU and has one more reference."""
+        self.pin(page)
+        self.lru_batch.append(page)
+        if len(self.lru_batch) == BATCH:
+            self.drain_lru_batch()
+
+    def drain_lru_batch(self) -> None:
+        batch, self.lru_batch = self.lru_batch, []
+        for page in batch:
+            self.unpin(page)
+
+    def drain_batches(self) -> None:
+        self.drain_mlock_batch()
+        self.drain_lru_batch()
 
     # -- folio split (thp-split 3.3, 3.4) ---------------------------------------------------------------------
 
@@ -454,6 +527,7 @@ class Memory:
         self.gone(folio)
         for part in folio.pages:
             part.folio = self.new_folio(0, folio.first + part.index, part)
+            part.folio.dirty, part.folio.lazy, part.folio.referenced = folio.dirty, folio.lazy, folio.referenced
             part.folio.pins = int(part is page)
             part.index = 0
         for part, address in zip(folio.pages, range(folio.first, folio.first + len(folio.pages)), strict=True):
@@ -466,13 +540,21 @@ class Memory:
                 if part.key == 0 and not mlocked and not vma.locked and VARIANTS[self.variant](asked):  # Z1, Z3
                     mm.ptes[address] = ZP_CLEAN
                 else:
-                    self.map_pte(mm, address, part, dirty=mapped[mm, address])
+                    old = mapped[mm, address]
+                    self.map_pte(mm, address, part, old.dirty, old.writable, old.young)
                     mlocked |= vma.locked  # Z4
             if not part.alive:
                 self.gone(part.folio)
         if any(vma.locked for vma, _ in areas):  # M15
             self.drain_mlock_batch()
         return True
+
+    def split_pinned(self, page: Page, caller: str) -> bool:
+        """Split for a caller whose only reference is its own."""
+        self.pin(page)
+        done = self.split_folio(page, caller)
+        self.unpin(page)
+        return done
 
     def areas_of(self, folio: Folio) -> list[tuple[Vma, Mm]]:
         """The areas that map a page of the folio, in the order of the reverse mapping (thp-split Z4)."""
@@ -481,26 +563,28 @@ class Memory:
         areas = [(vma, mm) for mm in mms for vma in mm.vmas if vma.start < end and vma.end > folio.first]
         return sorted(areas, key=lambda area: (area[0].start, area[0].stamp))
 
-    def unmap_for_split(self, folio: Folio, areas: list[tuple[Vma, Mm]]) -> dict[tuple[Mm, int], bool]:
-        """Turn every mapping into a migration entry (thp-split H8.1); returns them with their dirty bits.
+    def unmap_for_split(self, folio: Folio, areas: list[tuple[Vma, Mm]]) -> dict[tuple[Mm, int], Pte]:
+        """Turn every mapping into a migration entry (thp-split H8.1); returns what was there.
 
         A huge PMD goes in one step, entries go one by one, so the folio may look partially mapped on the way (mthp E9).
         """
-        mapped: dict[tuple[Mm, int], bool] = {}
+        mapped: dict[tuple[Mm, int], Pte] = {}
         for vma, mm in areas:
             if mm in folio.pmds:
                 self.vm["thp_split_pmd"] += 1
                 mm.blocks[folio.first // self.pages_per_thp] = TABLE
-                folio.pmds.discard(mm)
+                entry = folio.pmds.pop(mm)
+                folio.dirty |= entry.dirty
                 mm.huge -= 1
-                mapped |= {(mm, folio.first + page.index): True for page in folio.pages}
+                mapped |= {(mm, folio.first + page.index): entry for page in folio.pages}
                 if folio.mapcount and any(not page.mapped for page in folio.pages):
                     self.mark_partially_mapped(folio)
                 continue
             for page in folio.pages:
                 address = folio.first + page.index
                 if vma.start <= address < vma.end and (mm, address) in page.maps:
-                    mapped[mm, address] = page.maps.pop((mm, address)).dirty
+                    entry = mapped[mm, address] = page.maps.pop((mm, address))
+                    folio.dirty |= entry.dirty
                     del mm.ptes[address]
                     folio.ptes -= 1
                     if folio.mapcount and not page.mapped:
@@ -518,8 +602,15 @@ class Memory:
         block = address // self.pages_per_thp
         if mm.blocks[block] is None:
             mm.blocks[block] = HUGE_ZP if self.huge_allowed(vma, block) else TABLE
-        if mm.blocks[block] is TABLE:
-            mm.ptes.setdefault(address, ZP_CLEAN)  # F3
+        what = mm.blocks[block]
+        if type(what) is Folio:
+            what.pmds[mm].young = True
+        elif what is TABLE:
+            entry = mm.ptes.setdefault(address, ZP_CLEAN)  # F3
+            if type(entry) is Slot:
+                self.swap_in(mm, vma, address, write=False)
+            elif type(entry) is Pte:
+                entry.young = True
 
     def write_fault(self, mm: Mm, vma: Vma, address: int) -> Page:
         """Make the page at `address` writable and return it."""
@@ -536,9 +627,12 @@ class Memory:
                 for page in folio.pages:
                     page.exclusive = True
             if folio.pages[0].exclusive:
+                folio.pmds[mm].dirty = folio.pmds[mm].writable = folio.pmds[mm].young = True
                 return folio.pages[address % self.pages_per_thp]
         if folio is not TABLE:
             self.split_pmd(mm, block)
+        if type(mm.ptes.get(address)) is Slot:
+            self.swap_in(mm, vma, address, write=True)
         entry = mm.ptes.get(address)
         if type(entry) is not Pte:  # H1, F2, F3
             return self.new_small_page(mm, address, key=0)
@@ -547,32 +641,37 @@ class Memory:
             self.vm["cow_ksm"] += 1
             return self.copy_page(mm, address)
         if not page.exclusive:  # F7
-            if page.folio.order or page.folio.mapcount + page.folio.pins != 1:
+            swapped = page.folio.slot is not None and page.folio.slot.users > 0
+            if page.folio.order or page.folio.mapcount + page.folio.pins != 1 or swapped:
                 return self.copy_page(mm, address)
+            if page.folio.slot:
+                self.leave_swap_cache(page.folio)
             page.exclusive = True
-        entry.dirty = True
+        entry.dirty = entry.writable = entry.young = True
         return page
 
     def new_thp(self, mm: Mm, block: int) -> Folio:
-        """thp-split H1, H3."""
+        """thp-split H1."""
         folio = self.new_folio(self.thp_order, block * self.pages_per_thp)
-        folio.pmds.add(mm)
+        self.map_pmd(mm, block, folio, writable=True)
+        self.vm["thp_fault_alloc"] += 1
+        return folio
+
+    def map_pmd(self, mm: Mm, block: int, folio: Folio, writable: bool) -> None:
+        """Map a new THP; thp-split H3."""
+        folio.pmds[mm] = Pte(folio.pages[0], dirty=True, writable=writable)
         mm.blocks[block] = folio
         mm.anon += self.pages_per_thp
         mm.huge += 1
-        self.vm["thp_fault_alloc"] += 1
         if self.knobs["shrink_underused"] and folio.order >= 2:
             self.enqueue(folio)
-        return folio
 
     def new_small_page(self, mm: Mm, address: int, key: int, dirty: bool = True) -> Page:
         """A new private page where nothing or a zeropage is mapped (F2)."""
-        if mm.ptes.pop(address, None) is ZP_KSM:
-            mm.ksm_zero -= 1
-            self.ksm_zero -= 1
+        self.clear_entry(mm, address)
         page = self.new_folio(0, address).pages[0]
         page.key = key
-        self.map_pte(mm, address, page, dirty)
+        self.map_pte(mm, address, page, dirty, writable=dirty)
         return page
 
     def copy_page(self, mm: Mm, address: int, dirty: bool = True) -> Page:
@@ -595,6 +694,53 @@ class Memory:
             self.unpin(old)
         elif entry is ZP_KSM:
             self.new_small_page(mm, address, key=0, dirty=False)
+
+    # -- swap (thp-split 3.10) --------------------------------------------------------------------------------
+
+    def swap_in(self, mm: Mm, vma: Vma, address: int, write: bool) -> None:
+        """W3, W7: a fault on a swapped entry; a `write` goes on as one to the page that is mapped now."""
+        slot = mm.ptes[address]
+        folio, cached = slot.folio, True
+        if folio is None:
+            self.vm["pswpin"] += not slot.zero  # W4
+            self.seen["swapped in"] += 1
+            folio = self.new_folio(0, address)
+            folio.pages[0].key = slot.key
+            cached = slot.users > 1
+            if cached:
+                slot.folio, folio.slot = folio, slot
+        elif folio.pages[0].ksm and (folio.pages[0].node is None or self.run == 2):  # F6
+            self.vm["ksm_swpin_copy"] += 1
+            folio, cached = self.new_folio(0, address), False
+            folio.pages[0].key = slot.key
+        page = folio.pages[0]
+        slot.users -= 1
+        mm.swapped -= 1
+        if cached and not slot.users:
+            alone = not folio.mapcount and not folio.pins
+            if self.is_locked(folio) or vma.locked or (write and not page.ksm and alone):
+                self.leave_swap_cache(folio)
+        if cached:
+            page.exclusive = not page.ksm and folio.slot is None and not folio.mapcount and not folio.pins
+        self.map_pte(mm, address, page, dirty=False, writable=page.exclusive and vma.writable)
+
+    def is_locked(self, folio: Folio) -> bool:
+        """A VM_LOCKED area maps the small folio."""
+        return any(mm.vma_at(address).locked for mm, address in folio.pages[0].maps)
+
+    def leave_swap_cache(self, folio: Folio) -> None:
+        folio.slot.folio = folio.slot = None
+        folio.dirty = True
+
+    def drop_swap(self, mm: Mm, slot: Slot) -> None:
+        """A swapped entry goes away."""
+        mm.swapped -= 1
+        slot.users -= 1
+        folio = slot.folio
+        if not slot.users and folio is not None and not folio.mapcount:
+            self.leave_swap_cache(folio)
+            if not folio.held:
+                self.gone(folio)
 
     # -- unmapping (thp-split H11) ----------------------------------------------------------------------------
 
@@ -627,11 +773,19 @@ class Memory:
                 run = []
             if type(entry) is Pte:
                 run.append(address)
-            elif mm.ptes.pop(address, None) is ZP_KSM:
-                mm.ksm_zero -= 1
-                self.ksm_zero -= 1
+            else:
+                self.clear_entry(mm, address)
         if run:
             self.unmap_ptes(mm, run)
+
+    def clear_entry(self, mm: Mm, address: int) -> None:
+        """Take away an entry that maps no page."""
+        entry = mm.ptes.pop(address, None)
+        if entry is ZP_KSM:
+            mm.ksm_zero -= 1
+            self.ksm_zero -= 1
+        elif type(entry) is Slot:
+            self.drop_swap(mm, entry)
 
     # -- areas (thp-split H6, H10, Z4) ------------------------------------------------------------------------
 
@@ -904,6 +1058,7 @@ class Ksm(Memory):
             return False
         if target is None:
             page.ksm, page.node = True, None
+            page.folio.dirty = page.folio.referenced = True
             for sharer, _ in page.maps:
                 sharer.ksm_mapped += 1
             return True
@@ -933,7 +1088,8 @@ class Ksm(Memory):
         if entry.dirty or page.exclusive:
             if page.folio.pins != 1:
                 return False
-            page.exclusive = entry.dirty = False
+            page.folio.dirty |= entry.dirty
+            page.exclusive = entry.dirty = entry.writable = False
         return True
 
     def break_cow(self, item: RmapItem) -> None:
@@ -1036,7 +1192,7 @@ class Ksm(Memory):
         if best is None:
             self.stable.erase(slot)
             self.chains -= 1
-        elif walk_all and len(slot.dups) == 1:  # only a full walk has counted them all
+        elif len(slot.dups) == 1:  # in every walk, full or not
             self.seen["chain dissolved"] += 1
             self.stable.replace(slot, best)
             best.chain = None
@@ -1138,6 +1294,7 @@ class Ksm(Memory):
     def fork(self, parent: Mm) -> Mm:
         """F4."""
         child = Mm(parent.pages, parent.pages_per_thp)
+        child.parent = parent
         self.mms.append(child)
         self.seen["fork in mid-scan"] += self.cursor is not None
         if parent.registered:
@@ -1148,17 +1305,21 @@ class Ksm(Memory):
         for block, what in enumerate(parent.blocks):
             child.blocks[block] = what
             if type(what) is Folio:
-                what.pmds.add(child)
+                what.pmds[parent].writable = False
+                what.pmds[child] = Pte(what.pages[0], what.pmds[parent].dirty, writable=False, young=False)
                 child.huge += 1
                 child.anon += self.pages_per_thp
                 for page in what.pages:
                     page.exclusive = False
         for address, entry in parent.ptes.items():
             if type(entry) is Pte:
-                entry.page.exclusive = False
-                self.map_pte(child, address, entry.page, entry.dirty)
+                entry.page.exclusive = entry.writable = False
+                self.map_pte(child, address, entry.page, entry.dirty, young=False)
             else:
                 child.ptes[address] = entry
+                if type(entry) is Slot:  # thp-split W7
+                    entry.users += 1
+                    child.swapped += 1
         child.ksm_zero = parent.ksm_zero
         self.ksm_zero += child.ksm_zero
         return child
@@ -1202,7 +1363,8 @@ class Ksm(Memory):
     def sample(self) -> dict[str, int]:
         """ksm-merge 2.9 and thp-split 3.8, as sysfs, smaps and ksm_stat show them."""
         living = [mm for mm in self.mms if not mm.exiting]
-        total = {name: sum(getattr(mm, name) for mm in living) for name in ("anon", "huge", "ksm_mapped", "ksm_zero")}
+        names = ("anon", "huge", "ksm_mapped", "swapped", "ksm_zero")
+        total = {name: sum(getattr(mm, name) for mm in living) for name in names}
         items, merging = sum(mm.rmap_items for mm in living), sum(mm.merging for mm in living)
         row = dict.fromkeys(FIELDS, 0)
         row |= self.vm
@@ -1223,11 +1385,12 @@ class Ksm(Memory):
             "anonymous_kb": total["anon"] * 4,
             "anonhugepages_kb": total["huge"] * self.pages_per_thp * 4,
             "ksm_kb": total["ksm_mapped"] * 4,
+            "swap_kb": total["swapped"] * 4,
             "proc_ksm_rmap_items": items,
             "proc_ksm_zero_pages": total["ksm_zero"],
             "proc_ksm_merging_pages": merging,
             "proc_ksm_process_profit": (merging + total["ksm_zero"]) * PAGE_BYTES - items * ITEM_BYTES,  # C3
-            "deferred_queue_len": self.queue_len,
+            "deferred_queue_len": len(self.queue),
         }
         return row
 
@@ -1244,10 +1407,334 @@ class Ksm(Memory):
         return len(mapped), sum(mapped.values())
 
 
+# ---------------------------------------------------------------------------------------------- reclaim, collapse
+
+
+class Reclaim(Ksm):
+    """Who gives memory back and who makes THPs: the shrinker, advice, swap-out, khugepaged."""
+
+    # -- the shrinker of the deferred split queue (thp-split 3.5) ---------------------------------------------
+
+    def shrink(self, count: int) -> None:
+        """deferred_split_scan: Q3, H12."""
+        taken = list(self.queue)[:count]
+        for folio in taken:
+            del self.queue[folio]
+        for folio in taken:
+            underused = not folio.partially_mapped
+            if underused and not self.underused(folio):
+                self.seen["folio judged used"] += 1
+                continue
+            if self.split_pinned(folio.pages[0], "underused" if underused else "partially_mapped"):
+                self.vm["thp_underused_split_page"] += underused
+                self.seen["underused split" if underused else "partially mapped split by the shrinker"] += 1
+            elif folio.partially_mapped:
+                self.queue[folio] = None
+
+    def underused(self, folio: Folio) -> bool:
+        """Q4; the default of max_ptes_none says never."""
+        limit = self.knobs["max_ptes_none"]
+        if limit >= self.pages_per_thp - 1:
+            return False
+        if self.kernel >= (6, 18) and any(mm.vma_at(folio.first).locked for mm in folio.pmds):  # Q3.2
+            return False
+        return sum(page.key == 0 for page in folio.pages) > limit
+
+    # -- MADV_COLD, MADV_FREE, MADV_PAGEOUT (thp-split W5) ----------------------------------------------------
+
+    def advise(
+        self,
+        mm: Mm,
+        start: int,
+        end: int,
+        whole: Callable[[Mm, Folio], None],
+        swapped: Callable[[Mm, int], None] | None = None,
+    ) -> int:
+        """Walk a range (ksm-merge F8): `whole` is done to each folio in it, `swapped` to each swapped entry."""
+        result = 0
+        for vma, first, last in self.parts(mm, start, end):
+            if vma is None:
+                result = ENOMEM
+            elif vma.locked:
+                return EINVAL
+            else:
+                while first < last:
+                    stop = min(last, (first // self.pages_per_thp + 1) * self.pages_per_thp)
+                    self.advise_block(mm, first, stop, whole, swapped)
+                    first = stop
+        return result
+
+    def advise_block(
+        self,
+        mm: Mm,
+        address: int,
+        end: int,
+        whole: Callable[[Mm, Folio], None],
+        swapped: Callable[[Mm, int], None] | None,
+    ) -> None:
+        """The part of a range that lies in one block and one area."""
+        folio = mm.blocks[address // self.pages_per_thp]
+        if type(folio) is Folio:
+            if folio.likely_shared:
+                return
+            if end - address == self.pages_per_thp:
+                whole(mm, folio)
+                return
+            if not self.split_pinned(folio.pages[0], "other"):
+                return
+        while address < end:
+            entry = mm.ptes.get(address)
+            if type(entry) is Slot and swapped:
+                swapped(mm, address)
+            if type(entry) is not Pte:
+                address += 1
+                continue
+            folio, run = entry.page.folio, self.run_length(mm, address, end)
+            if run < len(folio.pages):
+                if folio.likely_shared or not self.split_pinned(entry.page, "other"):
+                    address += run
+                continue
+            whole(mm, folio)
+            address += run
+
+    def run_length(self, mm: Mm, address: int, end: int) -> int:
+        """How many entries from `address` on map consecutive pages of one folio."""
+        page = mm.ptes[address].page
+        rest = page.folio.pages[page.index : page.index + end - address]
+        for n, other in enumerate(rest):
+            if mm.page_at(address + n) is not other:
+                return n
+        return len(rest)
+
+    def entries(self, mm: Mm, folio: Folio) -> list[Pte]:
+        """What maps a folio that is mapped once."""
+        if mm in folio.pmds:
+            return [folio.pmds[mm]]
+        return [entry for page in folio.pages for entry in page.maps.values()]
+
+    def deactivate(self, mm: Mm, folio: Folio) -> None:
+        """MADV_COLD: not young any more (seen by khugepaged K4)."""
+        if folio.mapped_once:
+            folio.referenced = False
+            for entry in self.entries(mm, folio):
+                entry.young = False
+
+    def make_lazy(self, mm: Mm, folio: Folio) -> None:
+        """MADV_FREE: W6."""
+        if not folio.mapped_once or (folio.slot and folio.slot.users):
+            return
+        if folio.slot:
+            self.leave_swap_cache(folio)
+        folio.lazy, folio.dirty, folio.referenced = True, False, False
+        for entry in self.entries(mm, folio):
+            entry.young = entry.dirty = False
+
+    def page_out(self, mm: Mm, folio: Folio) -> None:
+        """MADV_PAGEOUT: W1, W2, W6."""
+        if not folio.mapped_once:
+            return
+        folio.referenced = False
+        if folio.pages[0].ksm and not self.reachable(folio.pages[0]):
+            return
+        if folio.lazy:
+            self.discard(mm, folio)
+        elif self.knobs["swap_mib"]:
+            self.swap_out(mm, folio)
+        elif folio.order:
+            self.split_pinned(folio.pages[0], "other")
+
+    def reachable(self, page: Page) -> bool:
+        """F6: the reverse mapping of a KSM page goes through its items, to their mms and those forked from them."""
+        holders = {item.mm for item in (page.node.items if page.node else ())}
+        for mm, _ in page.maps:
+            while mm is not None and mm not in holders:
+                mm = mm.parent
+            if mm is None:
+                return False
+        return True
+
+    def discard(self, mm: Mm, folio: Folio) -> None:
+        """W6: entries go one by one up to the first that was written to."""
+        if mm in folio.pmds:
+            self.split_pmd(mm, folio.first // self.pages_per_thp)
+        for page in folio.pages:
+            ((_, address),) = page.maps
+            folio.dirty |= mm.ptes[address].dirty
+            if folio.dirty:
+                folio.lazy = False
+                return
+            self.unmap_ptes(mm, [address])
+            self.seen["lazy page discarded"] += 1
+
+    def swap_out(self, mm: Mm, folio: Folio) -> None:
+        """W2, W4, W7: a page that is still in the swap cache is not written again unless it was changed."""
+        if mm in folio.pmds:
+            self.split_pmd(mm, folio.first // self.pages_per_thp)
+        addresses = [address for page in folio.pages for _, address in page.maps]
+        zero = all(page.key == 0 for page in folio.pages)
+        slots = [folio.slot or Slot(page.key, zero) for page in folio.pages]
+        if folio.slot is None or folio.dirty or mm.ptes[addresses[0]].dirty:
+            self.seen["zero-filled page swapped" if zero else "page swapped out"] += len(slots)
+            self.vm["pswpout"] += 0 if zero else len(slots)
+        self.unmap_ptes(mm, addresses)
+        if folio.slot:
+            folio.slot.folio = folio.slot = None
+            self.gone(folio)
+        for address, slot in zip(addresses, slots, strict=True):
+            mm.ptes[address] = slot
+            slot.users += 1
+        mm.swapped += len(slots)
+
+    # -- collapse (khugepaged) --------------------------------------------------------------------------------
+
+    def collapse_area(self, mm: Mm, vma: Vma, start: int, end: int) -> int:
+        """MADV_COLLAPSE of the part of a range that lies in one area: K7, K11."""
+        size = self.pages_per_thp
+        first, last = -(-start // size), end // size
+        if not vma.huge or vma.end // size <= -(-vma.start // size) or first > last:
+            return EINVAL
+        self.drain_batches()  # K8
+        done, failure = 0, ""
+        for block in range(first, last):
+            result = self.collapse_range(mm, vma, block, khugepaged=False)
+            if result in ("collapsed", "huge"):
+                done += 1
+                continue
+            failure = result
+            if failure == "no page table":
+                break
+        if done == last - first:
+            return 0
+        return EAGAIN if failure in ("pinned", "not on LRU", "locked") else EINVAL
+
+    def khugepaged_pass(self) -> None:
+        """One full scan: K3, K10."""
+        self.drain_batches()
+        for mm in self.mms:
+            for vma in mm.vmas:
+                size = self.pages_per_thp
+                if vma.huge:
+                    for block in range(-(-vma.start // size), vma.end // size):
+                        self.collapse_range(mm, vma, block, khugepaged=True)
+
+    def collapse_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> str:
+        """One block: the walk of K4, then K6; returns what became of it."""
+        result = self.scan_range(mm, block, khugepaged)
+        if result:
+            return result
+        self.vm["thp_collapse_alloc"] += 1
+        self.swap_in_range(mm, vma, block)
+        result = self.isolate_range(mm, block, khugepaged)
+        if result:
+            self.seen["collapse failed at isolation"] += 1
+            return result
+        self.copy_range(mm, vma, block)
+        return "collapsed"
+
+    def addresses(self, block: int) -> range:
+        return range(block * self.pages_per_thp, (block + 1) * self.pages_per_thp)
+
+    def scan_range(self, mm: Mm, block: int, khugepaged: bool) -> str:
+        """hpage_collapse_scan_pmd: K4, K7; returns why the range can't be collapsed, "" if it can."""
+        if mm.blocks[block] is not TABLE:
+            return "no page table" if mm.blocks[block] is None else "huge"
+        swapped = none = shared = referenced = 0
+        writable = False
+        for address in self.addresses(block):
+            entry = mm.ptes.get(address)
+            if type(entry) is Slot:
+                swapped += 1
+                if khugepaged and swapped > self.knobs["max_ptes_swap"]:
+                    return "too many swapped"
+                continue
+            if type(entry) is not Pte:
+                none += 1
+                if khugepaged and none > self.knobs["max_ptes_none"]:
+                    return "too many none"
+                continue
+            folio = entry.page.folio
+            writable |= entry.writable
+            shared += folio.likely_shared
+            if khugepaged and shared > self.knobs["max_ptes_shared"]:
+                return "too many shared"
+            if entry.page in self.lru_batch:
+                return "not on LRU"
+            if folio.pins:
+                return "pinned"
+            referenced += entry.young or folio.referenced
+        if not writable and self.kernel < (6, 18):
+            return "not writable"
+        if khugepaged and (not referenced or (swapped and referenced < self.pages_per_thp // 2)):
+            return "not referenced"
+        return ""
+
+    def swap_in_range(self, mm: Mm, vma: Vma, block: int) -> None:
+        """K10."""
+        for address in self.addresses(block):
+            if type(mm.ptes.get(address)) is Slot:
+                self.swap_in(mm, vma, address, write=False)
+                self.drain_lru_batch()
+
+    def isolate_range(self, mm: Mm, block: int, khugepaged: bool) -> str:
+        """__collapse_huge_page_isolate: K8; returns why it failed."""
+        isolated: list[Page] = []
+        large: dict[Folio, None] = {}
+        result, shared = "", 0
+        for address in self.addresses(block):
+            entry = mm.ptes.get(address)
+            if type(entry) is not Pte:
+                continue
+            folio = entry.page.folio
+            shared += folio.likely_shared
+            if khugepaged and shared > self.knobs["max_ptes_shared"]:
+                result = "too many shared"
+            elif folio in large:
+                continue
+            elif entry.page in isolated:
+                result = "locked"
+            elif folio.pins:
+                result = "pinned"
+            if result:
+                break
+            if folio.order:
+                large[folio] = None
+            else:
+                isolated.append(entry.page)
+        if result:
+            for page in reversed(isolated):  # K10
+                self.add_to_lru_batch(page)
+            if large:
+                self.drain_lru_batch()
+        return result
+
+    def copy_range(self, mm: Mm, vma: Vma, block: int) -> None:
+        """K6."""
+        new = self.new_folio(self.thp_order, block * self.pages_per_thp)
+        for page, address in zip(new.pages, self.addresses(block), strict=True):
+            entry = mm.ptes.get(address)
+            if type(entry) is not Pte:
+                self.clear_entry(mm, address)
+                continue
+            page.key = entry.page.key
+            if entry.page.ksm:
+                self.seen["KSM page collapsed"] += 1
+            if not entry.page.folio.order:
+                self.add_to_lru_batch(entry.page)
+            if vma.locked:
+                self.add_to_mlock_batch(entry.page)
+            self.unmap_ptes(mm, [address])
+        self.map_pmd(mm, block, new, vma.writable)
+        if vma.locked:
+            self.drain_mlock_batch()
+        else:
+            self.drain_lru_batch()
+        self.seen["collapse"] += 1
+
+
 # ---------------------------------------------------------------------------------------------- events
 
 
-class Machine(Ksm):
+class Machine(Reclaim):
     """A machine with the processes of a scenario, and the events of trace-format as methods `op_*`."""
 
     def __init__(self, trace: dict) -> None:
@@ -1295,7 +1782,7 @@ class Machine(Ksm):
         folio = self.new_folio(order, start)
         mm.blocks[start // self.pages_per_thp] = TABLE
         for page in folio.pages:
-            self.map_pte(mm, start + page.index, page, dirty=True)
+            self.map_pte(mm, start + page.index, page, dirty=True, writable=True)
 
     def event(self, event: dict) -> int:
         """Do one event; returns its errno or 0."""
@@ -1306,9 +1793,9 @@ class Machine(Ksm):
             if mm is None or mm.exiting:
                 return ESRCH
             arguments["mm"] = mm
-        self.drain_mlock_batch()  # M15
+        self.drain_batches()  # M15
         result = operation(**arguments) or 0
-        self.drain_mlock_batch()
+        self.drain_batches()
         return result
 
     def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
@@ -1372,6 +1859,35 @@ class Machine(Ksm):
                 self.zap(mm, start, end)
         return result
 
+    def op_cold(self, mm: Mm, page: int, count: int) -> int:
+        return self.advise(mm, page, page + count, self.deactivate)
+
+    def op_free(self, mm: Mm, page: int, count: int) -> int:
+        return self.advise(mm, page, page + count, self.make_lazy, swapped=self.clear_entry)
+
+    def op_pageout(self, mm: Mm, page: int, count: int) -> int:
+        return self.advise(mm, page, page + count, self.page_out)
+
+    def op_collapse(self, mm: Mm, page: int, count: int) -> int:
+        """khugepaged K7, K11."""
+        result = 0
+        for vma, start, end in self.parts(mm, page, page + count):
+            if vma is None:
+                result = ENOMEM
+            elif error := self.collapse_area(mm, vma, start, end):
+                return error
+        return result
+
+    def op_khugepaged(self, full_scans: int) -> None:
+        for _ in range(full_scans):
+            self.khugepaged_pass()
+
+    def op_shrink(self, count: int) -> None:
+        self.shrink(count)
+
+    def op_compact(self) -> None:
+        """Small pages move; a folio as large as a page block stays.  Nothing of it is seen (thp-split G1)."""
+
     def op_munmap(self, mm: Mm, page: int, count: int) -> None:
         self.cut_out(mm, page, page + count)
 
@@ -1402,10 +1918,20 @@ class Machine(Ksm):
             if vma is None:
                 return ENOMEM
             touch = prot & 2 and vma.locked and not vma.writable
-            self.change(mm, vma, start, end, writable=bool(prot & 2))
+            if vma.writable != bool(prot & 2):
+                self.change(mm, vma, start, end, writable=bool(prot & 2))
+                self.set_writable(mm, start, end, bool(prot & 2))
             for address in range(start, end) if touch else ():
                 self.write_fault(mm, mm.vma_at(address), address)
         return 0
+
+    def set_writable(self, mm: Mm, start: int, end: int, writable: bool) -> None:
+        """khugepaged K9: exclusive pages become writable with their area, however they lost it."""
+        for address in range(start, end):
+            block = mm.blocks[address // self.pages_per_thp]
+            entry = block.pmds[mm] if type(block) is Folio else mm.ptes.get(address)
+            if type(entry) is Pte:
+                entry.writable = writable and entry.page.exclusive
 
     def op_fork(self, mm: Mm) -> None:
         self.fork(mm)
@@ -1420,19 +1946,14 @@ class Machine(Ksm):
                 break
             target = mm.page_at(address)
             if target is not None and target.folio.order:
-                self.split_other(target)
+                self.split_pinned(target, "other")
 
     def op_split_all(self) -> None:
         for mm in self.mms:
             for address in range(mm.pages):
                 target = mm.page_at(address)
                 if target is not None and target.folio.order:
-                    self.split_other(target)
-
-    def split_other(self, page: Page) -> None:
-        self.pin(page)
-        self.split_folio(page, "other")
-        self.unpin(page)
+                    self.split_pinned(target, "other")
 
     def op_sleep(self, millisecs: int) -> None:
         self.now += millisecs
