@@ -37,6 +37,9 @@ Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
 KeyOrder = Literal["ascending", "random"]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Policy = Literal["none", "ksmtuned"]
+Order = Literal[0, 2, 3, 4, 5, 6, 7, 8, 9]
 Key = Annotated[int, Field(ge=0, le=MAX_KEY)]
 Range = tuple[Index, Count]
 Run3 = tuple[Key, Count, int]
@@ -54,16 +57,22 @@ class _Strict(BaseModel):
 
 
 class After(_Strict):
-    """When an event happens: after a batch, after the batch that completes a full scan, or at a simulated time."""
+    """When an event happens: after a batch, after the batch that completes a full scan, or at a simulated time.
+
+    With `every` it happens at `seconds` and again every so many seconds.
+    """
 
     batch: Index | None = None
     full_scan: Index | None = None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    seconds: Seconds | None = None
+    every: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if sum(v is not None for v in (self.batch, self.full_scan, self.seconds)) != 1:
             raise ValueError("needs exactly one of batch, full_scan, seconds, e.g. after: {seconds: 30}")
+        if self.every is not None and self.seconds is None:
+            raise ValueError("every goes with seconds, e.g. after: {seconds: 30, every: 10}")
         return self
 
 
@@ -81,8 +90,14 @@ EVENT_FIELDS: dict[str, tuple[str, ...]] = {
     "compact": (),
     "set": ("knob", "value"),
     "sleep": ("millisecs",),
+    "migrate": (*_RANGE, "node", "huge"),
+    "merge_any": ("process", "value"),
+    "uffd": (*_RANGE, "value"),
+    "memory_failure": ("process", "page"),
 }  # fmt: skip
-"""What each op takes besides ``after`` and ``op``. ``process`` may be left out (0), and ``key`` may be null."""
+"""What each op takes besides ``after`` and ``op``. ``process`` (0), ``node`` (the folio stays on its node) and ``huge``
+(1: a huge page can be had to migrate to) may be left out, and ``key`` may be null."""
+_OPTIONAL = {"process", "node", "huge"}
 
 
 class Event(_Strict):
@@ -97,6 +112,8 @@ class Event(_Strict):
     prot: Literal[1, 3] | None = None
     knob: str | None = None
     value: int | str | None = None
+    node: Index | None = None
+    huge: Switch | None = None
     full_scans: Count | None = None
     millisecs: Index | None = None
 
@@ -108,25 +125,32 @@ class Event(_Strict):
         given = self.model_fields_set - {"after", "op"}
         if stray := sorted(given - set(wanted)):
             raise ValueError(f"op {self.op} takes {', '.join(wanted) or 'nothing more'}: remove {', '.join(stray)}")
-        optional = {"process"} | ({"key"} if "key" in given else set())
+        optional = _OPTIONAL | ({"key"} if "key" in given else set())
         missing = [name for name in wanted if name not in optional and getattr(self, name) is None]
         if missing:
             raise ValueError(f"op {self.op} needs {', '.join(missing)} (key: null rewrites what is there)"
                              if "key" in missing else f"op {self.op} needs {', '.join(missing)}")  # fmt: skip
         if self.op == "set":
-            self._check_knob()
+            assert self.knob is not None and self.value is not None
+            check_knob(self.knob, self.value)
+        elif "value" in wanted and self.value not in (0, 1):
+            raise ValueError(f"value = {self.value!r} is out of range: op {self.op} takes 1 (on) or 0 (off)")
         return self
 
-    def _check_knob(self) -> None:
-        if self.knob not in SETTABLE:
-            raise ValueError(unknown("knob", self.knob, SETTABLE))
-        if self.knob == "variant":
-            if not isinstance(self.value, str):
-                raise ValueError("knob variant takes the name of a variant")
-            return
-        low, high = SETTABLE[self.knob]
-        if not isinstance(self.value, int) or not low <= self.value <= high:
-            raise ValueError(f"{self.knob} = {self.value!r} is out of range: it must be {low} … {high}")
+
+def check_knob(knob: str, value: int | str) -> None:
+    """ValueError unless a knob of that name may be set to the value while the scenario runs."""
+    if knob not in SETTABLE:
+        raise ValueError(unknown("knob", knob, SETTABLE))
+    allowed = SETTABLE[knob]
+    if isinstance(allowed[0], str):
+        if value not in allowed:
+            raise ValueError(f"{knob} = {value!r}: it must be one of {', '.join(map(str, allowed))}")
+    elif knob == "variant":
+        if not isinstance(value, str):
+            raise ValueError("knob variant takes the name of a variant")
+    elif not isinstance(value, int) or not allowed[0] <= value <= int(allowed[1]):
+        raise ValueError(f"{knob} = {value!r} is out of range: it must be {allowed[0]} … {allowed[1]}")
 
 
 class ProcessSpec(_Strict):
@@ -146,10 +170,16 @@ class ProcessSpec(_Strict):
     layout: Layout | None = None
     key_order: KeyOrder | None = None
     stray_zero_pages: Index | None = None
+    folio_order: int | None = None
     thp: tuple[Range, ...] | None = Field(None, description="ranges with MADV_HUGEPAGE; default: thp_coverage")
     mergeable: tuple[Range, ...] | None = Field(None, description="ranges with MADV_MERGEABLE; default: everything")
     orders: tuple[tuple[Index, Count, int], ...] | None = Field(None, description="[[first page, count, order], …]")
     nohugepage_after_populate: bool = False
+    merge_any: Switch | None = Field(None, description="1: PR_SET_MEMORY_MERGE; default: the scenario's")
+    forbids_zeropages: Switch = Field(0, description="1: never maps the shared zeropage, as a KVM guest on s390")
+    node: Index | None = Field(None, description="NUMA node of its memory; default: its number modulo nodes")
+    boots_at_seconds: Seconds | None = Field(None, description="default: its number × boot_interval_seconds")
+    exits_at_seconds: Seconds | None = Field(None, description="default: lifetime_seconds after its boot")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -168,7 +198,7 @@ class ProcessSpec(_Strict):
 
 
 WORKLOAD_FIELDS = ("memory_mib", "thp_coverage", "zero_fraction", "duplicate_fraction", "duplicate_groups", "layout",
-                   "key_order", "stray_zero_pages")  # fmt: skip
+                   "key_order", "stray_zero_pages", "folio_order")  # fmt: skip
 
 
 class Scenario(_Strict):
@@ -201,8 +231,8 @@ class Scenario(_Strict):
     stable_node_chains_prune_millisecs: int = _field(
         2000, "how often a chain of KSM pages is pruned of stale members", kind="knob", unit="ms", log=True, ge=0,
         le=UINT_MAX, source="sysfs ksm/stable_node_chains_prune_millisecs")  # fmt: skip
-    merge_across_nodes: int = _field(1, "only 1: the machine has one NUMA node", kind="knob", ge=1, le=1,
-                                     source="sysfs ksm/merge_across_nodes")  # fmt: skip
+    merge_across_nodes: Switch = _field(1, "0: only pages of one NUMA node are merged with each other", kind="knob",
+                                        source="sysfs ksm/merge_across_nodes")  # fmt: skip
     run: int = _field(1, "value of run at the start: 0 stopped, 1 running, 2 unmerge. The kernel boots with 0; here "
                       "ksmd runs unless told otherwise", kind="knob", ge=0, le=2, source="sysfs ksm/run")  # fmt: skip
     shrink_underused: Switch = _field(1, "1: new THPs are queued so that the shrinker may split underused ones",
@@ -233,6 +263,10 @@ class Scenario(_Strict):
     khugepaged_scan_sleep_millisecs: int = _field(
         10_000, "how long khugepaged sleeps between two bursts", kind="knob", unit="ms", log=True, ge=0, le=UINT_MAX,
         source="sysfs transparent_hugepage/khugepaged/scan_sleep_millisecs")  # fmt: skip
+    khugepaged_alloc_sleep_millisecs: int = _field(
+        60_000, "how long khugepaged sleeps after it got no huge page; only carried: here it always gets one",
+        kind="knob", unit="ms", log=True, ge=0, le=UINT_MAX,
+        source="sysfs transparent_hugepage/khugepaged/alloc_sleep_millisecs")  # fmt: skip
     max_ptes_swap: int = _field(64, "most swapped-out entries of a range that khugepaged collapses", kind="knob",
                                 unit="pages", ge=0, le=511,
                                 source="sysfs transparent_hugepage/khugepaged/max_ptes_swap")  # fmt: skip
@@ -245,6 +279,21 @@ class Scenario(_Strict):
                                               unit="1/s", source="CONFIG_HZ")  # fmt: skip
     pages_per_thp: int = _field(512, "pages of a PMD-sized folio: a power of two; small sizes are for examples",
                                 kind="machine", unit="pages", ge=4, le=512)  # fmt: skip
+    nodes: int = _field(1, "NUMA nodes; process i's memory is on node i modulo nodes", kind="machine", ge=1, le=8)
+    policy: Policy = _field("none", "who turns ksmd's knobs while the scenario runs: nobody, or ksmtuned, by how much "
+                            "of host_mib is free", kind="machine", source="thread 3c")  # fmt: skip
+    host_mib: int = _field(16_384, "memory of the host, as policies see it; the model never runs out of memory",
+                           kind="machine", unit="MiB", log=True, ge=1, le=2**30)  # fmt: skip
+    ksm_start_seconds: float = _field(0.0, "when run becomes 1; 0 = run is as given from the start", kind="machine",
+                                      unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
+    pressure_rate: float = _field(0.0, "memory pressure: folios of the deferred split queue that the shrinker is asked "
+                                  "to scan each second", kind="machine", unit="folios/s", log=True, ge=0, le=1e6,
+                                  allow_inf_nan=False, source="thp-split Q3")  # fmt: skip
+    migration_rate: float = _field(0.0, "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
+                                   kind="machine", unit="MiB/s", log=True, ge=0, le=1e6, allow_inf_nan=False,
+                                   source="thp-split 3.7")  # fmt: skip
+    migration_huge_share: Share = _field(1.0, "chance that there is a huge page to migrate a huge page to; otherwise it "
+                                         "is split first", kind="machine", step=0.01, source="thp-split 3.6")  # fmt: skip
     costs: str = _field("epyc-6.18", "name of the set of measured costs of ksmd's steps", kind="machine",
                         source="costs", pattern=r"^[\w.+-]+$")  # fmt: skip
 
@@ -265,6 +314,29 @@ class Scenario(_Strict):
     stray_zero_pages: int = _field(0, "zero-filled small pages ahead of the first block: they and unique small pages "
                                    "fill one or more additional blocks", kind="workload", unit="pages", ge=0,
                                    le=2**20)  # fmt: skip
+    folio_order: Order = _field(9, "order of the folios that thp_coverage speaks of: 9 is a THP, 4 is 64 KiB, 0 is "
+                                "small pages; below 9 the blocks have no MADV_HUGEPAGE", kind="workload",
+                                source="mthp E1")  # fmt: skip
+    merge_any: Switch = _field(0, "1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE",
+                               kind="workload", source="ksm-scan S12")  # fmt: skip
+    hot_fraction: Share = _field(0.0, "share of the non-zero pages that are written once in every hot_period_seconds, "
+                                 "each time with new content", kind="workload", step=0.01)  # fmt: skip
+    hot_period_seconds: float = _field(1.0, "how often each hot page is written", kind="workload", unit="s", log=True,
+                                       ge=0.05, le=1e9, allow_inf_nan=False)  # fmt: skip
+    warm_fraction: Share = _field(0.0, "share of the non-zero pages that are written once in every "
+                                  "warm_period_seconds; what is neither hot nor warm is cold",
+                                  kind="workload", step=0.01)  # fmt: skip
+    warm_period_seconds: float = _field(60.0, "how often each warm page is written", kind="workload", unit="s",
+                                        log=True, ge=0.05, le=1e9, allow_inf_nan=False)  # fmt: skip
+    boot_interval_seconds: float = _field(0.0, "process i boots at i × this time: its memory is populated and advised "
+                                          "then", kind="workload", unit="s", ge=0, le=1e6,
+                                          allow_inf_nan=False)  # fmt: skip
+    balloon_fraction: Share = _field(0.0, "share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, "
+                                     "those with most zero-filled pages first", kind="workload", step=0.01)  # fmt: skip
+    balloon_seconds: float = _field(60.0, "when it does, after its boot", kind="workload", unit="s", ge=0, le=1e9,
+                                    allow_inf_nan=False)  # fmt: skip
+    lifetime_seconds: float = _field(0.0, "when each process exits, after its boot; 0 = never", kind="workload",
+                                     unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
     processes: int = _field(1, "how many processes with such memory", kind="workload", ge=1, le=10_000)
     seed: int = _field(0, "seed of everything that is random", kind="workload", ge=0, le=2**63 - 1)
 
@@ -300,14 +372,52 @@ class Scenario(_Strict):
         if not (self.horizon_seconds or self.horizon_full_scans or self.horizon_batches or self.until_settled):
             raise ValueError("the run would never end: set horizon_seconds, horizon_full_scans, horizon_batches "
                              "or until_settled")  # fmt: skip
+        if self.hot_fraction + self.warm_fraction > 1:
+            raise ValueError(f"hot_fraction = {self.hot_fraction} and warm_fraction = {self.warm_fraction} are more "
+                             "than all pages: their sum must be at most 1")  # fmt: skip
+        if self.ksm_start_seconds and self.run != 1:
+            raise ValueError(f"ksm_start_seconds = {self.ksm_start_seconds:g} sets run to 1 then, but run = "
+                             f"{self.run}: remove one of the two")  # fmt: skip
+        self._check_repeats()
         for i, spec in enumerate(self.specs):
             if spec.memory_mib is not None and spec.memory_mib * 256 % size:
                 where = f"process_list {i}: " if self.process_list else ""
                 raise ValueError(f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be even, "
                                  f"e.g. {spec.memory_mib + 1}")  # fmt: skip
             self._check_ranges(i, spec)
+            self._check_times(i, spec)
         self._check_events()
         return self
+
+    def _check_repeats(self) -> None:
+        """What repeats for ever does not let a run end that waits for ksmd."""
+        if self.horizon_seconds or self.stepped:
+            return
+        names = "policy khugepaged pressure_rate migration_rate hot_fraction warm_fraction".split()
+        found = [n for n in names if getattr(self, n) not in (0, "none")]
+        if any(e.after.every is not None for e in self.events):
+            found.append("an event with every")
+        if found:
+            raise ValueError(f"horizon_seconds = 0 with {', '.join(found)}: the run might never end: set it to more")
+
+    def _check_times(self, i: int, spec: ProcessSpec) -> None:
+        if spec.node is not None and spec.node >= self.nodes:
+            raise ValueError(f"process_list {i}: node = {spec.node}: there are only nodes 0 … {self.nodes - 1}")
+        boots, exits = self.boots_at(i), self.exits_at(i)
+        if exits is not None and exits <= boots:
+            raise ValueError(f"process_list {i}: exits_at_seconds = {exits:g} is not after its boot at {boots:g} s")
+
+    def boots_at(self, process: int) -> float:
+        """When a process boots, s."""
+        own = self.process_list[process].boots_at_seconds if self.process_list else None
+        return process * self.boot_interval_seconds if own is None else own
+
+    def exits_at(self, process: int) -> float | None:
+        """When a process exits, s; None: never."""
+        own = self.process_list[process].exits_at_seconds if self.process_list else None
+        if own is None and self.lifetime_seconds:
+            return self.boots_at(process) + self.lifetime_seconds
+        return own
 
     def _check_ranges(self, i: int, spec: ProcessSpec) -> None:
         pages = self.pages_of(spec)
@@ -315,8 +425,13 @@ class Scenario(_Strict):
             for first, count in getattr(spec, name) or ():
                 if first + count > pages:
                     raise ValueError(f"process_list {i}: {name} [{first}, {count}] ends beyond the {pages} pages")
+        top = self.pages_per_thp.bit_length() - 1
+        if spec.folio_order is not None and spec.folio_order not in (0, *range(2, top + 1), THP_ORDER):
+            where = f"process_list {i}: " if self.process_list else ""
+            raise ValueError(f"{where}folio_order = {spec.folio_order}: it must be 0 or 2 … {top}, or "
+                             f"{THP_ORDER} for a THP")  # fmt: skip
         if spec.orders is not None:
-            at, top = 0, self.pages_per_thp.bit_length() - 1
+            at = 0
             for first, count, order in spec.orders:
                 if order not in (0, *range(2, top + 1), THP_ORDER) or first != at or count % (1 << min(order, top)):
                     raise ValueError(f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
@@ -331,8 +446,11 @@ class Scenario(_Strict):
             if e.process >= born:
                 raise ValueError(f"events {i}: process = {e.process}: there are only processes 0 … {born - 1}")
             most = max(map(self.pages_of, self.specs))
-            if e.page is not None and e.page + (e.count or 0) > most:
-                raise ValueError(f"events {i}: pages {e.page} + {e.count} end beyond the {most} pages of a process")
+            if e.node is not None and e.node >= self.nodes:
+                raise ValueError(f"events {i}: node = {e.node}: there are only nodes 0 … {self.nodes - 1}")
+            if e.page is not None and e.page + (e.count or 1) > most:
+                raise ValueError(f"events {i}: pages {e.page} + {e.count or 1} end beyond the {most} pages of a "
+                                 "process")  # fmt: skip
 
     @property
     def specs(self) -> tuple[ProcessSpec, ...]:
@@ -480,9 +598,12 @@ def flat_fields() -> dict[str, Parameter]:
     return out
 
 
-SETTABLE: dict[str, tuple[int, int]] = {"variant": (0, 0)}
-"""Knobs that an event may set while the scenario runs, with their bounds."""
-SETTABLE |= {name: _bounds(name) for name, p in flat_fields().items() if p.kind == "knob" and p.low is not None and name != "swap_mib"}
+SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
+    "variant": (0, 0),
+    **{name: p.choices or _bounds(name) for name, p in flat_fields().items()
+       if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")},
+}  # fmt: skip
+"""Knobs that an event or a policy may set while the scenario runs: their bounds, or their values."""
 
 
 def _number(value: float | None) -> str:

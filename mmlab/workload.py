@@ -160,6 +160,7 @@ def _shuffle(contents: list[NDArray[np.uint64]], above: int, scenario: Scenario)
 def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> Image:
     pages, size = keys.size, scenario.pages_per_thp
     huge = np.zeros(pages, dtype=np.bool_)
+    order = np.zeros(pages, dtype=np.uint8)
     if spec.thp is not None:
         for first, count in spec.thp:
             huge[first : first + count] = True
@@ -168,10 +169,12 @@ def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> I
         lead = pages - spec.memory_mib * 256
         covered = int((spec.thp_coverage or 0.0) * ((pages - lead) // size) + 1e-9)
         huge[lead : lead + covered * size] = True
+        if (small := spec.folio_order) not in (None, THP_ORDER):
+            order[lead : lead + covered * size] = small
+            huge[:] = False
     if spec.orders is not None:
         order = np.repeat(np.array([o for *_, o in spec.orders], dtype=np.uint8), [n for _, n, _ in spec.orders])
     else:
-        order = np.zeros(pages, dtype=np.uint8)
         whole = huge[: pages // size * size].reshape(-1, size).all(axis=1)  # a THP needs its whole aligned range
         order[: whole.size * size][np.repeat(whole, size)] = THP_ORDER
     mergeable = np.zeros(pages, dtype=np.bool_)

@@ -15,6 +15,7 @@ from conftest import ROOT, SHIPPED
 from mmlab import scenario as module
 from mmlab.errors import UserError
 from mmlab.scenario import EVENT_FIELDS, SETTABLE, Scenario, flat_fields
+from mmlab.trace import read
 
 FLAT = sorted(p for p in (ROOT / "params").glob("*.yaml") if "process_list" not in p.read_text())
 GUESTS = ROOT / "params" / "qemu_guests.yaml"
@@ -29,7 +30,7 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"zero_fraction": float("nan")}, ("zero_fraction = nan", "0 … 1")),
     ({"max_page_sharing": 1}, ("max_page_sharing = 1", "at least 2")),
     ({"use_zero_pages": 2}, ("use_zero_pages = 2", "0 … 1")),
-    ({"merge_across_nodes": 0}, ("merge_across_nodes = 0", "at least 1")),
+    ({"merge_across_nodes": 2}, ("merge_across_nodes = 2", "0 … 1")),
     ({"layout": "spiral"}, ("layout = 'spiral'", "zero-first", "bimodal")),
     ({"kernel": "5.4"}, ("kernel = '5.4'", "6.12")),
     ({"hz": 60}, ("hz = 60", "100, 250, 300, 1000")),
@@ -57,6 +58,37 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"process_list": [{"pages": 8, "contents": [[3, 8, 1]], "thp": [[4, 8]]}]}, ("thp [4, 8]", "8 pages")),
     ({"process_list": [{"memory_mib": 2, "orders": [[0, 512, 1]]}]}, ("orders [0, 512, 1]", "order 0 or 2")),
     ({"process_list": [{"memory_mib": 2, "orders": [[0, 256, 4]]}]}, ("256 of 512",)),
+    ({"events": [{"after": {"batch": 1, "every": 2}, "op": "split_all"}]}, ("events 0 after", "every goes")),
+    ({"events": [{"after": {"seconds": 1, "every": 0}, "op": "split_all"}]}, ("events 0 after every = 0", "0.001")),
+    ({"events": [{"after": {"batch": 1}, "op": "migrate", "page": 0, "count": 1, "node": 1}]}, ("node = 1", "0 … 0")),
+    ({"events": [{"after": {"batch": 1}, "op": "migrate", "page": 0, "count": 1, "huge": 2}]}, ("huge = 2",)),
+    ({"events": [{"after": {"batch": 1}, "op": "migrate", "page": 0}]}, ("migrate needs count",)),
+    ({"events": [{"after": {"batch": 1}, "op": "merge_any", "value": 2}]}, ("value = 2", "1 (on) or 0 (off)")),
+    ({"events": [{"after": {"batch": 1}, "op": "merge_any"}]}, ("merge_any needs value",)),
+    ({"events": [{"after": {"batch": 1}, "op": "uffd", "page": 0, "count": 1, "value": "on"}]}, ("value = 'on'",)),
+    ({"memory_mib": 2, "events": [{"after": {"batch": 1}, "op": "memory_failure", "page": 512}]}, ("512 + 1", "512")),
+    ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "advisor_mode", "value": "fast"}]},
+     ("advisor_mode = 'fast'", "none, scan-time")),
+    ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "merge_across_nodes", "value": 2}]},
+     ("merge_across_nodes = 2", "0 … 1")),
+    ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "variant", "value": 2}]}, ("name of a variant",)),
+    ({"advisor_mode": "fast"}, ("advisor_mode = 'fast'", "none, scan-time")),
+    ({"advisor_max_cpu": 101}, ("advisor_max_cpu = 101", "0 … 100", "%")),
+    ({"folio_order": 1}, ("folio_order = 1", "0, 2, 3")),
+    ({"folio_order": 4, "pages_per_thp": 8}, ("folio_order = 4", "2 … 3")),
+    ({"process_list": [{"memory_mib": 2, "folio_order": 1}]}, ("process_list 0", "folio_order = 1", "2 … 9")),
+    ({"process_list": [{"memory_mib": 2, "node": 1}]}, ("process_list 0", "node = 1", "0 … 0")),
+    ({"process_list": [{"memory_mib": 2, "boots_at_seconds": 5, "exits_at_seconds": 5}]}, ("5 is not after its boot",)),
+    ({"nodes": 9}, ("nodes = 9", "1 … 8")),
+    ({"policy": "tuned"}, ("policy = 'tuned'", "none, ksmtuned")),
+    ({"hot_fraction": 0.7, "warm_fraction": 0.4}, ("hot_fraction = 0.7", "at most 1")),
+    ({"hot_period_seconds": 0}, ("hot_period_seconds = 0", "at least 0.05", "s")),
+    ({"pressure_rate": -1}, ("pressure_rate = -1", "at least 0", "folios/s")),
+    ({"migration_huge_share": 1.1}, ("migration_huge_share = 1.1", "0 … 1")),
+    ({"ksm_start_seconds": 5, "run": 0}, ("ksm_start_seconds = 5", "run = 0")),
+    ({"khugepaged": 1, "horizon_seconds": 0, "horizon_full_scans": 1}, ("horizon_seconds = 0 with khugepaged",)),
+    ({"events": [{"after": {"seconds": 1, "every": 1}, "op": "split_all"}], "horizon_seconds": 0,
+      "until_settled": True}, ("horizon_seconds = 0 with an event with every",)),
     ({"process_list": [{"memroy_mib": 2}]}, ("process_list 0", "memroy_mib", '"memory_mib"')),
 ]
 
@@ -182,7 +214,8 @@ def test_too_large_for_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_op_is_strict() -> None:
-    good = {"page": 0, "count": 1, "key": 5, "prot": 1, "knob": "run", "value": 1, "full_scans": 1, "millisecs": 1}
+    good = {"page": 0, "count": 1, "key": 5, "prot": 1, "knob": "run", "value": 1, "full_scans": 1, "millisecs": 1,
+            "node": 0, "huge": 1}  # fmt: skip
     for op, fields in EVENT_FIELDS.items():
         event = {"after": {"batch": 1}, "op": op} | {k: v for k, v in good.items() if k in fields}
         Scenario(memory_mib=2, events=[event])
@@ -193,7 +226,30 @@ def test_every_op_is_strict() -> None:
 
 def test_knobs_that_events_may_set() -> None:
     assert {"run", "variant", "pages_to_scan", "use_zero_pages"} <= set(SETTABLE)
-    Scenario(events=[{"after": {"full_scan": 2}, "op": "set", "knob": "variant", "value": "legacy"}])
+    for knob, value in {"variant": "legacy", "advisor_mode": "scan-time", "merge_across_nodes": 0, "khugepaged": 1,
+                        "khugepaged_scan_sleep_millisecs": 0, "max_ptes_swap": 511}.items():  # fmt: skip
+        Scenario(events=[{"after": {"full_scan": 2}, "op": "set", "knob": knob, "value": value}])
+    assert SETTABLE["advisor_mode"] == ("none", "scan-time")
+    assert "swap_mib" not in SETTABLE
+
+
+def test_processes_boot_one_after_another() -> None:
+    s = Scenario(processes=3, boot_interval_seconds=7, lifetime_seconds=10)
+    assert [(s.boots_at(i), s.exits_at(i)) for i in range(3)] == [(0, 10), (7, 17), (14, 24)]
+    own = Scenario(process_list=[{"boots_at_seconds": 3}, {"exits_at_seconds": 9}], boot_interval_seconds=1)
+    assert [(own.boots_at(i), own.exits_at(i)) for i in range(2)] == [(3, None), (1, 9)]
+
+
+def test_trace_with_newer_knobs() -> None:
+    """Knobs that older traces lack are the defaults; a trace that has them is read."""
+    trace = read(next(SHIPPED.glob("base_mainline*.json.gz")))
+    old = Scenario.from_trace(trace)
+    assert (old.advisor_mode, old.khugepaged, old.max_ptes_shared, old.nodes) == ("none", 0, 256, 1)
+    trace["scenario"]["knobs"] |= {"advisor_mode": "scan-time", "khugepaged": 1, "max_ptes_shared": 7, "nodes": 2}
+    trace["scenario"]["processes"][0] |= {"node": 1, "merge_any": 1, "forbids_zeropages": 1}
+    new = Scenario.from_trace(trace)
+    assert (new.advisor_mode, new.khugepaged, new.max_ptes_shared, new.nodes) == ("scan-time", 1, 7, 2)
+    assert (new.specs[0].node, new.specs[0].merge_any, new.specs[0].forbids_zeropages) == (1, 1, 1)
 
 
 @given(st.sampled_from(sorted(flat_fields())), st.one_of(st.integers(), st.floats(), st.text(max_size=9), st.none()))

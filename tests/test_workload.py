@@ -142,6 +142,16 @@ def test_orders() -> None:
     assert Counter(image.order.tolist()) == {4: 512, 9: 512}
 
 
+def test_folio_order() -> None:
+    """The covered blocks are folios of that order; below a THP's they have no MADV_HUGEPAGE."""
+    image = one(memory_mib=8, thp_coverage=0.5, folio_order=4)
+    assert image.order.tolist() == [4] * 1024 + [0] * 1024
+    assert not image.huge.any()
+    a, b = build(Scenario(folio_order=0, process_list=[{"memory_mib": 2}, {"memory_mib": 2, "folio_order": 9}]))
+    assert (a.order.max(), b.order.min()) == (0, THP_ORDER)
+    assert b.huge.all()
+
+
 def test_mixed_list_of_processes() -> None:
     a, b = build(Scenario(process_list=[{"memory_mib": 2}, {"pages": 4, "contents": [[0, 2, 0], [9, 2, 1]]}]))
     assert a.keys.min() > FIRST_KEY
