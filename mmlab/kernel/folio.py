@@ -10,12 +10,14 @@ from mmlab.kernel.state import (
     KSM,
     NO_LRU,
     PAGEVEC_SIZE,
+    PG_DIRTY,
 )
 
 __all__ = [
     "alloc_folio",
     "alloc_frame",
     "deferred_split_folio",
+    "folio_free_swap",
     "folio_get",
     "folio_likely_mapped_shared",
     "folio_pte_batch",
@@ -24,6 +26,7 @@ __all__ = [
     "folio_remove_rmap_ptes",
     "folio_unqueue_deferred_split",
     "free_folio",
+    "free_slot",
     "list_move_tail",
     "lru_add",
     "lru_add_drain",
@@ -162,9 +165,36 @@ def folio_put(m, frame):
 
 @compiled
 def put_frame(m, frame):
-    """Free an order-0 page if nothing maps or references it any more, nor the swap cache holds it."""
-    if m.frame[frame].mapcount == 0 and m.frame[frame].pins == 0 and m.frame[frame].folio == -1:
+    """Free an order-0 page if nothing maps or references it any more, nor a swap entry needs it in the swap cache."""
+    if m.frame[frame].mapcount > 0 or m.frame[frame].pins > 0:
+        return
+    if m.frame[frame].folio == -1 or folio_free_swap(m, frame):
         _free_frame(m, frame)
+
+
+# --- swap cache -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def free_slot(m, slot):
+    s = m.state[0]
+    m.swap[slot].cache = s.free_slot
+    s.free_slot = slot
+    s.swap_used -= 1
+
+
+@compiled
+def folio_free_swap(m, frame):
+    """An order-0 page leaves the swap cache unless an entry still refers to its slot; returns whether it is out."""
+    slot = -2 - m.frame[frame].folio
+    if slot < 0:
+        return True
+    if m.swap[slot].count > 0:
+        return False
+    m.frame[frame].folio = -1
+    m.frame[frame].flags |= PG_DIRTY
+    free_slot(m, slot)
+    return True
 
 
 @compiled

@@ -24,6 +24,7 @@ from mmlab.kernel.state import (
     PMD_NONE,
     PMD_TABLE,
     POISON,
+    REFERENCED,
     SWAP,
     VM_HUGEPAGE,
     VM_LOCKED,
@@ -37,7 +38,7 @@ __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
 (
     SCAN_SUCCEED,
     SCAN_PMD_MAPPED,
-    SCAN_PMD_NULL,
+    SCAN_PMD_NONE,
     SCAN_EXCEED_NONE_PTE,
     SCAN_EXCEED_SWAP_PTE,
     SCAN_EXCEED_SHARED_PTE,
@@ -90,7 +91,7 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
     """Walk the entries of block b and give up at the first that forbids a collapse; then try it (K4)."""
     s = m.state[0]
     if m.block[b].pmd == PMD_NONE:
-        return SCAN_PMD_NULL
+        return SCAN_PMD_NONE
     if m.block[b].pmd != PMD_TABLE:
         return SCAN_PMD_MAPPED
     n = 1 << s.hpage_order
@@ -122,7 +123,7 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
             return SCAN_PAGE_LRU
         if _pinned(m, frame):
             return SCAN_PAGE_COUNT
-        if not m.pte[v].bits & OLD:
+        if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
             referenced += 1
     result = _judge(m, khugepaged, writable, referenced, unmapped)
     if result != SCAN_SUCCEED:
@@ -162,7 +163,7 @@ def _isolate(m, b, khugepaged):
                 result = SCAN_PAGE_LOCK
                 break
             m.frame[frame].flags |= LOCKED
-        if not m.pte[v].bits & OLD:
+        if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
             referenced += 1
         writable = writable or pte_writable(m, v)
         v += 1
@@ -189,7 +190,7 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
     if unmapped > 0:
         for v in range(b * n, b * n + n):
             if m.pte[v].kind == SWAP:
-                do_swap_page(m, v)
+                do_swap_page(m, v, False)
         lru_add_drain(m)
     result = _isolate(m, b, khugepaged)
     if result != SCAN_SUCCEED:
@@ -200,6 +201,8 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
             frame = m.page[v].frame
             if m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
+            if m.frame[frame].folio < 0:
+                lru_add(m, frame)
             m.pte[v].kind = NONE
             m.stat[0].anon_pages -= 1
             folio_remove_rmap_ptes(m, frame, 1)
@@ -220,8 +223,8 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
 def collapse_range(m, first, end):
     """MADV_COLLAPSE of the whole blocks of [first, end), which lies in one VMA: 0, or the errno (K7, K8, K11).
 
-    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one that is armed by
-    userfaultfd.
+    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one without a page table
+    or armed by userfaultfd.
     """
     order = m.state[0].hpage_order
     mlock_drain(m)
@@ -233,8 +236,8 @@ def collapse_range(m, first, end):
         result = hpage_collapse_scan_pmd(m, b, False)
         if result in (SCAN_SUCCEED, SCAN_PMD_MAPPED):
             done += 1
-        elif result == SCAN_EXCEED_NONE_PTE:
-            error = EBUSY
+        elif result in (SCAN_EXCEED_NONE_PTE, SCAN_PMD_NONE):
+            error = EBUSY if result == SCAN_EXCEED_NONE_PTE else EINVAL
             break
         elif result in (SCAN_PAGE_LRU, SCAN_PAGE_COUNT, SCAN_PAGE_LOCK):
             error = EAGAIN

@@ -34,6 +34,7 @@ from mmlab.kernel.state import (
     NR_KSMD_STEPS,
     PASS_OVER,
     PG_DIRTY,
+    REFERENCED,
     SETTLED,
     SKIP,
     SPLIT_PAGE,
@@ -188,14 +189,16 @@ def stable_node_dup(m, chain, prune):
         return dup  # what the walk would come to: nothing to drop, no dup with room
     while dup >= 0:
         following = m.node[dup].next
-        if ksm_get_folio(m, dup):
-            if found < 0 or (
+        if ksm_get_folio(m, dup) and (
+            found < 0
+            or (
                 is_page_sharing_candidate(m, dup, 0)
                 and (not is_page_sharing_candidate(m, found, 0) or m.node[dup].len > m.node[found].len)
-            ):
-                found = dup
-                if not prune and is_page_sharing_candidate(m, found, 0):
-                    break
+            )
+        ):
+            found = dup
+            if not prune and is_page_sharing_candidate(m, found, 0):
+                break
         dup = following
     if found < 0:
         s.stable_root = rb_erase(m.node, s.stable_root, chain)
@@ -467,7 +470,7 @@ def replace_page(m, v, frame, kframe):
 @compiled
 def _become_ksm_page(m, v, frame):
     """The page, and with it every entry that maps it, is KSM's from now on, without a node yet (M7.6, M14)."""
-    m.frame[frame].flags |= KSM | PG_DIRTY
+    m.frame[frame].flags |= KSM | PG_DIRTY | REFERENCED
     m.stat[0].ksm_frames += 1
     m.stat[0].ksm_entries += m.frame[frame].mapcount
     m.pte[v].bits |= KSM_PAGE

@@ -13,6 +13,7 @@ from mmlab.kernel.state import (
     PG_DIRTY,
     PMD_HUGE,
     PMD_TABLE,
+    REFERENCED,
     SWAP,
 )
 from mmlab.kernel.swap import shrink_folio
@@ -41,6 +42,7 @@ def _mark_lazy(m, v, n):
 
 @compiled
 def _advise_folio(m, advice, v, n):
+    m.frame[m.page[v].frame].flags &= ~REFERENCED
     if advice == PAGEOUT:
         shrink_folio(m, v)
     elif advice == FREE:

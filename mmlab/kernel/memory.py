@@ -7,6 +7,7 @@ from mmlab.kernel.folio import (
     alloc_folio,
     alloc_frame,
     deferred_split_folio,
+    folio_free_swap,
     folio_get,
     folio_pte_batch,
     folio_put,
@@ -153,15 +154,28 @@ def clear_swap_entry(m, v):
 
 
 @compiled
-def do_swap_page(m, v):
+def do_swap_page(m, v, write):
     """Bring the page of a SWAP entry back (thp-split W3, W7).
 
-    A page that other entries still need stays in the swap cache, and the next user finds it there.
+    A page that other entries still need stays in the swap cache, not exclusive, and the next user finds it there. A KSM
+    page found there is mapped as it is, or copied if it has no stable node or KSM is unmerging
+    (`ksm_might_need_to_copy`, ksm-merge F6).
     """
     slot = -2 - m.page[v].frame
     frame = m.swap[slot].cache
     bits = 0
-    if frame < 0:
+    if frame >= 0 and m.frame[frame].flags & KSM and (m.frame[frame].node < 0 or m.state[0].run == 2):
+        m.stat[0].ksm_swpin_copy += 1
+        frame = alloc_frame(m)
+        bits = EXCLUSIVE
+    elif frame >= 0:
+        last = m.swap[slot].count == 1 and m.frame[frame].mapcount == 0
+        if m.frame[frame].flags & KSM:
+            bits = KSM_PAGE
+            m.stat[0].ksm_entries += 1
+        elif last and (write or m.pte[v].vm & VM_LOCKED):
+            bits = EXCLUSIVE
+    else:
         frame = alloc_frame(m)
         if not m.swap[slot].zero:
             m.stat[0].pswpin += 1
@@ -170,13 +184,12 @@ def do_swap_page(m, v):
         else:
             m.swap[slot].cache = frame
             m.frame[frame].folio = -2 - slot
-    elif m.frame[frame].flags & KSM:
-        bits = KSM_PAGE
-        m.stat[0].ksm_entries += 1
     m.frame[frame].mapcount += 1
     m.stat[0].anon_pages += 1
     _map_anon(m, v, frame, bits)
     swap_free(m, slot)
+    if bits & EXCLUSIVE or m.pte[v].vm & VM_LOCKED:
+        folio_free_swap(m, frame)
 
 
 @compiled
@@ -211,7 +224,7 @@ def _write_fault(m, v):
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == SWAP:
-        do_swap_page(m, v)
+        do_swap_page(m, v, True)
     if m.pte[v].bits & EXCLUSIVE:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
@@ -224,7 +237,7 @@ def _write_fault(m, v):
                 m.pte[i].bits = DIRTY | EXCLUSIVE
             return
         split_huge_pmd(m, b)
-    elif f == -1 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM:
+    elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM and folio_free_swap(m, frame):
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
     wp_page_copy(m, v, DIRTY | EXCLUSIVE)
@@ -234,7 +247,7 @@ def _write_fault(m, v):
 def _read_fault(m, v):
     """A read of an empty entry maps the shared or the huge zeropage (ksm-merge F3)."""
     if m.pte[v].kind == SWAP:
-        do_swap_page(m, v)
+        do_swap_page(m, v, False)
     if m.pte[v].kind != NONE:
         m.pte[v].bits &= ~OLD
         return
@@ -370,7 +383,7 @@ def copy_page_range(m, src, dst, pages):
         m.pte[v].bits &= ~EXCLUSIVE
         if m.pte[v].kind == ANON:
             frame = m.page[v].frame
-            _map_anon(m, w, frame, m.pte[v].bits)
+            _map_anon(m, w, frame, m.pte[v].bits | OLD)
             m.stat[0].anon_pages += 1
             if m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries += 1

@@ -61,6 +61,7 @@ block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 # --- physical memory ------------------------------------------------------------------------------------------------
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
 LOCKED, NO_LRU = 64, 128  # of a small page: locked by a collapse; in the CPU's batch, not on an LRU list
+REFERENCED = 256  # of a small page: accessed, whatever its entries say
 LAZY, PG_DIRTY = 16, 32  # … of its folio, kept in the first frame: by MADV_FREE; dirty whatever the entries say
 frame_t = np.dtype(
     [
@@ -68,7 +69,7 @@ frame_t = np.dtype(
         ("folio", np.int32),  # its large folio; -1: the page is order 0, -2 - slot: … and in the swap cache
         ("node", np.int32),  # stable node of a KSM page; a KSM page may have none (ksm-merge M14)
         ("pins", np.uint16),  # references beyond the mappings, of an order-0 page
-        ("flags", np.uint8),
+        ("flags", np.uint16),
     ],
     align=True,
 )

@@ -5,7 +5,7 @@ The swap cache's reference is the `cache` of the slot, not a pin (thp-split H5).
 """
 
 from mmlab.kernel.compile import compiled
-from mmlab.kernel.folio import folio_get, folio_put, folio_remove_rmap_ptes, free_folio, put_frame
+from mmlab.kernel.folio import folio_get, folio_put, folio_remove_rmap_ptes, free_folio, free_slot, put_frame
 from mmlab.kernel.huge_memory import split_huge_page, split_huge_pmd
 from mmlab.kernel.state import (
     ANON,
@@ -55,19 +55,16 @@ def swap_duplicate(m, slot):
 
 @compiled
 def swap_free(m, slot):
-    """One entry less; with the last one the slot is free and its page leaves the swap cache."""
-    s = m.state[0]
+    """One entry less. After the last one the page stays in the swap cache as long as it is mapped (W7)."""
     m.stat[0].swap_entries -= 1
     m.swap[slot].count -= 1
     if m.swap[slot].count > 0:
         return
     frame = m.swap[slot].cache
-    if frame >= 0:
-        m.frame[frame].folio = -1
+    if frame < 0:
+        free_slot(m, slot)
+    else:
         put_frame(m, frame)
-    m.swap[slot].cache = s.free_slot
-    s.free_slot = slot
-    s.swap_used -= 1
 
 
 @compiled
@@ -115,7 +112,7 @@ def _shrink_page(m, v):
         return
     slot = -2 - m.frame[frame].folio
     write = True
-    if slot >= 0:
+    if slot >= 0:  # still in the swap cache
         write = (m.pte[v].bits & DIRTY) != 0 or (m.frame[frame].flags & PG_DIRTY) != 0
     else:
         if _free_slots(m) < 1:
