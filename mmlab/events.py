@@ -12,7 +12,8 @@ from mmlab.kernel import ksm, memory
 from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
-from mmlab.kernel.state import CALLER_OTHER
+from mmlab.kernel.migrate import memory_failure, migrate_pages
+from mmlab.kernel.state import ADVISOR_MODES, CALLER_OTHER
 from mmlab.scenario import Event
 from mmlab.variants import resolve
 
@@ -58,6 +59,25 @@ def _compact(s: Simulation, _: Event) -> int:
     return 0
 
 
+def _migrate(s: Simulation, e: Event) -> int:
+    migrate_pages(s.m, *s.pages(e), -1 if e.node is None else e.node, 1 if e.huge is None else e.huge)
+    return 0
+
+
+def _memory_failure(s: Simulation, e: Event) -> int:
+    assert e.page is not None
+    return int(memory_failure(s.m, int(s.m.mm[e.process + 1]["base"]) + e.page))
+
+
+def _merge_any(s: Simulation, e: Event) -> int:
+    return s.spaces.merge_any(e.process, int(e.value or 0))
+
+
+def _uffd(s: Simulation, e: Event) -> int:
+    assert e.page is not None and e.count is not None
+    return s.spaces.uffd(e.process, e.page, e.page + e.count, int(e.value or 0))
+
+
 def _sleep(s: Simulation, e: Event) -> int:
     s.now += (e.millisecs or 0) * 1_000_000
     s.wake = max(s.wake, s.now)
@@ -89,14 +109,20 @@ def _exit(s: Simulation, e: Event) -> int:
 
 
 def _set(s: Simulation, e: Event) -> int:
-    """A write to a sysfs knob (ksm-scan S6, ksm-merge 2.10)."""
+    """A write to a sysfs knob (ksm-scan S6, S29, ksm-merge 2.10)."""
     state, value = s.m.state[0], e.value
     if e.knob == "variant":
         s.use_variant(resolve(str(value)))
         return 0
+    if e.knob == "advisor_mode":
+        ksm.set_advisor(s.m, ADVISOR_MODES.index(str(value)))
+        return 0
     assert isinstance(value, int) and e.knob is not None
+    if e.knob == "pages_to_scan" and state["advisor_mode"]:
+        return errno.EINVAL
     shared = s.m.stat[0]["pages_shared"] > 0
-    if e.knob == "max_page_sharing" and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
+    exclusive = e.knob in ("max_page_sharing", "merge_across_nodes")
+    if exclusive and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
         return errno.EBUSY  # R4
     if e.knob == "run" and value != state["run"]:
         state["run"] = value
@@ -116,6 +142,10 @@ OPS: dict[str, Callable[[Simulation, Event], int]] = {
     "shrink": _shrink,
     "khugepaged": _khugepaged,
     "compact": _compact,
+    "migrate": _migrate,
+    "memory_failure": _memory_failure,
+    "merge_any": _merge_any,
+    "uffd": _uffd,
     "sleep": _sleep,
     "mprotect": _mprotect,
     "fork": _fork,

@@ -14,11 +14,14 @@ from mmlab.kernel.folio import (
 )
 from mmlab.kernel.state import (
     ANON,
+    CALLER_KSM,
+    CALLER_OTHER,
     CALLER_PARTIALLY_MAPPED,
     CALLER_UNDERUSED,
     DIRTY,
     LAZY,
     MLOCKED,
+    NID_SHIFT,
     OLD,
     PG_DIRTY,
     PMD_HUGE,
@@ -134,18 +137,25 @@ def _remap_folio(m, caller, family, head, index, n):
             continue
         base = m.vma[i].base
         locked = (m.vma[i].vm & VM_LOCKED) != 0
-        remap = not locked and _remap(m, caller, m.vma[i].vm)
+        mm = m.block[base >> m.state[0].hpage_order].mm
+        remap = not locked and not m.mm[mm].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
         for v in range(base + max(m.vma[i].start, index), base + min(m.vma[i].end, index + n)):
             frame = head + (v - base - index)
             if m.pte[v].kind != ANON or m.page[v].frame != frame:
                 continue
-            if remap and m.page[v].key == 0 and not m.frame[frame].flags & MLOCKED:
+            if remap and m.page[v].key == 0 and not m.frame[frame].flags & (MLOCKED | POISONED):
                 m.pte[v].kind = ZP_CLEAN
                 m.page[v].frame = -1
                 m.pte[v].bits = 0
                 m.stat[0].anon_pages -= 1
                 m.stat[0].zeropage_entries += 1
                 m.steps[REMAP] += 1
+                if caller == CALLER_KSM:
+                    m.stat[0].zeropages_by_ksm += 1
+                elif caller == CALLER_OTHER:
+                    m.stat[0].zeropages_by_other += 1
+                else:
+                    m.stat[0].zeropages_by_shrinker += 1
             else:
                 m.frame[frame].mapcount += 1
                 if locked:
@@ -176,7 +186,7 @@ def split_huge_page(m, frame, caller):
     for i in range(head, head + n):
         m.frame[i].folio = -1
         m.frame[i].mapcount = 0
-        m.frame[i].flags = m.frame[i].flags & POISONED | flags
+        m.frame[i].flags = m.frame[i].flags & (POISONED | -1 << NID_SHIFT) | flags
     m.frame[frame].pins = 1
     _remap_folio(m, caller, family, head, index, n)
     for i in range(head, head + n):

@@ -30,6 +30,9 @@ from mmlab.kernel.state import (
     LAST,
     MERGE,
     MERGE_ZERO,
+    MIGRATED,
+    NID_SHIFT,
+    NO_NODE,
     NODE,
     NR_KSMD_STEPS,
     PASS_OVER,
@@ -48,6 +51,7 @@ from mmlab.kernel.state import (
     VM_MERGEABLE,
     WAKE_UP,
     ZP_KSM,
+    Machine,
 )
 
 __all__ = [
@@ -67,12 +71,33 @@ NO_PAGE = -1  # … : become a KSM page without a node
 
 
 @compiled
+def _nid(m, frame):
+    """The NUMA node whose trees the page belongs into (ksm-merge T1)."""
+    return np.int64(0) if m.state[0].merge_across_nodes else np.int64(m.frame[frame].flags) >> NID_SHIFT
+
+
+@compiled
 def ksm_get_folio(m, node):
     """Whether the node's page is still there; a stale node is removed (ksm-merge T2)."""
     if m.frame[m.node[node].frame].node == node:
         return True
     remove_node_from_stable_tree(m, node)
     return False
+
+
+@compiled
+def _erase(m, n):
+    """A node or a chain leaves its stable tree."""
+    nid = m.node[n].nid
+    m.tree[nid].stable = rb_erase(m.node, m.tree[nid].stable, n)
+
+
+@compiled
+def _replace(m, old, new):
+    """… or another one takes its place there."""
+    nid = m.node[old].nid
+    m.node[new].nid = nid
+    m.tree[nid].stable = rb_replace_node(m.node, m.tree[nid].stable, old, new)
 
 
 @compiled
@@ -93,6 +118,7 @@ def alloc_stable_node(m, key):
 
 @compiled
 def free_stable_node(m, node):
+    m.node[node].kind = NO_NODE
     m.node[node].first = m.state[0].free_node
     m.state[0].free_node = node
 
@@ -154,8 +180,8 @@ def remove_node_from_stable_tree(m, node):
     if m.node[node].kind == DUP:
         stable_node_dup_del(m, node)
         m.stat[0].stable_node_dups -= 1
-    else:
-        m.state[0].stable_root = rb_erase(m.node, m.state[0].stable_root, node)
+    elif m.node[node].kind == NODE:
+        _erase(m, node)
     frame = m.node[node].frame
     if m.frame[frame].node == node:
         m.frame[frame].node = -1
@@ -201,12 +227,12 @@ def stable_node_dup(m, chain, prune):
                 break
         dup = following
     if found < 0:
-        s.stable_root = rb_erase(m.node, s.stable_root, chain)
+        _erase(m, chain)
         m.stat[0].stable_node_chains -= 1
         free_stable_node(m, chain)
     elif m.node[chain].first == found and m.node[found].next < 0:
         m.node[found].kind = NODE
-        s.stable_root = rb_replace_node(m.node, s.stable_root, chain, found)
+        _replace(m, chain, found)
         m.stat[0].stable_node_chains -= 1
         m.stat[0].stable_node_dups -= 1
         free_stable_node(m, chain)
@@ -225,35 +251,104 @@ def _stable_node_at(m, n, prune):
 
 
 @compiled
+def _link(m, node, nid, parent, left):
+    m.node[node].kind = NODE
+    m.node[node].nid = nid
+    m.tree[nid].stable = rb_insert(m.node, m.tree[nid].stable, node, parent, left)
+
+
+@compiled
+def _add_dup(m, node, n):
+    """Beside tree slot n, which becomes a chain if it is not one (ksm-merge T5)."""
+    if m.node[n].kind != CHAIN:
+        chain = alloc_stable_node(m, m.node[n].key)
+        m.node[chain].kind = CHAIN
+        m.node[chain].prune_jiffies = _jiffies(m, m.stat[0].time_ns)
+        _replace(m, n, chain)
+        m.stat[0].stable_node_chains += 1
+        stable_node_chain_add_dup(m, n, chain)
+        m.stat[0].stable_node_dups += 1
+        n = chain
+    m.node[node].nid = m.node[n].nid
+    stable_node_chain_add_dup(m, node, n)
+    m.stat[0].stable_node_dups += 1
+
+
+@compiled
+def _to_side_list(m, node):
+    """The node's page lives on another NUMA node than the tree that the node is in (ksm-merge M1)."""
+    if m.node[node].kind == DUP:
+        stable_node_dup_del(m, node)
+        m.stat[0].stable_node_dups -= 1
+    else:
+        _erase(m, node)
+    m.node[node].kind = MIGRATED
+
+
+@compiled
+def _replace_migrated(m, n, dup, own):
+    """A match whose page went to another NUMA node gives its place in slot n to the searching page's node, if any."""
+    if m.node[n].kind == CHAIN:
+        _to_side_list(m, dup)
+        if own >= 0:
+            _add_dup(m, own, n)
+    elif own >= 0:
+        _replace(m, dup, own)
+        m.node[own].kind = NODE
+        m.node[dup].kind = MIGRATED
+    else:
+        _to_side_list(m, dup)
+    return m.node[own].frame if own >= 0 and is_page_sharing_candidate(m, own, 0) else -1
+
+
+@compiled
 def stable_tree_search(m, key, frame):
-    """The KSM page that the page may merge with (ksm-merge T4); a KSM page with a node finds itself. -1: none."""
-    if m.frame[frame].node >= 0:
+    """The KSM page that the page may merge with (ksm-merge T4); -1: none.
+
+    A KSM page with a node finds itself; one whose node is on the side list, because the page went to another NUMA node,
+    looks for its place in that node's tree.
+    """
+    own = m.frame[frame].node
+    if own >= 0 and m.node[own].kind != MIGRATED:
         return frame
-    n = m.state[0].stable_root
+    nid = _nid(m, frame)
+    n, parent, left = m.tree[nid].stable, -1, False
     while n >= 0:
         m.steps[TREE_LEVEL] += 1
         dup = _stable_node_at(m, n, True)
         if dup < 0:
-            n = m.state[0].stable_root
+            n, parent = m.tree[nid].stable, -1
             continue
         if m.node[dup].kind == NODE:
             n = dup  # a chain may have dissolved into it
         if key == m.node[dup].key:
-            return m.node[dup].frame if is_page_sharing_candidate(m, dup, 0) else -1
-        n = m.node[n].left if key < m.node[n].key else m.node[n].right
-    return -1
+            if own >= 0 and m.frame[frame].mapcount > 1:
+                _add_dup(m, own, n)
+                return frame if is_page_sharing_candidate(m, own, 0) else -1
+            if not is_page_sharing_candidate(m, dup, 0):
+                return -1
+            if _nid(m, m.node[dup].frame) == m.node[dup].nid:
+                return m.node[dup].frame
+            return _replace_migrated(m, n, dup, own)
+        parent = n
+        left = key < m.node[n].key
+        n = m.node[n].left if left else m.node[n].right
+    if own < 0:
+        return -1
+    _link(m, own, nid, parent, left)
+    return frame if is_page_sharing_candidate(m, own, 0) else -1
 
 
 @compiled
 def stable_tree_insert(m, key, frame):
     """A node for a new KSM page; beside equal content it becomes a dup of a chain (ksm-merge T5)."""
-    s = m.state[0]
-    n, parent, left = s.stable_root, -1, False
+    nid = _nid(m, frame)
+    n, parent, left = m.tree[nid].stable, -1, False
     while n >= 0:
         m.steps[TREE_LEVEL] += 1
         dup = _stable_node_at(m, n, False)
         if dup < 0:
-            n, parent = s.stable_root, -1
+            n, parent = m.tree[nid].stable, -1
             continue
         if m.node[dup].kind == NODE:
             n = dup  # a chain may have dissolved into it
@@ -266,19 +361,9 @@ def stable_tree_insert(m, key, frame):
     m.node[node].frame = frame
     m.frame[frame].node = node
     if n < 0:
-        s.stable_root = rb_insert(m.node, s.stable_root, node, parent, left)
-        return node
-    if m.node[n].kind != CHAIN:
-        chain = alloc_stable_node(m, key)
-        m.node[chain].kind = CHAIN
-        m.node[chain].prune_jiffies = _jiffies(m, m.stat[0].time_ns)
-        s.stable_root = rb_replace_node(m.node, s.stable_root, n, chain)
-        m.stat[0].stable_node_chains += 1
-        stable_node_chain_add_dup(m, n, chain)
-        m.stat[0].stable_node_dups += 1
-        n = chain
-    stable_node_chain_add_dup(m, node, n)
-    m.stat[0].stable_node_dups += 1
+        _link(m, node, nid, parent, left)
+    else:
+        _add_dup(m, node, n)
     return node
 
 
@@ -315,20 +400,28 @@ def remove_stable_node(m, node):
 
 @entry
 def remove_all_stable_nodes(m):
-    """Drop stable nodes, from the tree's root on, up to one whose page is still mapped: then False (R2, R4)."""
-    while m.state[0].stable_root >= 0:
-        n = m.state[0].stable_root
-        if m.node[n].kind != CHAIN:
-            if not remove_stable_node(m, n):
-                return False
-            continue
-        while m.node[n].first >= 0:
-            if not remove_stable_node(m, m.node[n].first):
-                return False
-        m.state[0].stable_root = rb_erase(m.node, n, n)
-        m.stat[0].stable_node_chains -= 1
-        free_stable_node(m, n)
-    return True
+    """Drop stable nodes, from each tree's root on, up to one whose page is still mapped: then False (R2, R4)."""
+    done = True
+    for nid in range(len(m.tree)):
+        while m.tree[nid].stable >= 0:
+            n = m.tree[nid].stable
+            if m.node[n].kind != CHAIN:
+                if not remove_stable_node(m, n):
+                    done = False
+                    break
+                continue
+            while m.node[n].first >= 0 and remove_stable_node(m, m.node[n].first):
+                pass
+            if m.node[n].first >= 0:
+                done = False
+                break
+            _erase(m, n)
+            m.stat[0].stable_node_chains -= 1
+            free_stable_node(m, n)
+    for n in range(m.state[0].top_node):
+        if m.node[n].kind == MIGRATED and not remove_stable_node(m, n):
+            done = False
+    return done
 
 
 # --- rmap_items -----------------------------------------------------------------------------------------------------
@@ -364,7 +457,8 @@ def remove_rmap_item_from_tree(m, v):
         m.pte[v].item &= ~STABLE
     elif item & UNSTABLE:
         if m.pte[v].seq == m.stat[0].full_scans & 255:  # of the current pass: really in the tree
-            m.state[0].unstable_root = rb_erase(m.page, m.state[0].unstable_root, v)
+            nid = np.int64(m.pte[v].nid)
+            m.tree[nid].unstable = rb_erase(m.page, m.tree[nid].unstable, v)
         m.stat[0].pages_unshared -= 1
         m.pte[v].item &= ~UNSTABLE
 
@@ -532,7 +626,8 @@ def unstable_tree_search_insert(m, v, frame, key):
     """
     p = m.page
     s = m.state[0]
-    n, parent, left = s.unstable_root, np.int64(-1), False
+    nid = _nid(m, frame)
+    n, parent, left = np.int64(m.tree[nid].unstable), np.int64(-1), False
     levels, unmerged = 0, s.unmerged
     while n >= 0:
         levels += 1
@@ -551,11 +646,14 @@ def unstable_tree_search_insert(m, v, frame, key):
             left = False
             n = p[n].right
         else:
+            if not s.merge_across_nodes and _nid(m, p[n].frame) != nid:
+                n = -1  # the tree's page went to another NUMA node
             break
     else:
         m.pte[v].item |= UNSTABLE
         m.pte[v].seq = m.stat[0].full_scans & 255
-        s.unstable_root = rb_insert(p, s.unstable_root, v, parent, left)
+        m.pte[v].nid = nid
+        m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
         m.stat[0].pages_unshared += 1
         n = -1
     m.steps[TREE_LEVEL] += levels
@@ -568,7 +666,10 @@ def cmp_and_merge_page(m, v, frame):
     key = m.page[v].key
     node = m.frame[frame].node
     if node >= 0:  # M1
-        if m.pte[v].item & STABLE and m.page[v].parent == node:
+        if m.node[node].kind != MIGRATED and _nid(m, frame) != m.node[node].nid:
+            _to_side_list(m, node)
+        attached = m.pte[v].item & STABLE and m.page[v].parent == node
+        if attached and m.node[node].kind != MIGRATED:
             return
     else:  # M2
         remove_rmap_item_from_tree(m, v)
@@ -583,6 +684,8 @@ def cmp_and_merge_page(m, v, frame):
             if m.state[0].early_stop and m.pte[v].kind != ANON:
                 return  # the variant skip-zeropage
     kframe = stable_tree_search(m, key, frame)  # M4
+    if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
+        return
     remove_rmap_item_from_tree(m, v)
     if kframe >= 0:
         if try_to_merge_with_ksm_page(m, v, frame, kframe, key):
@@ -602,6 +705,45 @@ def cmp_and_merge_page(m, v, frame):
         stable_tree_append(m, v, node)
     elif same:
         split_huge_page(m, frame, CALLER_KSM)  # M5d
+
+
+# --- advisor --------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _now_ns(m):
+    """Simulated time in the middle of a batch."""
+    return m.stat[0].time_ns + ksmd_cpu_ns(m) - m.state[0].batch_cpu_ns
+
+
+def set_advisor(m: Machine, mode: int) -> None:
+    """A write to advisor_mode: a change begins anew, from the default or the advisor's pages_to_scan (ksm-scan S29)."""
+    s = m.state[0]
+    if mode == s["advisor_mode"]:
+        return
+    s["advisor_mode"] = mode
+    s["pages_to_scan"] = s["advisor_min_pages_to_scan"] if mode else 100
+    for name in ("advisor_scan_time", "advisor_change", "advisor_cpu_ns", "advisor_start_ns"):
+        s[name] = 0
+
+
+@compiled
+def scan_time_advisor(m):
+    """A new pages_to_scan at the end of a full scan, so that one takes the target time (ksm-scan S31)."""
+    s = m.state[0]
+    cpu_ns = ksmd_cpu_ns(m)
+    seconds = max(1, (_now_ns(m) - s.advisor_start_ns) // 1_000_000 // 1000)
+    cpu_percent = max(1, (cpu_ns - s.advisor_cpu_ns) // 1_000_000 * 100 // (seconds * 1000))
+    last = s.advisor_scan_time if s.advisor_scan_time > 0 else seconds
+    factor = max(1, s.advisor_target_scan_time * 100 // seconds)
+    change = (70 * s.advisor_change + 30 * max(1, seconds * 100 // last)) // 100
+    pages = s.pages_to_scan * 100 // factor * change // 100
+    per_percent = max(1, s.pages_to_scan // cpu_percent)
+    pages = max(min(pages, per_percent * s.advisor_max_cpu), per_percent * 10)
+    s.pages_to_scan = min(pages, s.advisor_max_pages_to_scan)
+    s.advisor_change = change
+    s.advisor_scan_time = seconds
+    s.advisor_cpu_ns = cpu_ns
 
 
 # --- scanning -------------------------------------------------------------------------------------------------------
@@ -676,9 +818,16 @@ def scan_get_next_rmap_item(m):
     if m.mm[0].next == 0:
         return -1
     if s.cursor_mm == 0:  # S10
+        if s.advisor_mode:
+            s.advisor_start_ns = _now_ns(m)
         mlock_drain(m)
         lru_add_drain(m)
-        s.unstable_root = -1
+        for nid in range(len(m.tree)):
+            m.tree[nid].unstable = -1
+        if not s.merge_across_nodes:  # S10.3
+            for n in range(s.top_node):
+                if m.node[n].kind == MIGRATED:
+                    ksm_get_folio(m, n)
         s.unmerged = 0
         s.cursor_mm = m.mm[0].next
         s.cursor = 0
@@ -714,6 +863,8 @@ def scan_get_next_rmap_item(m):
         s.cursor = 0
         s.found_vma = 0
     m.steps[END_OF_PASS] += 1
+    if s.advisor_mode:
+        scan_time_advisor(m)
     m.stat[0].full_scans += 1
     return -1
 
@@ -811,6 +962,7 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
         stat.time_ns = wake_ns
         frames, passes = stat.frames, stat.full_scans
         cpu = ksmd_cpu_ns(m)
+        s.batch_cpu_ns = cpu
         ksm_do_scan(m)
         cpu = ksmd_cpu_ns(m) - cpu
         stat.time_ns += cpu
@@ -818,6 +970,7 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
         stat.batch += 1
         stat.freed_by_batch = frames - stat.frames
         most_freed = max(most_freed, frames - stat.frames)
+        stat.pages_to_scan = s.pages_to_scan
         rows[done] = stat
         if len(mthp_rows) > 0:
             for order in range(len(m.mthp)):

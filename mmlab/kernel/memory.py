@@ -23,17 +23,20 @@ from mmlab.kernel.state import (
     HUGE_ZP,
     KSM,
     KSM_PAGE,
+    NID_SHIFT,
     NONE,
     OLD,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_NONE,
     PMD_TABLE,
+    POISON,
     READ_ONLY,
     SWAP,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_PRESENT,
+    VM_UFFD,
     VM_WRITE,
     ZP_CLEAN,
     ZP_KSM,
@@ -74,9 +77,17 @@ def _clear(m, v):
 
 
 @compiled
+def _alloc_page(m, v):
+    """A new order-0 page for v, on the NUMA node of its process."""
+    f = alloc_frame(m)
+    m.frame[f].flags = m.mm[m.block[v >> m.state[0].hpage_order].mm].nid << NID_SHIFT
+    return f
+
+
+@compiled
 def map_new_page(m, v, bits):
     """Map a new order-0 page at v; the page keeps the key that the address has."""
-    f = alloc_frame(m)
+    f = _alloc_page(m, v)
     m.frame[f].mapcount = 1
     _map_anon(m, v, f, bits)
     b = v >> m.state[0].hpage_order
@@ -96,6 +107,7 @@ def map_huge_page(m, b, index):
     m.folio[f].entire = 1
     for i in range(n):
         _map_anon(m, b * n + i, m.folio[f].head + i, DIRTY | EXCLUSIVE)
+        m.frame[m.folio[f].head + i].flags = m.mm[mm].nid << NID_SHIFT
     m.block[b].pmd = PMD_HUGE
     m.stat[0].huge_pmds += 1
     m.stat[0].anon_pages += n
@@ -166,7 +178,7 @@ def do_swap_page(m, v, write):
     bits = 0
     if frame >= 0 and m.frame[frame].flags & KSM and (m.frame[frame].node < 0 or m.state[0].run == 2):
         m.stat[0].ksm_swpin_copy += 1
-        frame = alloc_frame(m)
+        frame = _alloc_page(m, v)
         bits = EXCLUSIVE
     elif frame >= 0:
         last = m.swap[slot].count == 1 and m.frame[frame].mapcount == 0
@@ -176,7 +188,7 @@ def do_swap_page(m, v, write):
         elif last and (write or m.pte[v].vm & VM_LOCKED):
             bits = EXCLUSIVE
     else:
-        frame = alloc_frame(m)
+        frame = _alloc_page(m, v)
         if not m.swap[slot].zero:
             m.stat[0].pswpin += 1
         if m.swap[slot].count == 1:
@@ -207,6 +219,8 @@ def _write_fault(m, v):
     """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7)."""
     s = m.state[0]
     b = v >> s.hpage_order
+    if m.pte[v].kind == POISON:
+        return
     if m.pte[v].kind == NONE:
         if _huge_page_allowed(m, b):
             _huge_page_fault(m, b)
@@ -252,6 +266,9 @@ def _read_fault(m, v):
         m.pte[v].bits &= ~OLD
         return
     b = v >> m.state[0].hpage_order
+    if m.mm[m.block[b].mm].forbids_zeropages:
+        _write_fault(m, v)
+        return
     n = 1 << m.state[0].hpage_order
     if _huge_page_allowed(m, b):
         for i in range(b * n, (b + 1) * n):
@@ -270,9 +287,9 @@ def _read_fault(m, v):
 def write_pages(m, first, end, key, read_first):
     """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first).
 
-    False at the first page that is not in a writable VMA."""
+    False at the first page that is not in a writable VMA, or is poisoned."""
     for v in range(first, end):
-        if not m.pte[v].vm & VM_WRITE:
+        if not m.pte[v].vm & VM_WRITE or m.pte[v].kind == POISON:
             return False
         if read_first:
             _read_fault(m, v)
@@ -287,16 +304,16 @@ def write_listed_pages(m, n, key):
     """Write the first n pages of `Machine.listed`: page i gets the content key + i; others' VMAs are passed over."""
     for i in range(n):
         v = m.listed[i]
-        if m.pte[v].vm & VM_WRITE:
+        if m.pte[v].vm & VM_WRITE and m.pte[v].kind != POISON:
             _write_fault(m, v)
             m.page[v].key = key + np.uint64(i)
 
 
 @entry
 def read_pages(m, first, end):
-    """Read each page of [first, end); False at the first one without a VMA."""
+    """Read each page of [first, end); False at the first one without a VMA, or that is poisoned."""
     for v in range(first, end):
-        if not m.pte[v].vm & VM_PRESENT:
+        if not m.pte[v].vm & VM_PRESENT or m.pte[v].kind == POISON:
             return False
         _read_fault(m, v)
     return True
@@ -378,7 +395,7 @@ def copy_page_range(m, src, dst, pages):
     for i in range(pages):
         v, w = src + i, dst + i
         m.page[w].key = m.page[v].key
-        m.pte[w].vm = m.pte[v].vm & ~VM_LOCKED
+        m.pte[w].vm = m.pte[v].vm & ~(VM_LOCKED | VM_UFFD)
         m.pte[w].kind = m.pte[v].kind
         m.pte[v].bits &= ~EXCLUSIVE
         if m.pte[v].kind == ANON:
@@ -442,6 +459,7 @@ def populate(m, mm, orders):
             f = alloc_folio(m, orders[i], m.mm[mm].family, i)
             k = 1 << orders[i]
             for j in range(k):
+                m.frame[m.folio[f].head + j].flags = m.mm[mm].nid << NID_SHIFT
                 _map_anon(m, v + j, m.folio[f].head + j, DIRTY | EXCLUSIVE)
                 m.frame[m.folio[f].head + j].mapcount = 1
             m.folio[f].mapcount = k

@@ -24,6 +24,7 @@ from mmlab.kernel.state import (
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_MERGEABLE,
+    VM_UFFD,
     VM_WRITE,
     Machine,
     vma_t,
@@ -180,6 +181,29 @@ class AddressSpaces:
         self._join(process)
         return error
 
+    def merge_any(self, process: int, value: int) -> int:
+        """prctl PR_SET_MEMORY_MERGE: every VMA becomes mergeable, or none is (ksm-scan S12, S17).
+
+        VMAs that have become equal stay apart. The flag outlives the process's place in ksmd's list.
+        """
+        mm, base = self.m.mm[process + 1], self._base(process)
+        if bool(value) == bool(mm["merge_any"]):
+            return 0
+        mm["merge_any"] = value
+        if value and not mm["registered"]:
+            ksm_enter(self.m, process + 1)
+        for v in self.vmas[process]:
+            if not value and v.vm & VM_MERGEABLE:
+                unmerge_ksm_pages(self.m, base + v.start, base + v.end)
+                self.m.state[0]["unmerged"] = 1
+            v.vm = v.vm | VM_MERGEABLE if value else v.vm & ~VM_MERGEABLE
+            self.m.pte["vm"][base + v.start : base + v.end] = v.vm
+        return 0
+
+    def uffd(self, process: int, start: int, end: int, value: int) -> int:
+        """userfaultfd for write protection: registers the range, or unregisters it (khugepaged K4)."""
+        return self._advise(process, start, end, lambda vm: vm | VM_UFFD if value else vm & ~VM_UFFD)
+
     def hugepage(self, process: int, start: int, end: int) -> int:
         """MADV_HUGEPAGE"""
         return self._advise(process, start, end, lambda vm: vm | VM_HUGEPAGE)
@@ -289,16 +313,21 @@ class AddressSpaces:
         return error
 
     def fork(self, parent: int, child_base: int) -> int:
-        """fork: the child inherits everything but VM_LOCKED, and is registered if the parent is (F4, S12)."""
+        """fork: the child inherits all but VM_LOCKED and userfaultfd, and is registered if the parent is (F4, S12)."""
         m = self.m
         child = len(self.vmas)
         mm = m.mm[child + 1]
-        mm["base"], mm["pages"], mm["family"] = child_base, m.mm[parent + 1]["pages"], m.mm[parent + 1]["family"]
+        mm["base"], mm["pages"] = child_base, m.mm[parent + 1]["pages"]
+        for name in ("family", "merge_any", "forbids_zeropages", "nid"):
+            mm[name] = m.mm[parent + 1][name]
         order = int(m.state[0]["hpage_order"])
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
         self.vmas.append(
-            [Vma(v.start, v.end, v.vm & ~VM_LOCKED, self._next_stamp(), self._next_stamp()) for v in self.vmas[parent]]
+            [
+                Vma(v.start, v.end, v.vm & ~(VM_LOCKED | VM_UFFD), self._next_stamp(), self._next_stamp())
+                for v in self.vmas[parent]
+            ]
         )
         copy_page_range(m, self._base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:

@@ -38,7 +38,7 @@ pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the
         ("age", np.uint8),
         ("skips", np.uint8),  # remaining_skips
         ("seq", np.uint8),  # low 8 bits of full_scans when the item entered the unstable tree (S19)
-        ("_", np.uint8),
+        ("nid", np.uint8),  # NUMA node of the unstable tree that the item is in
     ],
     align=True,
 )
@@ -62,6 +62,7 @@ block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
 LOCKED, NO_LRU = 64, 128  # of a small page: locked by a collapse; in the CPU's batch, not on an LRU list
 REFERENCED = 256  # of a small page: accessed, whatever its entries say
+NID_SHIFT = 12  # the bits above: NUMA node
 LAZY, PG_DIRTY = 16, 32  # … of its folio, kept in the first frame: by MADV_FREE; dirty whatever the entries say
 frame_t = np.dtype(
     [
@@ -91,7 +92,7 @@ folio_t = np.dtype(
 )
 
 # --- KSM ------------------------------------------------------------------------------------------------------------
-NODE, CHAIN, DUP = 0, 1, 2
+NODE, CHAIN, DUP, MIGRATED, NO_NODE = range(5)  # MIGRATED: on the side list (ksm-merge M1); NO_NODE: a free record
 node_t = np.dtype(
     [
         ("key", np.uint64),
@@ -101,6 +102,7 @@ node_t = np.dtype(
         ("right", np.int32),
         ("parent", np.int32),
         ("first", np.int32),  # first rmap_item (NODE, DUP), first dup (CHAIN); next free node
+        ("nid", np.int32),  # NUMA node of the tree that it is in
         ("len", np.int32),  # NODE, DUP: rmap_hlist_len; CHAIN: how many of its dups have room
         ("next", np.int32),  # DUP: the chain's other dups
         ("prev", np.int32),
@@ -131,9 +133,13 @@ mm_t = np.dtype(
         ("zero_pages", np.int32),
         ("mergeable", np.int32),  # pages in VMAs with VM_MERGEABLE
         ("khugepaged", np.uint8),  # khugepaged knows it (khugepaged K2)
+        ("merge_any", np.uint8),  # prctl PR_SET_MEMORY_MERGE
+        ("forbids_zeropages", np.uint8),
+        ("nid", np.uint8),  # NUMA node of its memory
     ],
     align=True,
 )
+tree_t = np.dtype([("stable", np.int32), ("unstable", np.int32)])  # roots of a NUMA node's trees
 vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them (thp-split Z4)
     [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
 )
@@ -158,9 +164,10 @@ state_t = np.dtype(
         for name in [
             *KNOBS,
             *"""
-            early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged unstable_root stable_root stale_nodes
+            early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged stale_nodes
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
             queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
+            batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
             """.split(),
         ]
     ]
@@ -216,6 +223,10 @@ PAGEVEC_SIZE = 31
 """Entries of a CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)."""
 
 
+MAX_NODES = 8
+"""NUMA nodes that a machine may have."""
+
+
 class Machine(Tables):
     """All state of one simulated machine; see the types of this module."""
 
@@ -234,6 +245,8 @@ class Machine(Tables):
     mm: Annotated[np.ndarray, mm_t]
     """process i is record i + 1"""
     vma: Annotated[np.ndarray, vma_t]
+    tree: Annotated[np.ndarray, tree_t]
+    """one record a NUMA node; only the first unless merge_across_nodes is 0"""
     state: Annotated[np.ndarray, state_t]
     """one record"""
     stat: Annotated[np.ndarray, stat_t]
@@ -271,6 +284,7 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
         node=pages + 16,
         swap=pages,
         mm=1 + mms,
+        tree=MAX_NODES,
         state=1,
         stat=1,
         mthp=10,
@@ -283,7 +297,8 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order
-    for name in ("unstable_root", "stable_root", "free_frame", "free_run", "free_folio", "free_node", "free_slot"):
+    m.tree["stable"] = m.tree["unstable"] = -1
+    for name in ("free_frame", "free_run", "free_folio", "free_node", "free_slot"):
         s[name] = -1
     s["queue_first"] = s["queue_last"] = -1
     return m
