@@ -234,14 +234,13 @@ def folio_mapped_at(m, f, i):
 
 @compiled
 def _mlocked(m, f):
-    """Whether a VM_LOCKED VMA maps the folio."""
+    """Whether a huge PMD in a VM_LOCKED VMA maps the folio; the split of that PMD takes the mark off."""
     index = m.folio[f].index
     for j in range(len(m.vma)):
-        if m.vma[j].family == m.folio[f].family and m.vma[j].vm & VM_LOCKED:
-            base = m.vma[j].base
-            for i in range(max(m.vma[j].start, index), min(m.vma[j].end, index + (1 << m.folio[f].order))):
-                if m.pte[base + i].kind == ANON and m.page[base + i].frame == m.folio[f].head + i - index:
-                    return True
+        if m.vma[j].family == m.folio[f].family and m.vma[j].vm & VM_LOCKED and m.vma[j].start <= index < m.vma[j].end:
+            v = m.vma[j].base + index
+            if m.block[v >> m.state[0].hpage_order].pmd == PMD_HUGE and m.page[v].frame == m.folio[f].head:
+                return True
     return False
 
 

@@ -98,6 +98,9 @@ def _found_by_rmap(m, v, frame):
 def _shrink_page(m, v):
     """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`)."""
     frame = m.page[v].frame
+    ksm = m.frame[frame].flags & KSM
+    if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
+        return
     if m.frame[frame].flags & LAZY:  # W6
         if m.pte[v].bits & DIRTY or m.frame[frame].flags & PG_DIRTY:
             m.frame[frame].flags = m.frame[frame].flags & ~LAZY | PG_DIRTY
@@ -105,10 +108,8 @@ def _shrink_page(m, v):
         m.pte[v].kind = NONE
         m.page[v].frame = -1
         m.stat[0].anon_pages -= 1
+        m.stat[0].ksm_entries -= ksm
         folio_remove_rmap_ptes(m, frame, 1)
-        return
-    ksm = m.frame[frame].flags & KSM
-    if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
         return
     slot = -2 - m.frame[frame].folio
     write = True
@@ -122,8 +123,7 @@ def _shrink_page(m, v):
         m.swap[slot].zero = m.page[v].key == 0
         if not m.swap[slot].zero:  # W4
             m.stat[0].pswpout += 1
-    if ksm:
-        m.stat[0].ksm_entries -= 1
+    m.stat[0].ksm_entries -= ksm
     _swap_out(m, v, slot)
     m.swap[slot].cache = -1
     m.frame[frame].folio = -1
