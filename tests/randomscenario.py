@@ -37,6 +37,13 @@ EVENT_WEIGHTS = {
     "split": 4,
     "split_all": 2,
     "sleep": 2,
+    "shrink": 14,
+    "collapse": 18,
+    "khugepaged": 6,
+    "cold": 3,
+    "free": 6,
+    "pageout": 10,
+    "compact": 1,
 }
 # which of them need to know what happened before, so that they can't be in a scenario of mixed clocks
 ORDERED = {"fork", "exit", "munmap", "mprotect"}
@@ -93,17 +100,20 @@ class Draw:
         # a chain's full walk depends on time: either ksmd sleeps or 2,000 ms may matter, so that costs of steps do not
         self.sleeps = rng.random() < 0.5
         self.prune_millisecs = (*6 * (0,), 4294967) if self.sleeps else (*6 * (0,), 2000, 4294967)
+        # T of the underused test, and khugepaged's: some say never, whatever the size of a THP
+        self.max_ptes_none = (0, 0, 1, self.thp // 4, self.thp // 2, self.thp - 2, 255, 511)
         clock = rng.choice(["batch", "batch", "batch", "batch", "full_scan", "mixed"])
+        self.ordered = clock != "mixed"
         knobs = {
-            "use_zero_pages": int(rng.random() < 0.3),
+            "use_zero_pages": int(rng.random() < 0.5),
             "pages_to_scan": pages_to_scan,
             "smart_scan": int(rng.random() < 0.3),
             "max_page_sharing": rng.choice([2, 2, 3, 3, 3, 4, 4, 5, 8, 256]),
             "shrink_underused": int(rng.random() < 0.7),
-            "max_ptes_none": 511,
+            "max_ptes_none": rng.choice(self.max_ptes_none),
             "stable_node_chains_prune_millisecs": rng.choice(self.prune_millisecs),
             "merge_across_nodes": 1,
-            "swap_mib": 0,
+            "swap_mib": rng.choice([0, 1, 64, 64]),
         }
         if self.sleeps:
             knobs["sleep_millisecs"] = rng.choice([20, 100, 500, 900, 2000])
@@ -176,11 +186,11 @@ class Draw:
 
     def events(self, clock: str, batches: int, passes: int, late: int) -> list[dict]:
         rng = self.rng
-        count = rng.choice([0, 10, 30, 60, 100])
+        count = rng.choice([0, 30, 60, 80, 100])
         moments: list[dict[str, int]] = [self.moment(clock, batches, passes) for _ in range(count)]
         if clock != "mixed":
             moments.sort(key=lambda moment: moment[clock])
-        weights = {op: w for op, w in EVENT_WEIGHTS.items() if not (clock == "mixed" and op in ORDERED)}
+        weights = {op: w for op, w in EVENT_WEIGHTS.items() if self.ordered or op not in ORDERED}
         if self.orders:
             del weights["hugepage"]  # later births of folios of other sizes are not in a trace
         events: list[dict] = []
@@ -220,6 +230,13 @@ class Draw:
             return [{"op": op}]
         if op == "sleep":
             return [{"op": op, "millisecs": rng.choice([100, 5000])}]
+        if op == "shrink":
+            holes = self.event("dontneed") + self.event("dontneed") if rng.random() < 0.6 else []
+            return [*holes, {"op": op, "count": rng.choice([1, 2, 5, 100])}]
+        if op == "khugepaged":
+            return [{"op": op, "full_scans": rng.choice([1, 1, 2])}]
+        if op == "compact":
+            return [{"op": op}]
         alive = [n for n, process in enumerate(self.processes) if process.alive]
         if not alive:
             return []
@@ -252,7 +269,47 @@ class Draw:
             event["count"] = next((k for k, page in enumerate(legal) if page != legal[0] + k), len(legal))
             if op == "write":
                 event["key"] = None if rng.random() < 0.3 else self.key()
+        elif op == "collapse":
+            return self.collapse(n, event)
+        elif op in ("free", "pageout") and rng.random() < 0.6:
+            return self.swap(n, event)
         return [event]
+
+    def collapse(self, n: int, event: dict) -> list[dict]:
+        """MADV_COLLAPSE, mostly where it can succeed: whole blocks with MADV_HUGEPAGE and a writable entry (K4)."""
+        rng, process = self.rng, self.processes[n]
+        if rng.random() < 0.8:
+            first = rng.randrange(process.pages // self.thp) * self.thp
+            event |= {"page": first, "count": min(rng.randint(1, 3) * self.thp, process.pages - first)}
+        events = [event]
+        page = rng.randrange(event["page"], event["page"] + event["count"])
+        if rng.random() < 0.7 and page not in process.holes | process.read_only:
+            events.insert(0, {"op": "write", "process": n, "page": page, "count": 1, "key": self.key()})
+        if rng.random() < 0.4 and not self.orders:
+            events.insert(0, event | {"op": "hugepage"})
+        if rng.random() < 0.3:
+            events[-1] = {"op": "khugepaged", "full_scans": rng.choice([1, 1, 2])}
+        return events
+
+    def swap(self, n: int, event: dict) -> list[dict]:
+        """What comes after a page was given up or swapped out: it is used again, shared by a fork, or goes for good."""
+        rng = self.rng
+        first, last = event["page"], event["page"] + event["count"] - 1
+        events = [event]
+        if event["op"] == "pageout" and self.ordered and rng.random() < 0.3:
+            events += self.event("fork")
+        users = [k for k, other in enumerate(self.processes) if other.alive and last < other.pages]
+        for _ in range(rng.randint(1, 3)):
+            user = rng.choice(users)
+            page = rng.randint(first, last)
+            barred = self.processes[user].holes | self.processes[user].read_only
+            op = rng.choice(["read", "write", "pageout", "free"])
+            if op in ("pageout", "free"):
+                events.append({**event, "op": op, "process": user})
+            elif not barred & set(range(page, last + 1)):
+                key = {"key": None if rng.random() < 0.3 else self.key()} if op == "write" else {}
+                events.append({"op": op, "process": user, "page": page, "count": last + 1 - page, **key})
+        return events
 
     def set(self) -> list[dict]:
         rng = self.rng
@@ -265,6 +322,7 @@ class Draw:
                 ("pages_to_scan", (1, 7, 30, 200)),
                 ("max_page_sharing", (2, 3, 4, 8)),
                 ("shrink_underused", (0, 1)),
+                ("max_ptes_none", self.max_ptes_none),
                 ("stable_node_chains_prune_millisecs", self.prune_millisecs),
                 ("variant", VARIANTS),
             ]

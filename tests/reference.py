@@ -380,6 +380,7 @@ class Memory:
         self.stamps = 0
         self.mlock_batch: list[Page] = []
         self.lru_batch: list[Page] = []
+        self.slots_used = 0  # of the swap device
         self.mms: list[Mm] = []
         self.seen: collections.Counter[str] = collections.Counter()
 
@@ -716,6 +717,7 @@ class Memory:
         page = folio.pages[0]
         slot.users -= 1
         mm.swapped -= 1
+        self.release(slot)
         if cached and not slot.users:
             alone = not folio.mapcount and not folio.pins
             if self.is_locked(folio) or vma.locked or (write and not page.ksm and alone):
@@ -729,13 +731,19 @@ class Memory:
         return any(mm.vma_at(address).locked for mm, address in folio.pages[0].maps)
 
     def leave_swap_cache(self, folio: Folio) -> None:
-        folio.slot.folio = folio.slot = None
+        slot, folio.slot = folio.slot, None
+        slot.folio = None
         folio.dirty = True
+        self.release(slot)
+
+    def release(self, slot: Slot) -> None:
+        self.slots_used -= not slot.users and slot.folio is None
 
     def drop_swap(self, mm: Mm, slot: Slot) -> None:
         """A swapped entry goes away."""
         mm.swapped -= 1
         slot.users -= 1
+        self.release(slot)
         folio = slot.folio
         if not slot.users and folio is not None and not folio.mapcount:
             self.leave_swap_cache(folio)
@@ -1538,16 +1546,22 @@ class Reclaim(Ksm):
             return
         if folio.lazy:
             self.discard(mm, folio)
-        elif self.knobs["swap_mib"]:
+        elif folio.slot or self.slots_free() >= len(folio.pages):
             self.swap_out(mm, folio)
-        elif folio.order:
-            self.split_pinned(folio.pages[0], "other")
+        elif folio.order and self.split_pinned(folio.pages[0], "other"):  # thp-split 3.6
+            for page in folio.pages:
+                if page.maps:
+                    self.page_out(mm, page.folio)
+
+    def slots_free(self) -> int:
+        """The first page of the device is its header."""
+        return max(0, self.knobs["swap_mib"] * 256 - 1) - self.slots_used
 
     def reachable(self, page: Page) -> bool:
-        """F6: the reverse mapping of a KSM page goes through its items, to their mms and those forked from them."""
-        holders = {item.mm for item in (page.node.items if page.node else ())}
-        for mm, _ in page.maps:
-            while mm is not None and mm not in holders:
+        """F6: the reverse mapping of a KSM page looks where its items are, in their mms and those forked from them."""
+        holders = {(item.mm, item.address) for item in (page.node.items if page.node else ())}
+        for mm, address in page.maps:
+            while mm is not None and (mm, address) not in holders:
                 mm = mm.parent
             if mm is None:
                 return False
@@ -1573,17 +1587,18 @@ class Reclaim(Ksm):
         addresses = [address for page in folio.pages for _, address in page.maps]
         zero = all(page.key == 0 for page in folio.pages)
         slots = [folio.slot or Slot(page.key, zero) for page in folio.pages]
+        self.slots_used += 0 if folio.slot else len(slots)
         if folio.slot is None or folio.dirty or mm.ptes[addresses[0]].dirty:
             self.seen["zero-filled page swapped" if zero else "page swapped out"] += len(slots)
             self.vm["pswpout"] += 0 if zero else len(slots)
+        for slot in slots:
+            slot.users += 1
         self.unmap_ptes(mm, addresses)
+        mm.ptes |= zip(addresses, slots, strict=True)
+        mm.swapped += len(slots)
         if folio.slot:
             folio.slot.folio = folio.slot = None
             self.gone(folio)
-        for address, slot in zip(addresses, slots, strict=True):
-            mm.ptes[address] = slot
-            slot.users += 1
-        mm.swapped += len(slots)
 
     # -- collapse (khugepaged) --------------------------------------------------------------------------------
 
@@ -1713,6 +1728,7 @@ class Reclaim(Ksm):
         for page, address in zip(new.pages, self.addresses(block), strict=True):
             entry = mm.ptes.get(address)
             if type(entry) is not Pte:
+                self.seen["ZP_KSM collapsed"] += entry is ZP_KSM
                 self.clear_entry(mm, address)
                 continue
             page.key = entry.page.key

@@ -27,6 +27,17 @@ OCCURRENCES = (
     "restart after a stale node",
     "fork in mid-scan",
     "exit at the cursor",
+    "underused split",
+    "folio judged used",
+    "partially mapped split by the shrinker",
+    "collapse",
+    "collapse failed at isolation",
+    "KSM page collapsed",
+    "ZP_KSM collapsed",
+    "page swapped out",
+    "zero-filled page swapped",
+    "swapped in",
+    "lazy page discarded",
 )
 AT_LEAST = 20
 
@@ -39,7 +50,13 @@ def check(seed: int) -> Counter[str]:
     outcome = trace.compare(expected, got)
     assert outcome.exact, f"seed {seed}: {outcome.differences[0]}"
     assert len(got["samples"]) == len(expected["samples"]), f"seed {seed}: another number of samples"
+    assert results(got) == results(expected), f"seed {seed}: an event ends otherwise"
     return Counter(expected["seen"])
+
+
+def results(prediction: dict) -> list[int | None]:
+    """The errno of each event; None for one that never came."""
+    return [event["result"] for event in prediction["scenario"]["events"]]
 
 
 def test_fast_model_equals_reference(capsys: pytest.CaptureFixture[str]) -> None:
