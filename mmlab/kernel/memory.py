@@ -331,8 +331,11 @@ def populate_vma_page_range(m, first, end):
 
 
 @entry
-def zap_page_range(m, first, end):
-    """Unmap [first, end), which lies in one VMA (thp-split H11); `zap_pte_range`, `zap_huge_pmd`."""
+def zap_page_range(m, first, end, advised):
+    """Unmap [first, end), which lies in one VMA (thp-split H11); `zap_pte_range`, `zap_huge_pmd`.
+
+    The page table of a whole block stays (H10), but 6.18 frees it too where MADV_DONTNEED (`advised`) emptied it.
+    """
     order = m.state[0].hpage_order
     n = 1 << order
     v = first
@@ -374,6 +377,8 @@ def zap_page_range(m, first, end):
             m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, frame, run)
             v += run
+        if advised and m.state[0].kernel >= 618 and first <= b * n and stop == (b + 1) * n:  # seen on 6.18.44
+            m.block[b].pmd = PMD_NONE
 
 
 @entry

@@ -219,7 +219,7 @@ class AddressSpaces:
             if v.vm & VM_LOCKED:
                 return errno.EINVAL
             base = self._base(process)
-            zap_page_range(self.m, base + a, base + b)
+            zap_page_range(self.m, base + a, base + b, True)
             return 0
 
         return self._walk(process, start, end, visit, holes=True)
@@ -266,7 +266,7 @@ class AddressSpaces:
         self._split(process, end)
         base = self._base(process)
         for v in self._in_range(process, start, end):
-            zap_page_range(self.m, base + v.start, base + v.end)
+            zap_page_range(self.m, base + v.start, base + v.end, False)
         self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
         self.m.pte["vm"][base + start : base + end] = 0
         return 0
@@ -338,7 +338,7 @@ class AddressSpaces:
         """exit: memory goes at once, rmap_items when ksmd gets there (ksm-merge F5)."""
         m, base = self.m, self._base(process)
         for v in self.vmas[process]:
-            zap_page_range(m, base + v.start, base + v.end)
+            zap_page_range(m, base + v.start, base + v.end, False)
         self.vmas[process] = []
         mm, stat = m.mm[process + 1], m.stat[0]
         m.pte["vm"][base : base + int(mm["pages"])] = 0
