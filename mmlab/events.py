@@ -118,8 +118,8 @@ def _set(s: Simulation, e: Event) -> int:
         ksm.set_advisor(s.m, ADVISOR_MODES.index(str(value)))
         return 0
     assert isinstance(value, int) and e.knob is not None
-    if e.knob == "pages_to_scan" and state["advisor_mode"]:
-        return errno.EINVAL
+    if (e.knob == "pages_to_scan" and state["advisor_mode"]) or (e.knob == "advisor_target_scan_time" and not value):
+        return errno.EINVAL  # S29
     shared = s.m.stat[0]["pages_shared"] > 0
     exclusive = e.knob in ("max_page_sharing", "merge_across_nodes")
     if exclusive and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):

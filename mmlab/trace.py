@@ -49,9 +49,9 @@ COUNTERS = """
     rss_kb anonymous_kb anonhugepages_kb ksm_kb swap_kb
     proc_ksm_rmap_items proc_ksm_zero_pages proc_ksm_merging_pages proc_ksm_process_profit
     thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
-    thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin deferred_queue_len
+    thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin deferred_queue_len pages_to_scan
 """.split()
-"""Fields of every predicted sample: all that a kernel of any series has in its traces."""
+"""Fields of every predicted sample: all that a kernel of any series has in its traces, and the advisor's choice."""
 MTHP_COUNTERS = [
     f"mthp_{4 << order}kB_{name}"
     for order in range(2, 10)
