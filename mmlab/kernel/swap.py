@@ -132,16 +132,25 @@ def _shrink_page(m, v):
 
 @compiled
 def _discard_folio(m, f, v):
-    """A lazy large folio mapped from v on goes, entry by entry, unless it was written to (W6)."""
+    """A lazy large folio mapped from v on goes, up to an entry that was written to (W6).
+
+    6.12 takes the entries away one by one, so that the folio looks partially mapped; 6.18 all at once (seen on 6.18.44).
+    """
     head, n = m.folio[f].head, 1 << m.folio[f].order
-    for i in range(n):
-        if m.pte[v + i].bits & DIRTY or m.frame[head].flags & PG_DIRTY:
-            m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
-            return
-        m.pte[v + i].kind = NONE
-        m.page[v + i].frame = -1
-        m.stat[0].anon_pages -= 1
-        folio_remove_rmap_ptes(m, head + i, 1)
+    clean = 0
+    while clean < n and not m.pte[v + clean].bits & DIRTY and not m.frame[head].flags & PG_DIRTY:
+        clean += 1
+    if clean < n:
+        m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
+    for w in range(v, v + clean):
+        m.pte[w].kind = NONE
+        m.page[w].frame = -1
+    m.stat[0].anon_pages -= clean
+    if clean == n and m.state[0].kernel >= 618:
+        folio_remove_rmap_ptes(m, head, n)
+    else:
+        for i in range(clean):
+            folio_remove_rmap_ptes(m, head + i, 1)
 
 
 @compiled
