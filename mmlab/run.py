@@ -95,6 +95,20 @@ class Metrics:
         "checksum changed, with no later change; none: not settled",
     )
     settled_full_scans: int | None = _metric("full scans", "… and its number")
+    thps_split_per_hour: float = _metric("THPs/h", "thp_split_page over simulated time")
+    collapses_per_hour: float = _metric("THPs/h", "pages_collapsed over simulated time")
+    pages_collapsed: int = _metric("THPs", "ranges that khugepaged collapsed")
+    memory_swing_mib: float | None = _metric(
+        "MiB", "most frames less fewest frames, from the end of full scan 1 to the end; none: no full scan"
+    )
+    khugepaged_cpu_ms: float = _metric("ms", "CPU time of khugepaged, by estimated costs")
+    thps_lost_per_mib: float | None = _metric(
+        "THPs/MiB", "thp_split_page over the MiB that pages_sharing and ksm_zero_pages show at the end; none: nothing"
+    )
+    zeropages_by_ksm: int = _metric("pages", "entries remapped to the zeropage by splits that ksmd asked for")
+    zeropages_by_shrinker: int = _metric("pages", "… by splits of the deferred split queue's shrinker")
+    zeropages_by_other: int = _metric("pages", "… by all other splits")
+    swapped_out_mib: float = _metric("MiB", "pswpout: memory written to the swap area")
 
     @classmethod
     def describe(cls) -> dict[str, tuple[str, str]]:
@@ -120,7 +134,9 @@ class Run:
     maps, frames
         {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
     results, event_rows
-        errno of each event, and the row after it; None where it never happened.
+        errno of each event, and the row after it; None where it never happened. Of an event with `every` the last time.
+    most_freed_by_batch, frames_range
+        Most frames that one batch freed; fewest and most frames in use from the end of full scan 1 on.
     """
 
     scenario: Scenario
@@ -134,6 +150,7 @@ class Run:
     event_rows: list[int | None]
     most_freed_by_batch: int
     processes: int
+    frames_range: tuple[int, int] | None = None
 
     def columns(self) -> dict[str, np.ndarray]:
         """Every counter of every sample, int64, with the kernel's names; see trace-format.md."""
@@ -190,6 +207,8 @@ class Run:
         freed = int(first["frames"] - last["frames"])
         seen = ksm_pages - int(first["pages_sharing"] + first["ksm_zero_pages"])
         budget = self.scenario.pages_to_scan
+        hours = max(1, int(last["time_ns"])) / 3.6e12
+        low, high = self.frames_range or (0, 0)
         return Metrics(
             merge_rate=merge_rate,
             freed_rate=freed_rate,
@@ -207,6 +226,16 @@ class Run:
             full_scans=int(end["full_scan"]),
             settled_s=float(settled["time_ns"]) / 1e9 if settled["full_scan"] else None,
             settled_full_scans=int(settled["full_scan"]) or None,
+            thps_split_per_hour=int(last["thp_split_page"]) / hours,
+            collapses_per_hour=int(last["pages_collapsed"]) / hours,
+            pages_collapsed=int(last["pages_collapsed"]),
+            memory_swing_mib=(high - low) / PAGES_PER_MIB if self.frames_range else None,
+            khugepaged_cpu_ms=float(last["khugepaged_cpu_ns"]) / 1e6,
+            thps_lost_per_mib=int(last["thp_split_page"]) * PAGES_PER_MIB / ksm_pages if ksm_pages else None,
+            zeropages_by_ksm=int(last["zeropages_by_ksm"]),
+            zeropages_by_shrinker=int(last["zeropages_by_shrinker"]),
+            zeropages_by_other=int(last["zeropages_by_other"]),
+            swapped_out_mib=int(last["pswpout"]) / PAGES_PER_MIB,
         )
 
     def _zero_pages_left(self) -> int:

@@ -292,8 +292,9 @@ class Scenario(_Strict):
     migration_rate: float = _field(0.0, "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
                                    kind="machine", unit="MiB/s", log=True, ge=0, le=1e6, allow_inf_nan=False,
                                    source="thp-split 3.7")  # fmt: skip
-    migration_huge_share: Share = _field(1.0, "chance that there is a huge page to migrate a huge page to; otherwise it "
-                                         "is split first", kind="machine", step=0.01, source="thp-split 3.6")  # fmt: skip
+    migration_huge_share: Share = _field(1.0, "chance that there is a huge page to migrate a huge page to; otherwise "
+                                         "it is split first", kind="machine", step=0.01,
+                                         source="thp-split 3.6")  # fmt: skip
     costs: str = _field("epyc-6.18", "name of the set of measured costs of ksmd's steps", kind="machine",
                         source="costs", pattern=r"^[\w.+-]+$")  # fmt: skip
 
@@ -602,6 +603,8 @@ SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
     "variant": (0, 0),
     **{name: p.choices or _bounds(name) for name, p in flat_fields().items()
        if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")},
+    "advisor_max_cpu": (0, UINT_MAX),  # sysfs takes any
+    "advisor_target_scan_time": (0, UINT_MAX),  # 0: the event results in EINVAL
 }  # fmt: skip
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values."""
 

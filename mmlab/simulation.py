@@ -1,4 +1,4 @@
-"""The clock: ksmd's batches and the scenario's events in one order of simulated time.
+"""The clock: ksmd's batches, the scenario's events and timers in one order of simulated time.
 
 `simulate` turns a scenario into a machine, drives it batch by batch and returns a `Run`. Simulated time is an integer
 of ns; wall-clock never enters a result.
@@ -7,13 +7,15 @@ of ns; wall-clock never enters a result.
 from __future__ import annotations
 
 import errno
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from mmlab import workload
+from mmlab import activity, policies, workload
+from mmlab.activity import FOREVER, SECOND, Timer
 from mmlab.costs import cost_table
 from mmlab.errors import UserError
 from mmlab.events import OPS
@@ -22,6 +24,7 @@ from mmlab.kernel.folio import lru_add_drain, mlock_drain
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.kernel.state import (
     ADVISOR_MODES,
+    FIRST,
     KNOBS,
     LAST,
     SETTLED,
@@ -37,13 +40,11 @@ from mmlab.kernel.state import (
     stat_t,
 )
 from mmlab.run import Run, page_letters, physical_frames
-from mmlab.scenario import EVENT_FIELDS, Event, Scenario
+from mmlab.scenario import EVENT_FIELDS, After, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
 __all__ = ["SUPPORTED_OPS", "simulate", "warm_up"]
 
-SECOND = 1_000_000_000
-FOREVER = 1 << 62
 SUPPORTED_OPS = frozenset(OPS)
 """Events that the model has; the trace format knows more."""
 CHUNK = 4096
@@ -57,6 +58,7 @@ def simulate(
     scenario: Scenario,
     *,
     variant: str | Variant | Predicate | None = None,
+    policy: policies.PolicyLike | None = None,
     maps_at: Places = None,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
@@ -68,6 +70,8 @@ def simulate(
         What happens.
     variant
         A fix variant instead of the scenario's: a name, a `Variant`, or a predicate of your own.
+    policy
+        Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.policies`.
     maps_at
         Where to keep page maps and counts of frames: after each of these (batch, rank) samples, after "all", at the
         "end", or nowhere.
@@ -77,7 +81,7 @@ def simulate(
     Raises
     ------
     UserError
-        The variant, the cost set or an event's op is not known, or the workload does not fit into memory.
+        The variant, the policy, the cost set or an event's op is not known, or the workload does not fit into memory.
 
     Examples
     --------
@@ -86,13 +90,15 @@ def simulate(
     >>> int(run.rows["frames"][-1]), int(run.rows["ksm_zero_pages"][-1])
     (0, 0)
     """
-    return Simulation(scenario, resolve(scenario.variant if variant is None else variant), maps_at, progress).run()
+    chosen = resolve(scenario.variant if variant is None else variant)
+    tuner = policies.resolve(scenario.policy if policy is None else policy)
+    return Simulation(scenario, chosen, tuner, maps_at, progress).run()
 
 
 def warm_up() -> None:
     """Compile all of the model, or load it from numba's cache on disk: one scenario with an event of every kind."""
     events: list[dict[str, object]] = [
-        {"op": op, **{name: 1 for name in EVENT_FIELDS[op] if name not in ("process", "knob", "value")}}
+        {"op": op, **{name: 1 for name in EVENT_FIELDS[op] if name not in ("process", "knob", "node")}}
         for op in sorted(SUPPORTED_OPS - {"set", "exit"})
     ]
     events += [{"op": "set", "knob": "max_page_sharing", "value": 4}, {"op": "set", "knob": "run", "value": 2}]
@@ -156,14 +162,23 @@ class _Samples:
             self._thin(keep)
 
 
+def _next_ns(timer: Timer) -> int:
+    return timer.next_ns
+
+
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
 class Simulation:
     def __init__(
-        self, scenario: Scenario, variant: Variant, maps_at: Places, progress: Callable[[float], None] | None
+        self,
+        scenario: Scenario,
+        variant: Variant,
+        policy: policies.Policy | None,
+        maps_at: Places,
+        progress: Callable[[float], None] | None,
     ) -> None:
-        self._refuse_endless(scenario)
+        self._refuse_endless(scenario, policy)
         for e in scenario.events:
             if e.op not in SUPPORTED_OPS:
                 raise UserError(
@@ -177,23 +192,55 @@ class Simulation:
         self.now = self.wake = 0
         self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
         self.most_freed = 0
-        self.pending = list(enumerate(scenario.events))
+        self.frames_range: tuple[int, int] | None = None
+        times = [(e.after.seconds, i) for i, e in enumerate(scenario.events)]
+        self.timed = sorted((round(seconds * SECOND), i) for seconds, i in times if seconds is not None)
+        """Events tied to seconds: when each happens next, and its number."""
+        self.pending = [i for seconds, i in times if seconds is None]
+        """The other events that have not happened yet."""
         self.results: list[int | None] = [None] * len(scenario.events)
         self.event_ids = [-1] * len(scenario.events)
-        images = workload.build(scenario)
+        self.specs = scenario.specs
+        self.images = workload.build(scenario)
         self.samples = _Samples(scenario.sample_limit, any(p.orders for p in scenario.process_list))
         self._rows = np.zeros(CHUNK, stat_t)
         self._mthp_rows = np.zeros((CHUNK if self.samples.mthp else 0, 10), mthp_t)
         self.order = scenario.pages_per_thp.bit_length() - 1
-        self.spaces = AddressSpaces(self._machine(images))
+        self.spaces = AddressSpaces(self._machine())
+        self.given_back = np.zeros(len(self.m.page), bool)
+        """Pages that a balloon took from their guest."""
         self.use_variant(variant)
-        for i, image in enumerate(images):
-            self._populate(i, image)
+        self.unborn: set[int] = set()
+        for i in range(len(self.images)):
+            self._lay_out(i)
+            if scenario.boots_at(i):
+                self.unborn.add(i)
+            else:
+                self._populate(i)
+        self.m.stat[0]["thp_split_pmd"] = 0  # a VMA border may cut a huge PMD; events count from here
         self.spaces.publish()
+        self.khugepaged = activity.khugepaged(self)
+        self.timers: list[Timer] = activity.timers(self)
+        if policy is not None:
+            self.timers.append(policies.timer(self, policy))
 
     @staticmethod
-    def _refuse_endless(scenario: Scenario) -> None:
+    def _refuse_unmodelled(scenario: Scenario) -> None:
+        name = scenario.name or "scenario"
+        ops = [e.op for e in scenario.events]
+        if scenario.merge_any or any(p.merge_any for p in scenario.process_list):
+            ops.append("merge_any")
+        for op in ops:
+            if op not in SUPPORTED_OPS:
+                raise UserError(
+                    f"{name}: op {op!r} is not modelled yet; the model has {', '.join(sorted(SUPPORTED_OPS))}."
+                )
+
+    @staticmethod
+    def _refuse_endless(scenario: Scenario, policy: policies.Policy | None) -> None:
         """A run whose end would never come is a mistake in its parameters."""
+        if policy is not None and not policy.times and not scenario.horizon_seconds:
+            raise UserError(f"horizon_seconds = 0 with policy {policy.name}: the run might never end: set it to more.")
         no_time = not scenario.sleep_millisecs and not cost_table(scenario.costs).any()
         scans = scenario.horizon_full_scans or scenario.until_settled
         set_later = any(e.knob == "pages_to_scan" for e in scenario.events)
@@ -221,41 +268,75 @@ class Simulation:
         base = int(self.m.mm[e.process + 1]["base"])
         return base + e.page, base + e.page + e.count
 
-    def _machine(self, images: list[workload.Image]) -> Machine:
+    def _machine(self) -> Machine:
         forks = sum(e.op == "fork" for e in self.scenario.events)
-        sizes = [self.aligned(len(image.keys)) for image in images]
-        m = machine(sum(sizes) + forks * max(sizes), len(images) + forks, self.order)
+        sizes = [self.aligned(len(image.keys)) for image in self.images]
+        m = machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
         m.costs[:] = cost_table(self.scenario.costs)
         state = m.state[0]
         for name in KNOBS:
             value = getattr(self.scenario, name)
-            state[name] = value if isinstance(value, int) else ADVISOR_MODES.index(value)
+            state[name] = value if isinstance(value, int) else 0
+        ksm.set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
+        if self.scenario.ksm_start_seconds:
+            state["run"] = 0
         state["hz"] = self.scenario.hz
         major, minor = self.scenario.kernel.split(".")[:2]
         state["kernel"] = 100 * int(major) + int(minor)
         self.top_page = 0
         return m
 
-    def _populate(self, process: int, image: workload.Image) -> None:
-        m, base, pages = self.m, self.top_page, len(image.keys)
+    def _lay_out(self, process: int) -> None:
+        """Give a process its address space, empty as yet."""
+        m, base, pages = self.m, self.top_page, len(self.images[process].keys)
         self.top_page += self.aligned(pages)
         mm = m.mm[process + 1]
         mm["base"], mm["pages"], mm["family"] = base, pages, process + 1
+        spec = self.specs[process]
+        mm["forbids_zeropages"] = spec.forbids_zeropages
+        mm["nid"] = process % self.scenario.nodes if spec.node is None else spec.node
         m.block["mm"][base >> self.order : self.top_page >> self.order] = process + 1
+        self.spaces.vmas.append([])
+
+    def _populate(self, process: int) -> None:
+        m, image = self.m, self.images[process]
+        base, pages = int(m.mm[process + 1]["base"]), len(image.keys)
         m.page["key"][base : base + pages] = image.keys
         m.pte["vm"][base : base + pages] = flags = np.where(image.huge, VM_HUGEPAGE, 0) | VM_PRESENT | VM_WRITE
         memory.populate(m, process + 1, np.minimum(image.order, self.order))
         self.spaces.add(flags)
+        self.spaces.vmas[process] = self.spaces.vmas.pop()
+        own = self.specs[process].merge_any
+        if self.scenario.merge_any if own is None else own:
+            self.spaces.merge_any(process, 1)
+            return
         edges = np.flatnonzero(np.diff(image.mergeable, prepend=False, append=False)).tolist()
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             self.spaces.mergeable(process, start, end)
-        m.stat[0]["thp_split_pmd"] = 0  # a VMA border may cut a huge PMD; events count from here
+
+    def boot(self, process: int) -> int:
+        """A guest starts while the scenario runs: its huge pages count as faults then."""
+        stat = self.m.stat[0]
+        self.reserve(len(self.images[process].keys) + (2 << self.order))
+        self.unborn.remove(process)
+        before = int(stat["huge_pmds"] + stat["thp_split_pmd"])
+        self._populate(process)
+        stat["thp_fault_alloc"] += stat["huge_pmds"] + stat["thp_split_pmd"] - before
+        return 0
+
+    def set_knob(self, knob: str, value: int | str) -> int:
+        """A write to sysfs; 0 or errno. khugepaged wakes at once when it or its sleep is set."""
+        event = Event(after=After(seconds=self.now / SECOND), op="set", knob=knob, value=value)
+        result = OPS["set"](self, event)
+        if knob in ("khugepaged", "khugepaged_scan_sleep_millisecs"):
+            self.khugepaged.next_ns = self.now if self.m.state[0]["khugepaged"] else FOREVER
+        return result
 
     def use_variant(self, variant: Variant) -> None:
         self.m.remap[:] = variant.table()
         self.m.state[0]["early_stop"] = variant.early_stop
 
-    def _reserve(self, pages: int) -> None:
+    def reserve(self, pages: int) -> None:
         """Make sure that so many frames, and what goes with them, can be allocated."""
         m = self.m
         for name, dtype, top in (
@@ -281,8 +362,19 @@ class Simulation:
 
     def _sample(self) -> None:
         self.m.stat[0]["time_ns"] = self.now
+        self.m.stat[0]["pages_to_scan"] = self.m.state[0]["pages_to_scan"]
         self.samples.add(self.m.stat.copy(), self.m.mthp[None].copy())
+        self._measure(self.m.stat)
         self._place()
+
+    def _measure(self, rows: np.ndarray) -> None:
+        """Keep the least and the most frames after the first full scan, of all rows, also of those thinned out."""
+        first = self.m.passes[FIRST]
+        if first["full_scan"]:
+            frames = rows["frames"][rows["time_ns"] >= first["time_ns"]]
+            low, high = self.frames_range or (FOREVER, 0)
+            if len(frames):
+                self.frames_range = min(low, int(frames.min())), max(high, int(frames.max()))
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -290,35 +382,56 @@ class Simulation:
         stat, after = self.m.stat[0], e.after
         if after.batch is not None:
             return bool(stat["batch"] >= after.batch)
-        if after.full_scan is not None:
-            return bool(stat["full_scans"] >= after.full_scan)
-        return self.now >= self._event_ns(e)
+        return bool(stat["full_scans"] >= (after.full_scan or 0))
 
-    @staticmethod
-    def _event_ns(e: Event) -> int:
-        return FOREVER if e.after.seconds is None else round(e.after.seconds * SECOND)
+    def _happen(self) -> None:
+        """Do what is due: in order of time what has a time, at the same time events before timers; then in list order
+        the events after this batch or full scan."""
+        due = [i for i in self.pending if self._due(self.scenario.events[i])]
+        while True:
+            event_ns = self.timed[0][0] if self.timed else FOREVER
+            timer = min(self.timers, key=_next_ns, default=None)
+            if event_ns <= self.now and (timer is None or event_ns <= timer.next_ns):
+                _, i = heapq.heappop(self.timed)
+                if every := self.scenario.events[i].after.every:
+                    heapq.heappush(self.timed, (event_ns + round(every * SECOND), i))
+                self._event(i)
+            elif timer is not None and timer.next_ns <= self.now:
+                self.m.stat[0]["freed_by_batch"] = 0
+                timer.next_ns = timer.act()
+                self._happened()
+            elif due:
+                i = due.pop(0)
+                self.pending.remove(i)
+                self._event(i)
+            else:
+                return
 
-    def _events(self) -> None:
-        """Do what is due: in order of time what is tied to seconds, then in list order."""
-        stat = self.m.stat[0]
-        for i, e in sorted((p for p in self.pending if self._due(p[1])), key=lambda p: self._event_ns(p[1])):
-            self.pending.remove((i, e))
-            self._reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
-            if e.process >= len(self.spaces.vmas):
-                raise UserError(
-                    f"events {i}: op {e.op} of process {e.process}: only processes 0 to {len(self.spaces.vmas) - 1} "
-                    "have been born by then; processes are numbered in order of birth"
-                )
-            stat["freed_by_batch"] = 0
-            gone = "process" in EVENT_FIELDS[e.op] and self.m.mm[e.process + 1]["exited"]
-            self.results[i] = errno.ESRCH if gone else OPS[e.op](self, e)
-            mlock_drain(self.m)
-            lru_add_drain(self.m)
-            self.spaces.publish()
-            stat = self.m.stat[0]
-            stat["rank"] += 1
-            self.event_ids[i] = self.samples.total
-            self._sample()
+    def _event(self, i: int) -> None:
+        stat, e = self.m.stat[0], self.scenario.events[i]
+        self.reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
+        if e.process >= len(self.spaces.vmas):
+            raise UserError(
+                f"events {i}: op {e.op} of process {e.process}: only processes 0 to {len(self.spaces.vmas) - 1} "
+                "have been born by then; processes are numbered in order of birth"
+            )
+        stat["freed_by_batch"] = 0
+        if "process" in EVENT_FIELDS[e.op] and (self.m.mm[e.process + 1]["exited"] or e.process in self.unborn):
+            self.results[i] = errno.ESRCH
+        elif e.op == "set":
+            assert e.knob is not None and e.value is not None
+            self.results[i] = self.set_knob(e.knob, e.value)
+        else:
+            self.results[i] = OPS[e.op](self, e)
+        mlock_drain(self.m)
+        lru_add_drain(self.m)
+        self.spaces.publish()
+        self.event_ids[i] = self.samples.total
+        self._happened()
+
+    def _happened(self) -> None:
+        self.m.stat[0]["rank"] += 1
+        self._sample()
 
     @property
     def full_scans(self) -> int:
@@ -328,7 +441,7 @@ class Simulation:
     def _batches(self, until_ns: int, most: int, full_scans: int) -> int:
         """Let ksmd run, at most so many batches or full scans."""
         m, stat = self.m, self.m.stat[0]
-        self._reserve(ksm.batch_room(m))
+        self.reserve(ksm.batch_room(m))
         rank, stat["rank"] = int(stat["rank"]), 0
         if self.maps_at is not None and self.maps_at != "end":
             most = 1
@@ -342,6 +455,7 @@ class Simulation:
             self.now = int(stat["time_ns"])
             self.most_freed = max(self.most_freed, freed)
             self.samples.add(rows[:done], self._mthp_rows[:done])
+            self._measure(rows[:done])
             self._place()
         else:
             stat["rank"] = rank
@@ -377,8 +491,9 @@ class Simulation:
     def _advance(self) -> bool:
         """Let ksmd run until something else is due, or time pass if it does not; False if nothing can ever happen."""
         s, batch = self.scenario, int(self.m.stat[0]["batch"])
-        waiting = [e for _, e in self.pending]
-        until = min([self.horizon, *map(self._event_ns, waiting)])
+        waiting = [self.scenario.events[i] for i in self.pending]
+        clocks = [timer.next_ns for timer in self.timers]
+        until = min([self.horizon, *clocks, self.timed[0][0] if self.timed else FOREVER])
         batches = [e.after.batch for e in waiting if e.after.batch is not None]
         most = min([max(b, batch + 1) for b in batches] + [s.horizon_batches or FOREVER]) - batch
         full_scans = s.horizon_full_scans - self.full_scans if s.horizon_full_scans else FOREVER
@@ -396,11 +511,11 @@ class Simulation:
     def run(self) -> Run:
         s = self.scenario
         self._sample()
-        self._events()
+        self._happen()
         if s.stepped:
             self.m.state[0]["run"] = 1
         while not self._ended() and self._advance():
-            self._events()
+            self._happen()
             if self.progress:
                 self.progress(min(1.0, self._share()))
         if self.now > int(self.m.stat[0]["time_ns"]):  # time passed with nothing to do
@@ -421,4 +536,5 @@ class Simulation:
             event_rows=[int(np.searchsorted(ids, i)) if i >= 0 else None for i in self.event_ids],
             most_freed_by_batch=self.most_freed,
             processes=len(self.spaces.vmas),
+            frames_range=self.frames_range,
         )
