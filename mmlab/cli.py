@@ -47,6 +47,7 @@ def cli() -> None:
       mmlab simulate params/regression_uzp1.yaml                         what happens on mainline
       mmlab simulate params/regression_uzp1.yaml --variant ksm-opt-out   ... and with another variant
       mmlab params                                                       all that can be set
+      mmlab verdict                                                      the list's questions, variant by variant
       mmlab report notebooks/01_regression.ipynb -f params/regression_uzp1.yaml
     """
 
@@ -255,6 +256,59 @@ def report(notebook: Path, params: tuple[Path, ...], settings: tuple[str, ...], 
 
 
 @cli.command()
+@click.option("--params", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Flat YAML file: memory, knobs and rates to ask about; a later file wins.")  # fmt: skip
+@_set
+@click.option("--variant", "chosen", multiple=True, metavar="NAME", help="Only this variant; may be given again.")
+@click.option("--only", multiple=True, metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
+@click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
+def verdict(files: tuple[Path, ...], settings: tuple[str, ...], chosen: tuple[str, ...], only: tuple[str, ...],
+            as_json: bool) -> None:  # fmt: skip
+    """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
+
+    A row a question, a column a variant, in each cell a number computed from a run, and a sign: + is among the best of
+    its row, - among the worst, = all are the same. Below the matrix: what each number is, its unit, who asked, and
+    what was run for it.
+
+    Each question has its own scene: blocks migrate, pressure comes, KSM is enabled late, khugepaged runs against ksmd,
+    and so on. Memory, knobs and rates of these scenes are those of --params and --set; what a scene is about (run,
+    khugepaged, policy, events, when to end) it decides itself. Without any: 32 MiB, three quarters zero-filled.
+
+    \b
+    Examples:
+      mmlab verdict
+      mmlab verdict --only c --only d --set max_ptes_none=409 --set zero_fraction=0.9
+      mmlab verdict --params params/underused_pressure.yaml --variant ksm-opt-out --variant v1-mergeable
+      mmlab verdict --json > verdict.json
+    """
+    import json
+
+    from mmlab import verdict as verdicts
+    from mmlab.scenario import Scenario
+    from mmlab.variants import VARIANTS
+
+    values = dict(verdicts.BASE)
+    for file in files:
+        values |= _plain(file)
+    values |= _parse(settings)
+    _check(None, values)
+    base = Scenario(**values)
+    _warm_up()
+    with _steps() as progress:
+        found = verdicts.verdict(base, chosen or tuple(VARIANTS), only or tuple(verdicts.QUESTIONS), progress)
+    click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False) if as_json else found.text())
+
+
+def _plain(file: Path) -> dict[str, Any]:
+    """A flat params file; what it says is checked like --set."""
+    from mmlab.report import read_params
+
+    values = read_params(file)
+    _check(None, values)
+    return values
+
+
+@cli.command()
 def variants() -> None:
     """The kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that."""
     from mmlab.variants import VARIANTS
@@ -392,6 +446,24 @@ def _bar(wanted: bool) -> Iterator[Callable[[float], None] | None]:
 
         def update(share: float) -> None:
             bar.update(share - bar.n)
+
+        yield update
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar over many runs on a terminal's stderr: takes runs done, runs in all, and what was run."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with tqdm(unit="run", leave=False, file=sys.stderr) as bar:
+
+        def update(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what)
+            bar.update(done - bar.n)
 
         yield update
 
