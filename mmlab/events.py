@@ -79,8 +79,7 @@ def _uffd(s: Simulation, e: Event) -> int:
 
 
 def _sleep(s: Simulation, e: Event) -> int:
-    s.now += (e.millisecs or 0) * 1_000_000
-    s.wake = max(s.wake, s.now)
+    s.sleep(e.millisecs or 0)
     return 0
 
 

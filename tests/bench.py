@@ -2,6 +2,7 @@
 
     python tests/bench.py                what `make bench` runs
     python tests/bench.py --reference    compute the expected counters anew with the reference model (20 minutes)
+    python tests/bench.py --against REV  this model and that of a git revision in alternating pairs (4 minutes)
 
 A run is exact when the counters of every batch have the digest that the reference model gave them (`bench.json`). Exit
 status 1 when a run is not exact, or slower than its limit.
@@ -156,6 +157,51 @@ def main() -> int:
     return int(failed)
 
 
+ONE_ROUND = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from mmlab import Scenario, simulate
+for parameters in json.loads(sys.argv[2]):
+    scenario = Scenario(**parameters)
+    start = time.perf_counter()
+    simulate(scenario)
+    print(time.perf_counter() - start)
+"""
+PAIRS, SLOWDOWN = 9, 1.1
+
+
+def against(revision: str) -> int:
+    """Time this model and an older one in turn, each round in a process of its own; 1 if this one is too slow."""
+    root = Path(__file__).resolve().parents[1]
+    named = list(scenarios())
+    asked = json.dumps([scenario.model_dump(exclude_unset=True) for _, scenario, _ in named])
+
+    def one_round(tree: Path) -> list[float]:
+        command = [sys.executable, "-c", ONE_ROUND, str(tree), asked]
+        out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tree).stdout
+        return [float(line) for line in out.split()]
+
+    with tempfile.TemporaryDirectory() as directory:
+        old = Path(directory) / "old"
+        subprocess.run(["git", "-C", str(root), "worktree", "add", "--detach", str(old), revision], check=True)
+        try:
+            for tree in (old, root):
+                one_round(tree)  # compiles
+            pairs = [(one_round(old), one_round(root)) for _ in range(PAIRS)]
+        finally:
+            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(old)], check=True)
+    print(f"{processor()}, {time.strftime('%Y-%m-%d')}: median of {PAIRS} pairs, {revision} and this tree")
+    print(f"{'':64}{'old s':>8}{'new s':>8}{'ratio':>8}")
+    ratios = []
+    for i, (name, _, _) in enumerate(named):
+        before, after = (statistics.median(pair[k][i] for pair in pairs) for k in (0, 1))
+        ratios.append(statistics.median(pair[1][i] / pair[0][i] for pair in pairs))
+        print(f"{name:64}{before:8.3f}{after:8.3f}{ratios[-1]:8.2f}")
+    total = statistics.median(sum(pair[1]) / sum(pair[0]) for pair in pairs)
+    print(f"{'all together':80}{total:8.2f}")
+    return int(total > SLOWDOWN)
+
+
 def processor() -> str:
     """The processor's name as /proc/cpuinfo has it."""
     try:
@@ -177,4 +223,6 @@ def recompute() -> int:
 
 
 if __name__ == "__main__":
+    if "--against" in sys.argv[1:]:
+        sys.exit(against(sys.argv[sys.argv.index("--against") + 1]))
     sys.exit(recompute() if "--reference" in sys.argv[1:] else main())

@@ -727,22 +727,35 @@ def set_advisor(m: Machine, mode: int) -> None:
         s[name] = 0
 
 
+@entry
+def advised_pages(pages, scan_ms, cpu_ms, target, max_cpu, max_pages, last_seconds, last_change):
+    """The scan-time advisor's arithmetic (ksm-scan S31): the new pages_to_scan, the scan's seconds and the smoothed
+    change, of which the last two are the history of the next call (0, 0: none)."""
+    seconds = max(1, scan_ms // 1000)
+    cpu_percent = max(1, cpu_ms * 100 // (seconds * 1000))
+    factor = max(1, target * 100 // seconds)
+    change = max(1, seconds * 100 // (last_seconds if last_seconds > 0 else seconds))
+    change = (70 * last_change + 30 * change) // 100
+    per_percent = max(1, pages // cpu_percent)
+    wanted = pages * 100 // factor * change // 100
+    return min(max(min(wanted, per_percent * max_cpu), per_percent * 10), max_pages), seconds, change
+
+
 @compiled
 def scan_time_advisor(m):
     """A new pages_to_scan at the end of a full scan, so that one takes the target time (ksm-scan S31)."""
     s = m.state[0]
     cpu_ns = ksmd_cpu_ns(m)
-    seconds = max(1, (_now_ns(m) - s.advisor_start_ns) // 1_000_000 // 1000)
-    cpu_percent = max(1, (cpu_ns - s.advisor_cpu_ns) // 1_000_000 * 100 // (seconds * 1000))
-    last = s.advisor_scan_time if s.advisor_scan_time > 0 else seconds
-    factor = max(1, s.advisor_target_scan_time * 100 // seconds)
-    change = (70 * s.advisor_change + 30 * max(1, seconds * 100 // last)) // 100
-    pages = s.pages_to_scan * 100 // factor * change // 100
-    per_percent = max(1, s.pages_to_scan // cpu_percent)
-    pages = max(min(pages, per_percent * s.advisor_max_cpu), per_percent * 10)
-    s.pages_to_scan = min(pages, s.advisor_max_pages_to_scan)
-    s.advisor_change = change
-    s.advisor_scan_time = seconds
+    s.pages_to_scan, s.advisor_scan_time, s.advisor_change = advised_pages(
+        s.pages_to_scan,
+        (_now_ns(m) - s.advisor_start_ns) // 1_000_000,
+        (cpu_ns - s.advisor_cpu_ns) // 1_000_000,
+        s.advisor_target_scan_time,
+        s.advisor_max_cpu,
+        s.advisor_max_pages_to_scan,
+        s.advisor_scan_time,
+        s.advisor_change,
+    )
     s.advisor_cpu_ns = cpu_ns
 
 

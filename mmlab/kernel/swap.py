@@ -134,7 +134,7 @@ def _shrink_page(m, v):
 def _discard_folio(m, f, v):
     """A lazy large folio mapped from v on goes, up to an entry that was written to (W6).
 
-    6.12 takes the entries away one by one, so that the folio looks partially mapped; 6.18 all at once (seen on 6.18.44).
+    6.12 takes the entries away one by one, so that the folio looks partially mapped; 6.18 all at once (seen live).
     """
     head, n = m.folio[f].head, 1 << m.folio[f].order
     clean = 0
