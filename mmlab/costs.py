@@ -34,8 +34,8 @@ STEPS: dict[str, str] = {
 
 COST_SETS: dict[str, dict[str, int]] = {
     # Linux 6.18.44, 2-core AMD EPYC virtual machine, ksmd's schedstat over recorded batches; single batches scatter
-    # by 25 %. skip is estimated: a visit without its checksum; so are
-    # khugepaged's.
+    # by 25 %. Estimated, not measured: skip (a visit without its checksum), khugepaged_pte (a warm page table entry)
+    # and khugepaged_copy (4 KiB at 8 GB/s).
     "epyc-6.18": {
         "visit": 1000,
         "visit_thp": 770,

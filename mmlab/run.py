@@ -130,7 +130,7 @@ class Run:
         Structured array, a row a sample: before the start, after each batch and each event (thinned evenly beyond
         `scenario.sample_limit`).
     mthp
-        mthp_t[sample, order], the statistics of folio sizes, where the scenario has `orders`.
+        mthp_t[sample, order], the statistics of folio sizes, where there are `orders` or a `folio_order` of 2 … 8.
     maps, frames
         {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
     results, event_rows

@@ -540,8 +540,9 @@ class Scenario(_Strict):
         asked = trace["scenario"]
         events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
         return cls(**{
-            "sleep_millisecs": 0, **asked["knobs"], "kernel": str(trace["kernel"]).rpartition(" ")[2],
-            "variant": trace["variant"], "process_list": asked["processes"], "late": bool(asked.get("late", 0)),
+            "sleep_millisecs": 0, "nodes": asked.get("nodes", 1), **asked["knobs"],
+            "kernel": str(trace["kernel"]).rpartition(" ")[2], "variant": trace["variant"],
+            "process_list": asked["processes"], "late": bool(asked.get("late", 0)),
             "events": events, "horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0,
             "stepped": True, "sample_limit": 10**8, "pages_per_thp": asked.get("pages_per_thp", 512),
         })  # fmt: skip

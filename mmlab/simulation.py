@@ -116,6 +116,11 @@ def warm_up() -> None:
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """np.concatenate of records of int64: of structured arrays it would promote the type for each, 50 µs a sample."""
+    return np.concatenate([a.view(np.int64) for a in arrays]).view(arrays[0].dtype)
+
+
 @dataclass
 class _Samples:
     """Rows of counters, a row a sample; beyond `limit` they are thinned evenly, the first and the last always stay."""
@@ -143,10 +148,10 @@ class _Samples:
             self._thin(np.concatenate(self.ids) % self.stride == 0)
 
     def _thin(self, keep: np.ndarray) -> None:
-        self.rows = [np.concatenate(self.rows)[keep]]
+        self.rows = [_joined(self.rows)[keep]]
         self.ids = [np.concatenate(self.ids)[keep]]
         if self.mthp:
-            self.mthp_rows = [np.concatenate(self.mthp_rows)[keep]]
+            self.mthp_rows = [_joined(self.mthp_rows)[keep]]
         self.kept = int(keep.sum())
 
     def finish(self, last: np.ndarray, last_mthp: np.ndarray) -> None:
@@ -202,7 +207,8 @@ class Simulation:
         self.event_ids = [-1] * len(scenario.events)
         self.specs = scenario.specs
         self.images = workload.build(scenario)
-        self.samples = _Samples(scenario.sample_limit, any(p.orders for p in scenario.process_list))
+        mthp = any(p.orders or p.folio_order in range(2, 9) for p in self.specs)
+        self.samples = _Samples(scenario.sample_limit, mthp)
         self._rows = np.zeros(CHUNK, stat_t)
         self._mthp_rows = np.zeros((CHUNK if self.samples.mthp else 0, 10), mthp_t)
         self.order = scenario.pages_per_thp.bit_length() - 1
@@ -396,7 +402,7 @@ class Simulation:
                 if every := self.scenario.events[i].after.every:
                     heapq.heappush(self.timed, (event_ns + round(every * SECOND), i))
                 self._event(i)
-            elif timer is not None and timer.next_ns <= self.now:
+            elif timer is not None and timer.next_ns <= self.now and not self.scenario.stepped:
                 self.m.stat[0]["freed_by_batch"] = 0
                 timer.next_ns = timer.act()
                 self._happened()
@@ -406,6 +412,15 @@ class Simulation:
                 self._event(i)
             else:
                 return
+
+    def sleep(self, millisecs: int) -> None:
+        """Time passes, in which ksmd does not run but timers act; all of it ends with one sample."""
+        end = self.now + millisecs * 1_000_000
+        while timer := min((t for t in self.timers if t.next_ns <= end), key=_next_ns, default=None):
+            self.now = max(self.now, timer.next_ns)
+            timer.next_ns = timer.act()
+        self.now = end
+        self.wake = max(self.wake, self.now)
 
     def _event(self, i: int) -> None:
         stat, e = self.m.stat[0], self.scenario.events[i]
@@ -492,7 +507,7 @@ class Simulation:
         """Let ksmd run until something else is due, or time pass if it does not; False if nothing can ever happen."""
         s, batch = self.scenario, int(self.m.stat[0]["batch"])
         waiting = [self.scenario.events[i] for i in self.pending]
-        clocks = [timer.next_ns for timer in self.timers]
+        clocks = [timer.next_ns for timer in self.timers if not s.stepped]  # in a trace they act during a sleep event
         until = min([self.horizon, *clocks, self.timed[0][0] if self.timed else FOREVER])
         batches = [e.after.batch for e in waiting if e.after.batch is not None]
         most = min([max(b, batch + 1) for b in batches] + [s.horizon_batches or FOREVER]) - batch
@@ -528,8 +543,8 @@ class Simulation:
             scenario=s,
             variant=self.variant.name,
             machine=self.m,
-            rows=np.concatenate(self.samples.rows),
-            mthp=np.concatenate(self.samples.mthp_rows) if self.samples.mthp else None,
+            rows=_joined(self.samples.rows),
+            mthp=_joined(self.samples.mthp_rows) if self.samples.mthp else None,
             maps=self.maps,
             frames=self.frames,
             results=self.results,

@@ -18,11 +18,15 @@ from mmlab.kernel.state import (
     HUGE_ZP,
     ITEM,
     KSM,
+    MIGRATED,
+    NO_NODE,
     NODE,
     NONE,
     PMD_HUGE,
     PMD_HUGE_ZP,
     PMD_NONE,
+    POISON,
+    POISONED,
     STABLE,
     SWAP,
     UNSTABLE,
@@ -91,7 +95,7 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
     huge_pmds = int((m.block["pmd"] == PMD_HUGE).sum())
     stat = m.stat[0]
     mapped = private + merged + parts + (huge_pmds << order) + zeropages
-    assert mapped == ((kind != NONE) & (kind != HUGE_ZP) & (kind != SWAP)).sum()
+    assert mapped == (~np.isin(kind, (NONE, HUGE_ZP, SWAP, POISON))).sum()
     assert mapped == stat["anon_pages"] + stat["zeropage_entries"]
     _equal(m, anon_pages=anon.sum(), ksm_entries=merged, zeropage_entries=zeropages, ksm_zero_pages=merged_zero,
            huge_pmds=huge_pmds, swap_entries=(kind == SWAP).sum())  # fmt: skip
@@ -99,6 +103,7 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
     mapcount = np.bincount(frame[by_pte], minlength=len(live))
     assert (m.frame["mapcount"] == mapcount)[live].all(), "mapcount of a frame"
     pins = np.bincount(m.mlock[: m.state[0]["mlock_len"]], minlength=len(live))
+    pins += (m.frame["flags"] & POISONED > 0) & (mapcount == 0)  # kept for ever
     assert (m.frame["pins"] == pins)[live].all(), "somebody kept a reference"
     alone = live & (m.frame["folio"] < 0)
     assert (mapcount + pins)[alone].min(initial=1) > 0, "a frame leaked"
@@ -158,11 +163,18 @@ def _in_order(tree: np.ndarray, root: int) -> list[int]:
 
 
 def _stable_tree(m: Machine, live: np.ndarray) -> None:
-    """Nodes and chains, live and stale; the items of each."""
-    slots = _in_order(m.node, m.state[0]["stable_root"])
-    keys = m.node["key"][slots]
-    assert (keys[:-1] < keys[1:]).all(), "the stable tree is not in order"
-    nodes, chains = [], [n for n in slots if m.node[n]["kind"] == CHAIN]
+    """Nodes and chains of each NUMA node's tree, live and stale, and nodes on the side list; the items of each."""
+    slots = []
+    for nid, root in enumerate(m.tree["stable"]):
+        tree = _in_order(m.node, root)
+        keys = m.node["key"][tree]
+        assert (keys[:-1] < keys[1:]).all(), "the stable tree is not in order"
+        assert (m.node["nid"][tree] == nid).all()
+        slots += tree
+    chains = [n for n in slots if m.node[n]["kind"] == CHAIN]
+    kinds = m.node["kind"][: m.state[0]["top_node"]]
+    migrated = np.flatnonzero(kinds == MIGRATED).tolist()
+    nodes = list(migrated)
     for n in slots:
         if n not in chains:
             assert m.node[n]["kind"] == NODE
@@ -173,9 +185,9 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
         assert all(m.node[d]["kind"] == DUP and m.node[d]["chain"] == n for d in dups)
         assert all(m.node[d]["key"] == m.node[n]["key"] for d in dups)
         nodes += dups
-    dups_total = len(nodes) + len(chains) - len(slots)
+    dups_total = len(nodes) + len(chains) - len(slots) - len(migrated)
     free = len(list(_follow(m.state[0]["free_node"], m.node["first"])))
-    assert len(nodes) + len(chains) == m.state[0]["top_node"] - free
+    assert len(nodes) + len(chains) == m.state[0]["top_node"] - free == (kinds != NO_NODE).sum()
     lengths = []
     for n in nodes:
         items = list(_follow(m.node[n]["first"], m.page["left"]))
@@ -200,7 +212,9 @@ def _unstable_tree(m: Machine) -> None:
     _equal(m, pages_unshared=unstable.sum())
     if m.state[0]["cursor_mm"]:
         inserted = unstable & (m.pte["seq"] == m.stat[0]["full_scans"] & 255)
-        assert sorted(_in_order(m.page, m.state[0]["unstable_root"])) == np.flatnonzero(inserted).tolist()
+        trees = [(nid, v) for nid, root in enumerate(m.tree["unstable"]) for v in _in_order(m.page, root)]
+        assert sorted(v for _, v in trees) == np.flatnonzero(inserted).tolist()
+        assert all(m.pte[v]["nid"] == nid for nid, v in trees)
 
 
 def _items(m: Machine) -> None:
@@ -258,7 +272,7 @@ def _rows(run: Run) -> None:
     for name in COUNT_UP:
         assert (np.diff(rows[name]) >= 0).all(), f"{name} falls"
     budgets = [e.value for e in scenario.events if e.knob == "pages_to_scan" and isinstance(e.value, int)]
-    budget = max([scenario.pages_to_scan, *budgets])
+    budget = max([scenario.pages_to_scan, *budgets, rows["pages_to_scan"].max()])
     batches = np.diff(rows["batch"])
     assert (np.diff(rows["pages_scanned"]) <= budget * batches).all()
     assert (np.diff(rows["full_scans"]) <= batches).all(), "two full scans in one batch"
@@ -268,7 +282,9 @@ def _rows(run: Run) -> None:
     assert (rows["ksm_frames"] <= np.minimum(rows["frames"], rows["ksm_entries"])).all()
     if len(rows) < scenario.sample_limit:  # no row is missing
         assert (rows["freed_by_batch"][1:] == -np.diff(rows["frames"]))[batches == 1].all()
-    if not scenario.events:  # ksmd maps and unmaps nothing: it only replaces
+    others = "events hot_fraction warm_fraction khugepaged balloon_fraction boot_interval_seconds lifetime_seconds"
+    if not scenario.process_list and not any(getattr(scenario, name) for name in others.split()):
+        # ksmd maps and unmaps nothing: it only replaces
         assert (rows["anon_pages"] + rows["zeropage_entries"] == first["anon_pages"] + first["zeropage_entries"]).all()
         assert (rows["frames"] == rows["anon_pages"] - rows["ksm_entries"] + rows["ksm_frames"]).all()
     table, m = run.samples.iloc[-1], run.machine

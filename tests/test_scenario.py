@@ -17,7 +17,8 @@ from mmlab.errors import UserError
 from mmlab.scenario import EVENT_FIELDS, SETTABLE, Scenario, flat_fields
 from mmlab.trace import read
 
-FLAT = sorted(p for p in (ROOT / "params").glob("*.yaml") if "process_list" not in p.read_text())
+FLAT = sorted(p for p in (ROOT / "params").glob("*.yaml")
+              if not {"process_list", "events"} & set(yaml.safe_load(p.read_text())))
 GUESTS = ROOT / "params" / "qemu_guests.yaml"
 
 BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
