@@ -17,6 +17,7 @@ from mmlab.kernel.state import (
     KHUGEPAGED_PTE,
     KSM,
     LOCKED,
+    NID_SHIFT,
     NO_LRU,
     NONE,
     NR_KSMD_STEPS,
@@ -47,7 +48,7 @@ __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
     SCAN_PAGE_COUNT,
     SCAN_PAGE_LRU,
     SCAN_PAGE_LOCK,
-    SCAN_PAGE_NULL,
+    SCAN_FAIL,
 ) = range(12)
 EBUSY, EAGAIN, EINVAL = 16, 11, 22
 
@@ -100,7 +101,7 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
     for v in range(b * n, b * n + n):
         m.steps[KHUGEPAGED_PTE] += 1
         kind = m.pte[v].kind
-        if kind == SWAP:
+        if kind in (SWAP, POISON):
             unmapped += 1
             if khugepaged and unmapped > s.max_ptes_swap:
                 return _too_many(m, SCAN_EXCEED_SWAP_PTE)
@@ -110,8 +111,6 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
             if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
                 return _too_many(m, SCAN_EXCEED_NONE_PTE)
             continue
-        if kind == POISON:
-            return SCAN_PAGE_NULL
         frame = m.page[v].frame
         if pte_writable(m, v):
             writable = True
@@ -183,12 +182,30 @@ def _isolate(m, b, khugepaged):
 
 
 @compiled
-def collapse_huge_page(m, b, khugepaged, unmapped):
-    """Replace the entries of block b by one huge page with the same content (K6, K10)."""
+def _target_node(m, b):
+    """The NUMA node with most of the block's pages, the first among equals (`hpage_collapse_find_target_node`)."""
     n = 1 << m.state[0].hpage_order
+    best = most = 0
+    for nid in range(len(m.tree)):
+        pages = 0
+        for v in range(b * n, b * n + n):
+            if m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags >> NID_SHIFT == nid:
+                pages += 1
+        if pages > most:
+            best, most = nid, pages
+    return best
+
+
+@compiled
+def collapse_huge_page(m, b, khugepaged, unmapped):
+    """Replace the entries of block b by one huge page with the same content (K6, K10), on the node of most of them."""
+    n = 1 << m.state[0].hpage_order
+    nid = _target_node(m, b)
     m.stat[0].thp_collapse_alloc += 1
     if unmapped > 0:
         for v in range(b * n, b * n + n):
+            if m.pte[v].kind == POISON:
+                return SCAN_FAIL
             if m.pte[v].kind == SWAP:
                 do_swap_page(m, v, False)
         lru_add_drain(m)
@@ -210,7 +227,7 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
             if m.pte[v].kind != NONE:
                 unmap_zeropage(m, v)
             m.page[v].key = 0
-    map_huge_page(m, b, b * n - m.mm[m.block[b].mm].base)
+    map_huge_page(m, b, b * n - m.mm[m.block[b].mm].base, nid)
     if not m.pte[b * n].vm & VM_LOCKED:
         lru_add_drain(m)  # a large folio empties the batch that it is put into
     return SCAN_SUCCEED
@@ -223,8 +240,8 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
 def collapse_range(m, first, end):
     """MADV_COLLAPSE of the whole blocks of [first, end), which lies in one VMA: 0, or the errno (K7, K8, K11).
 
-    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one without a page table
-    or armed by userfaultfd.
+    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one without a page table,
+    armed by userfaultfd or with a poisoned page.
     """
     order = m.state[0].hpage_order
     mlock_drain(m)
@@ -236,7 +253,7 @@ def collapse_range(m, first, end):
         result = hpage_collapse_scan_pmd(m, b, False)
         if result in (SCAN_SUCCEED, SCAN_PMD_MAPPED):
             done += 1
-        elif result in (SCAN_EXCEED_NONE_PTE, SCAN_PMD_NONE):
+        elif result in (SCAN_EXCEED_NONE_PTE, SCAN_PMD_NONE, SCAN_FAIL):
             error = EBUSY if result == SCAN_EXCEED_NONE_PTE else EINVAL
             break
         elif result in (SCAN_PAGE_LRU, SCAN_PAGE_COUNT, SCAN_PAGE_LOCK):

@@ -9,10 +9,12 @@ from mmlab.kernel.state import (
     CALLER_OTHER,
     DIRTY,
     LAZY,
+    NONE,
     OLD,
     PG_DIRTY,
     PMD_HUGE,
     PMD_TABLE,
+    POISON,
     REFERENCED,
     SWAP,
 )
@@ -80,6 +82,8 @@ def madvise_folios(m, advice, first, end):
             if m.pte[v].kind != ANON:
                 if m.pte[v].kind == SWAP and advice == FREE:
                     clear_swap_entry(m, v)
+                elif m.pte[v].kind == POISON and advice == FREE:
+                    m.pte[v].kind = NONE
                 v += 1
                 continue
             frame = m.page[v].frame

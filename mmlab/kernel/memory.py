@@ -97,7 +97,7 @@ def map_new_page(m, v, bits):
 
 
 @compiled
-def map_huge_page(m, b, index):
+def map_huge_page(m, b, index, nid):
     """A new huge page, filled by the keys that its addresses have, writable and dirty (thp-split H1)."""
     s = m.state[0]
     n = 1 << s.hpage_order
@@ -107,7 +107,7 @@ def map_huge_page(m, b, index):
     m.folio[f].entire = 1
     for i in range(n):
         _map_anon(m, b * n + i, m.folio[f].head + i, DIRTY | EXCLUSIVE)
-        m.frame[m.folio[f].head + i].flags = m.mm[mm].nid << NID_SHIFT
+        m.frame[m.folio[f].head + i].flags = nid << NID_SHIFT
     m.block[b].pmd = PMD_HUGE
     m.stat[0].huge_pmds += 1
     m.stat[0].anon_pages += n
@@ -210,7 +210,7 @@ def _huge_page_fault(m, b):
     n = 1 << m.state[0].hpage_order
     for i in range(b * n, (b + 1) * n):
         m.page[i].key = 0
-    map_huge_page(m, b, _region_index(m, b * n))
+    map_huge_page(m, b, _region_index(m, b * n), m.mm[m.block[b].mm].nid)
     m.stat[0].thp_fault_alloc += 1
 
 
@@ -458,7 +458,7 @@ def populate(m, mm, orders):
         v = base + i
         b = v >> order
         if orders[i] == order:
-            map_huge_page(m, b, i)
+            map_huge_page(m, b, i, m.mm[mm].nid)
             i += n
         elif orders[i] > 0:
             f = alloc_folio(m, orders[i], m.mm[mm].family, i)

@@ -55,6 +55,8 @@ class AddressSpaces:
     m: Machine
     vmas: list[list[Vma]] = field(default_factory=list)
     _stamp: int = 0
+    _changed: set[int] = field(default_factory=set)
+    """First and last pages of what the present call has changed."""
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -102,10 +104,12 @@ class AddressSpaces:
                 return
 
     def _join(self, process: int) -> None:
-        """Neighbours that have become equal are one VMA again (thp-split H10)."""
+        """Neighbours that a change has made equal are one VMA again (thp-split H10)."""
         joined: list[Vma] = []
+        changed, self._changed = self._changed, set()
         for v in self.vmas[process]:
-            if joined and (joined[-1].end, joined[-1].vm, joined[-1].anon_vma) == (v.start, v.vm, v.anon_vma):
+            equal = joined and (joined[-1].end, joined[-1].vm, joined[-1].anon_vma) == (v.start, v.vm, v.anon_vma)
+            if equal and v.start in changed:
                 joined[-1].end = v.end
                 joined[-1].stamp = self._next_stamp()
             else:
@@ -122,6 +126,7 @@ class AddressSpaces:
         self._split(process, end)
         for v in self._in_range(process, start, end):
             v.vm = vm
+        self._changed |= {start, end}
         if vma_was & ~vm & VM_MERGEABLE:
             self.m.state[0]["unmerged"] = 1
         base = self._base(process)

@@ -132,9 +132,10 @@ def _shrink_page(m, v):
 
 @compiled
 def _discard_folio(m, f, v):
-    """A lazy large folio mapped from v on goes, up to an entry that was written to (W6).
+    """A lazy large folio mapped from v on goes, unless it was written to (W6).
 
-    6.12 takes the entries away one by one, so that the folio looks partially mapped; 6.18 all at once (seen live).
+    6.12 takes the entries away one by one, up to one that is dirty, so that the folio looks partially mapped; 6.18 all
+    or none at once (seen live).
     """
     head, n = m.folio[f].head, 1 << m.folio[f].order
     clean = 0
@@ -142,15 +143,17 @@ def _discard_folio(m, f, v):
         clean += 1
     if clean < n:
         m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
+        if m.state[0].kernel >= 618:
+            clean = 0
     for w in range(v, v + clean):
         m.pte[w].kind = NONE
         m.page[w].frame = -1
     m.stat[0].anon_pages -= clean
-    if clean == n and m.state[0].kernel >= 618:
-        folio_remove_rmap_ptes(m, head, n)
-    else:
+    if m.state[0].kernel < 618:
         for i in range(clean):
             folio_remove_rmap_ptes(m, head + i, 1)
+    elif clean > 0:
+        folio_remove_rmap_ptes(m, head, clean)
 
 
 @compiled
