@@ -107,6 +107,9 @@ def warm_up() -> None:
         Scenario(
             memory_mib=2,
             zero_fraction=0.5,
+            hot_fraction=0.5,
+            khugepaged=1,
+            khugepaged_scan_sleep_millisecs=100,
             horizon_seconds=1.0,
             events=tuple({"after": {"batch": 2}, **e} for e in events),  # type: ignore[arg-type]
         )
