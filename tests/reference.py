@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterator
 
 ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL = 3, 11, 12, 14, 16, 22
 
 # What an entry of a page table can hold beside a `Pte` and a `Slot` (README, "PTE states").
-ZP_CLEAN, ZP_KSM = "ZP_CLEAN", "ZP_KSM"
+ZP_CLEAN, ZP_KSM, POISON = "ZP_CLEAN", "ZP_KSM", "POISON"
 # What a block of a page directory can hold beside a huge-mapped `Folio` and None (thp-split H10).
 TABLE, HUGE_ZP = "TABLE", "HUGE_ZP"
 # The merge target of ksm-merge M3.
@@ -44,6 +45,14 @@ KNOBS = {
     "max_ptes_none": 511,
     "max_ptes_swap": 64,
     "max_ptes_shared": 256,
+    "advisor_mode": "none",
+    "advisor_max_cpu": 70,
+    "advisor_min_pages_to_scan": 500,
+    "advisor_max_pages_to_scan": 30000,
+    "advisor_target_scan_time": 200,
+    "khugepaged": 0,
+    "khugepaged_pages_to_scan": 4096,
+    "khugepaged_scan_sleep_millisecs": 10000,
     "stable_node_chains_prune_millisecs": 2000,
     "merge_across_nodes": 1,
     "swap_mib": 0,
@@ -215,10 +224,11 @@ def subtree(node) -> Iterator:
 class Page:
     """One physical page: 4 KiB whose content is `key`, in memcmp order (trace-format, Keys)."""
 
-    __slots__ = ("exclusive", "folio", "index", "key", "ksm", "maps", "node")
+    __slots__ = ("exclusive", "folio", "index", "key", "ksm", "maps", "nid", "node", "poisoned")
 
-    def __init__(self, key: int, folio: Folio, index: int) -> None:
-        self.key, self.folio, self.index = key, folio, index
+    def __init__(self, key: int, folio: Folio, index: int, nid: int) -> None:
+        self.key, self.folio, self.index, self.nid = key, folio, index, nid
+        self.poisoned = False
         self.exclusive = True  # ksm-merge F7
         self.ksm, self.node = False, None  # a KSM page, and its stable node (none: ksm-merge M14)
         self.maps: dict[tuple[Mm, int], Pte] = {}  # every page-table entry that maps it
@@ -250,9 +260,9 @@ class Folio:
         "slot",
     )
 
-    def __init__(self, order: int, first: int, page: Page | None = None) -> None:
+    def __init__(self, order: int, first: int, nid: int, page: Page | None = None) -> None:
         self.order, self.first = order, first
-        self.pages: list[Page] = [page] if page else [Page(0, self, n) for n in range(1 << order)]
+        self.pages: list[Page] = [page] if page else [Page(0, self, n, nid) for n in range(1 << order)]
         self.pmds: dict[Mm, Pte] = {}  # the huge PMDs that map it
         self.ptes = 0  # entries that map a page of it
         self.pins = 0  # references beyond the mappings and the swap cache (thp-split H5)
@@ -317,18 +327,20 @@ class Vma:
     stamp: int  # when it was made or resized last (thp-split Z4)
     mergeable: bool = False
     locked: bool = False
+    uffd: bool = False
     writable: bool = True
 
     def joins(self, other: Vma) -> bool:
-        same = ("huge", "anon_vma", "mergeable", "locked", "writable")
+        same = ("huge", "anon_vma", "mergeable", "locked", "uffd", "writable")
         return self.end == other.start and all(getattr(self, f) == getattr(other, f) for f in same)
 
 
 class Mm:
     """The address space of a process: its areas, page directory and page tables."""
 
-    def __init__(self, pages: int, pages_per_thp: int) -> None:
-        self.pages, self.pages_per_thp = pages, pages_per_thp
+    def __init__(self, pages: int, pages_per_thp: int, nid: int) -> None:
+        self.pages, self.pages_per_thp, self.nid = pages, pages_per_thp, nid
+        self.merge_any = False  # PR_SET_MEMORY_MERGE (ksm-scan S12)
         self.vmas: list[Vma] = []
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
         self.ptes: dict[int, Pte | Slot | str] = {}
@@ -361,14 +373,14 @@ class Mm:
             block = self.blocks[address // self.pages_per_thp]
             return "H" if type(block) is Folio else "Y" if block is HUGE_ZP else "N"
         if type(entry) is not Pte:
-            return "S" if type(entry) is Slot else "Z"
+            return "S" if type(entry) is Slot else "N" if entry is POISON else "Z"
         return "K" if entry.page.ksm else "h" if entry.page.folio.order else "A"
 
 
 class Memory:
     """Address spaces, faults, areas and folio splits; everything below ksmd."""
 
-    def __init__(self, variant: str, knobs: dict[str, int], pages_per_thp: int) -> None:
+    def __init__(self, variant: str, knobs: dict, pages_per_thp: int) -> None:
         self.variant, self.knobs, self.pages_per_thp = variant, knobs, pages_per_thp
         self.thp_order = pages_per_thp.bit_length() - 1
         self.kernel = (6, 12)
@@ -381,8 +393,12 @@ class Memory:
         self.mlock_batch: list[Page] = []
         self.lru_batch: list[Page] = []
         self.slots_used = 0  # of the swap device
+        self.now = 0  # simulated time, ms
         self.mms: list[Mm] = []
         self.seen: collections.Counter[str] = collections.Counter()
+
+    def pass_time(self, millisecs: int) -> None:
+        self.now += millisecs
 
     # -- references, mappings ---------------------------------------------------------------------------------
 
@@ -390,10 +406,10 @@ class Memory:
         self.stamps += 1
         return self.stamps
 
-    def new_folio(self, order: int, first: int, page: Page | None = None) -> Folio:
-        """A folio of new zero-filled pages, or a small one around a `page` that was split off."""
+    def new_folio(self, order: int, first: int, nid: int, page: Page | None = None) -> Folio:
+        """A folio of new zero-filled pages on a NUMA node, or a small one around a `page` that was split off."""
         self.mthp[order, "nr_anon"] += 1
-        return Folio(order, first, page)
+        return Folio(order, first, nid, page)
 
     def count(self, folio: Folio, name: str, vmstat: str = "") -> None:
         """mthp E10: every order counts in its own file, the THP order in vmstat too."""
@@ -527,7 +543,7 @@ class Memory:
         self.count(folio, "split", "thp_split_page")
         self.gone(folio)
         for part in folio.pages:
-            part.folio = self.new_folio(0, folio.first + part.index, part)
+            part.folio = self.new_folio(0, folio.first + part.index, part.nid, part)
             part.folio.dirty, part.folio.lazy, part.folio.referenced = folio.dirty, folio.lazy, folio.referenced
             part.folio.pins = int(part is page)
             part.index = 0
@@ -538,7 +554,8 @@ class Memory:
                     continue
                 mm.anon -= 1
                 asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
-                if part.key == 0 and not mlocked and not vma.locked and VARIANTS[self.variant](asked):  # Z1, Z3
+                held = mlocked or vma.locked or part.poisoned
+                if part.key == 0 and not held and VARIANTS[self.variant](asked):  # Z1, Z3
                     mm.ptes[address] = ZP_CLEAN
                 else:
                     old = mapped[mm, address]
@@ -653,7 +670,7 @@ class Memory:
 
     def new_thp(self, mm: Mm, block: int) -> Folio:
         """thp-split H1."""
-        folio = self.new_folio(self.thp_order, block * self.pages_per_thp)
+        folio = self.new_folio(self.thp_order, block * self.pages_per_thp, mm.nid)
         self.map_pmd(mm, block, folio, writable=True)
         self.vm["thp_fault_alloc"] += 1
         return folio
@@ -670,7 +687,7 @@ class Memory:
     def new_small_page(self, mm: Mm, address: int, key: int, dirty: bool = True) -> Page:
         """A new private page where nothing or a zeropage is mapped (F2)."""
         self.clear_entry(mm, address)
-        page = self.new_folio(0, address).pages[0]
+        page = self.new_folio(0, address, mm.nid).pages[0]
         page.key = key
         self.map_pte(mm, address, page, dirty, writable=dirty)
         return page
@@ -705,14 +722,14 @@ class Memory:
         if folio is None:
             self.vm["pswpin"] += not slot.zero  # W4
             self.seen["swapped in"] += 1
-            folio = self.new_folio(0, address)
+            folio = self.new_folio(0, address, mm.nid)
             folio.pages[0].key = slot.key
             cached = slot.users > 1
             if cached:
                 slot.folio, folio.slot = folio, slot
         elif folio.pages[0].ksm and (folio.pages[0].node is None or self.run == 2):  # F6
             self.vm["ksm_swpin_copy"] += 1
-            folio, cached = self.new_folio(0, address), False
+            folio, cached = self.new_folio(0, address, mm.nid), False
             folio.pages[0].key = slot.key
         page = folio.pages[0]
         slot.users -= 1
@@ -752,8 +769,11 @@ class Memory:
 
     # -- unmapping (thp-split H11) ----------------------------------------------------------------------------
 
-    def zap(self, mm: Mm, start: int, end: int) -> None:
-        """Unmap a range that lies in one area, by runs of consecutive entries of one folio."""
+    def zap(self, mm: Mm, start: int, end: int, dontneed: bool = False) -> None:
+        """Unmap a range that lies in one area, by runs of consecutive entries of one folio.
+
+        On 6.18 MADV_DONTNEED of a whole block frees its page table too (H10; seen on 6.18.44).
+        """
         address = start
         while address < end:
             block = address // self.pages_per_thp
@@ -770,6 +790,8 @@ class Memory:
                     continue
             elif what is TABLE:
                 self.zap_ptes(mm, address, min(last, end))
+                if dontneed and self.kernel >= (6, 18) and address == first and last <= end:
+                    mm.blocks[block] = None
             address = last
 
     def zap_ptes(self, mm: Mm, start: int, end: int) -> None:
@@ -825,14 +847,11 @@ class Memory:
         """Give [start, end) of an area other flags; equal neighbours join (H10).  No change, no effect."""
         if all(getattr(vma, name) == value for name, value in flags.items()):
             return
-        pieces = [
-            dataclasses.replace(vma, end=start),
-            dataclasses.replace(vma, start=start, end=end, **flags),
-            dataclasses.replace(vma, start=end),
-        ]
+        changed = dataclasses.replace(vma, start=start, end=end, **flags)
+        pieces = [dataclasses.replace(vma, end=start), changed, dataclasses.replace(vma, start=end)]
         joined: list[Vma] = []
         for piece in [p for old in mm.vmas for p in (pieces if old is vma else [old]) if p.start < p.end]:
-            if joined and joined[-1].joins(piece):
+            if joined and joined[-1].joins(piece) and changed.start <= piece.start <= changed.end:
                 joined[-1] = dataclasses.replace(joined[-1], end=piece.end)
             else:
                 joined.append(piece)
@@ -857,27 +876,31 @@ class Memory:
 class RmapItem(RbNode):
     """ksmd's record of one candidate (ksm-scan S20)."""
 
-    __slots__ = ("address", "age", "checksum", "mm", "next", "node", "seq", "skips", "tree")
+    __slots__ = ("address", "age", "checksum", "mm", "next", "nid", "node", "seq", "skips", "tree")
 
     def __init__(self, mm: Mm, address: int) -> None:
         super().__init__()
         self.mm, self.address = mm, address
         self.checksum: int | None = None  # the content is its own checksum; none was taken yet
         self.age = self.skips = 0
-        self.tree = ""  # "", "unstable" (since pass `seq`) or "stable" (attached to `node`)
-        self.seq = 0
+        self.tree = ""  # "", "unstable" (since pass `seq`, in the tree `nid`) or "stable" (attached to `node`)
+        self.seq = self.nid = 0
         self.node: StableNode | None = None
         self.next: RmapItem | None = None
 
 
 class StableNode(RbNode):
-    """A KSM page and the rmap_items attached to it (ksm-merge T1); alone in the tree, or a dup of a chain (T5)."""
+    """A KSM page and the rmap_items attached to it (ksm-merge T1).
 
-    __slots__ = ("chain", "items", "page")
+    It is alone in the tree `nid`, or a dup of a chain there (T5), or on the migrated side list (M1a).
+    """
 
-    def __init__(self, page: Page) -> None:
+    __slots__ = ("chain", "items", "migrated", "nid", "page")
+
+    def __init__(self, page: Page, nid: int) -> None:
         super().__init__()
-        self.page = page
+        self.page, self.nid = page, nid
+        self.migrated = False
         self.items: list[RmapItem] = []
         self.chain: Chain | None = None
 
@@ -885,10 +908,11 @@ class StableNode(RbNode):
 class Chain(RbNode):
     """The head of a chain: it holds the tree slot of one content (ksm-merge T5)."""
 
-    __slots__ = ("dups", "pruned")
+    __slots__ = ("dups", "nid", "pruned")
 
-    def __init__(self, now: int) -> None:
+    def __init__(self, now: int, nid: int) -> None:
         super().__init__()
+        self.nid = nid
         self.dups: list[StableNode] = []
         self.pruned = now  # ms, the last full walk (T6)
 
@@ -896,17 +920,21 @@ class Chain(RbNode):
 class Ksm(Memory):
     """ksmd and its control operations, on top of `Memory`."""
 
-    def __init__(self, variant: str, knobs: dict[str, int], pages_per_thp: int) -> None:
+    def __init__(self, variant: str, knobs: dict, pages_per_thp: int) -> None:
         super().__init__(variant, knobs, pages_per_thp)
         self.slots: list[Mm] = []  # registered mms, in scanning order (ksm-scan S11, S12)
         self.cursor: Mm | None = None  # None: parked between passes (S9)
         self.address = -1  # where the cursor is; -1: at the very start of the mm
         self.last: Mm | RmapItem | None = None  # the last rmap_item visited, or the mm if none was
-        self.stable, self.unstable = RbTree(), RbTree()
-        self.now = 0  # simulated time, ms
+        # one tree a NUMA node, all in tree 0 with merge_across_nodes
+        self.stable: dict[int, RbTree] = collections.defaultdict(RbTree)
+        self.unstable: dict[int, RbTree] = collections.defaultdict(RbTree)
+        self.migrated: list[StableNode] = []  # the side list of M1a
         self.full_scans = self.pages_scanned = self.pages_skipped = 0
         self.pages_shared = self.pages_sharing = self.pages_unshared = 0
         self.rmap_items = self.chains = self.dups = 0
+        self.scan_started = 0  # ms, S10.1
+        self.advisor_time = self.advisor_change = 0  # the advisor's history (S31)
 
     # -- the scanning side (ksm-scan) -------------------------------------------------------------------------
 
@@ -923,14 +951,18 @@ class Ksm(Memory):
                 self.visit(item, page)
                 self.unpin(page)
                 self.pages_scanned += 1
-        self.now += self.knobs["sleep_millisecs"]
+        self.pass_time(self.knobs["sleep_millisecs"])
         return self.full_scans != before
 
     def next_candidate(self) -> tuple[RmapItem, Page] | None:
         """scan_get_next_rmap_item: S9 to S18."""
         if self.cursor is None:
+            self.scan_started = self.now  # S10.1
             self.drain_mlock_batch()  # S10.2
-            self.unstable = RbTree()  # S10.4
+            if not self.knobs["merge_across_nodes"]:  # S10.3
+                for node in self.migrated[:]:
+                    self.node_page(node)
+            self.unstable.clear()  # S10.4
             self.enter_mm(self.slots[0])
         while self.cursor is not None:
             mm = self.cursor
@@ -949,8 +981,29 @@ class Ksm(Memory):
                         if not self.smart_skip(item, page):
                             return item, page
             self.leave_mm(mm)
+        if self.knobs["advisor_mode"] == "scan-time":
+            self.advise_pages_to_scan()
         self.full_scans += 1  # S18
         return None
+
+    def advise_pages_to_scan(self) -> None:
+        """S31, for a ksmd that uses no CPU time."""
+        pages, cpu = self.knobs["pages_to_scan"], 1
+        seconds = max(1, (self.now - self.scan_started) // 1000)
+        factor = max(1, self.knobs["advisor_target_scan_time"] * 100 // seconds)
+        change = max(1, seconds * 100 // (self.advisor_time or seconds))
+        change = (70 * self.advisor_change + 30 * change) // 100
+        cost = max(1, pages // cpu)
+        pages = min((pages * 100 // factor) * change // 100, cost * self.knobs["advisor_max_cpu"])
+        self.knobs["pages_to_scan"] = min(max(pages, cost * 10), self.knobs["advisor_max_pages_to_scan"])
+        self.advisor_change, self.advisor_time = change, seconds
+
+    def set_advisor(self, mode: str) -> None:
+        """S29; the mode that is set already changes nothing."""
+        if mode != self.knobs["advisor_mode"]:
+            self.knobs["advisor_mode"] = mode
+            self.knobs["pages_to_scan"] = 100 if mode == "none" else self.knobs["advisor_min_pages_to_scan"]
+            self.advisor_time = self.advisor_change = 0
 
     def enter_mm(self, mm: Mm) -> None:
         self.cursor, self.address, self.last = mm, -1, mm
@@ -1013,8 +1066,11 @@ class Ksm(Memory):
 
     def visit(self, item: RmapItem, page: Page) -> None:
         """cmp_and_merge_page."""
-        if page.ksm and page.node is not None:  # M1
-            if item.tree == "stable" and item.node is page.node:
+        node = page.node if page.ksm else None
+        if node is not None:  # M1
+            if not node.migrated and self.nid(page) != node.nid:
+                self.move_aside(node)
+            if not node.migrated and item.tree == "stable" and item.node is node:
                 return
         else:  # M2 (M14: also a KSM page without a node)
             self.leave_tree(item)
@@ -1027,6 +1083,8 @@ class Ksm(Memory):
                 if self.variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
                     return  # M3b, fix-variants 5.1
         found = self.stable_search(page)  # M4
+        if found is page and item.tree == "stable" and item.node is node:
+            return
         self.leave_tree(item)
         if found is not None:
             if self.merge_one(item, page, found):
@@ -1129,7 +1187,7 @@ class Ksm(Memory):
             if item.seq == self.full_scans:
                 if any(self.mergeable_page(below) is None for below in subtree(item)):
                     self.seen["erase above a dead node"] += 1
-                self.unstable.erase(item)
+                self.unstable[item.nid].erase(item)
             self.pages_unshared -= 1
         item.tree, item.node = "", None
 
@@ -1150,11 +1208,33 @@ class Ksm(Memory):
             item.mm.merging -= 1
             item.tree = ""
         node.items = []
-        if node.chain is None:
-            self.stable.erase(node)
+        self.unlink(node)
+
+    def unlink(self, node: StableNode) -> None:
+        """Take a node out of its tree, its chain or the side list."""
+        if node.migrated:
+            self.migrated.remove(node)
+            node.migrated = False
+        elif node.chain is None:
+            self.stable[node.nid].erase(node)
         else:
             node.chain.dups.remove(node)
+            node.chain = None
             self.dups -= 1
+
+    def nid(self, page: Page) -> int:
+        """The number of the trees that the page belongs to."""
+        return 0 if self.knobs["merge_across_nodes"] else page.nid
+
+    def move_aside(self, node: StableNode) -> None:
+        """M1a: to the side list, until a search finds a place for it."""
+        self.unlink(node)
+        self.set_aside(node)
+
+    def set_aside(self, node: StableNode) -> None:
+        node.migrated = True
+        self.migrated.insert(0, node)
+        self.seen["stable node moved aside"] += 1
 
     def has_room(self, node: StableNode, more: int = 0) -> bool:
         """T3."""
@@ -1162,22 +1242,59 @@ class Ksm(Memory):
 
     def stable_search(self, page: Page) -> Page | None:
         """T4."""
-        if page.ksm and page.node is not None:
+        migrated = page.node if page.ksm else None
+        if migrated is not None and not migrated.migrated:
             return page
+        tree = self.stable[self.nid(page)]
         while True:
-            slot, restart = self.stable.root, False
+            slot, parent, left, restart = tree.root, None, False, False
             while slot is not None:
                 node = self.choose_dup(slot, search=True)
                 if node is None:
                     restart = True
                     break
-                if page.key == node.page.key:
-                    return node.page if self.has_room(node) else None
                 slot = node.chain or node
-                slot = slot.left if page.key < node.page.key else slot.right
+                if page.key == node.page.key:
+                    return self.equal_found(page, migrated, slot, node)
+                parent, left = slot, page.key < node.page.key
+                slot = slot.left if left else slot.right
             if not restart:
-                return None
+                break
             self.seen["restart after a stale node"] += 1
+        if migrated is None:
+            return None
+        self.unlink(migrated)
+        migrated.nid = self.nid(page)
+        tree.insert(migrated, parent, left)
+        return page if self.has_room(migrated) else None
+
+    def equal_found(
+        self, page: Page, migrated: StableNode | None, slot: StableNode | Chain, node: StableNode
+    ) -> Page | None:
+        """T4, equal content; `migrated` is the page's own node on the side list, which may find its place here."""
+        nid = self.nid(page)
+        if migrated is not None and len(page.maps) > 1:  # 2.12: mapped once, it may merge
+            self.unlink(migrated)
+            migrated.nid = nid
+            self.add_dup(slot, migrated)
+        else:
+            if not self.has_room(node):
+                return None
+            if self.nid(node.page) == node.nid:
+                return node.page
+            # the node in the tree has itself been migrated away: it goes, the page's own node takes its place
+            if node.chain is None and migrated is not None:
+                self.unlink(migrated)
+                migrated.nid = nid
+                self.stable[nid].replace(node, migrated)
+            else:
+                self.unlink(node)
+                if migrated is not None:
+                    self.unlink(migrated)
+                    migrated.nid = nid
+                    self.add_dup(slot, migrated)
+            self.set_aside(node)
+        return page if migrated is not None and self.has_room(migrated) else None
 
     def choose_dup(self, slot: StableNode | Chain, search: bool) -> StableNode | None:
         """T6: the node that speaks for a tree slot; None if the slot was stale and is gone."""
@@ -1198,11 +1315,11 @@ class Ksm(Memory):
                 if not walk_all and self.has_room(dup):
                     break
         if best is None:
-            self.stable.erase(slot)
+            self.stable[slot.nid].erase(slot)
             self.chains -= 1
         elif len(slot.dups) == 1:  # in every walk, full or not
             self.seen["chain dissolved"] += 1
-            self.stable.replace(slot, best)
+            self.stable[slot.nid].replace(slot, best)
             best.chain = None
             self.chains -= 1
             self.dups -= 1
@@ -1214,9 +1331,10 @@ class Ksm(Memory):
 
     def stable_insert(self, page: Page) -> StableNode:
         """T5."""
-        new = page.node = StableNode(page)
+        new = page.node = StableNode(page, self.nid(page))
+        tree = self.stable[new.nid]
         while True:
-            slot, parent, left, restart = self.stable.root, None, False, False
+            slot, parent, left, restart = tree.root, None, False, False
             while slot is not None:
                 node = self.choose_dup(slot, search=False)
                 if node is None:
@@ -1229,15 +1347,15 @@ class Ksm(Memory):
                 parent, left = slot, page.key < node.page.key
                 slot = slot.left if left else slot.right
             if not restart:
-                self.stable.insert(new, parent, left)
+                tree.insert(new, parent, left)
                 return new
             self.seen["restart after a stale node"] += 1
 
     def add_dup(self, slot: StableNode | Chain, new: StableNode) -> None:
         if isinstance(slot, StableNode):
             self.seen["chain made"] += 1
-            chain, first = Chain(self.now), slot
-            self.stable.replace(first, chain)
+            chain, first = Chain(self.now, slot.nid), slot
+            self.stable[slot.nid].replace(first, chain)
             self.chains += 1
             self.dups += 1
             chain.dups.append(first)
@@ -1249,16 +1367,25 @@ class Ksm(Memory):
 
     def remove_all_nodes(self) -> bool:
         """remove_all_stable_nodes (R2, R4); False if a node's page is still mapped."""
-        while self.stable.root is not None:
-            slot = self.stable.root
-            for node in slot.dups[:] if isinstance(slot, Chain) else [slot]:
-                if node.page.mapped:
-                    return False
-                node.page.node = None
-                self.remove_node(node)
-            if isinstance(slot, Chain):
-                self.stable.erase(slot)
-                self.chains -= 1
+        done = True
+        for tree in self.stable.values():
+            while tree.root is not None:
+                slot = tree.root
+                nodes = slot.dups[:] if isinstance(slot, Chain) else [slot]
+                if not all(self.remove_unmapped(node) for node in nodes):
+                    done = False
+                    break
+                if isinstance(slot, Chain):
+                    tree.erase(slot)
+                    self.chains -= 1
+        removed = [self.remove_unmapped(node) for node in self.migrated[:]]
+        return done and all(removed)
+
+    def remove_unmapped(self, node: StableNode) -> bool:
+        if node.page.mapped:
+            return False
+        node.page.node = None
+        self.remove_node(node)
         return True
 
     # -- unstable tree (ksm-merge 2.5, 2.7) -------------------------------------------------------------------
@@ -1273,7 +1400,8 @@ class Ksm(Memory):
 
     def unstable_search_or_insert(self, item: RmapItem, page: Page) -> RmapItem | None:
         """U2."""
-        parent, left, node, key = None, False, self.unstable.root, page.key
+        nid, key = self.nid(page), page.key
+        parent, left, node = None, False, self.unstable[nid].root
         while node is not None:
             other = self.mergeable_page(node)
             if other is None:  # D2
@@ -1283,11 +1411,11 @@ class Ksm(Memory):
             if other is page:
                 return None
             if key == other.key:
-                return node
+                return node if self.nid(other) == nid else None
             parent, left = node, key < other.key
             node = node.left if left else node.right
-        self.unstable.insert(item, parent, left)
-        item.tree, item.seq = "unstable", self.full_scans
+        self.unstable[nid].insert(item, parent, left)
+        item.tree, item.seq, item.nid = "unstable", self.full_scans, nid
         self.pages_unshared += 1
         return None
 
@@ -1301,14 +1429,15 @@ class Ksm(Memory):
 
     def fork(self, parent: Mm) -> Mm:
         """F4."""
-        child = Mm(parent.pages, parent.pages_per_thp)
-        child.parent = parent
+        child = Mm(parent.pages, parent.pages_per_thp, parent.nid)
+        child.parent, child.merge_any = parent, parent.merge_any
         self.mms.append(child)
         self.seen["fork in mid-scan"] += self.cursor is not None
         if parent.registered:
             self.register(child)
         child.vmas = [
-            dataclasses.replace(vma, locked=False, anon_vma=self.stamp(), stamp=self.stamp()) for vma in parent.vmas
+            dataclasses.replace(vma, locked=False, uffd=False, anon_vma=self.stamp(), stamp=self.stamp())
+            for vma in parent.vmas
         ]
         for block, what in enumerate(parent.blocks):
             child.blocks[block] = what
@@ -1378,6 +1507,7 @@ class Ksm(Memory):
         row |= self.vm
         tracked = self.pages_shared + self.pages_sharing + self.pages_unshared
         row |= {
+            "pages_to_scan": self.knobs["pages_to_scan"],
             "pages_scanned": self.pages_scanned,
             "full_scans": self.full_scans,
             "pages_shared": self.pages_shared,
@@ -1421,6 +1551,13 @@ class Ksm(Memory):
 class Reclaim(Ksm):
     """Who gives memory back and who makes THPs: the shrinker, advice, swap-out, khugepaged."""
 
+    def __init__(self, variant: str, knobs: dict, pages_per_thp: int) -> None:
+        super().__init__(variant, knobs, pages_per_thp)
+        # khugepaged's own clock and cursor (khugepaged K1, K2): process None is the end of the list
+        self.khugepaged_due = knobs["khugepaged_scan_sleep_millisecs"]
+        self.khugepaged_process: int | None = None
+        self.khugepaged_address = 0
+
     # -- the shrinker of the deferred split queue (thp-split 3.5) ---------------------------------------------
 
     def shrink(self, count: int) -> None:
@@ -1446,7 +1583,7 @@ class Reclaim(Ksm):
             return False
         if self.kernel >= (6, 18) and any(mm.vma_at(folio.first).locked for mm in folio.pmds):  # Q3.2
             return False
-        return sum(page.key == 0 for page in folio.pages) > limit
+        return not any(page.poisoned for page in folio.pages) and sum(page.key == 0 for page in folio.pages) > limit
 
     # -- MADV_COLD, MADV_FREE, MADV_PAGEOUT (thp-split W5) ----------------------------------------------------
 
@@ -1492,7 +1629,7 @@ class Reclaim(Ksm):
                 return
         while address < end:
             entry = mm.ptes.get(address)
-            if type(entry) is Slot and swapped:
+            if (type(entry) is Slot or entry is POISON) and swapped:
                 swapped(mm, address)
             if type(entry) is not Pte:
                 address += 1
@@ -1568,17 +1705,19 @@ class Reclaim(Ksm):
         return True
 
     def discard(self, mm: Mm, folio: Folio) -> None:
-        """W6: entries go one by one up to the first that was written to."""
+        """W6: entries go one by one up to the first that was written to; on 6.18 all of them or none."""
         if mm in folio.pmds:
             self.split_pmd(mm, folio.first // self.pages_per_thp)
-        for page in folio.pages:
-            ((_, address),) = page.maps
-            folio.dirty |= mm.ptes[address].dirty
+        addresses = [address for page in folio.pages for _, address in page.maps]
+        step = len(addresses) if self.kernel >= (6, 18) else 1
+        for n in range(0, len(addresses), step):
+            group = addresses[n : n + step]
+            folio.dirty |= any(mm.ptes[address].dirty for address in group)
             if folio.dirty:
                 folio.lazy = False
                 return
-            self.unmap_ptes(mm, [address])
-            self.seen["lazy page discarded"] += 1
+            self.unmap_ptes(mm, group)
+            self.seen["lazy page discarded"] += step
 
     def swap_out(self, mm: Mm, folio: Folio) -> None:
         """W2, W4, W7: a page that is still in the swap cache is not written again unless it was changed."""
@@ -1616,10 +1755,12 @@ class Reclaim(Ksm):
                 done += 1
                 continue
             failure = result
-            if failure == "no page table":
+            if failure in ("no page table", "too many none", "poisoned"):
                 break
         if done == last - first:
             return 0
+        if failure == "too many none":
+            return EBUSY
         return EAGAIN if failure in ("pinned", "not on LRU", "locked") else EINVAL
 
     def khugepaged_pass(self) -> None:
@@ -1632,14 +1773,57 @@ class Reclaim(Ksm):
                     for block in range(-(-vma.start // size), vma.end // size):
                         self.collapse_range(mm, vma, block, khugepaged=True)
 
+    def pass_time(self, millisecs: int) -> None:
+        """Time passes; khugepaged wakes up when it is due (K1)."""
+        end = self.now + millisecs
+        while self.knobs["khugepaged"] and self.khugepaged_due <= end:
+            self.now = max(self.now, self.khugepaged_due)
+            self.khugepaged_burst()
+            self.khugepaged_due = self.now + max(1, self.knobs["khugepaged_scan_sleep_millisecs"])
+        self.now = end
+
+    def khugepaged_burst(self) -> None:
+        """K1: until the budget is spent, or the end of the list is passed for the second time."""
+        self.drain_batches()
+        budget, ends = self.knobs["khugepaged_pages_to_scan"], 0
+        while budget > 0:
+            ends += self.khugepaged_process is None
+            if ends == 2:
+                break
+            budget -= self.khugepaged_part(budget)
+
+    def khugepaged_part(self, budget: int) -> int:
+        """Go on in one process, up to a collapse that was tried, the budget or its end; returns what it cost (K1)."""
+        if self.khugepaged_process is None:
+            self.khugepaged_process = 0
+        mm, size, cost = self.mms[self.khugepaged_process], self.pages_per_thp, 1
+        for vma in mm.vmas:
+            first, last = -(-vma.start // size) * size, vma.end // size * size
+            if vma.end <= self.khugepaged_address:
+                continue
+            if not vma.huge or self.khugepaged_address > last:
+                cost += 1
+                continue
+            self.khugepaged_address = max(self.khugepaged_address, first)
+            while self.khugepaged_address < last:
+                tried = self.vm["thp_collapse_alloc"]
+                self.collapse_range(mm, vma, self.khugepaged_address // size, khugepaged=True)
+                self.khugepaged_address += size
+                cost += size
+                if self.vm["thp_collapse_alloc"] != tried or cost >= budget:
+                    return cost
+        following = self.khugepaged_process + 1
+        self.khugepaged_process = following if following < len(self.mms) else None
+        self.khugepaged_address = 0
+        return cost
+
     def collapse_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> str:
         """One block: the walk of K4, then K6; returns what became of it."""
-        result = self.scan_range(mm, block, khugepaged)
+        result = self.scan_range(mm, vma, block, khugepaged)
         if result:
             return result
         self.vm["thp_collapse_alloc"] += 1
-        self.swap_in_range(mm, vma, block)
-        result = self.isolate_range(mm, block, khugepaged)
+        result = self.swap_in_range(mm, vma, block) or self.isolate_range(mm, block, khugepaged)
         if result:
             self.seen["collapse failed at isolation"] += 1
             return result
@@ -1649,7 +1833,7 @@ class Reclaim(Ksm):
     def addresses(self, block: int) -> range:
         return range(block * self.pages_per_thp, (block + 1) * self.pages_per_thp)
 
-    def scan_range(self, mm: Mm, block: int, khugepaged: bool) -> str:
+    def scan_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> str:
         """hpage_collapse_scan_pmd: K4, K7; returns why the range can't be collapsed, "" if it can."""
         if mm.blocks[block] is not TABLE:
             return "no page table" if mm.blocks[block] is None else "huge"
@@ -1657,14 +1841,14 @@ class Reclaim(Ksm):
         writable = False
         for address in self.addresses(block):
             entry = mm.ptes.get(address)
-            if type(entry) is Slot:
+            if type(entry) is Slot or entry is POISON:
                 swapped += 1
                 if khugepaged and swapped > self.knobs["max_ptes_swap"]:
                     return "too many swapped"
                 continue
             if type(entry) is not Pte:
                 none += 1
-                if khugepaged and none > self.knobs["max_ptes_none"]:
+                if vma.uffd or (khugepaged and none > self.knobs["max_ptes_none"]):
                     return "too many none"
                 continue
             folio = entry.page.folio
@@ -1683,12 +1867,15 @@ class Reclaim(Ksm):
             return "not referenced"
         return ""
 
-    def swap_in_range(self, mm: Mm, vma: Vma, block: int) -> None:
-        """K10."""
+    def swap_in_range(self, mm: Mm, vma: Vma, block: int) -> str:
+        """K10; a poisoned entry can't be read in."""
         for address in self.addresses(block):
+            if mm.ptes.get(address) is POISON:
+                return "poisoned"
             if type(mm.ptes.get(address)) is Slot:
                 self.swap_in(mm, vma, address, write=False)
                 self.drain_lru_batch()
+        return ""
 
     def isolate_range(self, mm: Mm, block: int, khugepaged: bool) -> str:
         """__collapse_huge_page_isolate: K8; returns why it failed."""
@@ -1724,7 +1911,10 @@ class Reclaim(Ksm):
 
     def copy_range(self, mm: Mm, vma: Vma, block: int) -> None:
         """K6."""
-        new = self.new_folio(self.thp_order, block * self.pages_per_thp)
+        entries = [mm.ptes.get(address) for address in self.addresses(block)]
+        present = [entry.page.nid for entry in entries if type(entry) is Pte]
+        target = min(present, key=lambda nid: (-present.count(nid), nid), default=0)  # where most of the pages are
+        new = self.new_folio(self.thp_order, block * self.pages_per_thp, target)
         for page, address in zip(new.pages, self.addresses(block), strict=True):
             entry = mm.ptes.get(address)
             if type(entry) is not Pte:
@@ -1757,16 +1947,18 @@ class Machine(Reclaim):
         scenario = trace["scenario"]
         super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
         self.kernel = tuple(int(part) for part in trace["kernel"].split(".")[:2])
-        for process in scenario["processes"]:
-            self.start(process, late=bool(scenario["late"]))
+        for n, process in enumerate(scenario["processes"]):
+            node = process.get("node")
+            nid = n % scenario.get("nodes", 1) if node is None else node
+            self.start(process, nid, late=bool(scenario["late"]))
         self.vm.clear()
         for order, name in list(self.mthp):
             if not name.startswith("nr_"):
                 del self.mthp[order, name]
 
-    def start(self, process: dict, late: bool) -> None:
+    def start(self, process: dict, nid: int, late: bool) -> None:
         """A process whose region was advised, populated by writes, advised again (trace-format, processes)."""
-        mm = Mm(process["pages"], self.pages_per_thp)
+        mm = Mm(process["pages"], self.pages_per_thp, nid)
         self.mms.append(mm)
         stamp = self.stamp()
         mm.vmas = [Vma(0, mm.pages, huge=False, anon_vma=stamp, stamp=stamp)]
@@ -1795,7 +1987,7 @@ class Machine(Reclaim):
 
     def populate(self, mm: Mm, start: int, order: int) -> None:
         """mthp E2, E18: a folio of orders 2 to 8, every page mapped by an entry of its own."""
-        folio = self.new_folio(order, start)
+        folio = self.new_folio(order, start, mm.nid)
         mm.blocks[start // self.pages_per_thp] = TABLE
         for page in folio.pages:
             self.map_pte(mm, start + page.index, page, dirty=True, writable=True)
@@ -1804,8 +1996,9 @@ class Machine(Reclaim):
         """Do one event; returns its errno or 0."""
         operation = getattr(self, "op_" + event["op"])
         arguments = {k: v for k, v in event.items() if k not in ("after", "op", "process", "result", "sample")}
-        if "process" in event:
-            mm = self.mms[event["process"]] if event["process"] < len(self.mms) else None
+        if "mm" in inspect.signature(operation).parameters:
+            process = event.get("process", 0)
+            mm = self.mms[process] if process < len(self.mms) else None
             if mm is None or mm.exiting:
                 return ESRCH
             arguments["mm"] = mm
@@ -1817,7 +2010,7 @@ class Machine(Reclaim):
     def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
         for address in range(page, page + count):
             vma = mm.vma_at(address)
-            if vma is None or not vma.writable:
+            if vma is None or not vma.writable or mm.ptes.get(address) is POISON:
                 return EFAULT
             if key is None:
                 self.read_fault(mm, vma, address)
@@ -1829,7 +2022,7 @@ class Machine(Reclaim):
     def op_read(self, mm: Mm, page: int, count: int) -> int:
         for address in range(page, page + count):
             vma = mm.vma_at(address)
-            if vma is None:
+            if vma is None or mm.ptes.get(address) is POISON:
                 return EFAULT
             self.read_fault(mm, vma, address)
         return 0
@@ -1872,7 +2065,7 @@ class Machine(Reclaim):
             elif vma.locked:
                 return EINVAL
             else:
-                self.zap(mm, start, end)
+                self.zap(mm, start, end, dontneed=True)
         return result
 
     def op_cold(self, mm: Mm, page: int, count: int) -> int:
@@ -1922,7 +2115,8 @@ class Machine(Reclaim):
         if not result:
             for address in range(page, page + count):
                 vma = mm.vma_at(address)
-                (self.write_fault if vma.writable else self.read_fault)(mm, vma, address)
+                if mm.ptes.get(address) is not POISON:
+                    (self.write_fault if vma.writable else self.read_fault)(mm, vma, address)
         return result
 
     def op_munlock(self, mm: Mm, page: int, count: int) -> int:
@@ -1938,7 +2132,8 @@ class Machine(Reclaim):
                 self.change(mm, vma, start, end, writable=bool(prot & 2))
                 self.set_writable(mm, start, end, bool(prot & 2))
             for address in range(start, end) if touch else ():
-                self.write_fault(mm, mm.vma_at(address), address)
+                if mm.ptes.get(address) is not POISON:
+                    self.write_fault(mm, mm.vma_at(address), address)
         return 0
 
     def set_writable(self, mm: Mm, start: int, end: int, writable: bool) -> None:
@@ -1948,6 +2143,67 @@ class Machine(Reclaim):
             entry = block.pmds[mm] if type(block) is Folio else mm.ptes.get(address)
             if type(entry) is Pte:
                 entry.writable = writable and entry.page.exclusive
+
+    # what moves pages, or takes them away
+
+    def op_migrate(self, mm: Mm, page: int, count: int, node: int | None = None, huge: int = 1) -> None:
+        """thp-split 3.6, 3.7: every folio that the range maps; those that can't move as they are, split first."""
+        done: set[Folio] = set()
+        for address in range(page, page + count):
+            target = mm.page_at(address)
+            if target is None or target.folio in done:
+                continue
+            folio = target.folio
+            if folio.partially_mapped or (folio.order == self.thp_order and not huge):
+                if not self.split_pinned(target, "other"):
+                    done.add(folio)
+                    continue
+                target = mm.page_at(address)  # G2: a zeropage has nothing to migrate
+                if target is None:
+                    continue
+                folio = target.folio
+            done.add(folio)
+            if not folio.pins:
+                self.migrate_folio(folio, node)
+
+    def migrate_folio(self, folio: Folio, node: int | None) -> None:
+        """G1; Q2: a queued folio is queued anew."""
+        for page in folio.pages if node is not None else ():
+            page.nid = node
+        if folio in self.queue:
+            del self.queue[folio]
+            self.enqueue(folio)
+
+    def op_memory_failure(self, mm: Mm, page: int) -> int:
+        """thp-split 3.6: the page is taken away from everybody; it stays allocated."""
+        target = mm.page_at(page)
+        if target is None:
+            return EFAULT
+        target.poisoned = True
+        if target.folio.order and not self.split_pinned(target, "other"):
+            return EBUSY
+        self.pin(target)
+        for sharer, address in list(target.maps):
+            self.unmap_ptes(sharer, [address])
+            sharer.ptes[address] = POISON
+        self.seen["page poisoned"] += 1
+        return 0
+
+    def op_merge_any(self, mm: Mm, value: int) -> None:
+        """PR_SET_MEMORY_MERGE (S12, S17); the flags change in place: areas that become equal stay apart."""
+        if mm.merge_any == bool(value):
+            return
+        mm.merge_any = bool(value)
+        if value and not mm.registered:
+            self.register(mm)
+        for n, vma in enumerate(mm.vmas):
+            if not value and vma.mergeable:
+                self.unmerge(mm, vma.start, vma.end)
+            mm.vmas[n] = dataclasses.replace(vma, mergeable=bool(value))
+
+    def op_uffd(self, mm: Mm, page: int, count: int, value: int) -> int:
+        """Registered for write protection, which is never asked for: only the area's flag is seen (K4)."""
+        return self.madvise(mm, page, count, uffd=bool(value))
 
     def op_fork(self, mm: Mm) -> None:
         self.fork(mm)
@@ -1972,23 +2228,29 @@ class Machine(Reclaim):
                     self.split_pinned(target, "other")
 
     def op_sleep(self, millisecs: int) -> None:
-        self.now += millisecs
+        self.pass_time(millisecs)
 
     def op_set(self, knob: str, value: int | str) -> int:
         if knob == "variant":
             self.variant = str(value)
+        elif knob == "advisor_mode":
+            self.set_advisor(str(value))
+        elif knob == "pages_to_scan" and self.knobs["advisor_mode"] != "none":  # S29
+            return EINVAL
         elif knob == "run":  # R1, R2
             if value != self.run and value == 2:
                 self.run = 2
                 self.unmerge_all()
             self.run = int(value)
-        elif knob == "max_page_sharing" and value != self.knobs[knob]:  # R4
-            if int(value) < 2:
+        elif knob in ("max_page_sharing", "merge_across_nodes") and value != self.knobs[knob]:  # R4
+            if knob == "max_page_sharing" and int(value) < 2:
                 return EINVAL
             if self.pages_shared or not self.remove_all_nodes():
                 return EBUSY
             self.knobs[knob] = int(value)
         else:
+            if knob in ("khugepaged", "khugepaged_scan_sleep_millisecs"):
+                self.khugepaged_due = self.now  # awake at once; it runs when time passes next
             self.knobs[knob] = int(value)
         return 0
 
@@ -2006,6 +2268,7 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
     unanswered = {"result": None, "sample": None}
     scenario = {**trace["scenario"], "events": [event | unanswered for event in trace["scenario"]["events"]]}
     sizes = any("orders" in process for process in scenario["processes"])
+    advisor = ["pages_to_scan"] if any(knob.startswith("advisor") for knob in scenario["knobs"]) else []
     mthp = {f"mthp_{4 << order}kB_{n}": (order, n) for order in MTHP_ORDERS for n in MTHP_NAMES} if sizes else {}
     asked_maps = {(m["batch"], m["rank"]) for m in trace["maps"]}
     asked_frames = {(f["batch"], f["rank"]) for f in trace["frames"]}
@@ -2016,7 +2279,7 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
         "variant": trace["variant"],
         "how": "predicted by the reference model",
         "scenario": scenario,
-        "fields": [*FIELDS, *mthp],
+        "fields": [*FIELDS, *advisor, *mthp],
         "samples": [],
         "maps": [],
         "frames": [],
