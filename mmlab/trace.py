@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -52,6 +53,10 @@ COUNTERS = """
     thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin deferred_queue_len pages_to_scan
 """.split()
 """Fields of every predicted sample: all that a kernel of any series has in its traces, and the advisor's choice."""
+CLOCKS = ("khugepaged", "policy", "pressure_rate", "migration_rate", "hot_fraction", "warm_fraction",
+          "balloon_fraction", "boot_interval_seconds", "lifetime_seconds", "ksm_start_seconds",
+          "merge_any")  # fmt: skip
+"""Fields of a scenario that a trace can't tell."""
 MTHP_COUNTERS = [
     f"mthp_{4 << order}kB_{name}"
     for order in range(2, 10)
@@ -226,6 +231,9 @@ def from_run(run: Run) -> Trace:
     if (np.diff(batch) > 1).any():
         raise UserError(f"sample_limit = {scenario.sample_limit}: rows were thinned out, and a trace has one a batch: "
                         "raise sample_limit")  # fmt: skip
+    clocks = [n for n in CLOCKS if getattr(scenario, n) != Scenario.model_fields[n].default]
+    if clocks and not scenario.stepped:
+        raise UserError(f"{', '.join(clocks)}: a trace has events, but no clocks beside ksmd")
     knobs = {name: getattr(scenario, name) for name in (*SETTABLE, "swap_mib") if name not in ("variant", "run")}
     processes = []
     for image, spec in zip(build(scenario), scenario.specs, strict=True):
@@ -234,8 +242,11 @@ def from_run(run: Run) -> Trace:
         one["thp"] = _ranges(born_huge)
         if spec.orders is not None:
             one["orders"] = [list(r) for r in spec.orders]
-        if spec.nohugepage_after_populate:
-            one["nohugepage_after_populate"] = True
+        elif any(0 < order < 9 for order in image.order):
+            one["orders"] = _order_runs(image.order)
+        for name in ("nohugepage_after_populate", "node", "merge_any", "forbids_zeropages"):
+            if getattr(spec, name):
+                one[name] = getattr(spec, name)
         one["mergeable"] = _ranges(image.mergeable)
         one["contents"] = _key_runs(image.keys)
         processes.append(one)
@@ -245,6 +256,8 @@ def from_run(run: Run) -> Trace:
         events.append(event.model_dump(mode="json", exclude_unset=True) | {"after": {"batch": last}})
     asked = {"knobs": knobs, "processes": processes, "late": int(scenario.late), "events": events,
              "batches": int(batch.max())}  # fmt: skip
+    if scenario.nodes > 1:
+        asked["nodes"] = scenario.nodes
     return _answer(run, asked, None, None)
 
 
@@ -298,6 +311,12 @@ def _answer(run: Run, asked: dict[str, Any], map_places: Iterable[tuple[int, int
 def _ranges(flags: NDArray[np.bool_]) -> list[list[int]]:
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0])))).reshape(-1, 2)
     return [[int(a), int(b - a)] for a, b in edges]
+
+
+def _order_runs(order: NDArray[np.uint8]) -> list[list[int]]:
+    """Orders as ``[[first page, count, order], …]``."""
+    cuts = [0, *(np.flatnonzero(np.diff(order)) + 1).tolist(), order.size]
+    return [[a, b - a, int(order[a])] for a, b in itertools.pairwise(cuts)]
 
 
 def _key_runs(keys: NDArray[np.uint64]) -> list[list[int]]:
