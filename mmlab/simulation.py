@@ -313,7 +313,7 @@ class Simulation:
         m.page["key"][base : base + pages] = image.keys
         m.pte["vm"][base : base + pages] = flags = np.where(image.huge, VM_HUGEPAGE, 0) | VM_PRESENT | VM_WRITE
         memory.populate(m, process + 1, np.minimum(image.order, self.order))
-        self.spaces.add(flags)
+        self.spaces.add(flags, image.born_huge)
         self.spaces.vmas[process] = self.spaces.vmas.pop()
         own = self.specs[process].merge_any
         if self.scenario.merge_any if own is None else own:

@@ -36,6 +36,8 @@ class Image:
         Contents (uint64), 0 = zero-filled.
     order
         Order of the folio that the page is born in (uint8): 0, 2 … 8, or 9 = a THP, whatever ``pages_per_thp`` is.
+    born_huge
+        MADV_HUGEPAGE in force while it is populated.
     huge
         MADV_HUGEPAGE in force once populated.
     mergeable
@@ -44,6 +46,7 @@ class Image:
 
     keys: NDArray[np.uint64]
     order: NDArray[np.uint8]
+    born_huge: NDArray[np.bool_]
     huge: NDArray[np.bool_]
     mergeable: NDArray[np.bool_]
 
@@ -181,6 +184,7 @@ def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> I
     if not scenario.late:
         for first, count in ((0, pages),) if spec.mergeable is None else spec.mergeable:
             mergeable[first : first + count] = True
+    born_huge = huge.copy() if spec.orders is None else order == THP_ORDER
     if spec.nohugepage_after_populate:
         huge[:] = False
-    return Image(keys=keys, order=order, huge=huge, mergeable=mergeable)
+    return Image(keys=keys, order=order, born_huge=born_huge, huge=huge, mergeable=mergeable)

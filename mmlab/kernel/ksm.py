@@ -524,7 +524,7 @@ def write_protect_page(m, v, frame):
     """Make the entry read-only and clean, if nobody else holds a reference to the page (ksm-merge M7.5)."""
     if m.pte[v].kind != ANON or m.page[v].frame != frame:
         return False  # a split has put the zeropage there
-    if m.pte[v].bits & KSM_PAGE:
+    if m.pte[v].bits & KSM_PAGE and m.frame[frame].node < 0:
         return False  # reverse mapping does not find it (M14)
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
@@ -552,7 +552,8 @@ def replace_page(m, v, frame, kframe):
         m.frame[kframe].mapcount += 1
         m.page[v].frame = kframe
         m.pte[v].bits = KSM_PAGE
-        m.stat[0].ksm_entries += 1
+        if not m.frame[frame].flags & KSM:  # a KSM page merges into another only on its new NUMA node (2.12)
+            m.stat[0].ksm_entries += 1
         if locked:
             mlock_folio(m, kframe)
     if locked:

@@ -1,7 +1,7 @@
 """Migration and memory failure: pages that move, or go bad (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
 from mmlab.kernel.compile import entry
-from mmlab.kernel.folio import folio_get, folio_put, lru_add_drain, mlock_drain
+from mmlab.kernel.folio import folio_get, folio_put, list_move_tail, lru_add_drain, mlock_drain
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.state import ANON, CALLER_OTHER, KSM, NID_SHIFT, POISON, POISONED
 
@@ -39,6 +39,8 @@ def migrate_pages(m, first, end, node, huge):
             elif m.folio[f].pins == 0:
                 head, n = m.folio[f].head, 1 << m.folio[f].order
                 m.stat[0].pgmigrate_success += n
+                if m.folio[f].prev >= 0 or m.state[0].queue_first == f:
+                    list_move_tail(m, f)  # its new place is a new folio, queued anew (Q2)
                 if node >= 0:
                     for i in range(head, head + n):
                         m.frame[i].flags = m.frame[i].flags & ((1 << NID_SHIFT) - 1) | node << NID_SHIFT

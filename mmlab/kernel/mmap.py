@@ -64,9 +64,10 @@ class AddressSpaces:
         self._stamp += 1
         return self._stamp
 
-    def add(self, vm: np.ndarray) -> None:
-        """A new process whose pages have these VMA flags; it then writes to all of them."""
-        cuts = [0, *(np.flatnonzero(np.diff(vm)) + 1).tolist(), len(vm)]
+    def add(self, vm: np.ndarray, born_huge: np.ndarray) -> None:
+        """A new process whose pages have these VMA flags; those with MADV_HUGEPAGE and the others were VMAs of their
+        own when it wrote to all of them."""
+        cuts = [0, *(np.flatnonzero((np.diff(vm) != 0) | np.diff(born_huge)) + 1).tolist(), len(vm)]
         self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b in pairwise(cuts)])
 
     def _base(self, process: int) -> int:
