@@ -10,9 +10,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# the flat params files; each becomes a report of its own
+# flat params files; each becomes a report of its own: of ksmd's own splits, of what other splits do
 PARAMS  := regression_uzp1 regression_uzp0 all_zero bimodal no_thp
-REPORTS := $(PARAMS:%=reports/01_regression_%.html)
+OTHERS  := underused_pressure migration_no_huge
+REPORTS := $(PARAMS:%=reports/01_regression_%.html) reports/02_other_splits.html $(OTHERS:%=reports/02_other_splits_%.html)
 SOURCES := $(shell find mmlab -name __pycache__ -prune -o -type f -print)
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -21,7 +22,7 @@ help: ## this list
 
 setup: $(READY) ## the virtual environment .venv, with everything in it (the others do this when needed)
 
-report: $(REPORTS) ## one HTML report for each shipped params file, in reports/
+report: $(REPORTS) ## the HTML reports, in reports/
 	@for page in $^; do echo "$$page"; done
 
 test: $(READY) ## lint, types, all tests, notebooks
@@ -50,6 +51,14 @@ clean: ## removes .venv, caches and reports
 
 reports/01_regression_%.html: notebooks/01_regression.ipynb params/%.yaml $(SOURCES) | $(READY)
 	@echo "Report of params/$*.yaml"
+	@$(BIN)/mmlab report $< -f params/$*.yaml -o $@
+
+reports/02_other_splits.html: notebooks/02_other_splits.ipynb $(SOURCES) | $(READY)
+	@echo "Report of notebooks/02_other_splits.ipynb"
+	@$(BIN)/mmlab report $< -o $@
+
+reports/02_other_splits_%.html: notebooks/02_other_splits.ipynb params/%.yaml $(SOURCES) | $(READY)
+	@echo "Report of params/$*.yaml: other splits"
 	@$(BIN)/mmlab report $< -f params/$*.yaml -o $@
 
 $(READY): pyproject.toml constraints.txt

@@ -421,6 +421,130 @@ def curves(
     return ax
 
 
+# --- parts of a whole, and lines over time --------------------------------------------------------------------------
+
+#: Colours and hatches of the parts of stacked bars, in order.
+PARTS = [
+    ("#0173B2", ""), ("#56B4E9", "..."), ("#029E73", "xxx"), ("#ECD9A6", "///"), ("#F4F4F4", "\\\\\\"),
+    ("#CA9161", "++"),
+]  # fmt: skip
+
+
+def stacked(table: pd.DataFrame, label: str, ax: Axes | None = None, legend: bool = True) -> Axes:
+    """A horizontal bar for each row, made of its columns; the number stands in each part that has room for it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows (index) and the parts of their bars (columns), not negative.
+    label : str
+        Of the x axis, with its unit.
+    """
+    ax = ax or axes(height=1.2 + 0.34 * len(table))[0]
+    whole = max(float(table.sum(axis=1).max()), 1e-9)
+    left = np.zeros(len(table))
+    for number, part in enumerate(table):
+        colour, hatch = PARTS[number % len(PARTS)]
+        widths = table[part].fillna(0).to_numpy(float)
+        bars = ax.barh(
+            range(len(table)), widths, left=left, height=0.72, color=colour, hatch=hatch, edgecolor="#333333",
+            linewidth=0.7, label=part,
+        )  # fmt: skip
+        for bar, width in zip(bars, widths, strict=True):
+            if width >= 0.05 * whole:
+                ax.text(
+                    bar.get_x() + width / 2, bar.get_y() + bar.get_height() / 2, f"{width:,.3g}", ha="center",
+                    va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )  # fmt: skip
+        left += widths
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.set(xlabel=label, ylabel="", xlim=(0, 1.02 * whole), ylim=(len(table) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=2.2, handleheight=1.1)
+    return ax
+
+
+def steps(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    ax: Axes | None = None,
+    until: float | None = None,
+    legend: bool = True,
+) -> Axes:
+    """A step line for each value of ``by``, in a colour, dash, width and marker of its own: lines on each other show.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A row a point. The names of its columns ``x`` and ``y`` are the axes' labels: they carry the units.
+    until : float, optional
+        End of the x axis.
+    """
+    ax = ax or axes()[0]
+    names = list(dict.fromkeys(table[by]))
+    end = float(table[x].max()) if until is None else until
+    for number, name in enumerate(names):
+        line = table[(table[by] == name) & (table[x] <= end)]
+        at, height = line[x].to_numpy(float), line[y].to_numpy(float)
+        dashes = DASHES[number % len(DASHES)]
+        ax.step(
+            at, height, where="post", color=f"C{number}", linewidth=3.2 - 0.35 * number,
+            linestyle=(0, dashes) if dashes else "-",
+        )  # fmt: skip
+        share = (np.arange(7) + (number + 1) / (len(names) + 1)) / 7  # the lines' markers beside each other
+        marked = end * share[end * share <= at[-1]]
+        places = np.maximum(np.searchsorted(at, marked, side="right") - 1, 0)
+        marker = MARKERS[number % len(MARKERS)]
+        ax.plot(marked, height[places], marker, color=f"C{number}", markersize=6, markeredgecolor="white")
+        style = (0, dashes) if dashes else "-"
+        ax.plot([], [], color=f"C{number}", marker=marker, markersize=6, linestyle=style, label=name)
+    top = float(table[y].max())
+    ax.set(xlabel=x, ylabel=y, xlim=(0, end), ylim=(-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=4)
+    return ax
+
+
+def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """A table as a figure: dark cells are the worst of their row, light ones in between, white ones the best.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        Rows and columns, for their names.
+    marks, text : DataFrame
+        For each cell its sign (``+``, ``-``, ``=`` or blank) and its words.
+    """
+    from matplotlib.patches import Patch, Rectangle
+
+    ax = ax or axes(height=0.9 + 0.29 * len(cells))[0]
+    looks = {"+": "#FFFFFF", " ": "#BFD9EA", "-": "#4C86AE", "=": "#EFEFEF"}
+    for i, row in enumerate(cells.index):
+        for j, column in enumerate(cells.columns):
+            mark = str(marks.loc[row, column])
+            ax.add_patch(Rectangle((j, i), 1, 1, facecolor=looks[mark], edgecolor="white", linewidth=1.5))
+            sign = {"+": "+", "-": "−"}.get(mark, "")
+            ax.text(
+                j + 0.5, i + 0.5, f"{text.loc[row, column]} {sign}".strip(), ha="center", va="center", fontsize=9,
+                color="white" if mark == "-" else "#111111", fontweight="bold" if mark == "+" else "normal",
+            )  # fmt: skip
+    ax.set(xlim=(0, len(cells.columns)), ylim=(len(cells), 0), xlabel="", ylabel="")
+    ax.set_xticks(np.arange(len(cells.columns)) + 0.5, list(cells.columns))
+    ax.set_yticks(np.arange(len(cells)) + 0.5, list(cells.index))
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    words = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
+    patches = [Patch(facecolor=looks[m], edgecolor="#888888", label=words[m]) for m in words]
+    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=4)
+    return ax
+
+
 # --- the page map ---------------------------------------------------------------------------------------------------
 
 

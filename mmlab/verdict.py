@@ -21,6 +21,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,7 +35,20 @@ if TYPE_CHECKING:
 
     from mmlab.run import Run
 
-__all__ = ["BASE", "CODES", "QUESTIONS", "SCENES", "Question", "Scene", "Verdict", "held", "scan_seconds", "verdict"]
+__all__ = [
+    "BASE",
+    "CODES",
+    "FIRST_SPLITS",
+    "QUESTIONS",
+    "SCENES",
+    "Question",
+    "Scene",
+    "Verdict",
+    "alike",
+    "over_time",
+    "scene_runs",
+    "verdict",
+]
 
 #: What the questions are asked of unless told otherwise: 16 THPs, three quarters zero-filled, and a ksmd so slow that
 #: other things happen before it comes: a full scan of 9 s stands for the minutes that it takes on a host.
@@ -154,15 +168,15 @@ def _switch(s: Scenario) -> Scenario:
     return _calm(s, 6, migration_rate=s.migration_rate, shrink_underused=0)
 
 
-def _first(s: Scenario) -> Scenario:
-    last, size = s.pages_per_thp - 1, s.pages_per_thp
+FIRST_SPLITS = ("migrate", "pageout", "cold", "free")
+"""What splits a THP before the shrinker does: migration without a huge page; MADV_* of its last page."""
+
+
+def _first(s: Scenario, causes: Sequence[str] = FIRST_SPLITS) -> Scenario:
+    size = s.pages_per_thp
     turn = s.khugepaged_scan_sleep_millisecs / 1000 * -(-s.total_pages // s.khugepaged_pages_to_scan)
-    ops = [
-        {"op": "migrate", "page": 0, "count": size, "huge": 0},
-        {"op": "pageout", "page": last, "count": 1},
-        {"op": "cold", "page": last, "count": 1},
-        {"op": "free", "page": last, "count": 1},
-    ]
+    whole, part = {"page": 0, "count": size, "huge": 0}, {"page": size - 1, "count": 1}
+    ops = [{"op": cause, **(whole if cause == "migrate" else part)} for cause in causes]
     horizon = 60.0 + 2 * turn + (2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0)
     return _calm(s, 1, run=0, khugepaged=1, pressure_rate=s.pressure_rate, horizon_seconds=horizon,
                  events=_each_block(s, ops))  # fmt: skip
@@ -242,6 +256,7 @@ SCENES: dict[str, Scene] = {
         Scene("migration", "KSM on; blocks migrate at migration_rate while ksmd scans (6 full scans)", _migration),
         Scene("first", "KSM off; each THP is split once by migration or by MADV_PAGEOUT, MADV_COLD or MADV_FREE of "
                        "one page, then pressure and khugepaged go on", _first),
+        *(Scene(f"first-{op}", f"as first, by {op} alone", partial(_first, causes=[op])) for op in FIRST_SPLITS),
         Scene("pressure", "KSM on; the shrinker is asked for pressure_rate folios a second (6 full scans)", _pressure),
         Scene("pressure-off", "the same with KSM off", _pressure_off),
         Scene("partial", "KSM off; one page of each THP is unmapped, then pressure comes; max_ptes_none is 511, the "
@@ -365,7 +380,7 @@ QUESTIONS: dict[str, Question] = {
                  "pressure", gone_after),
         Question("c3", "… freed, KSM off", "D. Hildenbrand", "as c1", "MiB", "most", "pressure-off",
                  lambda r: mib(r, "zeropages_by_shrinker")),
-        Question("c4", "… partly unmapped", "N. Pache", "as c1", "MiB", "most", "partial",
+        Question("c4", "… partly unmapped", "inferred", "as c1", "MiB", "most", "partial",
                  lambda r: mib(r, "zeropages_by_shrinker")),
         Question("d1", "freed, before KSM", "D. Hildenbrand", "memory given back by migration's splits before KSM is "
                  "enabled", "MiB", "most", "late", lambda r: at(r, _start(r), "zeropages_by_other")),
@@ -457,6 +472,10 @@ class Verdict:
 
         return {variant: mark(value) for variant, value in row.items()}
 
+    def cell(self, key: str, variant: str) -> str:
+        """A cell's number in at most five characters."""
+        return _short(self.cells[key][variant])
+
     def text(self, legend: bool = True) -> str:
         """The matrix as plain text of at most 76 columns (with nine variants), and what its rows mean."""
         codes = [CODES.get(name, ("", name[: CELL - 2])) for name in self.variants]
@@ -466,8 +485,8 @@ class Verdict:
         ]
         lines = [head.rstrip() for head in heads] + ["-" * (LABEL + CELL * len(codes))]
         for q in self.questions:
-            marks, row = self.marks(q.key), self.cells[q.key]
-            cells = "".join((_short(row[v]) + marks[v]).rjust(CELL) for v in self.variants)
+            marks = self.marks(q.key)
+            cells = "".join((self.cell(q.key, v) + marks[v]).rjust(CELL) for v in self.variants)
             lines.append((f"{q.key} {q.label}".ljust(LABEL) + cells).rstrip())
         return "\n".join([*lines, "", self.legend()] if legend else lines)
 
@@ -478,8 +497,10 @@ class Verdict:
             lines.append(_wrapped("", "* from the text only: no recorded kernel has shown it."))
         s = self.scenario
         shown = {name: getattr(s, name) for name in BASE}
-        shown |= {name: getattr(s, name) for name in sorted(s.model_fields_set - set(BASE) - set(_CALM))}
-        values = ", ".join(f"{name}={value}" for name, value in shown.items() if not name.startswith("horizon_"))
+        for name in sorted(s.model_fields_set - set(BASE) - set(_CALM)):
+            if getattr(s, name) != type(s).model_fields[name].default and not name.startswith("horizon_"):
+                shown[name] = getattr(s, name)
+        values = ", ".join(f"{name}={value}" for name, value in shown.items())
         lines.append(_wrapped("", f"Asked of: {values}. A full scan takes {scan_seconds(s):g} s."))
         lines.append("")
         rows = [
@@ -546,6 +567,51 @@ def verdict(
             if progress:
                 progress(done, len(by_scene) * len(chosen), f"{name}, {variant.name}")
     return Verdict(base, tuple(chosen), tuple(asked), cells)
+
+
+def scene_runs(
+    name: str,
+    base: Scenario,
+    variants: Iterable[str | Variant | Predicate] = tuple(VARIANTS),
+    **changes: Any,
+) -> dict[str, Run]:
+    """A scene under several variants, by their names; `changes` are made to the base first."""
+    from mmlab.simulation import simulate
+
+    scenario = SCENES[name].build(base.replace(**changes) if changes else base)
+    return {v.name: simulate(scenario, variant=v) for v in map(resolve, variants)}
+
+
+def alike(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Variants whose values (numbers, tuples or arrays) are equal: label → their names, in the order given.
+
+    >>> alike({"mainline": 1, "ksm-opt-out": 2, "skip-zeropage": 1})
+    {'V0 V6 mainline …': ['mainline', 'skip-zeropage'], 'V2 ksm-opt-out': ['ksm-opt-out']}
+    """
+    groups: dict[bytes, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(np.asarray(value).tobytes(), []).append(name)
+    return {
+        " ".join([*(CODES.get(n, (n,))[0] for n in names), names[0] + (" …" if len(names) > 1 else "")]): names
+        for names in groups.values()
+    }
+
+
+def over_time(runs: Mapping[str, Run], series: Callable[[Run], np.ndarray], what: str) -> pd.DataFrame:
+    """A series over simulated time, a line for each group of variants that are alike in it (at 100 times of the run).
+
+    Columns: time (s), `what`, variants.
+    """
+    import pandas as pd
+
+    times = {name: run.rows["time_ns"] / 1e9 for name, run in runs.items()}
+    values = {name: series(run) for name, run in runs.items()}
+    grid = np.linspace(0, max(float(time[-1]) for time in times.values()), 101)[:-1]
+    seen = {name: values[name][np.searchsorted(times[name], grid, side="right") - 1] for name in runs}
+    return pd.concat(
+        pd.DataFrame({"simulated time (s)": times[names[0]], what: values[names[0]], "variants": label})
+        for label, names in alike(seen).items()
+    )
 
 
 def _asked(keys: Iterable[str]) -> list[Question]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SHIPPED
-from mmlab import cli
+from mmlab import cli, simulate
 from mmlab import trace as traces
-from mmlab.scenario import flat_fields
+from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS
 
 SMALL = "memory_mib: 4\nzero_fraction: 0.5\npages_to_scan: 500\nhorizon_full_scans: 4\n"
@@ -126,7 +127,37 @@ def test_variants_and_params_are_complete(run) -> None:
     assert "seed" not in out
 
 
-@pytest.mark.parametrize("command", ["", "simulate", "compare", "report", "variants", "params"])
+def test_verdict_prints_the_matrix(run) -> None:
+    small = ["--set", "memory_mib=4", "--variant", "legacy", "--variant", "v1-mergeable", "--only", "c"]
+    done = run("verdict", *small)
+    assert (done.status, done.err) == (0, "")
+    head, codes, _, first, *_ = done.out.splitlines()
+    assert head.split() == ["question", "V-1", "V3"]
+    assert codes.split() == ["leg", "merg"]
+    assert first.split() == ["c1", "pressure:", "freed", "0=", "0="]
+    assert done.out == run("verdict", *small).out
+    data = json.loads(run("verdict", *small, "--json").out)
+    assert [q["key"] for q in data["questions"]] == ["c1", "c2", "c3", "c4"]
+    assert data["questions"][2]["cells"] == {"legacy": 0, "v1-mergeable": 3}
+
+
+def test_verdict_takes_params_files(run) -> None:
+    file = ROOT / "params" / "underused_pressure.yaml"
+    done = run("verdict", "--params", file, "--set", "memory_mib=4", "--only", "c1", "--variant", "mainline", "--json")
+    data = json.loads(done.out)
+    assert data["scenario"]["max_ptes_none"] == 409
+    assert data["questions"][0]["cells"] == {"mainline": 2 * 460 / 256}
+
+
+@pytest.mark.parametrize("params", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_params_file_runs(params: Path) -> None:
+    """… all of its events with it, and none of them fails."""
+    run = simulate(Scenario.load(params))
+    assert not any(run.results)
+    assert len(run.samples) > 1
+
+
+@pytest.mark.parametrize("command", ["", "simulate", "compare", "report", "verdict", "variants", "params"])
 def test_help(run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.status == 0
@@ -160,6 +191,11 @@ def test_help(run, command: str) -> None:
         (["simulate", "trace.json.gz", "--out", "out", "--set", "memory_mib=4"], ["memory_mib can't be changed"]),
         (["params", "sede"], ["sede", '"seed"']),
         (["report", "none.ipynb"], ["none.ipynb"]),
+        (["verdict", "--params", "none.yaml"], ["none.yaml"]),
+        (["verdict", "--params", "rich.yaml"], ["rich.yaml", "events"]),
+        (["verdict", "--only", "z1"], ["z1", "a1"]),
+        (["verdict", "--variant", "mainlien", "--only", "c1"], ["mainlien", "mainline"]),
+        (["verdict", "--set", "memory_mbi=4"], ["memory_mbi", "memory_mib"]),
         (["simualte", "x"], ["simualte"]),
         (["simulate"], ["FILE"]),
     ],
@@ -174,6 +210,7 @@ def test_a_mistake_is_one_message_and_status_2(
     shutil.copy(small, "a")
     Path("typo.yaml").write_text("zero_fractoin: 0.5\n")
     Path("range.yaml").write_text("zero_fraction: 3\n")
+    Path("rich.yaml").write_text("events: [{after: {batch: 1}, op: split_all}]\n")
     Path("miniature.yaml").write_text("pages_per_thp: 8\nmemory_mib: 1\nhorizon_seconds: 0.1\n")
     shutil.copy(TRACES[0], "trace.json.gz")
     Path("cut.json.gz").write_bytes(TRACES[0].read_bytes()[:2000])

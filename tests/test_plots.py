@@ -121,6 +121,41 @@ def test_curves_and_their_crossings() -> None:
     assert "tenfold" in texts
 
 
+def test_stacked() -> None:
+    table = pd.DataFrame({"by KSM": [3.0, 0.0], "by others": [1.0, np.nan]}, index=["mainline", "legacy"])
+    ax = plots.stacked(table, "remapped (MiB)")
+    assert ax.get_xlabel() == "remapped (MiB)"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["mainline", "legacy"]
+    assert ax.get_ylim() == (1.5, -0.5), "the first row is on top"
+    assert [bar.get_x() for bars in ax.containers for bar in bars] == [0, 0, 3, 0]
+    assert len({bars[0].get_hatch() for bars in ax.containers}) == 2, "told apart in grey"
+    assert [text.get_text() for text in ax.texts] == ["3", "1"], "only where there is room"
+
+
+def test_steps() -> None:
+    time = [0.0, 1.0, 5.0]
+    table = pd.concat(pd.DataFrame({"time (s)": time, "MiB": [4, 2, 0], "run": run}) for run in "ab")
+    ax = plots.steps(table, "time (s)", "MiB", "run", until=4.0)
+    assert labels(ax) == ("time (s)", "MiB")
+    assert ax.get_xlim() == (0, 4)
+    a, b = ax.lines[0], ax.lines[3]
+    assert a.get_xydata().tolist() == b.get_xydata().tolist() == [[0, 4], [1, 2]]
+    assert a.get_linewidth() > b.get_linewidth(), "equal lines show both"
+    marks = [set(np.asarray(ax.lines[i].get_xdata())) for i in (1, 4)]
+    assert not marks[0] & marks[1], "markers beside each other"
+    assert max(max(m) for m in marks) <= 1, "none beyond the line's end"
+
+
+def test_verdict_table() -> None:
+    names = {"index": ["a1 (MiB)", "a2 (s)"], "columns": ["V0", "V1"]}
+    marks = pd.DataFrame([["+", "-"], ["=", "="]], **names)
+    words = pd.DataFrame([["24", "0"], ["1.0", "1.0"]], **names)
+    ax = plots.verdict_table(marks, marks, words)
+    assert [text.get_text() for text in ax.texts] == ["24 +", "0 −", "1.0", "1.0"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["V0", "V1"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a1 (MiB)", "a2 (s)"]
+
+
 def test_page_map(runs: dict[str, Run]) -> None:
     letters = runs["mainline"].page_map()
     table = plots.page_map_table(letters)
