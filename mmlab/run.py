@@ -42,7 +42,7 @@ MTHP_SIZES = {order: f"mthp_{4 << order}kB" for order in range(2, 10)}
 
 
 def page_letters(m: Machine, process: int) -> np.ndarray:
-    """uint8[pages]: one letter of trace-format.md a page of the process."""
+    """uint8[pages]: one letter of trace-format.md a page of the process (mthp E17)."""
     mm = m.mm[process + 1]
     base, n = int(mm["base"]), int(mm["pages"])
     kinds = m.pte["kind"][base : base + n]
@@ -153,7 +153,7 @@ class Run:
     frames_range: tuple[int, int] | None = None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Every counter of every sample, int64, with the kernel's names; see trace-format.md."""
+        """Every counter of every sample, int64, with the kernel's names (trace-format.md; ksm-merge C1, C2, C3, C5)."""
         r, c = self.rows, {name: self.rows[name] for name in self.rows.dtype.names or ()}
         merged = r["pages_sharing"] + r["ksm_zero_pages"]
         c["pages_volatile"] = np.maximum(

@@ -204,6 +204,8 @@ WORKLOAD_FIELDS = ("memory_mib", "thp_coverage", "zero_fraction", "duplicate_fra
 class Scenario(_Strict):
     """Everything a run depends on. Immutable; :meth:`replace` gives a changed copy.
 
+    Knobs are by default what they are in the kernel (the advisor's: ksm-scan S30), but ``run`` is 1.
+
     Raises
     ------
     UserError

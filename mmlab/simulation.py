@@ -457,7 +457,7 @@ class Simulation:
         return int(self.m.passes[LAST]["full_scan"])
 
     def _batches(self, until_ns: int, most: int, full_scans: int) -> int:
-        """Let ksmd run, at most so many batches or full scans."""
+        """Let ksmd run, at most so many batches or full scans; from an untimed sleep it wakes at once (ksm-scan S4)."""
         m, stat = self.m, self.m.stat[0]
         self.reserve(ksm.batch_room(m))
         rank, stat["rank"] = int(stat["rank"]), 0

@@ -52,7 +52,7 @@ Predicate = Callable[[SplitContext], bool]
 
 @dataclass(frozen=True)
 class Variant:
-    """One fix variant; `predicate` says whether the zero-filled page becomes the shared zeropage."""
+    """One fix variant; `predicate` says whether the zero-filled page becomes the shared zeropage (fix-variants 5.1)."""
 
     name: str
     predicate: Predicate

@@ -35,7 +35,8 @@ class Image:
     keys
         Contents (uint64), 0 = zero-filled.
     order
-        Order of the folio that the page is born in (uint8): 0, 2 … 8, or 9 = a THP, whatever ``pages_per_thp`` is.
+        Order of the folio that the page is born in (uint8): 0, 2 … 8, or 9 = a THP, whatever ``pages_per_thp`` is
+        (mthp E1, E18).
     born_huge
         MADV_HUGEPAGE in force while it is populated.
     huge

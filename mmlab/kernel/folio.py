@@ -63,6 +63,7 @@ def alloc_frame(m):
 
 @compiled
 def _free_frame(m, f):
+    """A KSM page leaves its node stale, and its counters to the next who looks at the node (ksm-merge T2, C4)."""
     if m.frame[f].flags & KSM:
         m.stat[0].ksm_frames -= 1
     if m.frame[f].node >= 0:  # its stable node is stale from now on (ksm-merge T2)
@@ -76,7 +77,10 @@ def _free_frame(m, f):
 
 @compiled
 def alloc_folio(m, order, family, index):
-    """A large folio of 2^order pages, mapped by nobody yet; `index` is its first page's number in the region."""
+    """A large folio of 2^order pages, mapped by nobody yet; `index` is its first page's number in the region.
+
+    The state that it comes to be in (thp-split H4) is told by its counts of mappings and its mark.
+    """
     s = m.state[0]
     n = 1 << order
     if order == s.hpage_order and s.free_run >= 0:
@@ -143,7 +147,7 @@ def free_folio(m, f):
 
 @compiled
 def folio_get(m, frame):
-    """Take a reference on the folio that the frame belongs to."""
+    """Take a reference, beyond those of mappings, on the folio that the frame belongs to (thp-split H5)."""
     f = m.frame[frame].folio
     if f >= 0:
         m.folio[f].pins += 1
@@ -226,7 +230,10 @@ def folio_likely_mapped_shared(m, f):
 
 @compiled
 def folio_remove_rmap_ptes(m, frame, n):
-    """n neighbouring entries of one folio, from the one that mapped `frame` on, go in one step (thp-split H11, Q1b)."""
+    """n neighbouring entries of one folio, from the one that mapped `frame` on, go in one step (thp-split H11).
+
+    A folio that is left mapped in part is marked and queued (Q1b, mthp E6).
+    """
     f = m.frame[frame].folio
     if f < 0:
         m.frame[frame].mapcount -= 1
@@ -261,7 +268,10 @@ def folio_remove_rmap_pmd(m, f):
 
 @compiled
 def deferred_split_folio(m, f, partially_mapped):
-    """Queue a folio, and mark it if a page of it is mapped by nobody any more (thp-split Q1)."""
+    """Queue a folio, and mark it if a page of it is mapped by nobody any more (thp-split Q1).
+
+    `shrink_underused` only keeps new folios away (Q5). Each size counts for itself, THPs in vmstat too (mthp E10).
+    """
     s = m.state[0]
     if m.folio[f].order <= 1 or (not partially_mapped and not s.shrink_underused):
         return

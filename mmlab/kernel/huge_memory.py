@@ -130,7 +130,8 @@ def _remap_folio(m, caller, family, head, index, n):
     """Restore the entries of a folio that was split: small pages, or the shared zeropage.
 
     `try_to_map_unused_to_zeropage`, b1f202060afe (thp-split Z1). A page restored in a VM_LOCKED VMA is mlocked, which
-    keeps it in all VMAs restored later (Z4).
+    keeps it in all VMAs restored later (Z4). Whether an entry was ever written, or who else maps the page, does not
+    matter (Z2). RSS shrinks by each zeropage; no counter of the kernel tells (Z3).
     """
     for i in range(len(m.vma)):
         if m.vma[i].family != family:
@@ -164,10 +165,10 @@ def _remap_folio(m, caller, family, head, index, n):
 
 @compiled
 def split_huge_page(m, frame, caller):
-    """Split the large folio of `frame`, on which the caller holds one reference, to order 0 (thp-split H7, H8).
+    """Split the large folio of `frame`, on which the caller holds one reference, to order 0 (thp-split H7, H8, H9).
 
     `split_huge_page_to_list_to_order`. Any further reference makes it fail. Returns whether it succeeded; the caller's
-    reference is then on `frame` itself.
+    reference is then on `frame` itself. Folios of all orders are alike, but for the counters (mthp E7, E8, E10).
     """
     f = m.frame[frame].folio
     order = m.folio[f].order

@@ -89,7 +89,10 @@ def _judge(m, khugepaged, writable, referenced, unmapped):
 
 @compiled
 def hpage_collapse_scan_pmd(m, b, khugepaged):
-    """Walk the entries of block b and give up at the first that forbids a collapse; then try it (K4)."""
+    """Walk the entries of block b and give up at the first that forbids a collapse; then try it (K4).
+
+    KSM pages are like all others (K5).
+    """
     s = m.state[0]
     if m.block[b].pmd == PMD_NONE:
         return SCAN_PMD_NONE
@@ -198,7 +201,10 @@ def _target_node(m, b):
 
 @compiled
 def collapse_huge_page(m, b, khugepaged, unmapped):
-    """Replace the entries of block b by one huge page with the same content (K6, K10), on the node of most of them."""
+    """Replace the entries of block b by one huge page with the same content (K6, K10), on the node of most of them.
+
+    The one birth of a THP that is no fault (thp-split H2).
+    """
     n = 1 << m.state[0].hpage_order
     nid = _target_node(m, b)
     m.stat[0].thp_collapse_alloc += 1
@@ -278,7 +284,8 @@ def _next_mm(m, mm):
 @compiled
 def khugepaged_scan_mm_slot(m, pages):
     """Go on in one process from the cursor, up to a collapse that was tried, the budget or its end; returns what it
-    cost (K1): a block costs its pages, a process and an area passed over cost 1."""
+    cost (K1): a block costs its pages, a process and an area passed over cost 1. Processes take turns (K2); blocks lie
+    wholly in an area with MADV_HUGEPAGE (K3)."""
     s = m.state[0]
     n = 1 << s.hpage_order
     if s.khugepaged_mm == 0:

@@ -303,7 +303,7 @@ def _replace_migrated(m, n, dup, own):
 
 @compiled
 def stable_tree_search(m, key, frame):
-    """The KSM page that the page may merge with (ksm-merge T4); -1: none.
+    """The KSM page that the page may merge with (ksm-merge T4); -1: none. Contents compare as keys do (M13).
 
     A KSM page with a node finds itself; one whose node is on the side list, because the page went to another NUMA node,
     looks for its place in that node's tree.
@@ -434,7 +434,7 @@ def _mm(m, v):
 
 @compiled
 def remove_rmap_item_from_tree(m, v):
-    """Out of whatever tree it is in (ksm-merge 2.9, ksm-scan S22)."""
+    """Out of whatever tree it is in (ksm-merge 2.9; ksm-scan S19, S22)."""
     item = m.pte[v].item
     if item & STABLE:
         node = m.page[v].parent
@@ -465,6 +465,7 @@ def remove_rmap_item_from_tree(m, v):
 
 @compiled
 def _new_rmap_item(m, v):
+    """An item as it starts, also where the address had one before (ksm-scan S20, S23)."""
     mm = _mm(m, v)
     m.pte[v].item = ITEM
     m.pte[v].age = 0
@@ -498,7 +499,7 @@ def skip_age(age):
 
 @inlined
 def should_skip_rmap_item(m, v):
-    """Smart scan (ksm-scan S25)."""
+    """Smart scan (ksm-scan S25). An item keeps its age as long as it lives (S28)."""
     if not m.state[0].smart_scan or m.pte[v].bits & KSM_PAGE:
         return False
     age = m.pte[v].age
@@ -537,7 +538,7 @@ def write_protect_page(m, v, frame):
 
 @compiled
 def replace_page(m, v, frame, kframe):
-    """The entry maps the KSM page or the zeropage instead (ksm-merge M8)."""
+    """The entry maps the KSM page or the zeropage instead (ksm-merge M8, M15); only the latter lowers RSS (C5)."""
     locked = m.pte[v].vm & VM_LOCKED
     if kframe == ZEROPAGE:
         m.pte[v].kind = ZP_KSM
@@ -581,7 +582,10 @@ def _become_ksm_page(m, v, frame):
 
 @compiled
 def try_to_merge_one_page(m, v, frame, kframe, kkey):
-    """Merge the page at v with a KSM page, the zeropage or none (ksm-merge M7). A large folio is split first."""
+    """Merge the page at v with a KSM page, the zeropage or none (ksm-merge M7).
+
+    A large folio of any order is split first, before anything is compared (mthp E12).
+    """
     if frame == kframe:
         return True
     if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
@@ -623,7 +627,8 @@ def unstable_tree_search_insert(m, v, frame, key):
     """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
 
     A node is an address, looked up again at each visit: if no page is found there any more it is dead and ends the
-    search (D1, D2).
+    search (D1, D2), but stays where it is until the trees are emptied (D3). Contents are compared as they are now, by
+    their keys (U3, M13), and no folio is split for that (U4). The item notes the number of the full scan (S19).
     """
     p = m.page
     s = m.state[0]
@@ -663,7 +668,10 @@ def unstable_tree_search_insert(m, v, frame, key):
 
 @compiled
 def cmp_and_merge_page(m, v, frame):
-    """What ksmd does with one visited page (ksm-merge 2.1); `frame` carries the scan's reference."""
+    """What ksmd does with one visited page (ksm-merge M1, M2, M3, M4, M5); `frame` carries the scan's reference.
+
+    Two equal pages of one folio, whatever its order, make it split instead (M5d, mthp E13).
+    """
     key = m.page[v].key
     node = m.frame[frame].node
     if node >= 0:  # M1
@@ -730,8 +738,9 @@ def set_advisor(m: Machine, mode: int) -> None:
 
 @entry
 def advised_pages(pages, scan_ms, cpu_ms, target, max_cpu, max_pages, last_seconds, last_change):
-    """The scan-time advisor's arithmetic (ksm-scan S31): the new pages_to_scan, the scan's seconds and the smoothed
-    change, of which the last two are the history of the next call (0, 0: none)."""
+    """The advisor's arithmetic (ksm-scan S31, S32): the new pages_to_scan, the scan's seconds and the smoothed
+    change, of which the last two are the history of the next call (0, 0: none). Fixed are the least CPU time, 10 %, and
+    the weight of the newest change, 30 % (S30)."""
     seconds = max(1, scan_ms // 1000)
     cpu_percent = max(1, cpu_ms * 100 // (seconds * 1000))
     factor = max(1, target * 100 // seconds)
@@ -824,9 +833,12 @@ def _next_occupied(m, v, end):
 
 @inlined
 def scan_get_next_rmap_item(m):
-    """The next page that costs budget, -1 at the end of a full scan (ksm-scan 1.3).
+    """The next page that costs budget, -1 at the end of a full scan (ksm-scan S9, S16, S18).
 
-    Addresses that hold no candidate are passed over; items left over there are freed (S21).
+    A full scan begins with empty unstable trees (S10) and goes through processes in list order and addresses ascending
+    (S11). Candidates are anonymous pages of mergeable VMAs, whatever folio they are in (S13, S14, mthp E11). Other
+    addresses are passed over; items left over there are freed (S21, mthp E16). A process without a mergeable VMA is
+    dropped (S17).
     """
     s = m.state[0]
     if m.mm[0].next == 0:
@@ -885,7 +897,10 @@ def scan_get_next_rmap_item(m):
 
 @compiled
 def ksm_do_scan(m):
-    """One batch (ksm-scan S7)."""
+    """One batch (ksm-scan S7) of `pages_to_scan` visits, as it is at the beginning (S5).
+
+    A visit holds a reference on the whole folio (S15).
+    """
     m.steps[WAKE_UP] += 1
     for _ in range(m.state[0].pages_to_scan):
         v = scan_get_next_rmap_item(m)
@@ -958,12 +973,12 @@ def _pass_ended(m):
 
 @entry
 def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, rows, mthp_rows):
-    """ksmd's loop (ksm-scan S1): batches and sleeps until something else is due.
+    """ksmd's loop (ksm-scan S1): batches and sleeps until something else is due, which is never inside a batch (S6).
 
     Stops after `batches`, when the next batch would begin at or after `until_ns`, when the counter `full_scans` or
-    `until_settled` is reached, when ksmd is not runnable, or when free frames or nodes might not last for another
-    batch. A row of counters is written after each batch. Returns the number of batches, the time at which the next
-    one begins (ns), and the most frames that one batch freed.
+    `until_settled` is reached, when ksmd is not runnable (S2), or when free frames or nodes might not last for another
+    batch; trees, cursor and items stay as they are (ksm-merge R1). A row of counters is written after each batch.
+    Returns the number of batches, the time at which the next one begins (ns), and the most frames that one batch freed.
     """
     s = m.state[0]
     stat = m.stat[0]

@@ -60,7 +60,8 @@ def madvise_folios(m, advice, first, end):
 
     A large folio wholly inside is treated whole; one that reaches out of the range, or is not mapped as a whole, is
     split and its pages are treated one by one; one that is likely shared is passed over
-    (`madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`; W5).
+    (`madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`; W5), as are zeropages and small pages that several
+    entries map (W1, W6).
     """
     order = m.state[0].hpage_order
     v = first

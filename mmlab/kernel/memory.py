@@ -98,7 +98,7 @@ def map_new_page(m, v, bits):
 
 @compiled
 def map_huge_page(m, b, index, nid):
-    """A new huge page, filled by the keys that its addresses have, writable and dirty (thp-split H1)."""
+    """A new huge page, filled by the keys that its addresses have, writable, dirty and queued (thp-split H1, H3)."""
     s = m.state[0]
     n = 1 << s.hpage_order
     mm = m.block[b].mm
@@ -216,7 +216,10 @@ def _huge_page_fault(m, b):
 
 @compiled
 def _write_fault(m, v):
-    """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7)."""
+    """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7).
+
+    In place of a zeropage comes a small page, whatever was there before (thp-split Z5, mthp E3).
+    """
     s = m.state[0]
     b = v >> s.hpage_order
     if m.pte[v].kind == POISON:
@@ -449,7 +452,10 @@ def unmerge_ksm_pages(m, first, end):
 
 @entry
 def populate(m, mm, orders):
-    """Map a process's whole region before the start, each page in a folio of the order given (trace-format)."""
+    """Map a process's whole region before the start, each page in a folio of the order given (mthp E18).
+
+    Folios smaller than a THP are mapped by page table entries (E4) and not queued (E5).
+    """
     order = m.state[0].hpage_order
     n = 1 << order
     base = m.mm[mm].base

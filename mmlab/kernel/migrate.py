@@ -16,7 +16,7 @@ def migrate_pages(m, first, end, node, huge):
 
     Neither entries nor rmap_items change. A huge page for which none can be had at the destination (`huge` is 0), and
     a partially mapped folio on the deferred split queue, is split first; its small pages are moved, those that became
-    the zeropage are not (G2). A folio with further references stays.
+    the zeropage are not (G2). A folio with further references stays. One that is queued is queued anew (Q2).
     """
     mlock_drain(m)
     lru_add_drain(m)

@@ -65,7 +65,7 @@ def _rotate(t, root, x, left):
 
 @compiled
 def rb_insert(t, root, n, parent, left):
-    """Hang n below `parent` (-1: the tree is empty) and rebalance."""
+    """Hang n below `parent` (-1: the tree is empty) and rebalance (ksm-merge U1)."""
     t[n].left = -1
     t[n].right = -1
     t[n].parent = parent * 2 | 1
@@ -112,7 +112,7 @@ def rb_replace_node(t, root, old, new):
 
 @compiled
 def rb_erase(t, root, n):
-    """Take n out; a node with two children gives its place and colour to its in-order successor."""
+    """Take n out; a node with two children gives its place and colour to its in-order successor (U1)."""
     if t[n].left >= 0 and t[n].right >= 0:
         heir = t[n].right
         while t[heir].left >= 0:

@@ -48,7 +48,7 @@ def _alloc_slot(m):
 
 @compiled
 def swap_duplicate(m, slot):
-    """One more entry refers to the slot."""
+    """One more entry refers to the slot, also by fork (thp-split W7)."""
     m.swap[slot].count += 1
     m.stat[0].swap_entries += 1
 
@@ -96,7 +96,7 @@ def _found_by_rmap(m, v, frame):
 
 @compiled
 def _shrink_page(m, v):
-    """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`)."""
+    """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`; thp-split W4, W6; ksm-merge F6)."""
     frame = m.page[v].frame
     ksm = m.frame[frame].flags & KSM
     if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
@@ -161,7 +161,8 @@ def shrink_folio(m, v):
     """Reclaim the folio whose first page v maps; it is wholly mapped from there on, by nothing else.
 
     A huge page goes out whole (W2), or without a contiguous run of slots it is split first and goes page by page
-    (thp-split 3.6). Slots are contiguous as long as enough of them are free: fragmentation is not modelled.
+    (thp-split 3.6); pages that became the zeropage are gone by then (G3). Slots are contiguous as long as enough of
+    them are free: fragmentation is not modelled.
     """
     f = m.frame[m.page[v].frame].folio
     if f < 0:
