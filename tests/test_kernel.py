@@ -14,9 +14,8 @@ from mmlab import trace
 from mmlab.kernel.compile import entry
 from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_get, folio_put, put_frame
 from mmlab.kernel.huge_memory import split_huge_page
-from mmlab.kernel.ksm import CALLER_OTHER
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
-from mmlab.kernel.state import FREE, Machine, machine
+from mmlab.kernel.state import CALLER_OTHER, FREE, Machine, machine
 from mmlab.run import Run
 from mmlab.scenario import Scenario
 from mmlab.simulation import simulate
