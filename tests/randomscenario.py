@@ -23,7 +23,7 @@ EVENT_WEIGHTS = {
     "write": 30,
     "dontneed": 10,
     "fork": 13,
-    "exit": 14,
+    "exit": 18,
     "set": 12,
     "read": 4,
     "mlock": 5,
@@ -38,12 +38,16 @@ EVENT_WEIGHTS = {
     "split_all": 2,
     "sleep": 2,
     "shrink": 14,
-    "collapse": 18,
+    "collapse": 22,
     "khugepaged": 6,
     "cold": 3,
     "free": 6,
     "pageout": 10,
     "compact": 1,
+    "migrate": 8,
+    "merge_any": 3,
+    "uffd": 4,
+    "memory_failure": 1,
 }
 # which of them need to know what happened before, so that they can't be in a scenario of mixed clocks
 ORDERED = {"fork", "exit", "munmap", "mprotect"}
@@ -90,6 +94,7 @@ class Draw:
 
     def trace(self, name: str) -> dict:
         rng = self.rng
+        self.nodes = rng.choice([1, 1, 2, 3])
         processes = [self.process() for _ in range(rng.choice([1, 1, 2, 2, 3]))]
         total = sum(p.pages for p in self.processes)
         pass_batches = rng.choice([0.5, 1, 2, 4, 8, 12])
@@ -112,7 +117,7 @@ class Draw:
             "shrink_underused": int(rng.random() < 0.7),
             "max_ptes_none": rng.choice(self.max_ptes_none),
             "stable_node_chains_prune_millisecs": rng.choice(self.prune_millisecs),
-            "merge_across_nodes": 1,
+            "merge_across_nodes": int(self.nodes == 1 or rng.random() < 0.3),
             "swap_mib": rng.choice([0, 1, 64, 64]),
         }
         if self.sleeps:
@@ -130,6 +135,7 @@ class Draw:
                 "events": self.events(clock, batches, passes, late),
                 "batches": batches,
                 "pages_per_thp": self.thp,
+                "nodes": self.nodes,
             },
             "fields": [],
             "samples": [],
@@ -186,11 +192,13 @@ class Draw:
 
     def events(self, clock: str, batches: int, passes: int, late: int) -> list[dict]:
         rng = self.rng
-        count = rng.choice([0, 30, 60, 80, 100])
+        count = rng.choice([0, 30, 60, 100, 150])
         moments: list[dict[str, int]] = [self.moment(clock, batches, passes) for _ in range(count)]
         if clock != "mixed":
             moments.sort(key=lambda moment: moment[clock])
         weights = {op: w for op, w in EVENT_WEIGHTS.items() if self.ordered or op not in ORDERED}
+        if self.nodes > 1:
+            weights["migrate"] *= 4
         if self.orders:
             del weights["hugepage"]  # later births of folios of other sizes are not in a trace
         events: list[dict] = []
@@ -269,6 +277,16 @@ class Draw:
             event["count"] = next((k for k, page in enumerate(legal) if page != legal[0] + k), len(legal))
             if op == "write":
                 event["key"] = None if rng.random() < 0.3 else self.key()
+        elif op == "migrate":
+            event["node"] = rng.choice([None, *range(self.nodes)])
+            event["huge"] = rng.choice([0, 1, 1])
+            event = {k: v for k, v in event.items() if v is not None}
+        elif op == "uffd":
+            event["value"] = rng.choice([0, 1])
+        elif op == "merge_any":
+            return [{"op": op, "process": n, "value": rng.choice([0, 1])}]
+        elif op == "memory_failure":
+            return [{"op": op, "process": n, "page": first}]
         elif op == "collapse":
             return self.collapse(n, event)
         elif op in ("free", "pageout") and rng.random() < 0.6:
@@ -331,6 +349,8 @@ class Draw:
         if knob == "run" and sets[0]["value"] != 1 and rng.random() < 0.9:
             if rng.random() < 0.5:
                 sets.append({"op": "set", "knob": "max_page_sharing", "value": rng.choice((2, 3, 4, 8))})
+            if rng.random() < 0.3:
+                sets.append({"op": "set", "knob": "merge_across_nodes", "value": rng.choice((0, 1))})
             sets.append({"op": "set", "knob": "run", "value": 1})
         return sets
 

@@ -1120,7 +1120,7 @@ class Ksm(Memory):
             return True
         if page.folio.order and not self.split_folio(page, "ksm"):
             return False
-        if not self.write_protect(mm, address, page):
+        if not self.write_protect(mm, address, page, target):
             return False
         if target is None:
             page.ksm, page.node = True, None
@@ -1146,11 +1146,16 @@ class Ksm(Memory):
         self.unpin(page)
         return True
 
-    def write_protect(self, mm: Mm, address: int, page: Page) -> bool:
-        """M7.5; a KSM page without a node can't be found by reverse mapping (M14)."""
+    def write_protect(self, mm: Mm, address: int, page: Page, target: Page | str | None) -> bool:
+        """M7.5; a KSM page can't be found by reverse mapping (M14), but on its new NUMA node it merges (2.12)."""
         entry = mm.ptes.get(address)
-        if type(entry) is not Pte or entry.page is not page or page.ksm:
+        if type(entry) is not Pte or entry.page is not page:
             return False
+        if page.ksm:
+            migrated = page.node is not None and page.node.migrated
+            if not (migrated and isinstance(target, Page) and target.node is not None):
+                return False
+            self.seen["migrated KSM page merges"] += 1
         if entry.dirty or page.exclusive:
             if page.folio.pins != 1:
                 return False
@@ -1266,6 +1271,7 @@ class Ksm(Memory):
         self.unlink(migrated)
         migrated.nid = self.nid(page)
         tree.insert(migrated, parent, left)
+        self.seen["stable node linked in another tree"] += 1
         return page if self.has_room(migrated) else None
 
     def equal_found(
@@ -1277,10 +1283,12 @@ class Ksm(Memory):
             self.unlink(migrated)
             migrated.nid = nid
             self.add_dup(slot, migrated)
+            self.seen["stable node joins equal ones in another tree"] += 1
         else:
             if not self.has_room(node):
                 return None
             if self.nid(node.page) == node.nid:
+                self.seen["page with a node on the side list finds another"] += migrated is not None
                 return node.page
             # the node in the tree has itself been migrated away: it goes, the page's own node takes its place
             if node.chain is None and migrated is not None:
@@ -1294,6 +1302,7 @@ class Ksm(Memory):
                     migrated.nid = nid
                     self.add_dup(slot, migrated)
             self.set_aside(node)
+            self.seen["match that had itself migrated"] += 1
         return page if migrated is not None and self.has_room(migrated) else None
 
     def choose_dup(self, slot: StableNode | Chain, search: bool) -> StableNode | None:

@@ -38,6 +38,9 @@ OCCURRENCES = (
     "zero-filled page swapped",
     "swapped in",
     "lazy page discarded",
+    "stable node moved aside",
+    "stable node linked in another tree",
+    "stable node joins equal ones in another tree",
 )
 AT_LEAST = 20
 
