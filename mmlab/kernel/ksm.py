@@ -521,12 +521,13 @@ def should_skip_rmap_item(m, v):
 
 
 @compiled
-def write_protect_page(m, v, frame):
+def write_protect_page(m, v, frame, kframe):
     """Make the entry read-only and clean, if nobody else holds a reference to the page (ksm-merge M7.5)."""
     if m.pte[v].kind != ANON or m.page[v].frame != frame:
         return False  # a split has put the zeropage there
-    if m.pte[v].bits & KSM_PAGE and m.frame[frame].node < 0:
-        return False  # reverse mapping does not find it (M14)
+    if m.pte[v].bits & KSM_PAGE:  # reverse mapping does not find it (M14); one from the side list may merge (2.12)
+        node = m.frame[frame].node
+        return node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
             return False
@@ -590,7 +591,7 @@ def try_to_merge_one_page(m, v, frame, kframe, kkey):
         return True
     if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
         return False
-    if not write_protect_page(m, v, frame):
+    if not write_protect_page(m, v, frame, kframe):
         return False
     if kframe == NO_PAGE:
         _become_ksm_page(m, v, frame)
@@ -929,6 +930,7 @@ def unmerge_and_remove_all_rmap_items(m):
         for v in range(m.mm[mm].base, m.mm[mm].base + m.mm[mm].pages):
             if m.pte[v].vm & VM_MERGEABLE:
                 break_ksm(m, v)
+        for v in range(m.mm[mm].base, m.mm[mm].base + m.mm[mm].pages):
             if m.pte[v].item:
                 free_rmap_item(m, v)
         if m.mm[mm].exited:

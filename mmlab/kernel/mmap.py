@@ -324,6 +324,7 @@ class AddressSpaces:
         child = len(self.vmas)
         mm = m.mm[child + 1]
         mm["base"], mm["pages"] = child_base, m.mm[parent + 1]["pages"]
+        mm["parent"] = parent + 1
         for name in ("family", "merge_any", "forbids_zeropages", "nid"):
             mm[name] = m.mm[parent + 1][name]
         order = int(m.state[0]["hpage_order"])

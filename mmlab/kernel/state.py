@@ -124,6 +124,7 @@ mm_t = np.dtype(
         ("base", np.int32),  # its first page in `page`
         ("pages", np.int32),
         ("family", np.int32),  # the oldest ancestor
+        ("parent", np.int32),  # the process that it was forked from, 0: none
         ("next", np.int32),  # ksmd's list of mms; record 0 is the list's head
         ("prev", np.int32),
         ("registered", np.uint8),

@@ -80,16 +80,20 @@ def _swap_out(m, v, slot):
 @compiled
 def _found_by_rmap(m, v, frame):
     """Whether reverse mapping finds this entry of a KSM page: by an item of the page's node at this address in this
-    process or one that it was forked from (`rmap_walk_ksm`, ksm-merge M14)."""
+    process or in an ancestor (`rmap_walk_ksm`, ksm-merge M14)."""
     node = m.frame[frame].node
     if node < 0:
         return False
-    mm = m.block[v >> m.state[0].hpage_order].mm
+    order = m.state[0].hpage_order
+    index = v - m.mm[m.block[v >> order].mm].base
     w = m.node[node].first
     while w >= 0:
-        other = m.block[w >> m.state[0].hpage_order].mm
-        if m.mm[other].family == m.mm[mm].family and w - m.mm[other].base == v - m.mm[mm].base:
-            return True
+        owner = m.block[w >> order].mm
+        mm = m.block[v >> order].mm if w - m.mm[owner].base == index else 0
+        while mm > 0:
+            if mm == owner:
+                return True
+            mm = m.mm[mm].parent
         w = m.page[w].left
     return False
 
