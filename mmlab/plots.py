@@ -409,8 +409,8 @@ def curves(
                 "∞", (value, 1), xycoords=("data", "axes fraction"), color=f"C{number}", ha="center", va="top",
                 fontsize=13,
             )  # fmt: skip
-    drawn = finite[y][finite[y] > 0]
-    low, high = min([*(marks or ()), drawn.min()]), max([*(marks or ()), drawn.max()])
+    drawn = [*(marks or ()), *finite[y][finite[y] > 0]] or [1.0]
+    low, high = min(drawn), max(drawn)
     ax.set(xlabel=x, ylabel=y, ylim=(low * 0.7, high * 1.6))
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
     if log:

@@ -209,7 +209,8 @@ def _mix(s: Scenario) -> Scenario:
 
 
 def _alone(s: Scenario, use_zero_pages: int, **changes: Any) -> Scenario:
-    return _calm(s, 400, use_zero_pages=use_zero_pages, until_settled=True, **changes)
+    scans = 16 + blocks(s)  # enough for one THP a full scan
+    return _calm(s, scans, use_zero_pages=use_zero_pages, until_settled=True, **changes)
 
 
 def _sparse(s: Scenario) -> Scenario:
