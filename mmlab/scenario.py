@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmlab.errors import UserError, unknown
 
@@ -366,6 +366,11 @@ class Scenario(_Strict):
             super().__init__(**data)
         except ValidationError as error:
             raise UserError(_explain(error)) from None
+
+    @field_validator("kernel", mode="before")
+    @classmethod
+    def _kernel_of_yaml(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, float) else value  # YAML takes 6.18 for a number
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -43,10 +43,8 @@ from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, After, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
-__all__ = ["SUPPORTED_OPS", "simulate", "warm_up"]
+__all__ = ["simulate", "warm_up"]
 
-SUPPORTED_OPS = frozenset(OPS)
-"""Events that the model has; the trace format knows more."""
 CHUNK = 4096
 """Batches that run in compiled code before Python looks again."""
 
@@ -99,7 +97,7 @@ def warm_up() -> None:
     """Compile all of the model, or load it from numba's cache on disk: one scenario with an event of every kind."""
     events: list[dict[str, object]] = [
         {"op": op, **{name: 1 for name in EVENT_FIELDS[op] if name not in ("process", "knob", "node")}}
-        for op in sorted(SUPPORTED_OPS - {"set", "exit"})
+        for op in sorted(OPS.keys() - {"set", "exit"})
     ]
     events += [{"op": "set", "knob": "max_page_sharing", "value": 4}, {"op": "set", "knob": "run", "value": 2}]
     events += [{"op": "exit", "process": 1}]
@@ -187,12 +185,6 @@ class Simulation:
         progress: Callable[[float], None] | None,
     ) -> None:
         self._refuse_endless(scenario, policy)
-        for e in scenario.events:
-            if e.op not in SUPPORTED_OPS:
-                raise UserError(
-                    f"{scenario.name or 'scenario'}: op {e.op!r} is not modelled yet; "
-                    f"the model has {', '.join(sorted(SUPPORTED_OPS))}."
-                )
         self.scenario, self.variant, self.progress = scenario, variant, progress
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
         self.maps: dict[Where, list[np.ndarray]] = {}
@@ -232,18 +224,6 @@ class Simulation:
         self.timers: list[Timer] = activity.timers(self)
         if policy is not None:
             self.timers.append(policies.timer(self, policy))
-
-    @staticmethod
-    def _refuse_unmodelled(scenario: Scenario) -> None:
-        name = scenario.name or "scenario"
-        ops = [e.op for e in scenario.events]
-        if scenario.merge_any or any(p.merge_any for p in scenario.process_list):
-            ops.append("merge_any")
-        for op in ops:
-            if op not in SUPPORTED_OPS:
-                raise UserError(
-                    f"{name}: op {op!r} is not modelled yet; the model has {', '.join(sorted(SUPPORTED_OPS))}."
-                )
 
     @staticmethod
     def _refuse_endless(scenario: Scenario, policy: policies.Policy | None) -> None:

@@ -235,14 +235,6 @@ def test_one_broken_file_does_not_stop_the_others(run, tmp_path: Path) -> None:
     assert "traces exact 1/2" in done.out
 
 
-def test_traces_with_ops_that_are_not_modelled_are_listed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmlab.simulation.SUPPORTED_OPS", frozenset({"read"}))
-    done = run("compare", TRACES[0])
-    assert done.status == 1
-    assert "not modelled yet (write)" in done.out
-    assert "traces exact 0/1 (1 not predicted)" in done.out
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupted_keeps_what_is_finished(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(SMALL)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from conftest import RECORDED, ROOT, SHIPPED
 from mmlab import trace as traces
 from mmlab.errors import UserError
-from mmlab.scenario import EVENT_FIELDS, Scenario
-from mmlab.simulation import SUPPORTED_OPS, simulate
+from mmlab.scenario import Scenario
+from mmlab.simulation import simulate
 from mmlab.variants import VARIANTS
 
 REFEREE = ROOT.parent / "shared" / "tools" / "compare_traces.py"
@@ -36,10 +36,6 @@ def group(path: Path) -> str:
     return re.split(r"[_\d]|-r?\d", path.name)[0].rstrip("-")
 
 
-def not_modelled(trace: traces.Trace) -> list[str]:
-    return sorted({e["op"] for e in trace["scenario"]["events"]} - set(SUPPORTED_OPS))
-
-
 def small(count: int) -> list[Path]:
     """Some shipped traces, of different groups."""
     by_group = {group(path): path for path in files(SHIPPED)}
@@ -52,8 +48,6 @@ def small(count: int) -> list[Path]:
 @pytest.mark.parametrize("path", files(SHIPPED), ids=lambda p: p.name.removesuffix(".json.gz"))
 def test_shipped_trace_is_predicted_exactly(path: Path) -> None:
     recorded = traces.read(path)
-    if later := not_modelled(recorded):
-        pytest.skip(f"events that are not modelled yet: {', '.join(later)}")
     found = traces.compare(recorded, traces.predict(recorded))
     assert found.exact, f"mmlab compare {path.relative_to(ROOT)}\n{found}"
 
@@ -61,30 +55,14 @@ def test_shipped_trace_is_predicted_exactly(path: Path) -> None:
 @pytest.mark.skipif(not files(RECORDED), reason=f"no traces in {RECORDED}: set MMLAB_TRACES")
 @pytest.mark.parametrize("name", sorted({group(path) for path in files(RECORDED)}))
 def test_recorded_group_is_predicted_exactly(name: str) -> None:
-    wrong, done, left = [], 0, Counter[str]()
+    wrong, done = [], 0
     for path in (p for p in files(RECORDED) if group(p) == name):
         recorded = traces.read(path)
-        if later := not_modelled(recorded):
-            left.update(later)
-            continue
         done += 1
         found = traces.compare(recorded, traces.predict(recorded))
         if not found.exact:
             wrong.append(f"{path.name}: {found}")
     assert not wrong, "\n".join([f"{len(wrong)} of {done} differ", *wrong])
-    if not done:
-        pytest.skip(f"events that are not modelled yet: {', '.join(sorted(left))}")
-
-
-@pytest.mark.skipif(not files(RECORDED), reason=f"no traces in {RECORDED}: set MMLAB_TRACES")
-def test_what_is_not_modelled_yet() -> None:
-    """Not a test but a list: which ops still keep recorded traces from being predicted."""
-    left = Counter[str]()
-    for path in files(RECORDED):
-        left.update(not_modelled(traces.read(path)))
-    assert set(left) <= set(EVENT_FIELDS)
-    if left:
-        pytest.skip("traces with ops not modelled yet: " + ", ".join(f"{op} {n}" for op, n in left.most_common()))
 
 
 def test_shipped_traces_cover_every_group_and_variant_in_a_megabyte() -> None:
@@ -94,7 +72,7 @@ def test_shipped_traces_cover_every_group_and_variant_in_a_megabyte() -> None:
     assert {traces.read(path)["variant"] for path in shipped} == set(VARIANTS)
     assert {traces.read(path)["kernel"] for path in shipped} == {"6.1.192", "6.12.117", "6.18.44"}
     for path in files(RECORDED):
-        assert group(path) in {group(p) for p in shipped} or not_modelled(traces.read(path)), path.name
+        assert group(path) in {group(p) for p in shipped}, path.name
 
 
 # -- what a prediction may read -----------------------------------------------------------------------------------
@@ -119,8 +97,6 @@ def scrambled(trace: traces.Trace, seed: int) -> traces.Trace:
 @pytest.mark.parametrize("path", small(12), ids=lambda p: p.name.removesuffix(".json.gz"))
 def test_scrambling_the_answers_changes_nothing(path: Path) -> None:
     recorded = traces.read(path)
-    if later := not_modelled(recorded):
-        pytest.skip(f"events that are not modelled yet: {', '.join(later)}")
     expected = traces.predict(recorded)
     assert traces.predict(scrambled(recorded, seed=1)) == expected
     assert traces.predict(scrambled(recorded, seed=2)) == expected
@@ -129,10 +105,9 @@ def test_scrambling_the_answers_changes_nothing(path: Path) -> None:
 def test_a_prediction_is_a_question_again() -> None:
     for path in small(5):
         recorded = traces.read(path)
-        if not not_modelled(recorded):
-            prediction = traces.predict(recorded)
-            assert traces.predict(prediction) == prediction
-            assert prediction["kernel"].startswith("mmlab ")
+        prediction = traces.predict(recorded)
+        assert traces.predict(prediction) == prediction
+        assert prediction["kernel"].startswith("mmlab ")
 
 
 def test_overrides_are_part_of_the_predicted_question() -> None:
@@ -368,6 +343,5 @@ def test_runs_of_keys_are_the_keys(keys: list[int]) -> None:
 def test_format_as_in_a_json_reader() -> None:
     """A written trace is plain JSON: no numpy types, no NaN."""
     recorded = traces.read(files(SHIPPED)[0])
-    if not not_modelled(recorded):
-        prediction = traces.predict(recorded)
-        assert json.loads(json.dumps(prediction, allow_nan=False)) == prediction
+    prediction = traces.predict(recorded)
+    assert json.loads(json.dumps(prediction, allow_nan=False)) == prediction
