@@ -125,7 +125,7 @@ class Draw:
         return {
             "format": "kernel-trace-1",
             "name": name,
-            "kernel": rng.choice(["6.12.117", "6.12.117", "6.18.44"]),
+            "kernel": rng.choice(["6.12.117", "6.18.44"]),
             "variant": "mainline" if rng.random() < 0.45 else rng.choice(VARIANTS),
             "how": "drawn at random",
             "scenario": {
@@ -164,6 +164,8 @@ class Draw:
             spec |= {"orders": joined(orders), "nohugepage_after_populate": True}
         elif rng.random() < 0.3:
             spec["nohugepage_after_populate"] = True
+        if rng.random() < 0.05:
+            spec["forbids_zeropages"] = 1
         return spec
 
     def some_ranges(self, pages: int) -> list[list[int]]:

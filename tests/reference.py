@@ -341,6 +341,7 @@ class Mm:
     def __init__(self, pages: int, pages_per_thp: int, nid: int) -> None:
         self.pages, self.pages_per_thp, self.nid = pages, pages_per_thp, nid
         self.merge_any = False  # PR_SET_MEMORY_MERGE (ksm-scan S12)
+        self.forbids_zeropages = False  # a KVM guest on s390 (thp-split Z1.5)
         self.vmas: list[Vma] = []
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
         self.ptes: dict[int, Pte | Slot | str] = {}
@@ -554,7 +555,7 @@ class Memory:
                     continue
                 mm.anon -= 1
                 asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
-                held = mlocked or vma.locked or part.poisoned
+                held = mlocked or vma.locked or part.poisoned or mm.forbids_zeropages
                 if part.key == 0 and not held and VARIANTS[self.variant](asked):  # Z1, Z3
                     mm.ptes[address] = ZP_CLEAN
                 else:
@@ -618,6 +619,8 @@ class Memory:
 
     def read_fault(self, mm: Mm, vma: Vma, address: int) -> None:
         block = address // self.pages_per_thp
+        if mm.forbids_zeropages and mm.blocks[block] in (None, TABLE) and address not in mm.ptes:
+            self.write_fault(mm, vma, address)
         if mm.blocks[block] is None:
             mm.blocks[block] = HUGE_ZP if self.huge_allowed(vma, block) else TABLE
         what = mm.blocks[block]
@@ -1440,6 +1443,7 @@ class Ksm(Memory):
         """F4."""
         child = Mm(parent.pages, parent.pages_per_thp, parent.nid)
         child.parent, child.merge_any = parent, parent.merge_any
+        child.forbids_zeropages = parent.forbids_zeropages
         self.mms.append(child)
         self.seen["fork in mid-scan"] += self.cursor is not None
         if parent.registered:
@@ -1968,6 +1972,7 @@ class Machine(Reclaim):
     def start(self, process: dict, nid: int, late: bool) -> None:
         """A process whose region was advised, populated by writes, advised again (trace-format, processes)."""
         mm = Mm(process["pages"], self.pages_per_thp, nid)
+        mm.forbids_zeropages = bool(process.get("forbids_zeropages", 0))
         self.mms.append(mm)
         stamp = self.stamp()
         mm.vmas = [Vma(0, mm.pages, huge=False, anon_vma=stamp, stamp=stamp)]
