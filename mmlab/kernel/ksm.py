@@ -275,6 +275,14 @@ def _add_dup(m, node, n):
 
 
 @compiled
+def _on_side_list(m, node, frame):
+    """Whether the node is on the side list, where it goes if its page lives on another NUMA node now (ksm-merge M1)."""
+    if m.node[node].kind != MIGRATED and _nid(m, frame) != m.node[node].nid:
+        _to_side_list(m, node)
+    return m.node[node].kind == MIGRATED
+
+
+@compiled
 def _to_side_list(m, node):
     """The node's page lives on another NUMA node than the tree that the node is in (ksm-merge M1)."""
     if m.node[node].kind == DUP:
@@ -676,10 +684,8 @@ def cmp_and_merge_page(m, v, frame):
     key = m.page[v].key
     node = m.frame[frame].node
     if node >= 0:  # M1
-        if m.node[node].kind != MIGRATED and _nid(m, frame) != m.node[node].nid:
-            _to_side_list(m, node)
-        attached = m.pte[v].item & STABLE and m.page[v].parent == node
-        if attached and m.node[node].kind != MIGRATED:
+        aside = not m.state[0].merge_across_nodes and _on_side_list(m, node, frame)
+        if m.pte[v].item & STABLE and m.page[v].parent == node and not aside:
             return
     else:  # M2
         remove_rmap_item_from_tree(m, v)
