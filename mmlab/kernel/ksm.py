@@ -535,7 +535,7 @@ def write_protect_page(m, v, frame, kframe):
         return False  # a split has put the zeropage there
     if m.pte[v].bits & KSM_PAGE:  # reverse mapping does not find it (M14); one from the side list may merge (2.12)
         node = m.frame[frame].node
-        return node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0
+        return node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0 and m.frame[kframe].node >= 0
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
             return False
