@@ -1836,12 +1836,20 @@ class Reclaim(Ksm):
         if result:
             return result
         self.vm["thp_collapse_alloc"] += 1
+        new = self.new_folio(self.thp_order, block * self.pages_per_thp, self.target_node(mm, block))
         result = self.swap_in_range(mm, vma, block) or self.isolate_range(mm, block, khugepaged)
         if result:
             self.seen["collapse failed at isolation"] += 1
+            self.gone(new)
             return result
-        self.copy_range(mm, vma, block)
+        self.copy_range(mm, vma, block, new)
         return "collapsed"
+
+    def target_node(self, mm: Mm, block: int) -> int:
+        """Where most of the pages are that are present before swapped ones are read in, else node 0."""
+        entries = [mm.ptes.get(address) for address in self.addresses(block)]
+        nids = [entry.page.nid for entry in entries if type(entry) is Pte]
+        return min(nids, key=lambda nid: (-nids.count(nid), nid), default=0)
 
     def addresses(self, block: int) -> range:
         return range(block * self.pages_per_thp, (block + 1) * self.pages_per_thp)
@@ -1922,12 +1930,8 @@ class Reclaim(Ksm):
                 self.drain_lru_batch()
         return result
 
-    def copy_range(self, mm: Mm, vma: Vma, block: int) -> None:
+    def copy_range(self, mm: Mm, vma: Vma, block: int, new: Folio) -> None:
         """K6."""
-        entries = [mm.ptes.get(address) for address in self.addresses(block)]
-        present = [entry.page.nid for entry in entries if type(entry) is Pte]
-        target = min(present, key=lambda nid: (-present.count(nid), nid), default=0)  # where most of the pages are
-        new = self.new_folio(self.thp_order, block * self.pages_per_thp, target)
         for page, address in zip(new.pages, self.addresses(block), strict=True):
             entry = mm.ptes.get(address)
             if type(entry) is not Pte:
