@@ -52,7 +52,7 @@ def tick_after(hz: int, now_ns: int, millisecs: int) -> int:
 def timers(s: Simulation) -> list[Timer]:
     """All timers of a run but a policy's. Of those that are due at the same time the first of the list acts first."""
     asked = s.scenario
-    found = [Guests(s).timer]
+    found = [Guests(s).timer()]
     if asked.ksm_start_seconds:
         found.append(Timer(round(asked.ksm_start_seconds * SECOND), lambda: _start_ksm(s)))
     found.append(s.khugepaged)
@@ -61,9 +61,9 @@ def timers(s: Simulation) -> list[Timer]:
     if asked.pressure_rate:
         found.append(_each_second(asked.pressure_rate, lambda folios: deferred_split_scan(s.m, folios)))
     if asked.migration_rate:
-        found.append(Migration(s).timer)
+        found.append(Migration(s).timer())
     if asked.hot_fraction or asked.warm_fraction:
-        found += Writes(s).timers
+        found += Writes(s).timers()
     return [timer for timer in found if timer.next_ns < FOREVER or timer is s.khugepaged]
 
 
@@ -129,7 +129,9 @@ class Guests:
             if asked.balloon_fraction:
                 plan.append((round((boots + asked.balloon_seconds) * SECOND), 2, i))
         self.plan = sorted(plan, reverse=True)  # the next one is the last
-        self.timer = Timer(self._next(), self._act)
+
+    def timer(self) -> Timer:
+        return Timer(self._next(), self._act)
 
     def _next(self) -> int:
         return self.plan[-1][0] if self.plan else FOREVER
@@ -171,7 +173,9 @@ class Migration:
     def __init__(self, s: Simulation) -> None:
         self.s = s
         self.rng = np.random.default_rng((s.scenario.seed, MIGRATION))
-        self.timer = _each_second(s.scenario.migration_rate * 256 / (1 << s.order), self._migrate)
+
+    def timer(self) -> Timer:
+        return _each_second(self.s.scenario.migration_rate * 256 / (1 << self.s.order), self._migrate)
 
     def _migrate(self, blocks: int) -> None:
         m, size = self.s.m, 1 << self.s.order
@@ -212,9 +216,13 @@ class Writes:
             n = [round(share * len(used)) for share in (asked.hot_fraction, asked.hot_fraction + asked.warm_fraction)]
             hot.append(dealt[: n[0]])
             warm.append(dealt[n[0] : n[1]])
-        self.timers = [
-            self._timer(stream, np.concatenate(pages), period)
-            for stream, pages, period in ((HOT, hot, asked.hot_period_seconds), (WARM, warm, asked.warm_period_seconds))
+        self.hot, self.warm = np.concatenate(hot), np.concatenate(warm)
+
+    def timers(self) -> list[Timer]:
+        asked = self.s.scenario
+        return [
+            self._timer(HOT, self.hot, asked.hot_period_seconds),
+            self._timer(WARM, self.warm, asked.warm_period_seconds),
         ]
 
     def _timer(self, stream: int, pages: NDArray[np.int64], period: float) -> Timer:

@@ -80,7 +80,7 @@ class Metrics:
     freed_mib: float = _metric("MiB", "memory freed from the start to the end, in frames")
     freed_unseen_pages: int = _metric("pages", "frames freed that pages_sharing and ksm_zero_pages do not show")
     most_freed_by_batch: int = _metric("pages", "most frames that one batch freed")
-    most_freed_per_budget: float = _metric("", "… over pages_to_scan, the largest that there was: above 1, the rate limit was bypassed")
+    most_freed_per_budget: float = _metric("", "… over the largest pages_to_scan: above 1, the rate limit was bypassed")
     wasted_visits_share: float = _metric("%", "visits whose search of the unstable tree ended on a dead node")
     ksmd_cpu_ms: float = _metric("ms", "CPU time of ksmd")
     ksmd_cpu_percent: float = _metric("%", "CPU time of ksmd over simulated time")

@@ -521,6 +521,8 @@ class Simulation:
         self.samples.finish(self.m.stat, self.m.mthp)
         if self.maps_at == "end":
             self._map((int(self.m.stat[0]["batch"]), int(self.m.stat[0]["rank"])))
+        self.timers.clear()  # they refer to this object: a cycle would keep the machine's memory
+        del self.khugepaged
         ids = np.concatenate(self.samples.ids)
         return Run(
             scenario=s,
