@@ -164,7 +164,8 @@ def folio_put(m, frame):
             free_folio(m, f)
     else:
         m.frame[frame].pins -= 1
-        put_frame(m, frame)
+        if m.frame[frame].mapcount == 0:
+            put_frame(m, frame)
 
 
 @compiled
