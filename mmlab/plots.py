@@ -541,7 +541,9 @@ def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, 
         spine.set_visible(False)
     words = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
     patches = [Patch(facecolor=looks[m], edgecolor="#888888", label=words[m]) for m in words]
-    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=4)
+    if any("*" in row for row in map(str, cells.index)):
+        patches.append(Patch(alpha=0, label="* from the text only"))
+    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(patches))
     return ax
 
 
