@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmlab.kernel import ksm, memory
-from mmlab.kernel.folio import mlock_drain
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
@@ -53,9 +52,8 @@ def _khugepaged(s: Simulation, e: Event) -> int:
     return 0
 
 
-def _compact(s: Simulation, _: Event) -> int:
+def _compact(_s: Simulation, _e: Event) -> int:
     """Compaction moves small pages only; nothing that is counted changes (thp-split G1)."""
-    mlock_drain(s.m)
     return 0
 
 

@@ -79,7 +79,8 @@ def simulate(
     Raises
     ------
     UserError
-        The variant, the policy, the cost set or an event's op is not known, or the workload does not fit into memory.
+        The variant, the policy or the cost set is not known, an event names a process that was not born yet, or the
+        run would never end.
 
     Examples
     --------
@@ -407,7 +408,8 @@ class Simulation:
 
     def _event(self, i: int) -> None:
         stat, e = self.m.stat[0], self.scenario.events[i]
-        self.reserve(2 * (e.count or 0) + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
+        touched = len(self.m.page) if e.op == "khugepaged" else e.count or 0
+        self.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
         if e.process >= len(self.spaces.vmas):
             raise UserError(
                 f"events {i}: op {e.op} of process {e.process}: only processes 0 to {len(self.spaces.vmas) - 1} "

@@ -375,6 +375,16 @@ def test_conservation_in_random_scenarios(part: int) -> None:
             conservation.check(simulate(asked.replace(horizon_batches=max(1, batches))))
 
 
+def test_arrays_grow_for_collapses() -> None:
+    """Each turn of khugepaged needs new huge pages: the small ones that a split left are not contiguous."""
+    turns = [at(0.1 * n + dt, op, **fields) for n in range(6)
+             for dt, op, fields in ((0.01, "split_all", {}), (0.02, "khugepaged", {"full_scans": 1}))]  # fmt: skip
+    run = simulate(scenario(*turns, run=0, variant="legacy", memory_mib=16, horizon_seconds=1.0))
+    assert run.rows["pages_collapsed"][-1] == 6 * 8
+    assert run.machine.state[0]["top_frame"] > 2 * len(run.machine.page)
+    conservation.check(run)
+
+
 def test_arrays_grow() -> None:
     """Forks whose copies are all written need more frames, folios and nodes than there were at first."""
     forks = [{"after": {"batch": 0}, "op": "fork", "process": n} for n in range(7)]

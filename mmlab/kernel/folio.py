@@ -19,6 +19,7 @@ __all__ = [
     "deferred_split_folio",
     "folio_free_swap",
     "folio_get",
+    "folio_is_queued",
     "folio_likely_mapped_shared",
     "folio_pte_batch",
     "folio_put",
@@ -268,6 +269,12 @@ def folio_remove_rmap_pmd(m, f):
 
 
 @compiled
+def folio_is_queued(m, f):
+    """Whether the folio is on the deferred split queue."""
+    return m.folio[f].prev >= 0 or m.state[0].queue_first == f
+
+
+@compiled
 def deferred_split_folio(m, f, partially_mapped):
     """Queue a folio, and mark it if a page of it is mapped by nobody any more (thp-split Q1).
 
@@ -282,7 +289,7 @@ def deferred_split_folio(m, f, partially_mapped):
         m.mthp[m.folio[f].order].nr_anon_partially_mapped += 1
         if m.folio[f].order == s.hpage_order:
             m.stat[0].thp_deferred_split_page += 1
-    if m.folio[f].prev >= 0 or s.queue_first == f:
+    if folio_is_queued(m, f):
         return
     _link_tail(m, f)
     m.stat[0].deferred_queue_len += 1
@@ -327,7 +334,7 @@ def folio_unqueue_deferred_split(m, f):
     if m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 0
         m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
-    if m.folio[f].prev < 0 and m.state[0].queue_first != f:
+    if not folio_is_queued(m, f):
         return
     _unlink(m, f)
     m.folio[f].prev = -1

@@ -36,7 +36,7 @@ from mmlab.kernel.state import (
     ZP_CLEAN,
 )
 
-__all__ = ["deferred_split_scan", "split_huge_page", "split_huge_pages", "split_huge_pmd"]
+__all__ = ["deferred_split_scan", "split_folio", "split_huge_page", "split_huge_pages", "split_huge_pmd"]
 
 
 @entry
@@ -199,6 +199,15 @@ def split_huge_page(m, frame, caller):
     return True
 
 
+@compiled
+def split_folio(m, frame, caller):
+    """Split the large folio of `frame` with a reference of its own (`split_folio`); returns whether it succeeded."""
+    folio_get(m, frame)
+    split = split_huge_page(m, frame, caller)
+    folio_put(m, frame)
+    return split
+
+
 @entry
 def split_huge_pages(m, first, end, caller, stop):
     """Split each large folio that a page of [first, end) maps; `stop`: up to the first address without a VMA (H13).
@@ -212,9 +221,7 @@ def split_huge_pages(m, first, end, caller, stop):
             continue
         frame = m.page[v].frame
         if m.pte[v].kind == ANON and m.frame[frame].folio >= 0:
-            folio_get(m, frame)
-            split_huge_page(m, frame, caller)
-            folio_put(m, frame)
+            split_folio(m, frame, caller)
 
 
 # --- the shrinker ---------------------------------------------------------------------------------------------------
@@ -281,9 +288,7 @@ def deferred_split_scan(m, nr_to_scan):
         partially_mapped = m.folio[f].partially_mapped
         split = False
         if partially_mapped or (not (s.kernel >= 618 and _mlocked(m, f)) and thp_underused(m, f)):
-            folio_get(m, head)
-            split = split_huge_page(m, head, CALLER_PARTIALLY_MAPPED if partially_mapped else CALLER_UNDERUSED)
-            folio_put(m, head)
+            split = split_folio(m, head, CALLER_PARTIALLY_MAPPED if partially_mapped else CALLER_UNDERUSED)
             if split and not partially_mapped:
                 m.stat[0].thp_underused_split_page += 1
         if not split:

@@ -1,8 +1,8 @@
 """The advices that look at folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
 from mmlab.kernel.compile import compiled, entry
-from mmlab.kernel.folio import folio_get, folio_likely_mapped_shared, folio_pte_batch, folio_put
-from mmlab.kernel.huge_memory import split_huge_page
+from mmlab.kernel.folio import folio_likely_mapped_shared, folio_pte_batch
+from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.memory import clear_swap_entry
 from mmlab.kernel.state import (
     ANON,
@@ -23,14 +23,6 @@ from mmlab.kernel.swap import shrink_folio
 __all__ = ["COLD", "FREE", "PAGEOUT", "madvise_folios"]
 
 COLD, PAGEOUT, FREE = range(3)
-
-
-@compiled
-def _split(m, frame):
-    folio_get(m, frame)
-    split = split_huge_page(m, frame, CALLER_OTHER)
-    folio_put(m, frame)
-    return split
 
 
 @compiled
@@ -73,7 +65,7 @@ def madvise_folios(m, advice, first, end):
             shared = folio_likely_mapped_shared(m, m.frame[m.page[v].frame].folio)
             if whole and not shared:
                 _advise_folio(m, advice, v, 1 << order)
-            if whole or shared or not _split(m, m.page[v].frame):
+            if whole or shared or not split_folio(m, m.page[v].frame, CALLER_OTHER):
                 v = stop
                 continue
         if m.block[b].pmd != PMD_TABLE:
@@ -98,6 +90,6 @@ def madvise_folios(m, advice, first, end):
             if n == 1 << m.folio[f].order:
                 if m.folio[f].mapcount == n:
                     _advise_folio(m, advice, v, n)
-            elif not folio_likely_mapped_shared(m, f) and _split(m, frame):
+            elif not folio_likely_mapped_shared(m, f) and split_folio(m, frame, CALLER_OTHER):
                 continue
             v += n

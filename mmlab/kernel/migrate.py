@@ -1,13 +1,21 @@
 """Migration and memory failure: pages that move, or go bad (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
-from mmlab.kernel.compile import entry
-from mmlab.kernel.folio import folio_get, folio_put, list_move_tail, lru_add_drain, mlock_drain
-from mmlab.kernel.huge_memory import split_huge_page
+from mmlab.kernel.compile import compiled, entry
+from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain, mlock_drain
+from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.state import ANON, CALLER_OTHER, KSM, NID_SHIFT, POISON, POISONED
 
 __all__ = ["memory_failure", "migrate_pages"]
 
 EBUSY, EFAULT = 16, 14
+
+
+@compiled
+def _move(m, first, n, node):
+    """n frames are on this NUMA node from now on; -1: they moved within theirs."""
+    m.stat[0].pgmigrate_success += n
+    for i in range(first, first + n if node >= 0 else first):
+        m.frame[i].flags = m.frame[i].flags & ((1 << NID_SHIFT) - 1) | node << NID_SHIFT
 
 
 @entry
@@ -30,24 +38,15 @@ def migrate_pages(m, first, end, node, huge):
         if f >= 0:
             thp = m.folio[f].order == m.state[0].hpage_order
             if m.folio[f].partially_mapped or (thp and not huge):
-                folio_get(m, frame)
-                split = split_huge_page(m, frame, CALLER_OTHER)
-                folio_put(m, frame)
-                if split:
+                if split_folio(m, frame, CALLER_OTHER):
                     m.stat[0].thp_migration_split += thp
                     continue
             elif m.folio[f].pins == 0:
-                head, n = m.folio[f].head, 1 << m.folio[f].order
-                m.stat[0].pgmigrate_success += n
-                if m.folio[f].prev >= 0 or m.state[0].queue_first == f:
+                _move(m, m.folio[f].head, 1 << m.folio[f].order, node)
+                if folio_is_queued(m, f):
                     list_move_tail(m, f)  # its new place is a new folio, queued anew (Q2)
-                if node >= 0:
-                    for i in range(head, head + n):
-                        m.frame[i].flags = m.frame[i].flags & ((1 << NID_SHIFT) - 1) | node << NID_SHIFT
         elif m.frame[frame].pins == 0:
-            m.stat[0].pgmigrate_success += 1
-            if node >= 0:
-                m.frame[frame].flags = m.frame[frame].flags & ((1 << NID_SHIFT) - 1) | node << NID_SHIFT
+            _move(m, frame, 1, node)
         v += 1
         while v < end and f >= 0 and m.pte[v].kind == ANON and m.frame[m.page[v].frame].folio == f:
             v += 1
@@ -63,12 +62,8 @@ def memory_failure(m, v):
         return EFAULT
     frame = m.page[v].frame
     m.frame[frame].flags |= POISONED
-    if m.frame[frame].folio >= 0:
-        folio_get(m, frame)
-        split = split_huge_page(m, frame, CALLER_OTHER)
-        folio_put(m, frame)
-        if not split:
-            return EBUSY
+    if m.frame[frame].folio >= 0 and not split_folio(m, frame, CALLER_OTHER):
+        return EBUSY
     m.frame[frame].pins += 1
     for w in range(len(m.page)):
         if m.pte[w].kind == ANON and m.page[w].frame == frame:

@@ -17,16 +17,9 @@ __all__ = ["Machine", "machine"]
 # --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
 NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP, POISON = range(7)
-DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry; an exclusive page's one in a writable VMA is writable…
-READ_ONLY, OLD = 8, 16  # … unless it was given back by break_ksm and not written yet; not accessed since MADV_COLD
-VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-)  # flags of the VMA that holds the page
+DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry. EXCLUSIVE in a writable VMA is writable,
+READ_ONLY, OLD = 8, 16  # unless READ_ONLY: given back by break_ksm, not written yet. OLD: not accessed since MADV_COLD
+VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32  # flags of the page's VMA
 ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
 
 pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the small fields of its rmap_item

@@ -5,8 +5,8 @@ The swap cache's reference is the `cache` of the slot, not a pin (thp-split H5).
 """
 
 from mmlab.kernel.compile import compiled
-from mmlab.kernel.folio import folio_get, folio_put, folio_remove_rmap_ptes, free_folio, free_slot, put_frame
-from mmlab.kernel.huge_memory import split_huge_page, split_huge_pmd
+from mmlab.kernel.folio import folio_remove_rmap_ptes, free_folio, free_slot, put_frame
+from mmlab.kernel.huge_memory import split_folio, split_huge_pmd
 from mmlab.kernel.state import (
     ANON,
     CALLER_OTHER,
@@ -181,10 +181,7 @@ def shrink_folio(m, v):
         _discard_folio(m, f, v)
         return
     if _free_slots(m) < n:
-        folio_get(m, head)
-        split = split_huge_page(m, head, CALLER_OTHER)
-        folio_put(m, head)
-        if split:
+        if split_folio(m, head, CALLER_OTHER):
             if n == 1 << m.state[0].hpage_order:
                 m.stat[0].thp_swpout_fallback += 1
             for w in range(v, v + n):
