@@ -16,6 +16,7 @@ import numpy as np
 from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
+from mmlab.kernel.ksm import schedule_timeout
 from mmlab.kernel.migrate import migrate_pages
 from mmlab.kernel.state import ANON, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from mmlab.simulation import Simulation
 
-__all__ = ["FOREVER", "SECOND", "Timer", "tick_after", "timers"]
+__all__ = ["FOREVER", "SECOND", "Timer", "timers"]
 
 SECOND = 1_000_000_000
 FOREVER = 1 << 62
@@ -43,12 +44,6 @@ class Timer:
     act: Callable[[], int]
 
 
-def tick_after(hz: int, now_ns: int, millisecs: int) -> int:
-    """End of a sleep that begins now: the timer tick after `millisecs` rounded up to ticks (ksm-scan S3)."""
-    tick = now_ns * hz // SECOND + -(-millisecs * hz // 1000) + 1
-    return tick * SECOND // hz
-
-
 def timers(s: Simulation) -> list[Timer]:
     """All timers of a run but a policy's. Of those that are due at the same time the first of the list acts first."""
     asked = s.scenario
@@ -57,7 +52,7 @@ def timers(s: Simulation) -> list[Timer]:
         found.append(Timer(round(asked.ksm_start_seconds * SECOND), lambda: _start_ksm(s)))
     found.append(s.khugepaged)
     if asked.khugepaged:
-        s.khugepaged.next_ns = tick_after(asked.hz, 0, asked.khugepaged_scan_sleep_millisecs)
+        s.khugepaged.next_ns = schedule_timeout(s.m, 0, asked.khugepaged_scan_sleep_millisecs)
     if asked.pressure_rate:
         found.append(_each_second(asked.pressure_rate, lambda folios: deferred_split_scan(s.m, folios)))
     if asked.migration_rate:
@@ -106,7 +101,7 @@ def khugepaged(s: Simulation) -> Timer:
         pages = min(int(state["khugepaged_pages_to_scan"]), len(s.m.page))
         s.reserve(2 * pages + (2 << s.order))
         cpu_ns = int(khugepaged_do_scan(s.m))
-        return tick_after(s.scenario.hz, s.now + cpu_ns, int(state["khugepaged_scan_sleep_millisecs"]))
+        return int(schedule_timeout(s.m, s.now + cpu_ns, state["khugepaged_scan_sleep_millisecs"]))
 
     return Timer(FOREVER, burst)
 

@@ -60,6 +60,7 @@ __all__ = [
     "ksm_exit",
     "ksm_scan_thread",
     "remove_all_stable_nodes",
+    "schedule_timeout",
     "unmerge_and_remove_all_rmap_items",
 ]
 
@@ -1038,10 +1039,15 @@ def ksmd_cpu_ns(m):
 
 
 @entry
-def ksmd_wakes_at(m, now_ns):
-    """End of a sleep that begins now: at the timer tick after `sleep_millisecs` rounded up to ticks (ksm-scan S3)."""
+def schedule_timeout(m, now_ns, millisecs):
+    """End of a sleep that begins now: at the timer tick after `millisecs` rounded up to ticks (ksm-scan S3)."""
     s = m.state[0]
-    if s.sleep_millisecs == 0:
-        return now_ns
-    tick = _jiffies(m, now_ns) + (s.sleep_millisecs * s.hz + 999) // 1000 + 1
+    tick = _jiffies(m, now_ns) + (millisecs * s.hz + 999) // 1000 + 1
     return tick // s.hz * 1_000_000_000 + tick % s.hz * 1_000_000_000 // s.hz
+
+
+@entry
+def ksmd_wakes_at(m, now_ns):
+    """End of ksmd's sleep that begins now; with `sleep_millisecs` 0 it does not sleep."""
+    sleep = m.state[0].sleep_millisecs
+    return schedule_timeout(m, now_ns, sleep) if sleep > 0 else now_ns
