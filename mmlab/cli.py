@@ -102,7 +102,7 @@ def simulate(files: tuple[Path, ...], variant: str | None, settings: tuple[str, 
     Examples:
       mmlab simulate params/all_zero.yaml
       mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
-      mmlab simulate tests/traces --out predicted/
+      mmlab simulate mmlab/recordings --out predicted/
     """
     overrides = _parse(settings)
     _check(variant, overrides)
@@ -178,7 +178,7 @@ def compare(files: tuple[Path, ...], only: tuple[str, ...], jobs: int, verbose: 
 
     \b
     Examples:
-      mmlab compare tests/traces
+      mmlab compare mmlab/recordings
       mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
     """
     paths = _expand(files, only, (TRACE,))

@@ -1,7 +1,7 @@
 """Record on the running kernel what it does with a scenario, as a kernel trace.
 
     python tests/record.py --list                     the scenarios, a line each
-    python tests/record.py uffd-collapse merge-any    record these, into tests/traces/live618-NAME.json.gz
+    python tests/record.py uffd-collapse merge-any    record these, into mmlab/recordings/live618-NAME.json.gz
     python tests/record.py --all --out /tmp/traces    record all of them somewhere else
 
 Needs root and a kernel with KSM and THP. A scenario is recorded twice (--times), and kept only if both recordings are
@@ -38,7 +38,7 @@ from typing import Any
 KSM = Path("/sys/kernel/mm/ksm")
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 VM = Path("/proc/sys/vm")
-HERE = Path(__file__).resolve().parent / "traces"
+HERE = Path(__file__).resolve().parents[1] / "mmlab" / "recordings"
 
 PAGE, BLOCK = 4096, 2 << 20
 MADVISE = {"normal": 0, "dontneed": 4, "free": 8, "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15,
@@ -960,7 +960,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios to record")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--all", action="store_true", help="record all of them")
-    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="folder for the traces (tests/traces)")
+    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="their folder (mmlab/recordings)")
     parser.add_argument("--times", type=int, default=2, metavar="N", help="equal recordings that are wanted (2)")
     args = parser.parse_args()
     if args.list:

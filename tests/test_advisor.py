@@ -10,7 +10,7 @@ import pytest
 from mmlab import Scenario, simulate, trace
 from mmlab.kernel.ksm import advised_pages
 
-HEAVY = Path(__file__).parent / "traces" / "advisor" / "live618-advisor-heavy.json.gz"
+HEAVY = Path(__file__).parent / "advisor" / "live618-advisor-heavy.json.gz"
 NO_HISTORY = (0, 0)
 
 

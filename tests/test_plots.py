@@ -1,9 +1,7 @@
 """Figures: every axis says its unit, what is drawn is in a table, and the bytes are always the same."""
 
-import json
 from collections.abc import Callable, Iterator
 from importlib.resources import files
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -191,10 +189,3 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a &amp; b" in shown["text/html"]
     assert "&lt;y&gt;" in shown["text/html"]
     assert "<caption>A caption</caption>" in shown["text/html"]
-
-
-def test_recordings_are_small() -> None:
-    folder = Path(str(files("mmlab") / "recordings"))
-    sizes = [file.stat().st_size for file in folder.glob("*.json.gz")]
-    assert sizes
-    assert sum(sizes) < 100_000, json.dumps(sizes)

@@ -12,7 +12,7 @@ import pytest
 import reference
 import worked_examples
 
-TRACES = sorted((pathlib.Path(__file__).parent / "traces").glob("*.json.gz"))
+TRACES = sorted((pathlib.Path(__file__).parents[1] / "mmlab" / "recordings").glob("*.json.gz"))
 EXAMPLES = worked_examples.examples()
 
 

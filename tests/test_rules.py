@@ -62,15 +62,18 @@ LEFT_OUT = {
     "ksm-merge D9": ("follows from M5", "W10 test_variants.py::test_one_stray_zero_page_cures_the_pace"),
     "ksm-merge T7": ("follows from T3 to T6", "W5 X4 test_variants.py::test_regression_2"),
     "khugepaged P1": ("follows from K4 and Z1", "test_activity.py::test_khugepaged_collapses_what_ksmd_split"),
-    "khugepaged P2": ("follows from K4, K9 and M7", "traces/live618-khugepaged-pingpong-*"),
-    "khugepaged P3": ("follows from K1, S23 and S25", "traces/live618-khugepaged-pingpong-*"),
-    "khugepaged P4": ("follows from K4", "traces/live618-khugepaged-none* traces/live618-khugepaged-shared*"),
+    "khugepaged P2": ("follows from K4, K9 and M7", "recordings/live618-khugepaged-pingpong-*"),
+    "khugepaged P3": ("follows from K1, S23 and S25", "recordings/live618-khugepaged-pingpong-*"),
+    "khugepaged P4": ("follows from K4", "recordings/live618-khugepaged-none* recordings/live618-khugepaged-shared*"),
     "khugepaged P5": ("follows from K4 and Q4", "test_rules.py::test_shrinker_and_khugepaged_agree"),
     "khugepaged P6": ("follows from K6", "test_rules.py::test_collapse_of_zeropages_placed_by_ksmd"),
     "khugepaged P7": ("follows from K1", "test_activity.py::test_khugepaged_sleeps_whole_ticks"),
     "mthp E2": ("not modelled: no scenario enables a size below the THP for faults", ""),
-    "mthp E14": ("follows from E13, D5, D7 and D9", "traces/mthp-all-zero-* traces/mthp-rate-* traces/mthp-stray-*"),
-    "mthp E15": ("follows from E12 and Z1", "traces/mthp-dups-*"),
+    "mthp E14": (
+        "follows from E13, D5, D7 and D9",
+        "recordings/mthp-all-zero-* recordings/mthp-rate-* recordings/mthp-stray-*",
+    ),
+    "mthp E15": ("follows from E12 and Z1", "recordings/mthp-dups-*"),
     "fix-variants 5.2": ("follows from 5.1", "test_variants.py::test_split_by_ksmd"),
     "fix-variants 5.3": (
         "what 5.1 comes to",
@@ -207,8 +210,8 @@ def exists(what: str) -> bool:
     """A worked example, `file.py::test` or the pattern of a recording's name."""
     import worked_examples
 
-    if what.startswith("traces/"):
-        return any((ROOT / "tests").glob(what))
+    if what.startswith("recordings/"):
+        return any((ROOT / "mmlab").glob(what))
     file, _, name = what.partition("::")
     if not name:
         return what in worked_examples.SETTINGS
@@ -288,13 +291,13 @@ def test_each_fault_is_reported() -> None:
     assert complaints(of_a_module, LEFT_OUT) == ["ksm-merge F4: no docstring of a function or class names it"]
     twice = sources | {"n.py": "class C:\n    " + function("(M6)").replace("\n", "\n    ")}
     assert complaints(twice, LEFT_OUT) == ["ksm-merge M6: left out, but n.py:2 C.f names it"]
-    fakes = {"ksm-merge F99": ("why", "W1"), "ksm-merge M6": ("why", "W13 test_rules.py::test_nothing traces/no-*"),
+    fakes = {"ksm-merge F99": ("why", "W1"), "ksm-merge M6": ("why", "W13 test_rules.py::test_nothing recordings/no-*"),
              "ksm-merge M12": ("why", "")}  # fmt: skip
     assert complaints(sources, LEFT_OUT | fakes) == [
         "ksm-merge F99: left out, but there is no such rule",
         "ksm-merge M6: W13 is not there",
         "ksm-merge M6: test_rules.py::test_nothing is not there",
-        "ksm-merge M6: traces/no-* is not there",
+        "ksm-merge M6: recordings/no-* is not there",
         "ksm-merge M12: left out, but nothing shows it",
     ]
 

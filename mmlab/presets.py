@@ -1,0 +1,52 @@
+"""The scenarios of `params/`, by name, wherever mmlab was installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mmlab.errors import UserError, unknown
+
+__all__ = ["find", "folder", "presets"]
+
+
+def folder(name: str = "params") -> Path:
+    """Where ``params`` or ``notebooks`` are: beside the library in a clone, under ``share/mmlab`` of an installation.
+
+    Raises
+    ------
+    UserError
+        They are in neither place.
+    """
+    places = (Path(__file__).parents[1] / name, Path(sys.prefix) / "share" / "mmlab" / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"{name}: the folder is in neither of {' and '.join(map(str, places))}: install mmlab anew")
+
+
+def presets() -> dict[str, Path]:
+    """Every file of ``params/``, by its name without the ending."""
+    return {path.stem: path for path in sorted(folder().glob("*.yaml"))}
+
+
+def find(name: str | Path) -> Path:
+    """A params file by its path, or one of :func:`presets` by its name.
+
+    Raises
+    ------
+    UserError
+        There is neither.
+
+    Examples
+    --------
+    >>> find("all_zero").name
+    'all_zero.yaml'
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = presets()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise UserError(unknown("params file", name, shipped, "Name a file, or one of params/ without its ending."))
