@@ -19,7 +19,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlab.errors import UserError, unknown
+from mmlab.jupyter import environment, this_interpreter
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -240,7 +240,13 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
     with (
         tempfile.TemporaryDirectory(prefix="mmlab-report-") as folder,
         quiet(),
-        this_interpreter(Path(folder)) as kernel,
+        environment(JUPYTER_RUNTIME_DIR=str(Path(folder) / "runtime")),
+        this_interpreter(
+            Path(folder),
+            PINNED | {"IPYTHONDIR": str(Path(folder) / "ipython")},
+            "--HistoryManager.enabled=False",
+            "--log-level=40",  # silent about its loopback socket
+        ) as kernel,
     ):
         from nbclient.exceptions import CellControlSignal, DeadKernelError
         from papermill import execute_notebook
@@ -266,35 +272,6 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
         except CellControlSignal as failure:
             error = f"{notebook.name} stopped: {failure}"
         return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
-
-
-@contextlib.contextmanager
-def this_interpreter(folder: Path) -> Iterator[str]:
-    """A kernel spec for the Python that runs this, found through JUPYTER_PATH, whatever specs are installed or not."""
-    name = "mmlab-report"
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False"]
-    argv.append("--log-level=40")  # silent about its loopback socket
-    search = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    spec = {
-        "argv": argv,
-        "display_name": "Python 3",
-        "language": "python",
-        "env": PINNED | {"PYTHONPATH": search, "IPYTHONDIR": str(folder / "ipython")},
-    }
-    home = folder / "kernels" / name
-    home.mkdir(parents=True)
-    (home / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-    before = {key: os.environ.get(key) for key in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR")}
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), before["JUPYTER_PATH"]]))
-    os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "runtime")
-    try:
-        yield name
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 @contextlib.contextmanager
