@@ -2,7 +2,8 @@
 
 ``memory`` is drawn from ``memory_table``, ``batches`` from ``batches_table``, and so on: every number in a figure can
 be printed, saved or compared. Where a figure compares runs it takes a mapping from label to run. All return Axes and
-draw into the Axes given, so that they combine; :func:`show` displays a figure in a notebook with its alternative text.
+draw into the Axes given, so that they combine, and end by telling :func:`remember` which table was drawn: a report
+saves it beside the page. :func:`show` displays a figure in a notebook with its alternative text.
 
 The colours are seaborn's colour-blind palette, and nothing is told by colour alone: lines differ in dash and marker,
 areas and bars in hatch, so that a grey print says the same.
@@ -10,24 +11,26 @@ areas and bars in hatch, so that a grey print says the same.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from mmlab.display import figure_of as figure_of  # `as`: notebooks call all of these as functions of plots
+from mmlab.display import headline as headline
+from mmlab.display import png as png
+from mmlab.display import remember as remember
+from mmlab.display import say as say
+from mmlab.display import show as show
+from mmlab.display import table as table
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from mmlab.run import Run
 
 MIB_PER_PAGE = 4 / 1024
-DPI = 144
-"""Of the images that :func:`show` makes: one and a half pixels to a CSS pixel."""
 
 #: What a byte of the process is, from the bottom of the stack: what it occupies, then what was given back.
 KINDS = {
@@ -166,7 +169,7 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
     ax.step(table.index, allocated, where="post", color="#111111", linewidth=2, label="allocated")
     ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
     ax.legend(loc="upper right", frameon=True, reverse=True)
-    return ax
+    return remember(ax, table, "memory")
 
 
 # --- pages freed by a batch -----------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
     ax.set(xlabel="simulated time (s)", ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4))
     if len(table):
         ax.legend(title=None, loc="upper left", bbox_to_anchor=(0, 1.0), ncols=len(runs))
-    return ax
+    return remember(ax, table, "batches")
 
 
 # --- KSM's counters and what was freed ------------------------------------------------------------------------------
@@ -249,7 +252,7 @@ def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | Non
     ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
     ax.set_ylim(bottom=-0.02 * table["MiB"].max())
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
-    return ax
+    return remember(ax, table, "counters")
 
 
 # --- variants beside each other -------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)
     ax.set(xlabel=label, ylabel="", xlim=(0, 1.1 * max(long["rate"].max(), 1e-9)))
     ax.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     ax.grid(axis="y", visible=False)
-    return ax
+    return remember(ax, table, "rates")
 
 
 # --- a recorded kernel on the model's line --------------------------------------------------------------------------
@@ -334,6 +337,7 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    remember(panels[0], table, "overlay")
     return panels
 
 
@@ -418,7 +422,7 @@ def curves(
         ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         ax.set_xticks([], minor=True)
     ax.legend(title=by, loc="best", frameon=True, title_fontsize=9)
-    return ax
+    return remember(ax, table, "curves")
 
 
 # --- parts of a whole, and lines over time --------------------------------------------------------------------------
@@ -462,7 +466,7 @@ def stacked(table: pd.DataFrame, label: str, ax: Axes | None = None, legend: boo
     ax.grid(axis="y", visible=False)
     if legend:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=2.2, handleheight=1.1)
-    return ax
+    return remember(ax, table, "stacked")
 
 
 def steps(
@@ -505,7 +509,7 @@ def steps(
     ax.set(xlabel=x, ylabel=y, xlim=(0, end), ylim=(-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
     if legend:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=4)
-    return ax
+    return remember(ax, table, "steps")
 
 
 def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -544,7 +548,7 @@ def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, 
     if any("*" in row for row in map(str, cells.index)):
         patches.append(Patch(alpha=0, label="* from the text only"))
     ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(patches))
-    return ax
+    return remember(ax, cells, "verdict")
 
 
 # --- the page map ---------------------------------------------------------------------------------------------------
@@ -585,91 +589,4 @@ def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = No
     ax.grid(visible=False)
     patches = [Patch(facecolor=LETTERS[c][1], edgecolor="#333333", label=f"{c}  {LETTERS[c][0]}") for c in present]
     ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return ax
-
-
-# --- into a notebook ------------------------------------------------------------------------------------------------
-
-
-def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
-    """The figure that these Axes are in."""
-    first = drawn[0] if isinstance(drawn, Sequence) else drawn
-    figure = first.get_figure(root=True)
-    assert figure is not None
-    return figure
-
-
-def png(drawn: Axes | Sequence[Axes]) -> bytes:
-    """The figure as a PNG of at most 256 colours: the same bytes for the same figure (no date, no version inside)."""
-    from PIL import Image
-
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure_of(drawn).savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
-    Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
-def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
-    """Display a figure in a notebook with its alternative text, then close it.
-
-    The text is the output's plain form, too, so a comparison of notebook outputs compares it (and not the pixels).
-
-    Parameters
-    ----------
-    alt : str
-        What the figure says, for those who cannot see it.
-    caption : str
-        A line below it.
-    """
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-
-    figure = figure_of(drawn)
-    about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96)}
-    data = {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}
-    plt.close(figure)
-    display(data, metadata={"image/png": about}, raw=True)  # type: ignore[no-untyped-call]
-
-
-def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int = 1) -> None:
-    """Display a table in a notebook: thousands separated, ``digits`` decimals for fractions, "–" for not a number."""
-    from IPython.display import display
-
-    def words(value: object, places: int) -> str:
-        if isinstance(value, (bool, np.bool_)):
-            return "yes" if value else "no"
-        if isinstance(value, (int, np.integer)):
-            return f"{value:,}"
-        if isinstance(value, (float, np.floating)):
-            return "–" if np.isnan(value) else "∞" if np.isinf(value) else f"{value:,.{places}f}"
-        return str(value)
-
-    text = data.copy().astype(object)
-    for column in text:
-        places = digits if isinstance(digits, int) else digits.get(str(column), 1)
-        text[column] = [words(value, places) for value in data[column]]
-    left = {column for column in data if not pd.api.types.is_numeric_dtype(data[column])}
-    head = "".join(f'<th scope="col"{_class(c in left)}>{escape(str(c))}</th>' for c in data.columns)
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th>'
-        + "".join(f"<td{_class(c in left)}>{escape(row[c])}</td>" for c in data.columns)
-        + "</tr>\n"
-        for name, (_, row) in zip(data.index, text.iterrows(), strict=True)
-    )
-    html = (
-        f"<table>\n<caption>{escape(caption)}</caption>\n"
-        f'<thead><tr><th scope="col">{escape(str(data.index.name or ""))}</th>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table>"
-    )
-    display({"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()}, raw=True)  # type: ignore[no-untyped-call]
-
-
-def _class(left: bool) -> str:
-    return ' class="text"' if left else ""
-
-
-def say(markdown: str) -> None:
-    """Display words in a notebook: findings that were computed."""
-    from IPython.display import display
-
-    display({"text/markdown": markdown, "text/plain": markdown}, raw=True)  # type: ignore[no-untyped-call]
+    return remember(ax, page_map_table(letters), "page_map")
