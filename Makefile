@@ -38,8 +38,8 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-lab: $(READY) ## JupyterLab, in the folder of the notebooks
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
+	@$(BIN)/mmlab lab
 
 bench: $(READY) ## speed, as a table
 	@$(BIN)/python tests/bench.py

@@ -245,6 +245,35 @@ def report(notebook: Path, params: tuple[Path, ...], settings: tuple[str, ...], 
 
 
 @cli.command()
+@click.argument("folder", required=False, metavar="[FOLDER]", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: the first free one from 8888 on.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--copy-only", is_flag=True, help="Copy or update the notebooks and params files, and open nothing.")
+def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool) -> None:
+    """Open JupyterLab on the explorer, on this machine only, with the Python that runs this.
+
+    In a clone the notebooks are opened in place. Elsewhere, or with FOLDER (default: mmlab-lab), they are copied there
+    with the params files first. What you have changed in it stays: a newer version is put beside it. A file that
+    you remove comes back as it is shipped.
+
+    \b
+    Examples:
+      mmlab lab
+      mmlab lab ~/ksm --no-browser --port 9000
+    """
+    from mmlab import lab as labs
+
+    here = labs.clone() if folder is None and not copy_only else None
+    if here is None:
+        here = folder or labs.FOLDER
+        for line in labs.copy(here):
+            click.echo(line)
+    if not copy_only:
+        _warm_up()
+        labs.serve(here, port, browser=not no_browser, say=click.echo)
+
+
+@cli.command()
 @click.option("--params", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="Flat YAML file: memory, knobs and rates to ask about; a later file wins.")  # fmt: skip
 @_set

@@ -31,9 +31,10 @@ def this_interpreter(folder: Path, env: Mapping[str, str] | None = None, *option
         The kernel's name.
     """
     name = "python3"
+    silent = ["--log-level=40"]  # about its loopback socket
     search = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *options],
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *silent, *options],
         "display_name": "Python 3 (ipykernel)",  # as the notebooks have it: saving one changes nothing
         "language": "python",
         "env": {**(env or {}), "PYTHONPATH": os.pathsep.join(search)},

@@ -245,7 +245,6 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
             Path(folder),
             PINNED | {"IPYTHONDIR": str(Path(folder) / "ipython")},
             "--HistoryManager.enabled=False",
-            "--log-level=40",  # silent about its loopback socket
         ) as kernel,
     ):
         from nbclient.exceptions import CellControlSignal, DeadKernelError
