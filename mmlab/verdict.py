@@ -22,13 +22,14 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mmlab.errors import UserError, unknown
 from mmlab.scenario import Scenario
-from mmlab.variants import VARIANTS, Predicate, Variant, resolve
+from mmlab.variants import CALLERS, VARIANTS, Predicate, SplitContext, Variant, resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +47,11 @@ __all__ = [
     "Verdict",
     "alike",
     "over_time",
+    "possible",
     "scene_runs",
+    "truth_table",
     "verdict",
+    "weights",
 ]
 
 #: What the questions are asked of unless told otherwise: 16 THPs, three quarters zero-filled, and a ksmd so slow that
@@ -476,6 +480,34 @@ class Verdict:
 
         return {variant: mark(value) for variant, value in row.items()}
 
+    @property
+    def places(self) -> pd.DataFrame:
+        """Where each variant stands in the rows in which they differ: 1 the best of its row, 0 the worst, by value.
+
+        What never happens is worse than the worst number, by the row's range or that number, whichever is more.
+        """
+        import pandas as pd
+
+        table = self.table.loc[[q.key for q in self.questions if set(self.marks(q.key).values()) != {"="}]]
+        best = {q.key: q.best for q in self.questions}
+        for key, row in table.iterrows():
+            values = row if best[str(key)] == "most" else -row
+            low, high = values.min(), values.max()
+            values = values.fillna(low - max(high - low, abs(low), 1.0) if low == low else 0.0)
+            span = values.max() - values.min()
+            table.loc[key] = (values - values.min()) / (span or 1.0)
+        return table.astype(float) if len(table) else pd.DataFrame(columns=list(self.variants), dtype=float)
+
+    def better(self, one: str, other: str) -> list[str]:
+        """Keys of the questions in which one variant is better than another, by more than 2 % of the row's range."""
+        places = self.places
+        return [str(key) for key in places.index if places.at[key, one] > places.at[key, other] + NEAR]
+
+    def pareto(self) -> dict[str, list[str]]:
+        """Variant → those that dominate it: never worse, and better in something. An empty list: on the front."""
+        wins = {(a, b): self.better(a, b) for a in self.variants for b in self.variants}
+        return {b: [a for a in self.variants if wins[a, b] and not wins[b, a]] for b in self.variants}
+
     def cell(self, key: str, variant: str) -> str:
         """A cell's number in at most five characters."""
         return _short(self.cells[key][variant])
@@ -584,6 +616,72 @@ def scene_runs(
 
     scenario = SCENES[name].build(base.replace(**changes) if changes else base)
     return {v.name: simulate(scenario, variant=v) for v in map(resolve, variants)}
+
+
+def possible(context: SplitContext) -> bool:
+    """ksmd splits only while it runs: `run` changes between its batches (ksm-scan S6). All else can happen."""
+    return context.ksm_running or context.caller != "ksm"
+
+
+def truth_table(variants: Iterable[str | Variant | Predicate] = tuple(VARIANTS)) -> pd.DataFrame:
+    """Every answer of some variants: a row each of the 32 contexts (index: them), a column a variant, booleans.
+
+    Raises
+    ------
+    UserError
+        A predicate raised, gave something else than true or false, or two answers to the same question.
+
+    Examples
+    --------
+    >>> truth_table(["mainline", "ksm-opt-out"]).sum().to_dict()
+    {'mainline': 32, 'ksm-opt-out': 24}
+    """
+    import pandas as pd
+
+    contexts = [SplitContext(c, *flags) for c in CALLERS for flags in product((False, True), repeat=3)]
+    columns = {v.name: [_answer(v, c) for c in contexts] for v in map(resolve, variants)}
+    return pd.DataFrame(columns, index=pd.Index(contexts, dtype=object), dtype=bool)
+
+
+def _answer(variant: Variant, context: SplitContext) -> bool:
+    try:
+        first, again = variant.predicate(context), variant.predicate(context)
+    except Exception as error:
+        raise UserError(f"variant {variant.name}: {type(error).__name__}: {error}, when asked about {context}. A "
+                        f"predicate may look at {', '.join(vars(context))} and shrinker") from error  # fmt: skip
+    if not isinstance(first, (bool, int, np.bool_)) or first not in (0, 1):
+        raise UserError(f"variant {variant.name}: the answer to {context} is {first!r}: return True (the zero-filled "
+                        "page becomes the shared zeropage) or False (it stays)")  # fmt: skip
+    if first != again:
+        raise UserError(f"variant {variant.name}: two different answers to {context}: a predicate may depend on "
+                        "nothing else")  # fmt: skip
+    return bool(first)
+
+
+def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str, float]:
+    """How much each question counts, from words such as ``"f=3, a1=0"``; what is not named counts 1.
+
+    Raises
+    ------
+    UserError
+        A question is not known, or a weight is no number of at least 0.
+
+    Examples
+    --------
+    >>> weights("f=3, f2=0", ["a1", "f1", "f2"])
+    {'a1': 1.0, 'f1': 3.0, 'f2': 0.0}
+    """
+    out = dict.fromkeys(questions, 1.0)
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, _, number = (word.strip() for word in part.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise UserError(f"weights: {part!r}: write QUESTION=NUMBER, the number at least 0, such as f=3, a1=0")
+        out |= {q.key: value for q in _asked([key]) if q.key in out}
+    return out
 
 
 def alike(values: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import pytest
 from mmlab import verdict as module
 from mmlab.errors import UserError
 from mmlab.scenario import Scenario
-from mmlab.variants import VARIANTS, SplitContext
+from mmlab.variants import VARIANTS, Predicate, SplitContext
 from mmlab.verdict import BASE, CODES, QUESTIONS, SCENES, Verdict, verdict
 
 SMALL = Scenario(**{**BASE, "memory_mib": 8, "zero_fraction": 460 / 512})  # 4 THPs
@@ -132,6 +132,70 @@ def test_an_own_variant() -> None:
     found = verdict(SMALL, [mine, "mainline"], ["c1", "c3"])
     assert found.cells == {"c1": {"mine": 0.0, "mainline": ZEROES}, "c3": {"mine": 0.0, "mainline": ZEROES}}
     assert "mine" in found.text().splitlines()[1]
+
+
+def test_truth_table() -> None:
+    """The rows are those of the model's own table; v1-series asks all but the caller."""
+    table = module.truth_table()
+    assert {name: [int(x) for x in table[name]] for name in table} == {v.name: v.table() for v in VARIANTS.values()}
+    v1 = {c: c.shrink_underused and not (c.mergeable and c.ksm_running) for c in table.index}
+    assert table["v1-series"].to_dict() == v1
+    assert [c for c in table.index if not module.possible(c)] == [
+        SplitContext("ksm", mergeable, False, underused) for mergeable in (False, True) for underused in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("predicate", "words"),
+    [
+        (lambda c: c.nodes > 1, "AttributeError.*may look at caller, mergeable, ksm_running, shrink_underused"),
+        (lambda c: 1 / c.mergeable > 0, "ZeroDivisionError.*caller='ksm', mergeable=False"),
+        (lambda _: None, "is None: return True"),
+        (lambda _: "no", "is 'no': return True"),
+        (lambda _, calls=iter(range(64)): next(calls) % 2 == 0, "two different answers"),  # noqa: B008
+    ],
+)
+def test_a_predicate_that_cannot_be_one(predicate: Predicate, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        module.truth_table(["mainline", predicate])
+
+
+def test_places_and_the_front() -> None:
+    cells: dict[str, dict[str, float | None]] = {
+        "a1": {"a": 0.0, "b": 10.0, "c": 5.0},  # most is best
+        "a2": {"a": 0.0, "b": 10.0, "c": 2.5},  # least is best
+        "b1": {"a": 3.0, "b": 3.0, "c": 3.0},
+        "c2": {"a": 2.0, "b": 1.0, "c": None},  # least is best, and never is as 4: the worst, and that much more
+    }
+    v = Verdict(SMALL, ("a", "b", "c"), tuple(QUESTIONS[key] for key in cells), cells)
+    assert v.places.to_dict("index") == {
+        "a1": {"a": 0, "b": 1, "c": 0.5},
+        "a2": {"a": 1, "b": 0, "c": 0.75},
+        "c2": {"a": pytest.approx(2 / 3), "b": 1, "c": 0},
+    }
+    assert v.better("b", "a") == ["a1", "c2"]
+    assert v.better("a", "b") == ["a2"]
+    assert v.pareto() == {"a": [], "b": [], "c": []}
+
+
+def test_what_is_equal_does_not_dominate() -> None:
+    cells: dict[str, dict[str, float | None]] = {
+        "a1": {"a": 10.0, "b": 10.0, "c": 9.9, "d": 0.0},
+        "a2": {"a": 1.0, "b": 1.0, "c": 1.0, "d": 2.0},
+    }
+    v = Verdict(SMALL, ("a", "b", "c", "d"), tuple(QUESTIONS[key] for key in cells), cells)
+    assert v.pareto() == {"a": [], "b": [], "c": [], "d": ["a", "b", "c"]}, "2 % of the range is no difference"
+    alone = Verdict(SMALL, ("a",), v.questions, {key: {"a": row["a"]} for key, row in cells.items()})
+    assert alone.places.empty
+    assert alone.pareto() == {"a": []}
+
+
+def test_weights() -> None:
+    assert module.weights("") == dict.fromkeys(QUESTIONS, 1.0)
+    assert module.weights(" f=2,f2 = 0.5 ", ["a1", "f1", "f2"]) == {"a1": 1, "f1": 2, "f2": 0.5}
+    for text, words in (("f", "'f'"), ("f=much", "much"), ("f=-1", "at least 0"), ("z9=1", "z9"), ("f=nan", "nan")):
+        with pytest.raises(UserError, match=words):
+            module.weights(text)
 
 
 def test_progress_counts_runs() -> None:
