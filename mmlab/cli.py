@@ -362,6 +362,20 @@ def params(names: tuple[str, ...]) -> None:
         click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
 
 
+@cli.command()
+def schema() -> None:
+    """A JSON schema of params files: editors that know it complete names, explain them, and mark what is wrong.
+
+    \b
+    The files of params/ name it in their first line; in a file of yours:
+      mmlab schema > scenario.schema.json
+      # yaml-language-server: $schema=scenario.schema.json
+    """
+    from mmlab import schema as schemas
+
+    click.echo(schemas.text(), nl=False)
+
+
 @cli.command("compile")
 def compile_() -> None:
     """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
