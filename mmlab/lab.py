@@ -27,7 +27,6 @@ START = "notebooks/00_explore.ipynb"
 FOLDER = Path("mmlab-lab")
 """Where copies go unless told otherwise."""
 MANIFEST = ".mmlab.sha256"
-PATTERNS = ("notebooks/*.ipynb", "params/*.*")
 
 
 def clone() -> Path | None:
@@ -37,7 +36,7 @@ def clone() -> Path | None:
 
 
 def copy(folder: Path, source: Path | None = None) -> list[str]:
-    """Bring the notebooks and the params files into a folder, never over a change that was made there.
+    """Bring notebooks and params files into a folder, never over a change that was made there.
 
     Parameters
     ----------
@@ -63,7 +62,8 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
     added, said = 0, []
     try:
         known = _manifest(folder)
-        for origin in sorted(path for pattern in PATTERNS for path in source.glob(pattern)):
+        shipped = [path for name in ("notebooks", "params") for path in sorted((source / name).glob("[!.]*.*"))]
+        for origin in shipped:
             name, content = origin.relative_to(source).as_posix(), origin.read_bytes()
             target, digest, before = folder / name, _digest(content), known.get(name)
             there = _digest(target.read_bytes()) if target.exists() else None
