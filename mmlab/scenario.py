@@ -46,9 +46,9 @@ Run3 = tuple[Key, Count, int]
 
 
 def _field(default: Any, help: str, *, kind: Kind, unit: str = "", source: str = "", step: float | None = None,
-           log: bool = False, **bounds: Any) -> Any:  # fmt: skip
-    """A field with what sliders, ``mmlab params`` and messages need to know about it."""
-    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log}
+           log: bool = False, slider: tuple[float, float] | None = None, **bounds: Any) -> Any:  # fmt: skip
+    """A field with what sliders, ``mmlab params`` and messages need to know about it; ``slider`` is the usual range."""
+    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log, "slider": slider}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -222,9 +222,9 @@ class Scenario(_Strict):
     use_zero_pages: Switch = _field(0, "1: ksmd maps zero-filled pages to the shared zeropage instead of merging them "
                                     "with each other", kind="knob", source="sysfs ksm/use_zero_pages")  # fmt: skip
     pages_to_scan: int = _field(100, "pages that ksmd visits in one batch", kind="knob", unit="pages", log=True,
-                                ge=0, le=UINT_MAX, source="sysfs ksm/pages_to_scan")  # fmt: skip
+                                slider=(10, 10_000), ge=0, le=UINT_MAX, source="sysfs ksm/pages_to_scan")  # fmt: skip
     sleep_millisecs: int = _field(20, "how long ksmd sleeps between two batches", kind="knob", unit="ms", log=True,
-                                  ge=0, le=UINT_MAX, source="sysfs ksm/sleep_millisecs")  # fmt: skip
+                                  slider=(1, 1000), ge=0, le=UINT_MAX, source="sysfs ksm/sleep_millisecs")  # fmt: skip
     smart_scan: Switch = _field(1, "1: pages that could not be merged lately are skipped in more and more full scans",
                                 kind="knob", source="sysfs ksm/smart_scan")  # fmt: skip
     max_page_sharing: int = _field(256, "how many mappings one KSM page may have before a duplicate is made",
@@ -289,11 +289,12 @@ class Scenario(_Strict):
     ksm_start_seconds: float = _field(0.0, "when run becomes 1; 0 = run is as given from the start", kind="machine",
                                       unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
     pressure_rate: float = _field(0.0, "memory pressure: folios of the deferred split queue that the shrinker is asked "
-                                  "to scan each second", kind="machine", unit="folios/s", log=True, ge=0, le=1e6,
+                                  "to scan each second", kind="machine", unit="folios/s", log=True, step=0.5,
+                                  slider=(0, 64), ge=0, le=1e6,
                                   allow_inf_nan=False, source="thp-split Q3")  # fmt: skip
     migration_rate: float = _field(0.0, "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
-                                   kind="machine", unit="MiB/s", log=True, ge=0, le=1e6, allow_inf_nan=False,
-                                   source="thp-split 3.7")  # fmt: skip
+                                   kind="machine", unit="MiB/s", log=True, step=0.5, slider=(0, 32), ge=0, le=1e6,
+                                   allow_inf_nan=False, source="thp-split 3.7")  # fmt: skip
     migration_huge_share: Share = _field(1.0, "chance that there is a huge page to migrate a huge page to; otherwise "
                                          "it is split first", kind="machine", step=0.01,
                                          source="thp-split 3.6")  # fmt: skip
@@ -302,14 +303,15 @@ class Scenario(_Strict):
 
     # the workload, of each process
     memory_mib: int = _field(1024, "memory of each process, whole THPs", kind="workload", unit="MiB", log=True,
-                             ge=1, le=2**24)  # fmt: skip
+                             step=2, slider=(16, 4096), ge=1, le=2**24)  # fmt: skip
     thp_coverage: Share = _field(1.0, "share of the 2 MiB blocks that are THPs: the first floor(share × blocks)",
                                  kind="workload", step=0.01)  # fmt: skip
     zero_fraction: Share = _field(0.0, "share of the pages that are filled with zeroes", kind="workload", step=0.01)
     duplicate_fraction: Share = _field(0.0, "share of the non-zero pages that have equals, spread evenly and dealt "
                                        "round robin into duplicate_groups", kind="workload", step=0.01)  # fmt: skip
     duplicate_groups: int = _field(1, "how many different contents the duplicates have; processes share them",
-                                   kind="workload", unit="contents", log=True, ge=1, le=2**31 - 1)  # fmt: skip
+                                   kind="workload", unit="contents", log=True, slider=(1, 100_000), ge=1,
+                                  le=2**31 - 1)  # fmt: skip
     layout: Layout = _field("zero-first", "where the zero-filled pages lie: zero-first, zero-last, interleaved (within "
                             "each block), random (anywhere), bimodal (nearly all in nearly empty blocks)",
                             kind="workload")  # fmt: skip
@@ -340,12 +342,12 @@ class Scenario(_Strict):
                                     allow_inf_nan=False)  # fmt: skip
     lifetime_seconds: float = _field(0.0, "when each process exits, after its boot; 0 = never", kind="workload",
                                      unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
-    processes: int = _field(1, "how many processes with such memory", kind="workload", ge=1, le=10_000)
+    processes: int = _field(1, "how many processes with such memory", kind="workload", slider=(1, 16), ge=1, le=10_000)
     seed: int = _field(0, "seed of everything that is random", kind="workload", ge=0, le=2**63 - 1)
 
     # the end, whichever comes first; 0 = does not end the run
     horizon_seconds: float = _field(120.0, "end after this simulated time; 0 = no limit", kind="horizon", unit="s",
-                                    log=True, ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
+                                    log=True, slider=(1, 600), ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
     horizon_full_scans: int = _field(0, "end after this many full scans; 0 = no limit", kind="horizon",
                                      unit="full scans", log=True, ge=0, le=UINT_MAX)  # fmt: skip
     horizon_batches: int = _field(0, "end after this many batches; 0 = no limit", kind="horizon", unit="batches",
@@ -578,6 +580,8 @@ class Parameter:
     source: str
     step: float | None
     log: bool
+    slider: tuple[float, float] | None
+    """The range of its slider, the usual values; what is allowed may be more."""
 
     @property
     def allowed(self) -> str:
@@ -601,9 +605,11 @@ def flat_fields() -> dict[str, Parameter]:
         high = next((m.le for m in field.metadata if hasattr(m, "le")), None)
         kind: Any = extra["kind"]
         step: Any = extra["step"]
+        slider: Any = extra["slider"] or (None if low is None or high is None or high > 1000 else (low, high))
         out[name] = Parameter(name=name, type=type(field.default), default=field.default, low=low, high=high,
                               choices=tuple(args), unit=str(extra["unit"]), help=field.description or "", kind=kind,
-                              source=str(extra["source"]), step=step, log=bool(extra["log"]))  # fmt: skip
+                              source=str(extra["source"]), step=step, log=bool(extra["log"]),
+                              slider=slider)  # fmt: skip
     return out
 
 

@@ -131,7 +131,7 @@ def _plain(node: Any) -> Any:
         return int(node) if isinstance(node, float) and node.is_integer() else node
     out = {key: _plain(value) for key, value in node.items() if key != "title" and (key, value) != ("default", None)}
     if "kind" in out:  # a field of the scenario, with what sliders need
-        unit, source, *_ = (out.pop(key, None) for key in ("unit", "source", "kind", "step", "log"))
+        unit, source, *_ = (out.pop(key, None) for key in ("unit", "source", "kind", "step", "log", "slider"))
         out["description"] += (f" ({unit})" if unit else "") + (f" [{source}]" if source else "")
     if "prefixItems" in out:
         out |= {"items": out.pop("prefixItems"), "additionalItems": False}
