@@ -32,6 +32,7 @@ import numpy as np
 from mmlab import __version__
 from mmlab.errors import UserError
 from mmlab.scenario import SETTABLE, Scenario
+from mmlab.variants import Predicate, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,7 @@ Trace = dict[str, Any]
 Place = tuple[int, int]
 
 FORMAT = "kernel-trace-1"
+ENDING = ".json.gz"
 COUNTERS = """
     batch full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
     ksm_zero_pages stable_node_chains stable_node_dups general_profit
@@ -67,6 +69,28 @@ MTHP_COUNTERS = [
 _TOP = {"format": str, "kernel": str, "variant": str, "scenario": dict, "fields": list, "samples": list, "maps": list,
         "frames": list}  # fmt: skip
 _SCENARIO = {"knobs": dict, "processes": list, "events": list, "batches": int}
+
+
+def find(where: str | Path = "") -> list[Path]:
+    """Trace files by a folder, a file, or a pattern such as ``recorded/act-*``; "" stands for those shipped with mmlab.
+
+    Raises
+    ------
+    UserError
+        There is none.
+
+    Examples
+    --------
+    >>> {path.name.partition("_")[0] for path in find()} >= {"base", "act-compact"}
+    True
+    """
+    place = Path(where or Path(__file__).parent / "recordings").expanduser()
+    like = place / "*" if place.is_dir() else place
+    found = sorted(path for path in like.parent.glob(like.name) if path.name.endswith(ENDING))
+    if not found:
+        raise UserError(f"{where}: no trace (*{ENDING}) is there, seen from {Path.cwd()}: name a folder, a file, or a "
+                        "pattern such as recorded/act-*")  # fmt: skip
+    return found
 
 
 def read(path: str | Path) -> Trace:
@@ -170,7 +194,7 @@ def runs(pages: NDArray[np.uint8]) -> str:
 
 def predict(
     trace: Trace,
-    variant: str | None = None,
+    variant: str | Variant | Predicate | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Trace:
@@ -181,7 +205,7 @@ def predict(
     trace
         A recording, or another prediction. Only the question in it is read.
     variant
-        Another variant than the recording's.
+        Another variant than the recording's: a name, or one of your own.
     overrides
         Knobs to be changed, and ``horizon_batches``.
     progress
@@ -192,6 +216,16 @@ def predict(
     UserError
         When the scenario asks for something that is not allowed or not modelled.
     """
+    return rerun(trace, variant, overrides, progress)[1]
+
+
+def rerun(
+    trace: Trace,
+    variant: str | Variant | Predicate | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> tuple[Run, Trace]:
+    """As :func:`predict`: the model's run, which knows more than a trace tells, and what it says to the question."""
     from mmlab.simulation import simulate
 
     overrides = dict(overrides or {})
@@ -199,7 +233,8 @@ def predict(
     if stray := sorted(set(overrides) - set(SETTABLE) - {"horizon_batches", "sleep_millisecs", "costs", "hz"}):
         raise UserError(f"{', '.join(stray)} can't be changed in the scenario of a trace, which says page by page what "
                         f"there is; allowed: {', '.join(sorted(SETTABLE))}, horizon_batches")  # fmt: skip
-    overrides["variant"] = variant or overrides.get("variant") or scenario.variant
+    name, own = (variant, None) if isinstance(variant, str) else (None, variant)
+    overrides["variant"] = name or overrides.get("variant") or scenario.variant
     scenario = scenario.replace(**overrides)
 
     asked = _question(trace)
@@ -208,8 +243,8 @@ def predict(
     map_places = [(m["batch"], m["rank"], m["process"]) for m in trace["maps"]]
     frame_places = [(f["batch"], f["rank"]) for f in trace["frames"]]
     places = {place[:2] for place in map_places} | set(frame_places)
-    run = simulate(scenario, maps_at=places or "end", progress=progress)
-    return _answer(run, asked, map_places, frame_places)
+    run = simulate(scenario, variant=own, maps_at=places or "end", progress=progress)
+    return run, _answer(run, asked, map_places, frame_places)
 
 
 def from_run(run: Run) -> Trace:

@@ -122,6 +122,29 @@ def test_overrides_are_part_of_the_predicted_question() -> None:
         traces.predict(recorded, overrides={"zero_fraction": 0.5})
 
 
+def test_a_variant_of_your_own_is_predicted() -> None:
+    """Another name is another question; what it does is compared sample by sample."""
+    recorded = traces.read(SHIPPED / "act-splitall_late_ksm-opt-out_uzp1.json.gz")
+    run, predicted = traces.rerun(recorded, lambda split: split.caller != "ksm")
+    assert (run.variant, predicted["variant"]) == ("<lambda>", "<lambda>")
+    assert predicted["samples"] == traces.predict(recorded)["samples"]
+    found = traces.compare(recorded, predicted)
+    assert not found.exact
+    assert found.samples_exact == found.samples
+    refused = traces.compare(recorded, traces.predict(recorded, lambda _: False))
+    assert refused.samples_exact < refused.samples
+
+
+def test_find(tmp_path: Path) -> None:
+    assert traces.find() == files(SHIPPED)
+    assert traces.find(SHIPPED) == traces.find(f"{SHIPPED}/*") == files(SHIPPED)
+    assert {group(path) for path in traces.find(f"{SHIPPED}/chain-r*")} == {"chain"}
+    assert traces.find(files(SHIPPED)[3]) == [files(SHIPPED)[3]]
+    for nothing in (tmp_path, tmp_path / "nowhere" / "x*", SHIPPED / "README.md"):
+        with pytest.raises(UserError, match="no trace"):
+            traces.find(nothing)
+
+
 def test_a_run_becomes_a_trace_that_predicts_itself() -> None:
     events = [
         {"after": {"batch": 3}, "op": "write", "page": 5, "count": 2, "key": None},
