@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
 
 from conftest import ROOT
@@ -40,7 +42,8 @@ def test_metrics_and_who_is_better() -> None:
     for name, row in table.iterrows():
         assert row["unit"] == Metrics.describe()[name][0]
         for label, metrics in (("A", a), ("B", b)):
-            assert row[label] == pytest.approx(getattr(metrics, name), nan_ok=True)
+            value = getattr(metrics, name)
+            assert row[label] == pytest.approx(nan if value is None else value, nan_ok=True)
         assert row["difference"] == pytest.approx(row["B"] - row["A"], nan_ok=True)
     left_out = set(Metrics.describe()) - set(table.index)
     assert left_out
