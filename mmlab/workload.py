@@ -8,6 +8,7 @@ is the page's order in memcmp; equal keys are equal pages; 0 is the page of all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ BIMODAL_EMPTY = 0.9991
 (A. Zhu, THP shrinker, 2022: 1,331 THPs with 0-50 used pages, 400 with 460-512, and 21 in between)."""
 BIMODAL_BETWEEN = 21 / 421
 """Share of the other THPs that hold the rest of the zero-filled pages."""
+KEPT_PAGES = 1 << 19
+"""Images of at most so many pages are kept for the next run."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,26 @@ def build(scenario: Scenario) -> list[Image]:
     (384, 0)
     """
     scenario.check_memory()
-    specs = scenario.specs
+    few = scenario.total_pages <= KEPT_PAGES and len(scenario.specs) <= 16
+    images = _images if few else _images.__wrapped__
+    return list(images(scenario.specs, scenario.pages_per_thp, scenario.seed, scenario.late))
+
+
+@lru_cache(maxsize=2)
+def _images(specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool) -> tuple[Image, ...]:
+    """Kept for the next run of the same memory, under another variant or with other knobs: half of a run's set-up."""
     groups = max(s.duplicate_groups or 0 for s in specs)
     contents, unique = [], FIRST_KEY + 1 + groups
     for index, spec in enumerate(specs):
-        keys = _from_runs(spec) if spec.contents is not None else _generated(scenario, spec, index, unique)
+        keys = _from_runs(spec) if spec.contents is not None else _generated(spec, size, (seed, 0, index), unique)
         unique = max(unique, int(keys.max()) + 1) if spec.contents is None else unique
         contents.append(keys)
-    _shuffle([k for k, s in zip(contents, specs, strict=True) if s.key_order == "random"], FIRST_KEY + groups, scenario)
-    return [_image(scenario, spec, keys) for spec, keys in zip(specs, contents, strict=True)]
+    _shuffle([k for k, s in zip(contents, specs, strict=True) if s.key_order == "random"], FIRST_KEY + groups, seed)
+    images = tuple(_image(spec, size, late, keys) for spec, keys in zip(specs, contents, strict=True))
+    for image in images:
+        for array in vars(image).values():
+            array.setflags(write=False)
+    return images
 
 
 def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
@@ -89,13 +103,12 @@ def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
     return keys
 
 
-def _generated(scenario: Scenario, spec: ProcessSpec, index: int, first_unique: int) -> NDArray[np.uint64]:
+def _generated(spec: ProcessSpec, size: int, seed: tuple[int, ...], first_unique: int) -> NDArray[np.uint64]:
     """Keys of a process that workload fields describe; unique contents count up from ``first_unique``."""
-    size = scenario.pages_per_thp
-    pages = scenario.pages_of(spec)
     assert spec.memory_mib is not None and spec.stray_zero_pages is not None
-    lead = pages - spec.memory_mib * 256
-    rng = np.random.default_rng((scenario.seed, 0, index))
+    lead = -(-spec.stray_zero_pages // size) * size
+    pages = lead + spec.memory_mib * 256
+    rng = np.random.default_rng(seed)
     zero = np.zeros(pages, dtype=np.bool_)
     zero[: spec.stray_zero_pages] = True
     zero[lead:] = _zero_pages(spec, pages - lead, size, rng)
@@ -150,19 +163,19 @@ def _bimodal(zeros: int, blocks: int, size: int, rng: np.random.Generator) -> ND
     return out.ravel()
 
 
-def _shuffle(contents: list[NDArray[np.uint64]], above: int, scenario: Scenario) -> None:
+def _shuffle(contents: list[NDArray[np.uint64]], above: int, seed: int) -> None:
     """Deal the unique contents (keys larger than ``above``) of these processes anew, in random memcmp order."""
     if not contents:
         return
     masks = [keys > above for keys in contents]
     pool = np.concatenate([keys[mask] for keys, mask in zip(contents, masks, strict=True)])
-    dealt = np.random.default_rng((scenario.seed, 1)).permutation(pool)
+    dealt = np.random.default_rng((seed, 1)).permutation(pool)
     for keys, mask in zip(contents, masks, strict=True):
         keys[mask], dealt = np.split(dealt, [mask.sum()])
 
 
-def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> Image:
-    pages, size = keys.size, scenario.pages_per_thp
+def _image(spec: ProcessSpec, size: int, late: bool, keys: NDArray[np.uint64]) -> Image:
+    pages = keys.size
     huge = np.zeros(pages, dtype=np.bool_)
     order = np.zeros(pages, dtype=np.uint8)
     if spec.thp is not None:
@@ -182,7 +195,7 @@ def _image(scenario: Scenario, spec: ProcessSpec, keys: NDArray[np.uint64]) -> I
         whole = huge[: pages // size * size].reshape(-1, size).all(axis=1)  # a THP needs its whole aligned range
         order[: whole.size * size][np.repeat(whole, size)] = THP_ORDER
     mergeable = np.zeros(pages, dtype=np.bool_)
-    if not scenario.late:
+    if not late:
         for first, count in ((0, pages),) if spec.mergeable is None else spec.mergeable:
             mergeable[first : first + count] = True
     born_huge = huge.copy() if spec.orders is None else order == THP_ORDER

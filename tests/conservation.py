@@ -207,14 +207,34 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
 
 
 def _unstable_tree(m: Machine) -> None:
-    """In the middle of a pass it holds the items that were inserted in this pass, each once."""
+    """In the middle of a pass it, or its index, holds the items that were inserted in this pass, each once."""
     unstable = m.pte["item"] & UNSTABLE > 0
     _equal(m, pages_unshared=unstable.sum())
-    if m.state[0]["cursor_mm"]:
-        inserted = unstable & (m.pte["seq"] == m.stat[0]["full_scans"] & 255)
-        trees = [(nid, v) for nid, root in enumerate(m.tree["unstable"]) for v in _in_order(m.page, root)]
-        assert sorted(v for _, v in trees) == np.flatnonzero(inserted).tolist()
-        assert all(m.pte[v]["nid"] == nid for nid, v in trees)
+    if not m.state[0]["cursor_mm"]:
+        return
+    inserted = unstable & (m.pte["seq"] == m.stat[0]["full_scans"] & 255)
+    trees = [(nid, v) for nid, root in enumerate(m.tree["unstable"]) for v in _in_order(m.page, root)]
+    if m.state[0]["indexed"]:
+        assert not trees
+        trees = [(0, v) for v in _linked(m, int(m.state[0]["index_first"]), "right")]
+        chains = [_linked(m, int(first) - 1, "left") for first in m.index]
+        assert sorted(v for _, v in trees) == sorted(v for chain in chains for v in chain)
+        keys = m.page["key"][inserted]
+        assert len(np.unique(keys)) == len(keys), "equal contents in the index"
+        assert (m.page["frame"][inserted] >= 0).all(), "a dead item in the index"
+    assert sorted(v for _, v in trees) == np.flatnonzero(inserted).tolist()
+    assert all(m.pte[v]["nid"] == nid for nid, v in trees)
+    assert m.tree["nodes"].tolist() == np.bincount([nid for nid, _ in trees], minlength=len(m.tree)).tolist()
+    assert all(t["depth"] == int(t["nodes"]).bit_length() for t in m.tree)
+
+
+def _linked(m: Machine, v: int, link: str) -> list[int]:
+    """The items from v on along a link of theirs."""
+    out = []
+    while v >= 0:
+        out.append(v)
+        v = int(m.page[v][link])
+    return out
 
 
 def _items(m: Machine) -> None:

@@ -251,7 +251,7 @@ class _OneSignature(CPUDispatcher):  # type: ignore[misc]
 def _compiled(function: Callable[..., Any], **options: object) -> _OneSignature:
     # without numba's reference counts (_nrt): the model never allocates in compiled code
     dispatcher = _OneSignature(
-        function, targetoptions={"nopython": True, "error_model": "numpy", "_nrt": False, **options}
+        function, targetoptions={"nopython": True, "error_model": "numpy", "_nrt": False, "nogil": True, **options}
     )
     if "no_cpython_wrapper" not in options:  # what Python calls is cached on disk, with all that it calls
         dispatcher.enable_caching()

@@ -35,6 +35,7 @@ from mmlab.kernel.state import (
     VM_PRESENT,
     ZP_CLEAN,
 )
+from mmlab.kernel.unstable_tree import unmap_pte
 
 __all__ = ["deferred_split_scan", "split_folio", "split_huge_page", "split_huge_pages", "split_huge_pmd"]
 
@@ -145,8 +146,7 @@ def _remap_folio(m, caller, family, head, index, n):
             if m.pte[v].kind != ANON or m.page[v].frame != frame:
                 continue
             if remap and m.page[v].key == 0 and not m.frame[frame].flags & (MLOCKED | POISONED):
-                m.pte[v].kind = ZP_CLEAN
-                m.page[v].frame = -1
+                unmap_pte(m, v, ZP_CLEAN, -1)
                 m.pte[v].bits = 0
                 m.stat[0].anon_pages -= 1
                 m.stat[0].zeropage_entries += 1

@@ -31,7 +31,6 @@ from mmlab.kernel.state import (
     MERGE,
     MERGE_ZERO,
     MIGRATED,
-    NID_SHIFT,
     NO_NODE,
     NODE,
     NR_KSMD_STEPS,
@@ -53,6 +52,13 @@ from mmlab.kernel.state import (
     ZP_KSM,
     Machine,
 )
+from mmlab.kernel.unstable_tree import (
+    empty_unstable_trees,
+    page_nid,
+    unmap_pte,
+    unstable_tree_erase,
+    unstable_tree_search_insert,
+)
 
 __all__ = [
     "ksm_do_scan",
@@ -69,12 +75,6 @@ NO_PAGE = -1  # … : become a KSM page without a node
 
 
 # --- stable nodes ---------------------------------------------------------------------------------------------------
-
-
-@compiled
-def _nid(m, frame):
-    """The NUMA node whose trees the page belongs into (ksm-merge T1)."""
-    return np.int64(0) if m.state[0].merge_across_nodes else np.int64(m.frame[frame].flags) >> NID_SHIFT
 
 
 @compiled
@@ -205,7 +205,7 @@ def stable_node_dup(m, chain, prune):
     when `stable_node_chains_prune_millisecs` have passed.
     """
     s = m.state[0]
-    now = _jiffies(m, m.stat[0].time_ns)
+    now = s.jiffies
     if prune:
         wait = (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
         prune = now >= m.node[chain].prune_jiffies + wait
@@ -264,7 +264,7 @@ def _add_dup(m, node, n):
     if m.node[n].kind != CHAIN:
         chain = alloc_stable_node(m, m.node[n].key)
         m.node[chain].kind = CHAIN
-        m.node[chain].prune_jiffies = _jiffies(m, m.stat[0].time_ns)
+        m.node[chain].prune_jiffies = m.state[0].jiffies
         _replace(m, n, chain)
         m.stat[0].stable_node_chains += 1
         stable_node_chain_add_dup(m, n, chain)
@@ -278,7 +278,7 @@ def _add_dup(m, node, n):
 @compiled
 def _on_side_list(m, node, frame):
     """Whether the node is on the side list, where it goes if its page lives on another NUMA node now (ksm-merge M1)."""
-    if m.node[node].kind != MIGRATED and _nid(m, frame) != m.node[node].nid:
+    if m.node[node].kind != MIGRATED and page_nid(m, frame) != m.node[node].nid:
         _to_side_list(m, node)
     return m.node[node].kind == MIGRATED
 
@@ -320,7 +320,7 @@ def stable_tree_search(m, key, frame):
     own = m.frame[frame].node
     if own >= 0 and m.node[own].kind != MIGRATED:
         return frame
-    nid = _nid(m, frame)
+    nid = page_nid(m, frame)
     n, parent, left = m.tree[nid].stable, -1, False
     while n >= 0:
         m.steps[TREE_LEVEL] += 1
@@ -336,7 +336,7 @@ def stable_tree_search(m, key, frame):
                 return frame if is_page_sharing_candidate(m, own, 0) else -1
             if not is_page_sharing_candidate(m, dup, 0):
                 return -1
-            if _nid(m, m.node[dup].frame) == m.node[dup].nid:
+            if page_nid(m, m.node[dup].frame) == m.node[dup].nid:
                 return m.node[dup].frame
             return _replace_migrated(m, n, dup, own)
         parent = n
@@ -351,7 +351,7 @@ def stable_tree_search(m, key, frame):
 @compiled
 def stable_tree_insert(m, key, frame):
     """A node for a new KSM page; beside equal content it becomes a dup of a chain (ksm-merge T5)."""
-    nid = _nid(m, frame)
+    nid = page_nid(m, frame)
     n, parent, left = m.tree[nid].stable, -1, False
     while n >= 0:
         m.steps[TREE_LEVEL] += 1
@@ -466,8 +466,7 @@ def remove_rmap_item_from_tree(m, v):
         m.pte[v].item &= ~STABLE
     elif item & UNSTABLE:
         if m.pte[v].seq == m.stat[0].full_scans & 255:  # of the current pass: really in the tree
-            nid = np.int64(m.pte[v].nid)
-            m.tree[nid].unstable = rb_erase(m.page, m.tree[nid].unstable, v)
+            unstable_tree_erase(m, v)
         m.stat[0].pages_unshared -= 1
         m.pte[v].item &= ~UNSTABLE
 
@@ -519,7 +518,6 @@ def should_skip_rmap_item(m, v):
     if m.pte[v].skips == 0:
         m.pte[v].skips = skip_age(age)
         return False
-    m.stat[0].pages_skipped += 1
     m.pte[v].skips -= 1
     if m.pte[v].item & (STABLE | UNSTABLE):
         remove_rmap_item_from_tree(m, v)
@@ -551,9 +549,8 @@ def replace_page(m, v, frame, kframe):
     """The entry maps the KSM page or the zeropage instead (ksm-merge M8, M15); only the latter lowers RSS (C5)."""
     locked = m.pte[v].vm & VM_LOCKED
     if kframe == ZEROPAGE:
-        m.pte[v].kind = ZP_KSM
+        unmap_pte(m, v, ZP_KSM, -1)
         m.pte[v].bits = 0
-        m.page[v].frame = -1
         m.mm[_mm(m, v)].zero_pages += 1
         m.stat[0].ksm_zero_pages += 1
         m.stat[0].zeropage_entries += 1
@@ -633,73 +630,35 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
 
 
 @inlined
-def unstable_tree_search_insert(m, v, frame, key):
-    """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
-
-    A node is an address, looked up again at each visit: if no page is found there any more it is dead and ends the
-    search (D1, D2), but stays where it is until the trees are emptied (D3). Contents are compared as they are now, by
-    their keys (U3, M13), and no folio is split for that (U4). The item notes the number of the full scan (S19).
-    """
-    p = m.page
-    s = m.state[0]
-    nid = _nid(m, frame)
-    n, parent, left = np.int64(m.tree[nid].unstable), np.int64(-1), False
-    levels, unmerged = 0, s.unmerged
-    while n >= 0:
-        levels += 1
-        if p[n].frame < 0 or (unmerged and not m.pte[n].vm & VM_MERGEABLE):
-            m.stat[0].wasted_visits += 1
-            n = -1
-            break
-        if p[n].frame == frame:
-            n = -1
-            break
-        parent = n
-        if key < p[n].key:
-            left = True
-            n = p[n].left
-        elif key > p[n].key:
-            left = False
-            n = p[n].right
-        else:
-            if not s.merge_across_nodes and _nid(m, p[n].frame) != nid:
-                n = -1  # the tree's page went to another NUMA node
-            break
-    else:
-        m.pte[v].item |= UNSTABLE
-        m.pte[v].seq = m.stat[0].full_scans & 255
-        m.pte[v].nid = nid
-        m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
-        m.stat[0].pages_unshared += 1
-        n = -1
-    m.steps[TREE_LEVEL] += levels
-    return n
+def _nothing_to_merge(m, v, frame):
+    """How most visits end: at a page that is merged already, or whose checksum has changed (ksm-merge M1, M2)."""
+    node = m.frame[frame].node
+    if node >= 0:  # M1
+        aside = not m.state[0].merge_across_nodes and _on_side_list(m, node, frame)
+        return m.pte[v].item & STABLE and m.page[v].parent == node and not aside
+    if m.pte[v].item & (STABLE | UNSTABLE):  # M2
+        remove_rmap_item_from_tree(m, v)
+    if m.pte[v].item & CHECKSUM and m.page[v].oldchecksum == m.page[v].key:
+        return False
+    m.page[v].oldchecksum = m.page[v].key
+    m.pte[v].item |= CHECKSUM
+    m.stat[0].changed_checksums += 1
+    return True
 
 
 @compiled
 def cmp_and_merge_page(m, v, frame):
-    """What ksmd does with one visited page (ksm-merge M1, M2, M3, M4, M5); `frame` carries the scan's reference.
+    """What ksmd does with a visited page beyond `_nothing_to_merge` (ksm-merge M3, M4, M5).
 
-    Two equal pages of one folio, whatever its order, make it split instead (M5d, mthp E13).
+    `frame` carries the scan's reference. Two equal pages of one folio, whatever its order, make it split instead (M5d,
+    mthp E13).
     """
     key = m.page[v].key
-    node = m.frame[frame].node
-    if node >= 0:  # M1
-        aside = not m.state[0].merge_across_nodes and _on_side_list(m, node, frame)
-        if m.pte[v].item & STABLE and m.page[v].parent == node and not aside:
+    if m.frame[frame].node < 0 and key == 0 and m.state[0].use_zero_pages:  # M3
+        if try_to_merge_one_page(m, v, frame, ZEROPAGE, key):
             return
-    else:  # M2
-        remove_rmap_item_from_tree(m, v)
-        if not m.pte[v].item & CHECKSUM or m.page[v].oldchecksum != key:
-            m.page[v].oldchecksum = key
-            m.pte[v].item |= CHECKSUM
-            m.stat[0].changed_checksums += 1
-            return
-        if key == 0 and m.state[0].use_zero_pages:  # M3
-            if try_to_merge_one_page(m, v, frame, ZEROPAGE, key):
-                return
-            if m.state[0].early_stop and m.pte[v].kind != ANON:
-                return  # the variant skip-zeropage
+        if m.state[0].early_stop and m.pte[v].kind != ANON:
+            return  # the variant skip-zeropage
     kframe = stable_tree_search(m, key, frame)  # M4
     if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
         return
@@ -839,92 +798,119 @@ def _next_occupied(m, v, end):
     return end
 
 
-@inlined
-def scan_get_next_rmap_item(m):
-    """The next page that costs budget, -1 at the end of a full scan (ksm-scan S9, S16, S18).
+@compiled
+def _begin_full_scan(m):
+    """Empty unstable trees, batches drained, the cursor at the first process (ksm-scan S10)."""
+    s = m.state[0]
+    if s.advisor_mode:
+        s.advisor_start_ns = _now_ns(m)
+    mlock_drain(m)
+    lru_add_drain(m)
+    empty_unstable_trees(m)
+    if not s.merge_across_nodes:  # S10.3
+        for n in range(s.top_node):
+            if m.node[n].kind == MIGRATED:
+                ksm_get_folio(m, n)
+    s.unmerged = 0
+    s.cursor_mm = m.mm[0].next
+    s.cursor = 0
+    s.found_vma = 0
 
-    A full scan begins with empty unstable trees (S10) and goes through processes in list order and addresses ascending
-    (S11). Candidates are anonymous pages of mergeable VMAs, whatever folio they are in (S13, S14, mthp E11). Other
-    addresses are passed over; items left over there are freed (S21, mthp E16). A process without a mergeable VMA is
-    dropped (S17).
+
+@inlined
+def scan_pages(m, mm, budget):
+    """Visit pages of a process from the cursor on, up to one at which there is more to do than `_nothing_to_merge`:
+    what is left of the budget, and that page or -1 (ksm-scan S9, S16, S18).
+
+    Candidates are anonymous pages of mergeable VMAs, whatever folio they are in (S13, S14, mthp E11). Other addresses
+    are passed over; items left over there are freed (S21, mthp E16). Here and there ksmd spends most of its time, so
+    what is counted is in local variables.
     """
     s = m.state[0]
-    if m.mm[0].next == 0:
-        return -1
-    if s.cursor_mm == 0:  # S10
-        if s.advisor_mode:
-            s.advisor_start_ns = _now_ns(m)
-        mlock_drain(m)
-        lru_add_drain(m)
-        for nid in range(len(m.tree)):
-            m.tree[nid].unstable = -1
-        if not s.merge_across_nodes:  # S10.3
-            for n in range(s.top_node):
-                if m.node[n].kind == MIGRATED:
-                    ksm_get_folio(m, n)
-        s.unmerged = 0
-        s.cursor_mm = m.mm[0].next
+    base = m.mm[mm].base
+    if m.mm[mm].exited:
         s.cursor = 0
         s.found_vma = 0
-    while s.cursor_mm != 0:
-        mm = s.cursor_mm
-        base = m.mm[mm].base
-        if m.mm[mm].exited:
-            s.cursor = 0
-            s.found_vma = 0
-        at, end = base + s.cursor, base + m.mm[mm].pages
-        while at < end:
-            v = at
-            if m.pte[v].kind != ANON:
-                v = _next_occupied(m, at, end)
-                if m.pte[at].vm & VM_MERGEABLE:
-                    m.steps[PASS_OVER] += v - at
-                if v == end:
-                    break
-            at = v + 1
-            if m.pte[v].vm & VM_MERGEABLE and m.pte[v].kind == ANON:
-                if not m.pte[v].item:
-                    _new_rmap_item(m, v)
-                if not should_skip_rmap_item(m, v):
-                    s.cursor = at - base
-                    s.found_vma = 1
-                    return v
-            elif m.pte[v].item:
-                free_rmap_item(m, v)
-        if not s.found_vma and not m.mm[mm].mergeable:  # S17
-            _drop_mm(m, mm)
-        s.cursor_mm = m.mm[mm].next
-        s.cursor = 0
-        s.found_vma = 0
-    m.steps[END_OF_PASS] += 1
-    if s.advisor_mode:
-        scan_time_advisor(m)
-    m.stat[0].full_scans += 1
-    return -1
+    at, end = base + s.cursor, base + m.mm[mm].pages
+    found, before = np.int64(-1), budget
+    passed_over = skipped = thp = merged = np.int64(0)
+    while at < end:
+        v = at
+        if m.pte[v].kind != ANON:
+            v = _next_occupied(m, at, end)
+            if m.pte[at].vm & VM_MERGEABLE:
+                passed_over += v - at
+            if v == end:
+                at = end
+                break
+        at = v + 1
+        if m.pte[v].vm & VM_MERGEABLE and m.pte[v].kind == ANON:
+            if not m.pte[v].item:
+                _new_rmap_item(m, v)
+            if should_skip_rmap_item(m, v):
+                skipped += 1
+                continue
+            frame = m.page[v].frame
+            if m.pte[v].bits & KSM_PAGE:
+                merged += 1
+            elif m.frame[frame].folio >= 0:
+                thp += 1
+            budget -= 1
+            if not _nothing_to_merge(m, v, frame):
+                found = v
+                break
+            if budget == 0:
+                break
+        elif m.pte[v].item:
+            free_rmap_item(m, v)
+    visits = before - budget
+    s.cursor = at - base
+    s.found_vma |= visits > 0
+    m.stat[0].pages_scanned += visits
+    m.stat[0].pages_skipped += skipped
+    m.steps[PASS_OVER] += passed_over
+    m.steps[VISIT_KSM] += merged
+    m.steps[VISIT_THP] += thp
+    m.steps[VISIT] += visits - merged - thp
+    return budget, found
 
 
 @compiled
 def ksm_do_scan(m):
-    """One batch (ksm-scan S7) of `pages_to_scan` visits, as it is at the beginning (S5).
+    """One batch (ksm-scan S7) of `pages_to_scan` visits, as it is at the beginning (S5), or to the end of a full scan.
 
-    A visit holds a reference on the whole folio (S15).
+    Processes come in list order and addresses ascending (S11); one without a mergeable VMA is dropped (S17). A visit
+    holds a reference on the whole folio (S15).
     """
+    s = m.state[0]
     m.steps[WAKE_UP] += 1
-    for _ in range(m.state[0].pages_to_scan):
-        v = scan_get_next_rmap_item(m)
-        if v < 0:
-            return
-        frame = m.page[v].frame
-        if m.pte[v].bits & KSM_PAGE:
-            m.steps[VISIT_KSM] += 1
-        elif m.frame[frame].folio >= 0:
-            m.steps[VISIT_THP] += 1
-        else:
-            m.steps[VISIT] += 1
-        folio_get(m, frame)
-        cmp_and_merge_page(m, v, frame)
-        folio_put(m, frame)
-        m.stat[0].pages_scanned += 1
+    budget = s.pages_to_scan
+    if budget == 0 or m.mm[0].next == 0:
+        return
+    if s.cursor_mm == 0:
+        _begin_full_scan(m)
+    while budget > 0:
+        mm = s.cursor_mm
+        budget, v = scan_pages(m, mm, budget)
+        if v >= 0:
+            frame = m.page[v].frame
+            folio_get(m, frame)
+            cmp_and_merge_page(m, v, frame)
+            folio_put(m, frame)
+        elif budget > 0:
+            if not s.found_vma and not m.mm[mm].mergeable:  # S17
+                _drop_mm(m, mm)
+            s.cursor_mm = m.mm[mm].next
+            s.cursor = 0
+            s.found_vma = 0
+            if s.cursor_mm == 0:
+                break
+    else:
+        return
+    m.steps[END_OF_PASS] += 1
+    if s.advisor_mode:
+        scan_time_advisor(m)
+    m.stat[0].full_scans += 1
 
 
 @entry
@@ -998,6 +984,7 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
         if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room:
             break
         stat.time_ns = wake_ns
+        s.jiffies = _jiffies(m, wake_ns)
         frames, passes = stat.frames, stat.full_scans
         cpu = ksmd_cpu_ns(m)
         s.batch_cpu_ns = cpu

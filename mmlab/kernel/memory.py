@@ -42,6 +42,7 @@ from mmlab.kernel.state import (
     ZP_KSM,
 )
 from mmlab.kernel.swap import swap_duplicate, swap_free
+from mmlab.kernel.unstable_tree import set_content, unmap_pte
 
 __all__ = [
     "break_ksm",
@@ -68,12 +69,6 @@ def _map_anon(m, v, frame, bits):
     m.pte[v].bits = bits
     m.page[v].frame = frame
     m.occupied[v >> 6] |= np.uint64(1) << np.uint64(v & 63)
-
-
-@compiled
-def _clear(m, v):
-    m.pte[v].kind = NONE
-    m.page[v].frame = -1
 
 
 @compiled
@@ -161,7 +156,7 @@ def wp_page_copy(m, v, bits):
 def clear_swap_entry(m, v):
     """The entry at v refers to its swap slot no more."""
     slot = -2 - m.page[v].frame
-    _clear(m, v)
+    unmap_pte(m, v, NONE, -1)
     swap_free(m, slot)
 
 
@@ -298,7 +293,7 @@ def write_pages(m, first, end, key, read_first):
             _read_fault(m, v)
         _write_fault(m, v)
         if not read_first:
-            m.page[v].key = key
+            set_content(m, v, key)
     return True
 
 
@@ -309,7 +304,7 @@ def write_listed_pages(m, n, key):
         v = m.listed[i]
         if m.pte[v].vm & VM_WRITE and m.pte[v].kind != POISON:
             _write_fault(m, v)
-            m.page[v].key = key + np.uint64(i)
+            set_content(m, v, key + np.uint64(i))
 
 
 @entry
@@ -355,7 +350,7 @@ def zap_page_range(m, first, end, advised):
                     m.stat[0].huge_pmds -= 1
                     folio_remove_rmap_pmd(m, m.frame[m.page[v].frame].folio)
                 for i in range(v, stop):
-                    _clear(m, i)
+                    unmap_pte(m, i, NONE, -1)
                 m.block[b].pmd = PMD_NONE
                 v = stop
                 continue
@@ -376,7 +371,7 @@ def zap_page_range(m, first, end, advised):
             elif m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             for i in range(v, v + run):
-                _clear(m, i)
+                unmap_pte(m, i, NONE, -1)
             m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, frame, run)
             v += run

@@ -4,6 +4,7 @@ from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain, mlock_drain
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.state import ANON, CALLER_OTHER, KSM, NID_SHIFT, POISON, POISONED
+from mmlab.kernel.unstable_tree import unmap_pte
 
 __all__ = ["memory_failure", "migrate_pages"]
 
@@ -67,8 +68,7 @@ def memory_failure(m, v):
     m.frame[frame].pins += 1
     for w in range(len(m.page)):
         if m.pte[w].kind == ANON and m.page[w].frame == frame:
-            m.pte[w].kind = POISON
-            m.page[w].frame = -1
+            unmap_pte(m, w, POISON, -1)
             m.frame[frame].mapcount -= 1
             m.stat[0].anon_pages -= 1
             if m.frame[frame].flags & KSM:

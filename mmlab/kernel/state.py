@@ -133,7 +133,17 @@ mm_t = np.dtype(
     ],
     align=True,
 )
-tree_t = np.dtype([("stable", np.int32), ("unstable", np.int32)])  # roots of a NUMA node's trees
+tree_t = np.dtype(  # roots of a NUMA node's trees
+    [
+        ("stable", np.int32),
+        ("unstable", np.int32),
+        ("nodes", np.int32),  # of the unstable tree, built or not
+        ("depth", np.int32),  # bits of that number
+        ("least", np.uint64),  # contents that it has seen
+        ("most", np.uint64),
+    ],
+    align=True,
+)
 vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them (thp-split Z4)
     [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
 )
@@ -159,9 +169,10 @@ state_t = np.dtype(
             *KNOBS,
             *"""
             early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged stale_nodes
+            indexed index_first index_last index_shift
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
             queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
-            batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
+            jiffies batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
             """.split(),
         ]
     ]
@@ -241,6 +252,8 @@ class Machine(Tables):
     vma: Annotated[np.ndarray, vma_t]
     tree: Annotated[np.ndarray, tree_t]
     """one record a NUMA node; only the first unless merge_across_nodes is 0"""
+    index: Annotated[np.ndarray, np.dtype(np.int32)]
+    """hash table of the unstable tree's items by content, as long as the tree is not built: page + 1"""
     state: Annotated[np.ndarray, state_t]
     """one record"""
     stat: Annotated[np.ndarray, stat_t]
@@ -279,6 +292,7 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
         swap=pages,
         mm=1 + mms,
         tree=MAX_NODES,
+        index=1 << max(1, (pages - 1).bit_length()),
         state=1,
         stat=1,
         mthp=10,
@@ -291,8 +305,9 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order
+    s["index_shift"] = 65 - len(m.index).bit_length()
     m.tree["stable"] = m.tree["unstable"] = -1
-    for name in ("free_frame", "free_run", "free_folio", "free_node", "free_slot"):
+    for name in ("index_first", "index_last", "free_frame", "free_run", "free_folio", "free_node", "free_slot"):
         s[name] = -1
     s["queue_first"] = s["queue_last"] = -1
     return m

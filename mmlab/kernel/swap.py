@@ -20,6 +20,7 @@ from mmlab.kernel.state import (
     PMD_TABLE,
     SWAP,
 )
+from mmlab.kernel.unstable_tree import unmap_pte
 
 __all__ = ["shrink_folio", "swap_duplicate", "swap_free"]
 
@@ -70,9 +71,8 @@ def swap_free(m, slot):
 @compiled
 def _swap_out(m, v, slot):
     """The entry at v refers to the slot from now on (`try_to_unmap_one`)."""
-    m.pte[v].kind = SWAP
+    unmap_pte(m, v, SWAP, -2 - slot)
     m.pte[v].bits &= EXCLUSIVE
-    m.page[v].frame = -2 - slot
     m.stat[0].anon_pages -= 1
     swap_duplicate(m, slot)
 
@@ -109,8 +109,7 @@ def _shrink_page(m, v):
         if m.pte[v].bits & DIRTY or m.frame[frame].flags & PG_DIRTY:
             m.frame[frame].flags = m.frame[frame].flags & ~LAZY | PG_DIRTY
             return
-        m.pte[v].kind = NONE
-        m.page[v].frame = -1
+        unmap_pte(m, v, NONE, -1)
         m.stat[0].anon_pages -= 1
         m.stat[0].ksm_entries -= ksm
         folio_remove_rmap_ptes(m, frame, 1)
@@ -150,8 +149,7 @@ def _discard_folio(m, f, v):
         if m.state[0].kernel >= 618:
             clean = 0
     for w in range(v, v + clean):
-        m.pte[w].kind = NONE
-        m.page[w].frame = -1
+        unmap_pte(m, w, NONE, -1)
     m.stat[0].anon_pages -= clean
     if m.state[0].kernel < 618:
         for i in range(clean):

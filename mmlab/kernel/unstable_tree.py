@@ -1,0 +1,209 @@
+"""The unstable tree (mm/ksm.c; ksm-merge U1 to U4, D1 to D4): of a red-black tree, often only an index.
+
+A node is an address, looked up again by each search that comes by: if no page is mapped there any more the node is
+dead. Which searches meet it is a matter of the tree's shape. As long as all nodes are as they were inserted no search
+can meet a dead one, and it finds what has equal content, whatever the shape. So items are only indexed by content at
+first; the tree is built, in order of insertion, when the first of them is about to leave it, to lose its page
+(`unmap_pte`) or to change its content (`set_content`).
+
+Measured: 262,144 unique pages in random order took 350 ns each in the tree, and 40 in the index.
+"""
+
+import numpy as np
+
+from mmlab.kernel.compile import compiled, inlined
+from mmlab.kernel.rbtree import rb_erase, rb_insert
+from mmlab.kernel.state import NID_SHIFT, TREE_LEVEL, UNSTABLE, VM_MERGEABLE
+
+__all__ = [
+    "empty_unstable_trees",
+    "page_nid",
+    "set_content",
+    "unmap_pte",
+    "unstable_tree_erase",
+    "unstable_tree_search_insert",
+]
+
+
+@compiled
+def page_nid(m, frame):
+    """The NUMA node whose trees the page belongs into (ksm-merge T1)."""
+    return np.int64(0) if m.state[0].merge_across_nodes else np.int64(m.frame[frame].flags) >> NID_SHIFT
+
+
+@compiled
+def empty_unstable_trees(m):
+    """At the begin of a full scan (ksm-scan S10); of several NUMA nodes each has its tree, of one an index will do."""
+    s = m.state[0]
+    if s.index_first >= 0:
+        for i in range(len(m.index)):
+            m.index[i] = 0
+    s.indexed = s.merge_across_nodes
+    s.index_first = s.index_last = -1
+    for nid in range(len(m.tree)):
+        m.tree[nid].unstable = -1
+        m.tree[nid].nodes = 0
+        m.tree[nid].depth = 0
+
+
+# --- the index: chains of items whose contents hash alike, linked by `left`, and all of them in order by `right` ------
+
+
+@inlined
+def _bucket(m, key):
+    """Of Fibonacci hashing: contents that count up are spread evenly."""
+    return np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(m.state[0].index_shift))
+
+
+@inlined
+def _index_search_insert(m, v, key):
+    """The item with this content, or -1: v was inserted."""
+    s = m.state[0]
+    p = m.page
+    i = _bucket(m, key)
+    first = np.int64(m.index[i]) - 1
+    n = first
+    while n >= 0 and p[n].key != key:
+        n = np.int64(p[n].left)
+    if n < 0:
+        p[v].left = first
+        p[v].right = -1
+        m.index[i] = v + 1
+        if s.index_first < 0:
+            s.index_first = v
+        else:
+            p[s.index_last].right = v
+        s.index_last = v
+    return n
+
+
+@compiled
+def _build_tree(m):
+    """The tree that these insertions have made, while no node was dead; without NUMA there is one."""
+    m.state[0].indexed = 0
+    p = m.page
+    v = m.state[0].index_first
+    while v >= 0:
+        following = p[v].right
+        n, parent, left = np.int64(m.tree[0].unstable), np.int64(-1), False
+        while n >= 0:
+            parent = n
+            left = p[v].key < p[n].key
+            n = np.int64(p[n].left if left else p[n].right)
+        m.tree[0].unstable = rb_insert(p, m.tree[0].unstable, v, parent, left)
+        v = following
+
+
+@inlined
+def _shape_matters(m, v):
+    """Before anything happens to the page at v that an index cannot tell."""
+    if m.pte[v].item & UNSTABLE and m.state[0].indexed and m.pte[v].seq == m.stat[0].full_scans & 255:
+        _build_tree(m)
+
+
+@compiled
+def unmap_pte(m, v, kind, frame):
+    """The entry of an anonymous page at v becomes one of `kind` without a page (`frame` < 0): an item there is dead."""
+    _shape_matters(m, v)
+    m.pte[v].kind = kind
+    m.page[v].frame = frame
+
+
+@compiled
+def set_content(m, v, key):
+    """The page at v is written to."""
+    _shape_matters(m, v)
+    m.page[v].key = key
+
+
+# --- searches ---------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _count(m, nid, key):
+    """A content enters the tree: what `_levels` has to know of it."""
+    t = m.tree[nid]
+    t.least = min(t.least, key) if t.nodes else key
+    t.most = max(t.most, key) if t.nodes else key
+    t.nodes += 1
+    t.depth += t.nodes >> t.depth != 0
+
+
+@inlined
+def _levels(m, nid, key):
+    """Nodes on the way of a search that none ends: what they cost does not depend on whether the tree was built.
+
+    Mean of random contents: the bits of the number of nodes. Along its edge, where contents in ascending order go in,
+    a tree is nearly twice as deep, 2 bits - 3.5; both hold within 2 % from 512 to 262,144 nodes.
+    """
+    t = m.tree[nid]
+    inside = t.least <= key <= t.most
+    return np.int64(t.depth) if inside or t.depth < 4 else 2 * np.int64(t.depth) - 3
+
+
+@inlined
+def unstable_tree_search_insert(m, v, frame, key):
+    """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
+
+    A dead node ends the search (D1, D2) and stays where it is until the trees are emptied (D3). Contents are compared
+    as they are now, by their keys (U3, M13), and no folio is split for that (U4). The item notes the number of the full
+    scan (S19).
+    """
+    p = m.page
+    s = m.state[0]
+    nid = page_nid(m, frame)
+    if s.indexed and (p[v].frame < 0 or s.unmerged or not s.merge_across_nodes):
+        _build_tree(m)  # its own split may have put the zeropage at v: an item that is dead from the start
+    levels, n = _levels(m, nid, key), np.int64(-1)
+    inserted = True
+    if s.indexed:
+        n = _index_search_insert(m, v, key)
+        inserted = n < 0
+        if n >= 0 and p[n].frame == frame:
+            n = np.int64(-1)
+    else:
+        n, parent, left = np.int64(m.tree[nid].unstable), np.int64(-1), False
+        met, unmerged = np.int64(0), s.unmerged
+        while n >= 0:
+            met += 1
+            if p[n].frame < 0 or (unmerged and not m.pte[n].vm & VM_MERGEABLE):
+                m.stat[0].wasted_visits += 1
+                levels, inserted, n = met, False, np.int64(-1)
+                break
+            if p[n].frame == frame:
+                inserted, n = False, np.int64(-1)
+                break
+            parent = n
+            if key < p[n].key:
+                left = True
+                n = np.int64(p[n].left)
+            elif key > p[n].key:
+                left = False
+                n = np.int64(p[n].right)
+            else:
+                inserted = False
+                if not s.merge_across_nodes and page_nid(m, p[n].frame) != nid:
+                    n = np.int64(-1)  # the tree's page went to another NUMA node
+                break
+        if inserted:
+            m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
+    m.steps[TREE_LEVEL] += levels
+    if inserted:
+        m.pte[v].item |= UNSTABLE
+        m.pte[v].seq = m.stat[0].full_scans & 255
+        m.pte[v].nid = nid
+        m.stat[0].pages_unshared += 1
+        _count(m, nid, key)
+    return n
+
+
+@compiled
+def unstable_tree_erase(m, v):
+    """Take out an item of the current full scan."""
+    if m.state[0].indexed:
+        _build_tree(m)
+    nid = np.int64(m.pte[v].nid)
+    m.tree[nid].unstable = rb_erase(m.page, m.tree[nid].unstable, v)
+    t = m.tree[nid]
+    t.nodes -= 1
+    t.depth -= t.nodes >> (t.depth - 1) == 0
