@@ -3,18 +3,13 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report test nightly lint lab bench clean
+.PHONY: help setup report reports test nightly lint lab bench clean
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# flat params files; each becomes a report of its own: of ksmd's own splits, of what other splits do
-PARAMS  := regression_uzp1 regression_uzp0 all_zero bimodal no_thp
-OTHERS  := underused_pressure migration_no_huge
-REPORTS := $(PARAMS:%=reports/01_regression_%.html) reports/02_other_splits.html $(OTHERS:%=reports/02_other_splits_%.html)
-SOURCES := $(shell find mmlab -name __pycache__ -prune -o -type f -print)
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 
 help: ## this list
@@ -22,13 +17,15 @@ help: ## this list
 
 setup: $(READY) ## the virtual environment .venv, with everything in it (the others do this when needed)
 
-report: $(REPORTS) ## the HTML reports, in reports/
-	@for page in $^; do echo "$$page"; done
+report: $(READY) ## all reports: HTML pages with their data, and the index, in reports/ (what is there already stays)
+	@$(BIN)/mmlab report --all --jobs $(JOBS)
+
+reports: report
 
 test: $(READY) ## lint, types, all tests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@echo "Tests (on $(JOBS) processes)"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 nightly: $(READY) ## the property test on 2,000 random scenarios
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
@@ -44,22 +41,11 @@ lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 bench: $(READY) ## speed, as a table
 	@$(BIN)/python tests/bench.py
 
-clean: ## removes .venv, caches and reports
+clean: ## removes .venv, caches and the reports' pages
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f $(REPORTS)
-
-reports/01_regression_%.html: notebooks/01_regression.ipynb params/%.yaml $(SOURCES) | $(READY)
-	@echo "Report of params/$*.yaml"
-	@$(BIN)/mmlab report $< -f params/$*.yaml -o $@
-
-reports/02_other_splits.html: notebooks/02_other_splits.ipynb $(SOURCES) | $(READY)
-	@echo "Report of notebooks/02_other_splits.ipynb"
-	@$(BIN)/mmlab report $< -o $@
-
-reports/02_other_splits_%.html: notebooks/02_other_splits.ipynb params/%.yaml $(SOURCES) | $(READY)
-	@echo "Report of params/$*.yaml: other splits"
-	@$(BIN)/mmlab report $< -f params/$*.yaml -o $@
+	cd reports && sed -n 's/^[0-9a-f]\{64\}  //p' SHA256SUMS | grep -v -e '^index\.html$$' -e '^thumbnails/' | xargs rm -f
+	rmdir reports/*.data 2>/dev/null || true
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -221,27 +221,72 @@ def _compare(path: Path) -> _Result:
 
 
 @cli.command()
-@click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("-f", "params", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Flat YAML file with parameters; a later file wins.")  # fmt: skip
+@click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]…")
+@click.option("--all", "everything", is_flag=True, help="The standard reports and their index, instead of NOTEBOOK.")
+@click.option("-f", "params", multiple=True, metavar="FILE",
+              help="Flat YAML file with parameters, or the name of one of params/; a later file wins.")  # fmt: skip
+@click.option("--each", is_flag=True, help="A report for each FILE, instead of one with all of them.")
 @click.option("-p", "settings", multiple=True, metavar="NAME=VALUE", help="One parameter; wins over files.")
-@click.option("-o", "out", type=click.Path(path_type=Path), metavar="FILE", help="Where to write the page.")
+@click.option("-o", "out", type=click.Path(path_type=Path), metavar="FILE.html|DIR",
+              help="The page; or the folder for pages and their index. Default: reports/")  # fmt: skip
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
-def report(notebook: Path, params: tuple[Path, ...], settings: tuple[str, ...], out: Path | None, code: bool) -> None:
-    """Run a notebook with parameters and write one HTML page that needs no network. Prints its path.
+@click.option("--again", is_flag=True, help="With --all: make also what would come out as it is.")
+@click.option("--jobs", default=len(os.sched_getaffinity(0)), type=click.IntRange(1, 1024),
+              help="Reports made at a time. Default: one a core.")  # fmt: skip
+def report(notebooks: tuple[str, ...], everything: bool, params: tuple[str, ...], each: bool, settings: tuple[str, ...],
+           out: Path | None, code: bool, again: bool, jobs: int) -> None:  # fmt: skip
+    """Run notebooks with parameters: each becomes one HTML page that needs no network. Prints what was written.
+
+    The tables behind the figures go beside the page, into NAME.data/, as CSV and Parquet. A notebook is a file, or the
+    name of one that ships with mmlab. A notebook that fails leaves its page as far as it came, with the error.
+
+    With --all, or when -o names a folder, there is an index of the pages, index.html, with the headline and the first
+    figure of each, and SHA256SUMS. --all makes only what is new or has changed: the notebook, a parameter, mmlab
+    itself. The same parameters and versions give the same bytes.
 
     \b
-    Example:
-      mmlab report notebooks/01_regression.ipynb -f params/regression_uzp1.yaml -p pages_to_scan=100
+    Examples:
+      mmlab report 01_regression -f regression_uzp1 -p pages_to_scan=100
+      mmlab report 02_other_splits -f params/migration_no_huge.yaml -o migration.html
+      mmlab report 01_regression 02_other_splits --each -f all_zero -f bimodal -o two-by-two/
+      mmlab report --all
     """
-    from mmlab import report as reports
+    from mmlab import presets
+    from mmlab import report as one
+    from mmlab import reports as many
 
-    _warm_up()
-    try:
-        click.echo(reports.report(notebook, params, _parse(settings, "-p"), out, show_code=code))
-    except reports.ReportFailed as error:
-        click.echo(f"mmlab: {error}", err=True)
-        sys.exit(1)
+    page = out if out and out.suffix == ".html" else None
+    folder = out if out and not page else Path("reports")
+    if everything:
+        if notebooks or params or each or settings or code or page:
+            raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
+        requests = many.standard(folder)
+    else:
+        if not notebooks:
+            raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
+        if each and not params:
+            raise click.UsageError("--each makes a report for each -f FILE: name some.")
+        files = [presets.find(name) for name in params]
+        groups = [(file,) for file in files] if each else [tuple(files)]
+        pairs = [(one.find_notebook(name), group) for name in notebooks for group in groups]
+        if page and len(pairs) > 1:
+            raise click.UsageError(f"{len(pairs)} reports do not fit into one file: name a folder with -o.")
+        requests = [one.Request(*pair, _parse(settings, "-p"), page, code) for pair in pairs]
+        requests = requests if page else [request.inside(folder) for request in requests]
+    wanted = many.to_make(requests, again or not everything)
+    if wanted:
+        _warm_up()
+    failed = 0
+    for made in many.make_all(wanted, jobs, bars=sys.stderr.isatty()):
+        _say(str(made.request.page))
+        if made.error:
+            failed += 1
+            _say(f"mmlab: {made.error}. What ran until then is in {made.request.page}", err=True)
+    if everything or folder == out:
+        if unchanged := len(requests) - len(wanted):
+            click.echo(f"{unchanged} reports are as they were")
+        click.echo(many.write_index(folder, requests))
+    sys.exit(failed > 0)
 
 
 @cli.command()

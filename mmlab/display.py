@@ -70,13 +70,18 @@ def tables_of(figure: Figure) -> dict[str, pd.DataFrame]:
 
 
 def plain(data: pd.DataFrame) -> pd.DataFrame:
-    """As a file can hold it: the index as a column where it says something, one type a column, names on one line."""
-    unnamed = isinstance(data.index, pd.RangeIndex) and data.index.name is None
-    out = data.reset_index(drop=True) if unnamed else data.reset_index(names=data.index.name or "name")
-    out.columns = pd.Index([" ".join(" ".join(map(str, c if isinstance(c, tuple) else [c])).split()) for c in out])
-    out = out.infer_objects()
-    mixed = [column for column in out if out[column].dtype == object]
-    return out.assign(**{column: out[column].map(str, na_action="ignore").astype("str") for column in mixed})
+    """As a file can hold it: the index as a column unless it only counts; each column with a type and a name."""
+    unnamed = data.index.name is None and pd.api.types.is_integer_dtype(data.index)
+    index = [name or "name" for name in data.index.names]
+    out = data.reset_index(drop=True) if unnamed else data.reset_index(names=index, allow_duplicates=True)
+    names: list[str] = []
+    for column in out:
+        name = " ".join(" ".join(map(str, column if isinstance(column, tuple) else [column])).split())
+        again = sum(other.partition(" #")[0] == name for other in names)
+        names.append(f"{name} #{again + 1}" if again else name)
+    out = out.set_axis(pd.Index(names), axis=1).infer_objects()
+    mixed = [name for name in names if out[name].dtype == object]
+    return out.assign(**{name: out[name].map(str, na_action="ignore").astype("str") for name in mixed})
 
 
 def keep(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
@@ -99,12 +104,16 @@ def _file_name(words: str) -> str:
 
 def png(drawn: Axes | Sequence[Axes]) -> bytes:
     """The figure as a PNG of at most 256 colours: the same bytes for the same figure (no date, no version inside)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure_of(drawn).savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
-    Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return small.getvalue()
+    figure = figure_of(drawn)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)  # the pixels of savefig, which would lay the figure out twice
+    canvas.draw()  # type: ignore[no-untyped-call]
+    image, out = Image.fromarray(np.asarray(canvas.buffer_rgba())), io.BytesIO()  # type: ignore[no-untyped-call]
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Notebook in, HTML report out: papermill runs it, nbconvert renders it, a normaliser takes out what varies by run.
+"""Notebook in, HTML report out: papermill runs it, nbconvert renders it, and its data go beside the page.
 
     >>> from pathlib import Path
     >>> from mmlab.report import report
@@ -8,10 +8,10 @@
 The parameters are checked before anything runs: every name must be in the notebook's cell tagged ``parameters``, and
 every name that is a field of :class:`mmlab.scenario.Scenario` must be a value that a scenario accepts.
 
-The page is one file that loads nothing: style and images are inside, there is no script. The same notebook, parameters
-and versions give the same bytes: the kernel runs with a fixed hash seed, time zone and locale and without the user's
-matplotlib settings, and :func:`normalise` drops run times, papermill's and the kernel's metadata, random cell ids and
-memory addresses.
+The same notebook, parameters, versions and file name give the same bytes, of the page and of all files beside it: the
+kernel runs with a fixed hash seed, time zone and locale and without the user's matplotlib settings, and
+:func:`mmlab.page.normalise` drops run times, papermill's and the kernel's metadata, random cell ids and memory
+addresses. The notebook's working directory is the caller's, as with papermill.
 """
 
 from __future__ import annotations
@@ -19,26 +19,30 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import json
 import logging
 import os
-import platform
-import re
+import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from mmlab import page, presets
 from mmlab.errors import UserError, unknown
 from mmlab.jupyter import environment, this_interpreter
+from mmlab.provenance import Provenance, ingredients, provenance
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-TEMPLATES = Path(__file__).parent / "templates"
-PACKAGE = Path(__file__).parent
+__all__ = ["Parameter", "ReportFailed", "Request", "find_notebook", "report", "resolve_parameters"]
 
 #: What the kernel's process gets, whatever the caller's environment says: nothing of it may show in the report.
 PINNED = {
@@ -49,12 +53,10 @@ PINNED = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MATPLOTLIBRC": os.devnull,
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     "COLUMNS": "120",
 }
-
-#: Cells with one of these tags do not reach the page: widgets are dead in HTML, parameters are in its last section.
-HIDDEN = {"remove_cell", "remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
 
 
 class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
@@ -67,9 +69,12 @@ class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{reason}. What ran until then is in {path}")
+        super().__init__(path, reason)  # both, so that it can be pickled
         self.path = path
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. What ran until then is in {self.path}"
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,9 @@ class Parameter:
         return self.value != self.default
 
 
-def report(
-    notebook: Path,
-    params_files: Sequence[Path] = (),
-    overrides: Mapping[str, object] | None = None,
-    out: Path | None = None,
-    show_code: bool = False,
-    progress: bool = True,
-) -> Path:
-    """Run a notebook with parameters and write the report.
+@dataclass(frozen=True)
+class Request:
+    """One report that is wanted.
 
     Parameters
     ----------
@@ -104,59 +103,180 @@ def report(
     overrides : mapping
         Single values, which win over the files.
     out : Path, optional
-        Default: ``reports/<notebook>[_<params>…].html``.
+        The page. Default: ``reports/<notebook>[_<params>…].html``. Its tables go into ``<out without .html>.data/``.
     show_code : bool
         Print the code cells, too.
+    """
+
+    notebook: Path
+    params_files: Sequence[Path] = ()
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    out: Path | None = None
+    show_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the page where none is given: the notebook's, and those of the params files."""
+        return "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
+
+    @property
+    def page(self) -> Path:
+        return self.out or Path("reports") / f"{self.name}.html"
+
+    def inside(self, folder: Path) -> Request:
+        """The same report, written into a folder under its own name."""
+        return replace(self, out=folder / f"{self.name}.html")
+
+    @property
+    def data(self) -> Path:
+        """The folder beside the page."""
+        return self.page.with_suffix(".data")
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        """All of the notebook's, checked."""
+        return resolve_parameters(self.notebook, self.params_files, self.overrides)
+
+    @property
+    def notebook_digest(self) -> str:
+        """SHA-256 of its file."""
+        return hashlib.sha256(self.notebook.read_bytes()).hexdigest()
+
+    def check(self) -> str:
+        """SHA-256 of all that the report depends on.
+
+        Raises
+        ------
+        UserError
+            A file is missing or unreadable, a parameter unknown to the notebook, a value out of range, or the page
+            cannot be written where it is wanted.
+        """
+        parameters = [(p.name, p.value) for p in self.parameters]
+        out = self.page
+        if out.is_dir():
+            raise UserError(f"{out} is a folder: name the file to write, such as {out / (self.name + '.html')}")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as refused:
+            raise UserError(f"{out.parent}: this folder cannot be made ({refused.strerror})") from refused
+        if not os.access(out.parent, os.W_OK):
+            raise UserError(f"{out.parent}: no permission to write there; name another file with -o")
+        of = [self.notebook_digest, parameters, self.show_code, out.name, ingredients()]
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+    def is_made(self) -> bool:
+        """Page and tables are there and would come out the same if they were made again."""
+        about = page.About.read(self.page)
+        if about is None or about.error or about.inputs != self.check():
+            return False
+        return all((self.data / f"{name}.{kind}").is_file() for name in about.tables for kind in ("csv", "parquet"))
+
+    def command(self) -> str:
+        """The command that makes the same page, with nothing of this machine in it."""
+        settings = [word for p in self.parameters if p.changed for word in ("-p", f"{p.name}={_as_yaml(p.value)}")]
+        code = ["--code"] if self.show_code else []
+        return shlex.join(["mmlab", "report", self.notebook.name, *settings, *code, "-o", self.page.name])
+
+
+def _as_yaml(value: object) -> str:
+    """On one line, and without quotes where it means the same."""
+    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
+
+
+def report(
+    notebook: Path,
+    params_files: Sequence[Path] = (),
+    overrides: Mapping[str, object] | None = None,
+    out: Path | None = None,
+    show_code: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Run a notebook with parameters and write the report; the parameters are those of :class:`Request`.
+
+    Parameters
+    ----------
     progress : bool
         A bar over the cells on stderr.
 
     Returns
     -------
     Path
-        The file written. It appears in one piece or not at all.
+        The page. It appears in one piece or not at all.
 
     Raises
     ------
     UserError
-        A file is missing or unreadable, a parameter unknown to the notebook, a value out of range. Nothing has run.
+        As :meth:`Request.check`; nothing has run.
     ReportFailed
         A cell raised; the page exists and says where.
     """
-    from nbconvert.exporters import HTMLExporter
+    files = [Path(file) for file in params_files]
+    request = Request(Path(notebook), files, overrides or {}, Path(out) if out else None, show_code)
+    request.check()
+    return make(request, provenance(), {"desc": request.name} if progress else None)
 
-    notebook, params_files = Path(notebook), [Path(file) for file in params_files]
-    parameters = resolve_parameters(notebook, params_files, overrides or {})
-    if out is None:
-        out = Path("reports") / ("_".join([notebook.stem, *(file.stem for file in params_files)]) + ".html")
-    out = Path(out)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: name the file to write, such as {out / (notebook.stem + '.html')}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as refused:
-        raise UserError(f"{out.parent}: this folder cannot be made ({refused.strerror})") from refused
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out.parent}: no permission to write there; name another file with -o")
 
-    executed, error = run(notebook, {p.name: p.value for p in parameters if p.changed}, progress)
-    normalise(executed)
-
-    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])  # type: ignore[no-untyped-call]
-    exporter.exclude_input = not show_code
-    exporter.log.setLevel(logging.ERROR)
-    about = {
-        "title": title(executed, notebook.stem),
-        "version": version("mmlab"),
-        "versions": versions(),
-        "parameters": parameters,
-        "changed": ", ".join(f"{p.name}={p.value}" for p in parameters if p.changed),
-        "error": error,
-    }
-    html, _ = exporter.from_notebook_node(executed, resources={"mmlab": about})
-    write(out, with_contents(html))
+def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = None) -> Path:
+    """Make one report. ``bar``: what tqdm is to know of a bar over the cells; None: no bar."""
+    inputs, parameters = request.check(), request.parameters
+    with tempfile.TemporaryDirectory(prefix="mmlab-report-") as folder:
+        saved = Path(folder) / "tables"
+        saved.mkdir()
+        values = {p.name: p.value for p in parameters if p.changed}
+        executed, error = run(request.notebook, values, Path(folder), saved, bar)
+        page.normalise(executed)
+        tables = page.number_tables(executed)
+        about = page.About(
+            notebook=request.notebook.stem,
+            title=page.title(executed, request.notebook.stem),
+            question=page.question(executed),
+            changed=", ".join(f"{p.name}={p.value}" for p in parameters if p.changed),
+            headline=page.headline(executed),
+            tables=tuple(tables),
+            error=error,
+            inputs=inputs,
+            version=made_of.version,
+            exactness=made_of.exactness,
+        )
+        text = page.render(
+            executed,
+            about,
+            request.show_code,
+            data=request.data.name,
+            parameters=parameters,
+            provenance=made_of,
+            command=request.command(),
+            digest=request.notebook_digest,
+        )
+        write_tables(request.data, saved, tables)
+    write(request.page, text.encode())
     if error:
-        raise ReportFailed(out, error)
-    return out
+        raise ReportFailed(request.page, error)
+    return request.page
+
+
+def find_notebook(name: str | Path) -> Path:
+    """A notebook by its path, or one that ships with mmlab by its name, with or without folder and ending.
+
+    Raises
+    ------
+    UserError
+        There is neither.
+
+    Examples
+    --------
+    >>> find_notebook("01_regression").name
+    '01_regression.ipynb'
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(presets.folder("notebooks").glob("*.ipynb"))}
+    stem = path.name.removesuffix(".ipynb")
+    if stem in shipped and path.parent.name in ("", "notebooks"):
+        return shipped[stem]
+    hint = "Name a file, or one of the notebooks that ship with mmlab."
+    raise UserError(f"{name}: no such notebook: {unknown('notebook', stem, shipped, hint)}")
 
 
 def resolve_parameters(
@@ -199,23 +319,20 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
     """Name and default of each line ``name: type = value  # help`` of the cell tagged ``parameters``."""
     if not notebook.is_file():
         raise UserError(f"{notebook}: no such notebook")
-    import nbformat
-    from papermill.translators import PythonTranslator
-
-    try:
-        cells = nbformat.read(notebook, as_version=4).cells  # type: ignore[no-untyped-call]
-    except Exception as error:  # nbformat and json raise what they like for a file that is no notebook
+    try:  # plain JSON: nbformat takes seconds to load
+        cells = json.loads(notebook.read_bytes())["cells"]
+        tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+        lines = ast.parse("".join(tagged[0])).body if tagged else []
+    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
         raise UserError(f"{notebook}: not a readable notebook ({type(error).__name__})") from error
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
-    found = PythonTranslator.inspect(tagged[0]) if tagged else []
     defaults: dict[str, object] = {}
-    for parameter in found:
-        try:
-            defaults[parameter.name] = ast.literal_eval(parameter.default)
-        except (ValueError, SyntaxError) as error:
-            raise UserError(
-                f"{notebook}: parameter {parameter.name} has no plain default: {parameter.default}"
-            ) from error
+    for line in lines:
+        if isinstance(line, ast.AnnAssign | ast.Assign):
+            name, value = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]), line.value
+            try:
+                defaults[name] = ast.literal_eval(value or "")
+            except (ValueError, SyntaxError) as error:
+                raise UserError(f"{notebook}: parameter {name} has no plain default: {ast.unparse(line)}") from error
     return defaults
 
 
@@ -233,25 +350,34 @@ def read_params(file: Path) -> dict[str, object]:
     return values
 
 
-def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tuple[NotebookNode, str]:
-    """The executed notebook, and what went wrong in it ("" if nothing did)."""
+def run(
+    notebook: Path, parameters: Mapping[str, object], folder: Path, tables: Path, bar: Mapping[str, Any] | None
+) -> tuple[NotebookNode, str]:
+    """The executed notebook, and what went wrong in it ("" if nothing did).
+
+    Its kernel has nothing of the caller's but the working directory, which is also searched for modules, after this
+    library. ``folder`` is for scratch; the notebook's tables are saved in ``tables``.
+    """
     import nbformat
 
+    from mmlab.display import TABLES
+
+    env = PINNED | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
+    options = [
+        "--HistoryManager.enabled=False",
+        "--InteractiveShellApp.ignore_cwd=True",  # PYTHONPATH has it, but not in front of this library
+    ]
+    search = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())])
     with (
-        tempfile.TemporaryDirectory(prefix="mmlab-report-") as folder,
         quiet(),
-        environment(JUPYTER_RUNTIME_DIR=str(Path(folder) / "runtime")),
-        this_interpreter(
-            Path(folder),
-            PINNED | {"IPYTHONDIR": str(Path(folder) / "ipython")},
-            "--HistoryManager.enabled=False",
-        ) as kernel,
+        environment(JUPYTER_RUNTIME_DIR=str(folder / "runtime"), PYTHONPATH=search),
+        this_interpreter(folder, env, *options) as kernel,
     ):
         from nbclient.exceptions import CellControlSignal, DeadKernelError
         from papermill import execute_notebook
         from papermill.exceptions import PapermillExecutionError
 
-        result, error = Path(folder) / "out.ipynb", ""
+        result, error = folder / "out.ipynb", ""
         try:
             execute_notebook(
                 str(notebook.resolve()),
@@ -259,10 +385,10 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
                 parameters=dict(parameters),
                 kernel_name=kernel,
                 language="python",
-                cwd=str(notebook.resolve().parent),
-                progress_bar={"desc": notebook.stem, "unit": "cell", "file": sys.stderr} if progress else False,
+                progress_bar={"unit": "cell", "file": sys.stderr, **bar} if bar is not None else False,
                 record_timing=False,
                 coalesce_streams=True,
+                start_timeout=300,  # many kernels may start at once
             )
         except PapermillExecutionError as failure:
             error = f"Cell [{failure.exec_count}] of {notebook.name} failed with {failure.ename}: {failure.evalue}"
@@ -270,6 +396,10 @@ def run(notebook: Path, parameters: Mapping[str, object], progress: bool) -> tup
             error = f"The kernel died while it ran {notebook.name} (out of memory?)"
         except CellControlSignal as failure:
             error = f"{notebook.name} stopped: {failure}"
+        except RuntimeError as failure:
+            error = f"No kernel for {notebook.name}: {failure}"
+        if not result.exists():
+            return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
         return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
 
 
@@ -287,123 +417,23 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def normalise(notebook: NotebookNode) -> None:
-    """Take out of an executed notebook what two equal runs may differ in, and the cells not meant for a page.
-
-    Cells tagged ``summary`` (what the notebook concludes in the end) move to the top, below the first cell.
-    """
-    shown = [cell for cell in notebook.cells if not HIDDEN & set(cell.metadata.get("tags", ()))]
-    summary = [cell for cell in shown if "summary" in cell.metadata.get("tags", ())]
-    notebook.cells = shown[:1] + summary + [cell for cell in shown[1:] if cell not in summary]
-    notebook.metadata = type(notebook.metadata)(
-        {key: value for key, value in notebook.metadata.items() if key == "title"}
-        | {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
-    )
-    uuids: dict[str, str] = {}
-    for number, cell in enumerate(notebook.cells, start=1):
-        cell["id"] = f"cell-{number}"
-        cell.metadata = type(cell.metadata)({k: v for k, v in cell.metadata.items() if k in ("tags", "alt")})
-        for output in cell.get("outputs", ()):
-            if output.output_type == "stream":
-                output.text = plain_text(output.text)
-            elif output.output_type == "error":
-                output.traceback = [plain_text(line) for line in output.traceback]
-            else:
-                for kind in list(output.data):
-                    if kind.startswith(("application/vnd.jupyter.widget", "application/javascript")):
-                        del output.data[kind]
-                    elif kind == "text/html":
-                        output.data[kind] = plain_html(output.data[kind], uuids)
-                    elif kind == "text/plain":
-                        output.data[kind] = plain_text(output.data[kind])
+def write_tables(folder: Path, saved: Path, names: Mapping[str, str]) -> None:
+    """Put the saved tables, by their new names, into ``folder`` in the place of those it has; none: no folder."""
+    for left in [*folder.glob("[0-9][0-9]*-*.csv"), *folder.glob("[0-9][0-9]*-*.parquet")]:
+        left.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    for name, old in names.items():
+        folder.mkdir(exist_ok=True)
+        for kind in ("csv", "parquet"):
+            shutil.copyfile(saved / f"{old}.{kind}", folder / f"{name}.{kind}")
 
 
-def plain_text(text: str) -> str:
-    """Without memory addresses, numbered kernel folders and the folder this library happens to be in."""
-    text = re.sub(r"\bat 0x[0-9a-f]{6,}", "at 0x…", text)
-    text = re.sub(r"\S*ipykernel_\d+[/\\]\d+\.py", "<cell>", text)
-    return text.replace(f"{PACKAGE.parent}{os.sep}", "").replace(sys.prefix, "<python>")
-
-
-def plain_html(html: str, uuids: dict[str, str]) -> str:
-    """With pandas' random Styler ids numbered in order of their appearance."""
-    return re.sub(r"\bT_[0-9a-f]{5,32}(?=_|\b)", lambda m: uuids.setdefault(m[0], f"T_{len(uuids)}"), html)
-
-
-def title(notebook: NotebookNode, fallback: str) -> str:
-    """The notebook's own title: its metadata, or its first heading."""
-    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    headings = (match[1] for text in texts for match in re.finditer(r"(?m)^# +(.+)$", text))
-    return str(notebook.metadata.get("title") or re.sub(r"[*`]", "", next(headings, fallback)))
-
-
-def with_contents(html: str) -> str:
-    """Fill ``<nav id="contents">`` from the page's headings of the second and third level."""
-    from bs4 import BeautifulSoup
-
-    page = BeautifulSoup(html, "html.parser")
-    nav = page.find(id="contents")
-    assert nav is not None
-    outer = page.new_tag("ol")
-    last: Any = None
-    inner: Any = None
-    taken: set[str] = set()
-    for heading in page.select(":is(main, footer) :is(h2, h3):not(.no-toc)"):
-        words = heading.get_text().removesuffix("¶").strip()
-        anchor = str(heading.get("id") or re.sub(r"\W+", "-", words).strip("-"))
-        while anchor in taken:
-            anchor += "-"
-        taken.add(anchor)
-        heading["id"] = anchor
-        entry, link = page.new_tag("li"), page.new_tag("a", href=f"#{anchor}")
-        link.string = words
-        entry.append(link)
-        if heading.name == "h2" or last is None:
-            outer.append(entry)
-            last, inner = entry, None
-        else:
-            if inner is None:
-                inner = page.new_tag("ol")
-                last.append(inner)
-            inner.append(entry)
-    nav.append(outer)
-    return str(page)
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on: the library and its source's digest, the interpreter, what computes and draws."""
-    names = ["numba", "numpy", "pandas", "matplotlib", "seaborn", "nbconvert"]
-    return {
-        "mmlab": version("mmlab"),
-        "mmlab source, SHA-256": source_digest()[:16],
-        "Python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def source_digest() -> str:
-    """SHA-256 over the library's source files (name and bytes, in order of name)."""
-    digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*")):
-        if file.suffix in (".py", ".j2", ".css", ".json") and "__pycache__" not in file.parts:
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: bytes) -> None:
     """All of it or nothing: a temporary name in the same folder, then a rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

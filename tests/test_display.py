@@ -52,13 +52,13 @@ def read(folder: Path, name: str) -> pd.DataFrame:
 def test_every_figure_function_remembers_its_table() -> None:
     """Each function of plots that returns Axes calls remember, or only combines others that do."""
     defined = [node for node in ast.parse(inspect.getsource(plots)).body if isinstance(node, ast.FunctionDef)]
-    figures = [f for f in defined if f.returns and ast.unparse(f.returns) in ("Axes", "list[Axes]")]
-    forgot = {
-        f.name
-        for f in figures
-        if not any(isinstance(n, ast.Call) and ast.unparse(n.func) == "remember" for n in ast.walk(f))
+    figures = {f.name: f for f in defined if f.returns and ast.unparse(f.returns) in ("Axes", "list[Axes]")}
+    calls = {
+        name: {ast.unparse(node.func) for node in ast.walk(f) if isinstance(node, ast.Call)}
+        for name, f in figures.items()
     }
     assert len(figures) >= 12
+    forgot = {name for name in figures if not calls[name] & {"remember", *figures} - {"axes"}}
     assert forgot == {"axes", "side_by_side"}, "these draw nothing of their own; another one must end with remember()"
 
 
@@ -111,6 +111,12 @@ def test_table_saves_what_it_shows_unrounded(folder: Path, shown: list) -> None:
     saved = read(folder, name)
     assert saved.to_dict("list") == {"variant": ["V0", "V1"], "s": [1.23456789, pytest.approx(np.nan, nan_ok=True)],
                                      "a b": ["5", "none"]}  # fmt: skip
+
+
+def test_names_of_columns_differ(folder: Path, shown: list) -> None:
+    twice = pd.DataFrame([[1, 2, 3]], columns=["…", "…", "x"], index=pd.Index([7], name="x"))
+    plots.table(twice)
+    assert list(read(folder, "01-table")) == ["x", "…", "… #2", "x #2"]
 
 
 def test_nothing_is_saved_without_a_folder(

@@ -1,14 +1,25 @@
-"""Reports: parameters are checked first, the page stands alone, and the same input gives the same bytes."""
+"""A report: parameters are checked first, the page stands alone, its data are beside it, the same input gives the same
+bytes."""
 
+import ast
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
+import pandas as pd
+import papermill
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
+from mmlab import presets, trace
+from mmlab import report as reports
 from mmlab.errors import UserError
-from mmlab.report import ReportFailed, report, resolve_parameters
+from mmlab.page import About
+from mmlab.provenance import exactness, source_digest
+from mmlab.report import ReportFailed, Request, notebook_defaults, report, resolve_parameters
 
 PARAMETERS = """\
 pages_to_scan: int = 1000  # pages a batch
@@ -19,10 +30,12 @@ who: str = "somebody"  # not a scenario's field
 """
 IMAGE = """\
 import matplotlib.pyplot as plt
+import pandas as pd
 from mmlab import plots
-ax = plots.axes()[0]
-ax.plot([1, 2])
-plots.show(ax, "A line that \\"rises\\" & ends", "A caption")
+line = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0], "which": "a"})
+plots.show(plots.steps(line, "x", "y", "which"), "A line that \\"rises\\" & ends", "A caption")
+plots.table(line, "Its points")
+plots.headline("2 MiB", "at <most>")
 """
 
 
@@ -47,17 +60,64 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "import pandas as pd\npd.DataFrame({'a': [1]}).style",
         "object()",
         "import sys\nprint('to stderr', file=sys.stderr)",
+        "from pathlib import Path\nprint(sorted(p.name for p in Path().glob('*.yaml')))\nimport beside",
     )
+    (folder / "beside.py").write_text("print('a module of the caller')\n")
     (folder / "p.yaml").write_text("pages_to_scan: 500\nwho: file\n")
-    return report(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html", progress=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        return report(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html", progress=False)
 
 
 def test_runs_with_the_parameters(page: Path) -> None:
     text = page.read_text()
     assert "pages_to_scan is 500 for me" in text
-    assert "small.ipynb" not in text, "nothing of the file's place may show"
-    assert str(page.parent.parent) not in text
-    assert list(page.parent.iterdir()) == [page], "no temporary file is left"
+    assert "['p.yaml']" in text, "the notebook's working directory is the caller's"
+    assert "a module of the caller" in text
+    assert str(page.parent.parent) not in text, "nothing of the file's place may show"
+    assert sorted(page.parent.iterdir()) == [page.with_suffix(".data"), page], "no temporary file is left"
+
+
+def test_data_are_beside_the_page(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    links = [str(a["href"]) for a in soup.select(".data a")]
+    assert links == [f"a.data/{name}.{kind}" for name in ("01-steps", "02-its-points") for kind in ("csv", "parquet")]
+    assert soup.figcaption is not None
+    assert [a["href"] for a in soup.figcaption.find_all("a")] == links[:2]
+    for csv, parquet in zip(links[::2], links[1::2], strict=True):
+        line = pd.read_csv(page.parent / csv)
+        assert line.to_dict("list") == {"x": [0.0, 1.0], "y": [1.0, 2.0], "which": ["a", "a"]}
+        assert pd.read_parquet(page.parent / parquet).to_dict("list") == line.to_dict("list")
+
+
+def test_headline(page: Path) -> None:
+    headline = BeautifulSoup(page.read_text(), "html.parser").select_one(".headline")
+    assert headline is not None
+    assert headline.text == "2 MiB at <most>"
+
+
+def test_page_says_what_it_is(page: Path) -> None:
+    about = About.read(page)
+    assert about is not None
+    assert about.title == "A small notebook"
+    assert about.changed == "pages_to_scan=500, who=me"
+    assert about.headline == ("2 MiB", "at <most>")
+    assert about.tables == ("01-steps", "02-its-points")
+    assert about.exactness == exactness()
+    source, params = page.parent.parent / "small.ipynb", page.parent.parent / "p.yaml"
+    same = Request(source, [params], {"who": "me"}, page)
+    assert same.is_made()
+    assert not Request(source, [params], {"who": "you"}, page).is_made()
+    assert not Request(source, [params], {"who": "me"}, page, show_code=True).is_made()
+    assert not Request(source, [params], {"who": "me"}, page.with_name("b.html")).is_made()
+    table = page.with_suffix(".data") / "02-its-points.csv"
+    content = table.read_bytes()
+    table.unlink()
+    assert not same.is_made(), "a table is gone"
+    table.write_bytes(content)
+    (page.with_name("plain.html")).write_text("<html></html>")
+    assert About.read(page.with_name("plain.html")) is None
+    page.with_name("plain.html").unlink()
 
 
 def test_loads_nothing_from_anywhere(page: Path) -> None:
@@ -67,7 +127,7 @@ def test_loads_nothing_from_anywhere(page: Path) -> None:
         assert tag["src"].startswith("data:"), tag["src"][:60]
     for style in soup.find_all("style"):
         assert not re.search(r"@import|url\((?!data:)", style.text)
-    links = {a["href"] for a in soup.find_all("a") if not a["href"].startswith("#")}
+    links = {a["href"] for a in soup.find_all("a") if not a["href"].startswith(("#", "a.data/"))}
     assert links == {"https://example.org/"}, "a plain link is no load"
 
 
@@ -80,10 +140,10 @@ def test_is_accessible(page: Path) -> None:
     assert all(soup.find(tag) for tag in ("nav", "main", "footer"))
     assert [image["alt"] for image in soup.find_all("img")] == ['A line that "rises" & ends']
     assert soup.figcaption is not None
-    assert soup.figcaption.text == "A caption"
+    assert soup.figcaption.text.startswith("A caption Data: 01-steps.csv")
     contents = soup.find("nav")
     assert contents is not None
-    assert [a.text for a in contents.find_all("a")] == ["First part", "Detail"]
+    assert [a.text for a in contents.find_all("a")] == ["First part", "Detail", "How this report was made"]
     for link in contents.find_all("a"):
         assert soup.find(id=str(link["href"])[1:])
 
@@ -94,7 +154,47 @@ def test_says_how_it_was_made(page: Path) -> None:
     rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in footer.find_all("tr")]
     assert ["pages_to_scan", "500", "1000"] in rows
     assert ["who", "me", "somebody"] in rows
-    assert {"mmlab", "Python", "numba", "numpy", "mmlab source, SHA-256"} <= {row[0] for row in rows}
+    assert {"mmlab", "Python", "numba", "numpy"} <= {row[0] for row in rows}
+    sections = {dt.text: dt.find_next("dd").text for dt in footer.find_all("dt")}  # type: ignore[union-attr]
+    assert sections["SHA-256 of mmlab's source files"] == source_digest()
+    assert sections["SHA-256 of small.ipynb"] == Request(page.parent.parent / "small.ipynb").notebook_digest
+    assert sections["Exactness"].startswith(f"{exactness()}.")
+
+
+def test_its_command_makes_the_same(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page names the command that makes it again, whatever the values are."""
+    command = BeautifulSoup(page.read_text(), "html.parser").select_one(".command")
+    assert command is not None
+    assert command.text == "mmlab report small.ipynb -p pages_to_scan=500 -p who=me -o a.html"
+    odd = {"who": "3", "zero_fraction": 0.25, "variant": "legacy"}
+    request = Request(page.parent.parent / "small.ipynb", overrides=odd, out=page, show_code=True)
+    words = shlex.split(request.command())
+    settings = [word.partition("=") for flag, word in itertools.pairwise(words) if flag == "-p"]
+    assert {name: yaml.safe_load(value) for name, _, value in settings} == odd
+    assert "--code" in words
+
+
+def test_exactness_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the traces that there are; one that is not predicted exactly shows."""
+    shipped = sorted((Path(reports.__file__).parent / "recordings").glob("*.json.gz"))
+    found = exactness()
+    assert (found.traces, found.traces_exact) == (len(shipped), len(shipped))
+    assert min(found.samples, found.maps, found.frames) > len(shipped)
+    recorded = trace.read(shipped[0])
+    recorded["samples"][-1][recorded["fields"].index("pages_scanned")] += 1
+    trace.write(tmp_path / "wrong.json.gz", recorded)
+    (tmp_path / "right.json.gz").write_bytes(shipped[0].read_bytes())
+    monkeypatch.setattr("mmlab.provenance.RECORDINGS", tmp_path)
+    samples = len(recorded["samples"])
+    two = exactness.__wrapped__()
+    assert (two.traces, two.traces_exact, two.samples, two.samples_exact) == (2, 1, 2 * samples, 2 * samples - 1)
+
+
+@pytest.mark.parametrize("source", sorted(presets.folder("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_parameters_are_read_as_papermill_reads_them(source: Path) -> None:
+    theirs = papermill.inspect_notebook(str(source))
+    assert list(theirs) == list(notebook_defaults(source))
+    assert {name: ast.literal_eval(p["default"]) for name, p in theirs.items()} == notebook_defaults(source)
 
 
 def test_code_is_shown_only_on_demand(page: Path, tmp_path: Path) -> None:
@@ -114,8 +214,14 @@ def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     }.items():
         monkeypatch.setenv(name, value)
     source = page.parent.parent / "small.ipynb"
-    other = report(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "b.html", progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    for file in ("beside.py", "p.yaml"):
+        (tmp_path / "elsewhere" / file).write_bytes((page.parent.parent / file).read_bytes())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = report(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html", progress=False)
     assert other.read_bytes() == page.read_bytes()
+    for file in page.with_suffix(".data").iterdir():
+        assert (other.with_suffix(".data") / file.name).read_bytes() == file.read_bytes()
 
 
 def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
