@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmlab.kernel import pagemap
 from mmlab.kernel.state import (
     ANON,
     FIRST,
-    HUGE_ZP,
-    KSM,
     LAST,
     MERGE,
     MERGE_ZERO,
-    PMD_HUGE,
     SETTLED,
     SPLIT_PAGE,
-    SWAP,
-    ZP_CLEAN,
-    ZP_KSM,
     Machine,
     mthp_t,
 )
@@ -42,27 +37,17 @@ MTHP_SIZES = {order: f"mthp_{4 << order}kB" for order in range(2, 10)}
 
 
 def page_letters(m: Machine, process: int) -> np.ndarray:
-    """uint8[pages]: one letter of trace-format.md a page of the process (mthp E17)."""
+    """uint8[pages]: one letter of trace-format.md a page of the process."""
     mm = m.mm[process + 1]
-    base, n = int(mm["base"]), int(mm["pages"])
-    kinds = m.pte["kind"][base : base + n]
-    order = int(m.state[0]["hpage_order"])
-    huge = (m.block["pmd"] == PMD_HUGE)[np.arange(base, base + n) >> order]
-    letters = np.full(n, ord("N"), np.uint8)
-    for kind, letter in ((ZP_CLEAN, "Z"), (ZP_KSM, "Z"), (HUGE_ZP, "Y"), (SWAP, "S")):
-        letters[kinds == kind] = ord(letter)
-    anon = np.flatnonzero(kinds == ANON)
-    frame = m.frame[m.page["frame"][base : base + n][anon]]
-    small = np.where(frame["folio"] >= 0, ord("h"), np.where(frame["flags"] & KSM, ord("K"), ord("A")))
-    letters[anon] = np.where(huge[anon], ord("H"), small)
+    letters = np.empty(int(mm["pages"]), np.uint8)
+    pagemap.page_letters(m, int(mm["base"]), letters)
     return letters
 
 
 def physical_frames(m: Machine) -> tuple[int, int]:
     """Different frames that some entry maps, and how many of them are KSM pages."""
-    mapped = np.zeros(len(m.frame), bool)
-    mapped[m.page["frame"][m.pte["kind"] == ANON]] = True
-    return int(mapped.sum()), int((m.frame["flags"][mapped] & KSM > 0).sum())
+    frames, ksm_frames = pagemap.count_frames(m, np.zeros(len(m.frame), np.uint8))
+    return int(frames), int(ksm_frames)
 
 
 def _metric(unit: str, what: str) -> Any:

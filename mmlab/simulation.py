@@ -111,7 +111,8 @@ def warm_up() -> None:
             khugepaged_scan_sleep_millisecs=100,
             horizon_seconds=1.0,
             events=tuple({"after": {"batch": 2}, **e} for e in events),  # type: ignore[arg-type]
-        )
+        ),
+        maps_at="end",
     )
 
 
@@ -443,8 +444,11 @@ class Simulation:
         m, stat = self.m, self.m.stat[0]
         self.reserve(ksm.batch_room(m))
         rank, stat["rank"] = int(stat["rank"]), 0
-        if self.maps_at is not None and self.maps_at != "end":
+        if self.maps_at == "all":
             most = 1
+        elif isinstance(self.maps_at, set):
+            batch = int(stat["batch"])
+            most = min([most, *(b - batch for b, _ in self.maps_at if b > batch)])
         rows = self._rows[: min(most, CHUNK)]
         target = int(stat["full_scans"]) + full_scans
         wake = max(self.wake, self.now)  # S4: from an untimed sleep it wakes at once
