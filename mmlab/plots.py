@@ -341,6 +341,38 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     return panels
 
 
+def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", width: int = 3) -> list[Axes]:
+    """A panel a counter: what it says (line with the kernel's samples as circles) on what is the case (broad band).
+
+    Parameters
+    ----------
+    tables : mapping
+        Title → columns ``sample`` (number), ``says``, ``truth``; and ``kernel``, what a recorded kernel's counter said,
+        not a number where it has no sample. The last three are of the same unit.
+    width : int
+        Panels in a row.
+    """
+    rows = -(-len(tables) // width)
+    panels = axes(width, rows, width=11.5, height=0.5 + 2.7 * rows)
+    for panel in panels[len(tables) :]:
+        panel.set_axis_off()
+    line: dict[str, Any] = {"where": "mid", "color": "#111111", "linewidth": 1.2}
+    band: dict[str, Any] = {"where": "mid", "color": "#ECB01F", "linewidth": 6, "alpha": 0.6}
+    dots: dict[str, Any] = {"color": "#111111", "markerfacecolor": "none", "markersize": 4, "markeredgewidth": 0.9}
+    for panel, (title, data) in zip(panels, tables.items(), strict=False):
+        panel.step(data["sample"], data["truth"], **band, label="in truth")
+        panel.step(data["sample"], data["says"], **line, label="what it says, mmlab")
+        panel.plot(data["sample"], data["kernel"], "o", **dots, label="what it says, Linux")
+        low, high = data[["says", "truth"]].min(axis=None), data[["says", "truth"]].max(axis=None)
+        room = 0.07 * max(high - low, 1)
+        panel.set(xlabel="sample", ylabel=unit, ylim=(low - room, high + room))
+        panel.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
+        panel.set_title(title, fontsize=9.5)
+        remember(panel, data, "says_and_truth")
+    figure_of(panels).legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return panels[: len(tables)]
+
+
 # --- curves: a rate or a factor over a parameter --------------------------------------------------------------------
 
 
@@ -512,7 +544,17 @@ def steps(
     return remember(ax, table, "steps")
 
 
-def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Axes | None = None) -> Axes:
+#: What the signs of a verdict's cells mean, for the legend.
+SIGNS = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
+
+
+def verdict_table(
+    cells: pd.DataFrame,
+    marks: pd.DataFrame,
+    text: pd.DataFrame,
+    ax: Axes | None = None,
+    signs: Mapping[str, str] = SIGNS,
+) -> Axes:
     """A table as a figure: dark cells are the worst of their row, light ones in between, white ones the best.
 
     Parameters
@@ -521,6 +563,8 @@ def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, 
         Rows and columns, for their names.
     marks, text : DataFrame
         For each cell its sign (``+``, ``-``, ``=`` or blank) and its words.
+    signs : mapping
+        Sign → what it means, for the legend.
     """
     from matplotlib.patches import Patch, Rectangle
 
@@ -543,12 +587,75 @@ def verdict_table(cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, 
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    words = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
-    patches = [Patch(facecolor=looks[m], edgecolor="#888888", label=words[m]) for m in words]
+    patches = [Patch(facecolor=looks[m], edgecolor="#888888", label=words) for m, words in signs.items()]
     if any("*" in row for row in map(str, cells.index)):
         patches.append(Patch(alpha=0, label="* from the text only"))
     ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(patches))
     return remember(ax, cells, "verdict")
+
+
+# --- a variant of one's own -----------------------------------------------------------------------------------------
+
+
+def truth_table(
+    table: pd.DataFrame,
+    possible: Sequence[bool],
+    ax: Axes | None = None,
+    text: pd.DataFrame | None = None,
+    words: tuple[str, str] = ("becomes the zeropage", "stays a page"),
+) -> Axes:
+    """What each variant answers in each context: dark where it remaps, hatched where the context cannot happen.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Such as :func:`mmlab.verdict.truth_table` gives: contexts (index), variants (columns), booleans.
+    possible : sequence of bool
+        For each context whether it can happen.
+    text : DataFrame, optional
+        What is written into the cells, of the same shape.
+    words : tuple of str
+        What true and false are, for the legend.
+    """
+    from matplotlib.patches import Patch, Rectangle
+
+    ax = ax or axes(width=11.5, height=2.2 + 0.28 * len(table.columns))[0]
+    callers = list(dict.fromkeys(context.caller for context in table.index))
+    flags = {"mergeable memory": "mergeable", "KSM runs": "ksm_running", "shrink_underused": "shrink_underused"}
+    bottom = len(table.columns)
+    looks: dict[bool, dict[str, Any]] = {True: {"facecolor": "#0173B2"}, False: {"facecolor": "#F1F1F1"}}
+    hatched: dict[str, Any] = {"facecolor": "#FFFFFF", "hatch": "xxxx", "edgecolor": "#BBBBBB", "linewidth": 0}
+    for number, context in enumerate(table.index):
+        x = number + 0.8 * callers.index(context.caller)
+        for y in range(bottom):
+            yes = bool(table.iat[number, y])
+            look = looks[yes] if possible[number] else hatched
+            ax.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, **look))
+            if text is not None and possible[number]:
+                colour = "white" if yes else "#111111"
+                ax.text(x + 0.5, y + 0.5, str(text.iat[number, y]), color=colour, ha="center", va="center", fontsize=9)
+        for y, flag in enumerate(flags.values()):
+            style = "full" if getattr(context, flag) else "none"
+            ax.plot(x + 0.5, bottom + 0.6 + 0.8 * y, "o", color="#111111", markersize=5, fillstyle=style)
+    for number, caller in enumerate(callers):
+        size = len(table) / len(callers)
+        ax.text((number + 0.5) * size + 0.8 * number, -0.25, f"split by: {caller}", ha="center", fontsize=10)
+    ax.set(xlim=(0, len(table) + 0.8 * (len(callers) - 1)), ylim=(bottom + 2.7, -0.9), xlabel="", ylabel="")
+    ax.set_xticks([])
+    ticks = [*np.arange(bottom) + 0.5, *(bottom + 0.6 + 0.8 * np.arange(len(flags)))]
+    ax.set_yticks(ticks, [*map(str, table.columns), *flags])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    patches = [Patch(**looks[yes], label=word) for yes, word in zip((True, False), words, strict=True)]
+    patches.append(Patch(**hatched | {"linewidth": 1}, label="cannot happen"))
+    ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 0), ncols=3)
+    shown = table if text is None else text
+    return remember(ax, shown.set_axis(list(map(_context, table.index))), "truth_table")
+
+
+def _context(context: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in vars(context).items())
 
 
 # --- the page map ---------------------------------------------------------------------------------------------------
@@ -590,3 +697,44 @@ def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = No
     patches = [Patch(facecolor=LETTERS[c][1], edgecolor="#333333", label=f"{c}  {LETTERS[c][0]}") for c in present]
     ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return remember(ax, page_map_table(letters), "page_map")
+
+
+def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_thp: int = 512) -> list[Axes]:
+    """Three page maps in a row for each of ``maps``: the kernel's, the model's, and where they differ (black).
+
+    Parameters
+    ----------
+    maps : mapping
+        What was compared → the kernel's letters and the model's, one :data:`LETTERS` a page.
+    """
+    from matplotlib.colors import ListedColormap
+
+    panels = axes(3, len(maps), width=11.5, height=0.9 + 2.3 * len(maps), sharex=True, sharey="row")
+    handles: dict[str, Any] = {}
+    for row, (what, pair) in enumerate(maps.items()):
+        three = panels[3 * row : 3 * row + 3]
+        for panel, letters, who in zip(three, pair, ("kernel", "model"), strict=False):
+            page_map(letters, pages_per_thp, panel)
+            legend = panel.get_legend()
+            assert legend is not None
+            kinds = [text.get_text() for text in legend.get_texts()]
+            handles |= dict(zip(kinds, legend.get_patches(), strict=True))
+            legend.remove()
+            panel.set_title(f"{what}: {who}" if panel is three[0] else who, fontsize=9.5)
+        differ = pair[0] != pair[1]
+        blocks = -(-len(differ) // pages_per_thp)
+        shown = np.zeros(blocks * pages_per_thp, bool)
+        shown[: len(differ)] = differ
+        three[2].imshow(
+            shown.reshape(blocks, pages_per_thp), cmap=ListedColormap(["#FFFFFF", "#111111"]), vmin=0, vmax=1,
+            interpolation="nearest", aspect="auto", extent=(0, pages_per_thp, blocks, 0),
+        )  # fmt: skip
+        three[2].grid(visible=False)
+        three[2].set_title(f"different: {differ.sum():,} of {len(differ):,} pages", fontsize=9.5)
+        three[2].set(xlabel="page within its block (4 KiB each)")
+        for panel in three[1:]:
+            panel.set_ylabel("")
+        for panel in three if row < len(maps) - 1 else ():
+            panel.set_xlabel("")
+    figure_of(panels).legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    return panels
