@@ -1,5 +1,6 @@
 """Figures: every axis says its unit, what is drawn is in a table, and the bytes are always the same."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 
@@ -13,7 +14,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from mmlab import Run, Scenario, plots, simulate, trace
+from mmlab import Run, Scenario, plots, simulate, trace, verdict
+from mmlab.display import tables_of
 
 SCENARIO = Scenario(
     memory_mib=8, zero_fraction=0.75, duplicate_fraction=0.2, pages_to_scan=300, horizon_seconds=60, until_settled=True
@@ -152,6 +154,66 @@ def test_verdict_table() -> None:
     assert [text.get_text() for text in ax.texts] == ["24 +", "0 −", "1.0", "1.0"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["V0", "V1"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a1 (MiB)", "a2 (s)"]
+
+
+def test_verdict_table_with_signs_of_your_own() -> None:
+    one = pd.DataFrame([["+", "-"]], index=["a1"], columns=["V0", "V1"])
+    ax = plots.verdict_table(one, one, one, signs={"+": "better", "-": "worse"})
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["better", "worse"]
+
+
+def test_truth_table() -> None:
+    table = verdict.truth_table(["mainline", "ksm-opt-out"])
+    ax = plots.truth_table(table, [verdict.possible(context) for context in table.index])
+    hatched = [patch for patch in ax.patches if patch.get_hatch()]
+    looks = [patch.get_facecolor() for patch in ax.patches if not patch.get_hatch()]
+    assert len(hatched) == 2 * 4, "ksmd does not split while KSM is off"
+    assert Counter(looks).most_common() == [(looks[0], 28 + 24), (looks[1], 4)]
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["mainline", "ksm-opt-out"]
+    assert [line.get_fillstyle() for line in ax.lines[:3]] == ["none"] * 3, "the first context: three times no"
+    assert [line.get_fillstyle() for line in ax.lines[-3:]] == ["full"] * 3
+    (kept,) = tables_of(plots.figure_of(ax)).values()
+    assert kept["name"].iloc[-1] == "caller=other, mergeable=True, ksm_running=True, shrink_underused=True"
+
+
+def test_truth_table_with_words_in_it() -> None:
+    table = verdict.truth_table(["mainline"])
+    possible = [verdict.possible(context) for context in table.index]
+    ax = plots.truth_table(table, possible, text=table.map(lambda _: 7), words=("seen", "not seen"))
+    assert [text.get_text() for text in ax.texts].count("7") == 28, "not where it cannot happen"
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["seen", "not seen", "cannot happen"]
+
+
+def test_says_and_truth() -> None:
+    table = pd.DataFrame({"sample": [0, 1, 2], "says": [0, 0, 0], "truth": [0, 9, 9], "kernel": [0, np.nan, 0]})
+    panels = plots.says_and_truth({name: table.copy() for name in "abcd"}, "MiB")
+    assert [panel.get_title(loc="left") for panel in panels] == list("abcd")
+    assert {labels(panel) for panel in panels} == {("sample", "MiB")}
+    band, line, dots = panels[0].lines
+    assert band.get_linewidth() > line.get_linewidth()
+    assert band.get_ydata()[-1] == 9
+    assert dots.get_linestyle() == "None"
+    assert len(plots.figure_of(panels).axes) == 6, "whole rows, the last two panels empty"
+    assert [panel.axison for panel in plots.figure_of(panels).axes] == [True] * 4 + [False] * 2
+    assert set(tables_of(plots.figure_of(panels))["says_and_truth"]["panel"]) == set("abcd")
+
+
+def test_maps_compared() -> None:
+    kernel = np.frombuffer(b"H" * 8 + b"ZKAA", np.uint8)
+    model = np.frombuffer(b"H" * 8 + b"ZKSN", np.uint8)
+    panels = plots.maps_compared({"one": (kernel, model), "same": (kernel, kernel)}, pages_per_thp=4)
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles[:3] == ["one: kernel", "model", "different: 2 of 12 pages"]
+    assert titles[5] == "different: 0 of 12 pages"
+    shown = panels[2].images[0].get_array()
+    assert shown is not None
+    assert shown.astype(int).tolist() == [[0] * 4, [0] * 4, [0, 0, 1, 1]]
+    (legend,) = plots.figure_of(panels).legends
+    assert [text.get_text()[0] for text in legend.get_texts()] == list("HAKZSN"), "each kind once"
 
 
 def test_page_map(runs: dict[str, Run]) -> None:
