@@ -284,7 +284,7 @@ def report(notebooks: tuple[str, ...], everything: bool, params: tuple[str, ...]
             _say(f"mmlab: {made.error}. What ran until then is in {made.request.page}", err=True)
     if everything or folder == out:
         if unchanged := len(requests) - len(wanted):
-            click.echo(f"{unchanged} reports are as they were")
+            click.echo(f"{unchanged} of {len(requests)} as they were")
         click.echo(many.write_index(folder, requests))
     sys.exit(failed > 0)
 

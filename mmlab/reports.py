@@ -171,8 +171,10 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
     text = templates.get_template("reports.html.j2").render(groups=groups, exactness=exactness)
     write(folder / INDEX, f"{text.rstrip()}\n".encode())
 
-    for stale in set(_listed(folder / SUMS)) - set(files):
-        (folder / stale).unlink(missing_ok=True)
+    for stale in {folder / name for name in set(_listed(folder / SUMS)) - set(files)}:
+        stale.unlink(missing_ok=True)
+        if stale.parent.is_dir() and not any(stale.parent.iterdir()):
+            stale.parent.rmdir()
     lines = [f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)]
     write(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
     return folder / INDEX
