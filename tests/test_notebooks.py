@@ -1,27 +1,38 @@
-"""Notebooks: their parameters are the scenario's, their outputs are stored, and running them gives the same again."""
+"""Notebooks: their parameters are the scenario's, their outputs are stored, and running them gives the same again.
+
+With nothing but their own tools: papermill takes the params files, ``pytest --nbval notebooks`` compares the outputs.
+"""
+
+from __future__ import annotations
 
 import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 
-from mmlab.report import notebook_defaults, resolve_parameters
+from conftest import ROOT
+from mmlab.errors import UserError
+from mmlab.jupyter import this_interpreter
+from mmlab.report import notebook_defaults, read_params, resolve_parameters
 from mmlab.scenario import flat_fields
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FLAT_PARAMS = [
-    file
-    for file in sorted((ROOT / "params").glob("*.yaml"))
-    if not {"process_list", "events"} & set(yaml.safe_load(file.read_text()))
-]
+PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+BUDGET = 30
+"""Seconds of CPU time that a notebook may take, its kernel's start included."""
+INTERACTIVE = {"remove_cell", "nbval-ignore-output"}
+"""Tags of a cell that nbval only runs; reports leave it out."""
+SHOWS = re.compile(r"^\s*plots\.(show|table|say|headline)\(", re.MULTILINE)
 
-ACCEPT = "--ExecutePreprocessor.record_timing=False"
+ACCEPT = (
+    "PYTHONHASHSEED=0 jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False"
+)
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -34,9 +45,48 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
     return set(cell.metadata.get("tags", ()))
 
 
+def is_flat(params: Path) -> bool:
+    """Whether a report takes the file: plain values only."""
+    try:
+        read_params(params)
+    except UserError:
+        return False
+    return True
+
+
+def clean_environment() -> dict[str, str]:
+    """As a user's shell has it: nothing of the test run's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    return kept | {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+FLAT_PARAMS = [params for params in PARAMS if is_flat(params)]
+
+
 def test_there_are_some() -> None:
-    assert NOTEBOOKS
-    assert FLAT_PARAMS
+    assert len(NOTEBOOKS) >= 3
+    assert len(FLAT_PARAMS) >= 10
+    assert len(FLAT_PARAMS) < len(PARAMS)
+
+
+@each_notebook
+def test_form(notebook: Path) -> None:
+    """Title and question first, ids that stay, tags that reports and nbval know, a kernel that everybody has."""
+    whole = nbformat.read(notebook, as_version=4)
+    nbformat.validate(whole)
+    head = whole.cells[0]
+    assert head.cell_type == "markdown"
+    assert re.match(r"# .+\n", head.source)
+    assert "**Question.**" in head.source
+    ids = [cell.id for cell in whole.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"cell-\d\d|[a-z]+(-[a-z]+)*", name) for name in ids), "nothing random"
+    assert set(whole.metadata) == {"kernelspec", "language_info", "title"}
+    assert whole.metadata.kernelspec.name == "python3"
+    for cell in whole.cells:
+        assert tags(cell) <= {"parameters", "summary", "remove_cell", "nbval-ignore-output"}, "no cell is skipped"
+    for cell in code_cells(notebook):
+        assert not tags(cell) & INTERACTIVE or tags(cell) == INTERACTIVE, "not compared: not in a report either"
 
 
 @each_notebook
@@ -58,38 +108,114 @@ def test_parameters_are_the_scenarios(notebook: Path) -> None:
 
 
 @each_notebook
-@pytest.mark.parametrize("params", FLAT_PARAMS, ids=lambda path: path.stem)
-def test_every_flat_params_file_fits(notebook: Path, params: Path) -> None:
-    resolve_parameters(notebook, [params], {})
+def test_every_flat_params_file_fits(notebook: Path) -> None:
+    """… a notebook that takes a scenario; one with parameters of its own only needs to take none."""
+    if not set(notebook_defaults(notebook)) & set(flat_fields()):
+        pytest.skip("takes no scenario")
+    for params in FLAT_PARAMS:
+        resolve_parameters(notebook, [params], {})
 
 
 @each_notebook
 def test_outputs_are_stored(notebook: Path) -> None:
     """nbval silently passes over a cell that has no execution count."""
-    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
-    for cell in code_cells(notebook):
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    compared = [cell for cell in cells if not tags(cell) & INTERACTIVE]
+    assert any(cell.outputs for cell in compared)
+    for cell in cells:
         assert "execution" not in cell.metadata, "no times of execution"
+    for cell in compared:
+        assert cell.outputs or not SHOWS.search(cell.source), f"nothing stored: {cell.source[:200]}"
         for output in cell.outputs:
             assert output.output_type in ("display_data", "execute_result"), output
+            assert "text/plain" in output.data, "what nbval compares"
             if "image/png" in output.data:
                 assert output.metadata["image/png"]["alt"]
 
 
+def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
+    """`pytest --nbval` on one notebook."""
+    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", *options, str(notebook)]
+    return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+
+
 @each_notebook
 def test_running_gives_the_stored_outputs(notebook: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval",
-        "--nbval-current-env",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(notebook),
-    ]
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    environment = {name: value for name, value in environment.items() if not name.startswith(("PYTEST_", "COV_"))}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    accept = f"jupyter nbconvert --to notebook --inplace --execute {ACCEPT} {notebook.relative_to(ROOT)}"
-    assert done.returncode == 0, f"{done.stdout[-5000:]}{done.stderr[-2000:]}\nTo accept the new outputs: {accept}"
+    """Strictly: every code cell is run and passes, none is skipped or expected to fail; and it takes little time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = nbval(notebook)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    accept = f"To accept the new outputs: {ACCEPT} {notebook.relative_to(ROOT)}"
+    assert done.returncode == 0, f"{done.stdout[-5000:]}{done.stderr[-2000:]}\n{accept}"
+    summary = done.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(rf"=*\s*{len(code_cells(notebook))} passed in .*", summary), summary
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < BUDGET, f"{notebook.name} takes {seconds:.0f} s of CPU time, its budget is {BUDGET}"
+
+
+def test_nbval_would_tell(tmp_path: Path) -> None:
+    """A stored output that is changed by one digit is a failure."""
+    v4 = nbformat.v4
+    shown = v4.new_output("display_data", {"text/plain": "1,000 pages"})
+    code = "from mmlab import plots\nplots.say('1,000 pages')"
+    book = v4.new_notebook(cells=[v4.new_code_cell(code, execution_count=1, outputs=[shown])])
+    shown.data["text/markdown"] = "1,000 pages"
+    nbformat.write(book, tmp_path / "same.ipynb")
+    shown.data["text/plain"] = "1,001 pages"
+    nbformat.write(book, tmp_path / "other.ipynb")
+    done = nbval(tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"1 failed, 1 passed", done.stdout), done.stdout[-2000:]
+    assert "1,001 pages" in done.stdout
+
+
+# -- papermill, without our wrapper ---------------------------------------------------------------------------------
+
+
+def papermill(notebook: Path, folder: Path, *options: str) -> list[nbformat.NotebookNode]:
+    """`papermill NOTEBOOK out.ipynb …` in a folder; the code cells that ran."""
+    command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", *options]
+    with this_interpreter(folder / "jupyter"):
+        done = subprocess.run(
+            command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False, timeout=300
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "unknown parameter" not in done.stderr
+    cells = code_cells(folder / "out.ipynb")
+    assert all(cell.execution_count for cell in cells)
+    return cells
+
+
+def shown(cells: list[nbformat.NotebookNode]) -> str:
+    return "\n".join(output.data.get("text/plain", "") for cell in cells for output in cell.outputs)
+
+
+def test_papermill_takes_a_params_file(tmp_path: Path) -> None:
+    """The first line for editors, comments and all."""
+    params = ROOT / "params" / "mthp_64k.yaml"
+    cells = papermill(ROOT / "notebooks" / "01_regression.ipynb", tmp_path, "-f", str(params))
+    (injected,) = [cell for cell in cells if "injected-parameters" in tags(cell)]
+    for name, value in read_params(params).items():
+        assert re.search(rf"^{name} = {value!r}$".replace("'", '"'), injected.source, re.MULTILINE)
+    assert "1 × 64 MiB" in shown(cells)
+
+
+def test_two_files_compared_with_papermill(tmp_path: Path) -> None:
+    """A rich one by its name, and one of one's own by a path that is seen from where papermill was called."""
+    (tmp_path / "mine").mkdir()
+    shutil.copy(ROOT / "params" / "state_transitions.yaml", tmp_path / "mine" / "own.yaml")
+    options = ["-p", "first", "state_transitions", "-p", "second", "mine/own.yaml", "-p", "second_variant", "legacy"]
+    said = shown(papermill(ROOT / "notebooks" / "07_compare.ipynb", tmp_path, *options))
+    assert "They differ in `variant`." in said
+    assert "② own, legacy" in said
+    assert "6 MiB more are freed in ① state_transitions, v1-series than in ② own, legacy (6 and 0 MiB)" in said
+
+
+def test_a_file_compared_with_itself(tmp_path: Path) -> None:
+    said = shown(
+        papermill(ROOT / "notebooks" / "07_compare.ipynb", tmp_path, *"-p first mthp_64k -p second mthp_64k".split())
+    )
+    assert "They are **the same** scenario." in said
+    assert "No metric says that one is better." in said
