@@ -438,7 +438,8 @@ def curves(
     if at is not None:
         for where in crossings(table, x, y, at, by)[x]:
             ax.plot(where, at, marker="D", color="#111111", markersize=7, zorder=6)
-            ax.annotate(f"{where:,.3g}", (where, at), xytext=(6, 6), textcoords="offset points", fontsize=9)
+            words = f"{float(f'{where:.3g}'):,g}"  # not 1.5e+04
+            ax.annotate(words, (where, at), xytext=(6, 6), textcoords="offset points", fontsize=9)
     for number, name in enumerate(names):
         for value in table[x][(table[by] == name) & np.isposinf(table[y])]:
             ax.annotate(
@@ -738,3 +739,49 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
             panel.set_xlabel("")
     figure_of(panels).legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return panels
+
+
+# --- what a goal costs ----------------------------------------------------------------------------------------------
+
+
+def tradeoff(
+    table: pd.DataFrame, x: str, y: str, by: str, mark: str, within: tuple[float, float], ax: Axes | None = None
+) -> Axes:
+    """Curves of what one thing costs in another, both logarithmic; the shaded corner is what is wanted.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A row a point, in the order of its curve. The names of its columns ``x`` and ``y`` are the axes' labels.
+    mark : str
+        The column whose value stands beside the points.
+    within : pair of float
+        Largest ``x`` and largest ``y`` that will do.
+    """
+    from matplotlib.patches import Patch
+
+    ax = ax or axes()[0]
+    drawn = table[(table[x] > 0) & (table[y] > 0)]
+    names = list(dict.fromkeys(table[by]))
+    for number, name in enumerate(names):
+        line = drawn[drawn[by] == name]
+        dashes = DASHES[number % len(DASHES)]
+        ax.plot(
+            line[x], line[y], color=f"C{number}", marker=MARKERS[number % len(MARKERS)], markersize=5, label=name,
+            linestyle=(0, dashes) if dashes else "-",
+        )  # fmt: skip
+        for at, height, value in line[[x, y, mark]].iloc[::2].itertuples(index=False):
+            ax.annotate(
+                f"{value:,g}", (at, height), xytext=(5, 4), textcoords="offset points", fontsize=8,
+                color=f"C{number}",
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    low, bottom = min([*drawn[x], within[0]]) / 1.5, min([*drawn[y], within[1]]) / 1.5
+    high, top = max([*drawn[x], within[0]]) * 2.0, max([*drawn[y], within[1]]) * 1.5
+    ax.set(xlim=(low, high), ylim=(bottom, top))
+    look: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#555555", "hatch": "..", "linewidth": 0.8}
+    ax.fill_between([low, within[0]], bottom, within[1], zorder=0, **look)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda v, _: f"{v:,g}")
+    ax.legend(handles=[*ax.get_legend_handles_labels()[0], Patch(**look, label="the goal")], loc="best", frameon=True)
+    return remember(ax, table, "tradeoff")

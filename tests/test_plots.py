@@ -251,3 +251,20 @@ def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a &amp; b" in shown["text/html"]
     assert "&lt;y&gt;" in shown["text/html"]
     assert "<caption>A caption</caption>" in shown["text/html"]
+
+
+def test_tradeoff() -> None:
+    x, y = "CPU time (%)", "time (s)"
+    table = pd.DataFrame({x: [1.0, 10.0, 80.0, 5.0, 50.0], y: [40.0, 4.0, 1.0, np.nan, 9.0]})
+    table = table.assign(which=[*"aaa", *"bb"], budget=[50, 500, 9000, 10, 20])
+    ax = plots.tradeoff(table, x, y, "which", "budget", (20.0, 10.0))
+    assert labels(ax) == (x, y)
+    assert [text.get_text() for text in ax.texts] == ["50", "9,000", "20"], "every other point that has a time"
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "the goal"]
+    corner = ax.collections[0].get_paths()[0].get_extents()
+    assert (corner.x1, corner.y1) == (20, 10)
+    assert len({(line.get_linestyle(), line.get_marker()) for line in ax.lines}) == 2, "told apart in grey"
+    nothing = plots.tradeoff(table.iloc[3:4], x, y, "which", "budget", (20.0, 10.0))
+    assert not nothing.texts
