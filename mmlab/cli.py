@@ -248,6 +248,7 @@ def report(notebooks: tuple[str, ...], everything: bool, params: tuple[str, ...]
     Examples:
       mmlab report 01_regression -f regression_uzp1 -p pages_to_scan=100
       mmlab report 02_other_splits -f params/migration_no_huge.yaml -o migration.html
+      mmlab report 07_compare -p first=all_zero -p second=my.yaml              two params files beside each other
       mmlab report 01_regression 02_other_splits --each -f all_zero -f bimodal -o two-by-two/
       mmlab report --all
     """

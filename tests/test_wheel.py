@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def run(*command: object) -> str:
         program, *arguments = map(str, command)
         done = subprocess.run([folder / "bin" / program, *arguments], cwd=home, env=environment, text=True,
-                              capture_output=True, timeout=300, check=False)  # fmt: skip
+                              capture_output=True, timeout=900, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -124,3 +125,19 @@ def test_it_simulates_and_is_exact(installed: Callable[..., str]) -> None:
     code = "import mmlab; print(mmlab.__path__[0])"
     recording = Path(installed("python", "-c", code).strip(), "recordings", sorted(SHIPPED.glob("act-*"))[0].name)
     assert installed("mmlab", "compare", "--quiet", recording).startswith("traces exact 1/1")
+
+
+def test_it_reports(installed: Callable[..., str]) -> None:
+    """A notebook by its name, with a params file by its name and one of one's own, into the folder one is in."""
+    preset = installed("python", "-c", "from mmlab.presets import find; print(find('mthp_64k'))").strip()
+    home = Path(installed("python", "-c", "import os; print(os.getcwd())").strip())
+    (home / "mine.yaml").write_text(Path(preset).read_text() + "seed: 9\n")
+    printed = installed(
+        "mmlab", "report", "07_compare", "-p", "first=mthp_64k", "-p", "second=mine.yaml", "-o", "two.html"
+    )
+    assert printed == "two.html\n"
+    page = (home / "two.html").read_text()
+    assert re.search(r"<h1[^>]*>Two scenarios beside each other", page)
+    assert "② mine, mainline" in page
+    assert "This report is incomplete" not in page
+    assert list((home / "two.data").glob("*.csv"))
