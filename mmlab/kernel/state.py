@@ -169,7 +169,7 @@ state_t = np.dtype(
             *KNOBS,
             *"""
             early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged stale_nodes
-            indexed index_first index_last index_shift
+            indexed index_first index_last index_bits
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
             queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
             jiffies batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
@@ -305,7 +305,7 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order
-    s["index_shift"] = 65 - len(m.index).bit_length()
+    s["index_bits"] = len(m.index).bit_length() - 1
     m.tree["stable"] = m.tree["unstable"] = -1
     for name in ("index_first", "index_last", "free_frame", "free_run", "free_folio", "free_node", "free_slot"):
         s[name] = -1

@@ -51,8 +51,8 @@ def empty_unstable_trees(m):
 
 @inlined
 def _bucket(m, key):
-    """Of Fibonacci hashing: contents that count up are spread evenly."""
-    return np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(m.state[0].index_shift))
+    """Contents that count up stay beside each other, in the cache; those that are multiples of a power of 2 spread."""
+    return np.int64(key + (key >> np.uint64(m.state[0].index_bits))) & (len(m.index) - 1)
 
 
 @inlined
