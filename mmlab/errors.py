@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """A mistake in what was asked for, never a fault of the model. The message is complete in itself."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: in a notebook, too, the message is enough."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> str:
     """Sentence for a name that does not exist, with the nearest names that do.
