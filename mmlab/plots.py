@@ -364,7 +364,7 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
         panel.step(data["sample"], data["says"], **line, label="what it says, mmlab")
         panel.plot(data["sample"], data["kernel"], "o", **dots, label="what it says, Linux")
         low, high = data[["says", "truth"]].min(axis=None), data[["says", "truth"]].max(axis=None)
-        room = 0.07 * max(high - low, 1)
+        low, room = min(low, 0), 0.07 * max(high - min(low, 0), 1)
         panel.set(xlabel="sample", ylabel=unit, ylim=(low - room, high + room))
         panel.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
         panel.set_title(title, fontsize=9.5)
@@ -377,6 +377,8 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
 
 
 def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
+    from matplotlib.ticker import MaxNLocator
+
     """Where each curve passes ``at``, interpolated between its points (logarithmically where these are far apart).
 
     Columns ``by`` and ``x``; a curve that stays on one side of ``at`` has no row.
@@ -391,6 +393,7 @@ def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.Dat
             value = xs[i] * (xs[i + 1] / xs[i]) ** share if logs else xs[i] + share * (xs[i + 1] - xs[i])
             rows.append({by: name, x: value})
     return pd.DataFrame(rows, columns=[by, x])
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def curves(
@@ -714,14 +717,14 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
     handles: dict[str, Any] = {}
     for row, (what, pair) in enumerate(maps.items()):
         three = panels[3 * row : 3 * row + 3]
-        for panel, letters, who in zip(three, pair, ("kernel", "model"), strict=False):
+        for panel, letters, who in zip(three, pair, ("kernel", f"model, {what}"), strict=False):
             page_map(letters, pages_per_thp, panel)
             legend = panel.get_legend()
             assert legend is not None
             kinds = [text.get_text() for text in legend.get_texts()]
             handles |= dict(zip(kinds, legend.get_patches(), strict=True))
             legend.remove()
-            panel.set_title(f"{what}: {who}" if panel is three[0] else who, fontsize=9.5)
+            panel.set_title(who, fontsize=9.5)
         differ = pair[0] != pair[1]
         blocks = -(-len(differ) // pages_per_thp)
         shown = np.zeros(blocks * pages_per_thp, bool)
@@ -734,6 +737,7 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
         three[2].set_title(f"different: {differ.sum():,} of {len(differ):,} pages", fontsize=9.5)
         three[2].set(xlabel="page within its block (4 KiB each)")
         for panel in three[1:]:
+    from matplotlib.ticker import MaxNLocator
             panel.set_ylabel("")
         for panel in three if row < len(maps) - 1 else ():
             panel.set_xlabel("")
@@ -758,6 +762,7 @@ def tradeoff(
     within : pair of float
         Largest ``x`` and largest ``y`` that will do.
     """
+        three[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
     from matplotlib.patches import Patch
 
     ax = ax or axes()[0]
@@ -785,3 +790,97 @@ def tradeoff(
         axis.set_major_formatter(lambda v, _: f"{v:,g}")
     ax.legend(handles=[*ax.get_legend_handles_labels()[0], Patch(**look, label="the goal")], loc="best", frameon=True)
     return remember(ax, table, "tradeoff")
+
+
+# --- khugepaged against ksmd ----------------------------------------------------------------------------------------
+
+
+def blocks_table(time_s: np.ndarray, letters: np.ndarray) -> pd.DataFrame:
+    """What each 2 MiB block mostly is: index ``time_s``, a column a block, one of :data:`LETTERS`; H: one huge page.
+
+    Parameters
+    ----------
+    time_s : array of float
+        When the page maps were taken.
+    letters : array of uint8, [time, block, page]
+        Such as :func:`mmlab.pingpong.block_maps` gives.
+    """
+    kinds = np.array([ord(letter) for letter in LETTERS], np.uint8)
+    counts = np.stack([(letters == kind).sum(axis=2) for kind in kinds])
+    counts[0] *= counts[0] == letters.shape[2]  # a block is huge as a whole, or not
+    table = pd.DataFrame(kinds[counts.argmax(axis=0)].view("S1").astype(str))
+    return table.set_axis(pd.Index(time_s, name="time_s"))
+
+
+def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> Axes:
+    """A row a 2 MiB block over simulated time, coloured by what most of it is; a triangle where it became huge again.
+
+    Parameters are those of :func:`blocks_table`.
+    """
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    ax = ax or axes(height=4.6)[0]
+    table = blocks_table(time_s, letters)
+    names = list(LETTERS)
+    codes = table.to_numpy()
+    numbers = np.vectorize(names.index)(codes)
+    edges = [*time_s, time_s[-1] + (time_s[-1] - time_s[0]) / max(1, len(time_s) - 1)]
+    ax.pcolormesh(
+        edges, np.arange(codes.shape[1] + 1), numbers.T, cmap=ListedColormap([LETTERS[c][1] for c in names]),
+        norm=BoundaryNorm(range(len(names) + 1), len(names)),
+    )  # fmt: skip
+    when, block = np.nonzero((codes[1:] == "H") & (codes[:-1] != "H"))
+    marks: dict[str, Any] = {"marker": "^", "color": "#FFFFFF", "markeredgecolor": "#111111", "linestyle": "none"}
+    ax.plot(time_s[when + 1], block + 0.5, markersize=float(np.clip(150 / codes.shape[1], 2, 6)), **marks)
+    present = [letter for letter in names if (codes == letter).any()]
+    for letter in present:  # in words, too: where it stays longest
+        stays = np.diff(edges) @ (codes == letter)
+        block_of = int(np.flatnonzero(stays == stays.max()).mean())
+        at = np.flatnonzero(codes[:, block_of] == letter)
+        if stays[block_of] > 0.1 * edges[-1]:
+            ax.text(
+                time_s[at[len(at) // 2]], block_of + 0.5, letter, ha="center", va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "#555555", "pad": 2, "linewidth": 0.5},
+            )  # fmt: skip
+    ax.set(xlabel="simulated time (s)", ylabel="2 MiB block", xlim=(0, edges[-1]), ylim=(codes.shape[1], 0))
+    ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.grid(visible=False)
+    handles: list[Any] = [
+        Patch(facecolor=LETTERS[c][1], edgecolor="#333333", label=f"{c}  {'mostly ' * (c != 'H')}{LETTERS[c][0]}")
+        for c in present
+    ]
+    if len(when):
+        handles.append(Line2D([], [], markersize=6, label="collapsed", **marks))
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return remember(ax, table, "blocks")
+
+
+def grid(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
+    """A number for each pair of two settings, in a field that is the darker the larger it is; 0 is white and bold.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Numbers, not negative. The names of its index and columns are the axes' labels.
+    label : str
+        What the numbers are, with their unit: the title.
+    """
+    ax = ax or axes(width=6.0, height=1.4 + 0.36 * len(table))[0]
+    values = table.to_numpy(float)
+    top = max(float(np.nanmax(values)), 1e-9)
+    ax.imshow(np.sqrt(values / top), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for i, j in np.ndindex(values.shape):
+        none = values[i, j] == 0
+        ax.text(
+            j, i, f"{values[i, j]:,.4g}", ha="center", va="center", fontsize=9, fontweight="bold" if none else "normal",
+            color="#111111" if values[i, j] < 0.5 * top else "#FFFFFF",
+        )  # fmt: skip
+    ax.set_xticks(range(len(table.columns)), [f"{value:,}" for value in table.columns])
+    ax.set_yticks(range(len(table)), [f"{value:,}" for value in table.index])
+    ax.set(xlabel=str(table.columns.name), ylabel=str(table.index.name))
+    ax.set_title(label, fontsize=10)
+    ax.grid(visible=False)
+    return remember(ax, table, "grid")
