@@ -12,8 +12,9 @@ _HOME = {
     "Variant": "variants",
     "VARIANTS": "variants",
     "SplitContext": "variants",
+    "explore": "explorer",
 }
-__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "simulate"]
+__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

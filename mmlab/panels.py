@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEIGHT", "WIDTH", "Batches", "Counters", "Cpu", "Memory", "Panel", "page_map", "swatch", "thin", "until"]
 
-WIDTH, HEIGHT = 640, 330
+WIDTH, HEIGHT = 540, 310
 """Pixels of a panel's picture."""
 DPI = 128
 KEPT = 24
@@ -43,6 +43,12 @@ def round_up(value: float) -> float:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))
     return float(next(step * power for step in ROUND if step * power >= 0.9999 * value))
+
+
+def short(value: float, least: float) -> str:
+    """A tick's number, in little room: from `least` on with a letter."""
+    big = [(1e6, "M"), (1e3, "k")] if value >= least else []
+    return next((f"{value / size:g}{letter}" for size, letter in big if value >= size), f"{value:,g}")
 
 
 def until(runs: Iterable[Run]) -> float:
@@ -99,15 +105,15 @@ class Panel:
 
         plots.use_theme()
         self.figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.ax = self.figure.add_axes((0.135, 0.17, 0.835, 0.8))
+        self.canvas: Any = FigureCanvasAgg(self.figure)
+        self.ax = self.figure.add_axes((0.155, 0.185, 0.81, 0.785))
         self.ax.set(xlabel="simulated time (s)", ylabel=ylabel, yscale="log" if log else "linear")
-        self.ax.xaxis.set_label_coords(0.5, -0.12)  # where they would be anyway, but not computed anew each time
-        self.ax.yaxis.set_label_coords(-0.115, 0.5)
+        self.ax.xaxis.set_label_coords(0.5, -0.13)  # where they would be anyway, but not computed anew each time
+        self.ax.yaxis.set_label_coords(-0.14, 0.5)
         self.ax.minorticks_off()
         for axis in (self.ax.xaxis, self.ax.yaxis)[: 2 - log]:
             axis.set_major_locator(MaxNLocator(5))
-        self.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        self.ax.yaxis.set_major_formatter(lambda value, _: short(value, 1000 if log else 10_000))
         self.moving: list[Artist] = []
         self.backgrounds: dict[object, Any] = {}
 
@@ -137,7 +143,9 @@ class Panel:
             if artist.get_visible():
                 self.ax.draw_artist(artist)
         image = Image.frombuffer("RGBA", self.canvas.get_width_height(), self.canvas.buffer_rgba()).convert("RGB")
-        return encode(image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+        image = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        image.putpalette([255 if value >= 247 else value for value in image.getpalette() or ()])  # white paper is white
+        return encode(image)
 
 
 class Memory(Panel):
@@ -148,7 +156,7 @@ class Memory(Panel):
 
         super().__init__("memory (MiB)")
         self.areas = {}
-        for kind, (colour, hatch) in plots.KINDS.items():
+        for kind, (colour, hatch) in list(plots.KINDS.items())[:-1]:
             area = Polygon(np.zeros((3, 2)), facecolor=colour, hatch=hatch, edgecolor="#555555", linewidth=0.3)
             self.areas[kind] = self.add(self.ax.add_patch(area))
         self.allocated = self.line(color=INK, linewidth=2)
@@ -160,8 +168,8 @@ class Memory(Panel):
         keep = thin(time, allocated, end)
         time, edges = stepped(time[keep], np.vstack([0 * time[keep], parts[:, keep].cumsum(axis=0)]), end)
         for kind, area in self.areas.items():
-            at = table.columns.get_loc(kind) if kind in table else 0
-            low, high = edges[at], edges[at + (kind in table)]
+            at = table.columns.get_loc(kind)
+            low, high = edges[at], edges[at + 1]
             area.set_visible(bool((high > low + 1e-9).any()))
             area.set_xy(np.column_stack([np.append(time, time[::-1]), np.append(high, low[::-1])]))
         self.allocated.set_data(time, stepped(time, allocated[keep], end)[1])
@@ -174,8 +182,7 @@ class Batches(Panel):
 
     def __init__(self) -> None:
         super().__init__("pages freed by one batch", log=True)
-        look: dict[str, Any] = {"linestyle": "none", "markersize": 5, "alpha": 0.75}
-        look |= {"markeredgewidth": 0.3, "markeredgecolor": "#333333"}
+        look: dict[str, Any] = {"linestyle": "none", "markersize": 5, "alpha": 0.75, "markeredgewidth": 0}
         self.marks = [self.line(color=f"C{i}", marker=plots.MARKERS[i], **look) for i in range(2)]
         self.budgets = [self.line(color=INK, linewidth=1.4, linestyle=(0, (6, 3))) for _ in range(2)]
 
@@ -241,7 +248,7 @@ class Cpu(Panel):
         return self.picture()
 
 
-def swatch(part: Artist, width: int = 26, height: int = 14) -> str:
+def swatch(part: Artist, width: int = 22, height: int = 12) -> str:
     """How a line or an area of a panel looks, as an HTML image for a legend beside it."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -251,7 +258,7 @@ def swatch(part: Artist, width: int = 26, height: int = 14) -> str:
     is_line = isinstance(part, Line2D)
     shown: Any = Line2D([0.04, 0.5, 0.96], [0.5] * 3) if is_line else Rectangle((0.02, 0.05), 0.96, 0.9)
     shown.update_from(part)
-    shown.set(transform=figure.transFigure, animated=False, visible=True)
+    shown.set(transform=figure.transFigure, animated=False, visible=True, clip_on=False)
     if is_line:
         shown.set_markevery((1, 2))
     figure.add_artist(shown)
@@ -275,6 +282,8 @@ def page_map(processes: Sequence[np.ndarray], pages_per_thp: int) -> bytes:
     blocks = np.concatenate(filled).reshape(-1, pages_per_thp)
     if len(blocks) > MAP_ROWS:
         blocks = blocks[np.linspace(0, len(blocks) - 1, MAP_ROWS).round().astype(int)]
+    for axis in (0, 1):  # what is small is enlarged here: a browser would blur it
+        blocks = np.repeat(blocks, max(1, HEIGHT // blocks.shape[axis]), axis=axis)
     picture = Image.fromarray(blocks).convert("P")
     palette = np.zeros((256, 3), np.uint8)
     for letter, (_, colour) in plots.LETTERS.items():

@@ -177,15 +177,21 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
 
 def batches_table(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Pages freed by each batch: columns run, time_s, batch, freed (pages; the mean where samples were thinned)."""
-    parts = []
-    for label, run in runs.items():
-        s = run.samples
-        before = s.shift(1)
-        batches = s["batch"] - before["batch"]
-        table = pd.DataFrame({"run": label, "time_s": s["time_s"], "batch": s["batch"]})
-        table["freed"] = (before["frames"] - s["frames"]) / batches.where(batches > 0)
-        parts.append(table[(s["rank"] == 0) & (batches > 0)])
-    return pd.concat(parts, ignore_index=True)
+    return _long({label: freed_by_batch(run) for label, run in runs.items()})
+
+
+def freed_by_batch(run: Run) -> pd.DataFrame:
+    """:func:`batches_table` of one run: columns time_s, batch, freed."""
+    s = run.samples
+    count = s["batch"].diff()
+    after = (s["rank"] == 0) & (count > 0)
+    freed = -s["frames"].diff() / count.where(after)
+    return pd.DataFrame({"time_s": s["time_s"], "batch": s["batch"], "freed": freed})[after]
+
+
+def _long(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; the first column, run, has the label of each."""
+    return pd.concat(tables, names=["run"]).reset_index("run").reset_index(drop=True)
 
 
 def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None) -> Axes:
@@ -222,15 +228,16 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
 def counters_table(runs: Mapping[str, Run]) -> pd.DataFrame:
     """MiB over time, two rows a sample: what KSM's counters show saved (``pages_sharing`` + ``ksm_zero_pages``) and
     how much fewer frames are allocated than at the start. Columns run, time_s, what, MiB."""
-    parts = []
-    for label, run in runs.items():
-        s = run.samples
-        shown = s["pages_sharing"] + s["ksm_zero_pages"]
-        freed = s["frames"].iloc[0] - s["frames"]
-        for what, pages in (("really freed", freed), ("KSM counters", shown)):
-            part = {"run": label, "time_s": s["time_s"], "what": what, "MiB": pages * MIB_PER_PAGE}
-            parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
+    wide = {label: freed_and_shown(run).reset_index() for label, run in runs.items()}
+    return _long({label: table.melt("time_s", var_name="what", value_name="MiB") for label, table in wide.items()})
+
+
+def freed_and_shown(run: Run) -> pd.DataFrame:
+    """:func:`counters_table` of one run: MiB, a column a kind, by simulated time in seconds (index ``time_s``)."""
+    s = run.samples
+    freed, shown = s["frames"].iloc[0] - s["frames"], s["pages_sharing"] + s["ksm_zero_pages"]
+    table = pd.DataFrame({"really freed": freed * MIB_PER_PAGE, "KSM counters": shown * MIB_PER_PAGE})
+    return table.set_axis(pd.Index(s["time_s"], name="time_s"))
 
 
 def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None) -> Axes:
@@ -253,6 +260,24 @@ def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | Non
     ax.set_ylim(bottom=-0.02 * table["MiB"].max())
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
     return remember(ax, table, "counters")
+
+
+# --- CPU time of ksmd -----------------------------------------------------------------------------------------------
+
+
+def cpu_table(runs: Mapping[str, Run], until: float | None = None, parts: int = 60) -> pd.DataFrame:
+    """ksmd's CPU time as a share of one CPU: columns run, time_s (where a part of the time begins), percent.
+
+    The time until ``until`` (default: the end of the longest run), s, is cut into equal ``parts``.
+    """
+    end = until or max(run.samples["time_s"].iloc[-1] for run in runs.values())
+    edges = np.linspace(0, end, parts + 1)
+    tables = []
+    for label, run in runs.items():
+        used = np.interp(edges, run.samples["time_s"], run.samples["ksmd_cpu_ns"] / 1e9)
+        table = pd.DataFrame({"run": label, "time_s": edges[:-1], "percent": 100 * np.diff(used) * parts / end})
+        tables.append(table[edges[:-1] < run.samples["time_s"].iloc[-1]])
+    return pd.concat(tables, ignore_index=True)
 
 
 # --- variants beside each other -------------------------------------------------------------------------------------
@@ -352,6 +377,8 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
     width : int
         Panels in a row.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = -(-len(tables) // width)
     panels = axes(width, rows, width=11.5, height=0.5 + 2.7 * rows)
     for panel in panels[len(tables) :]:
@@ -366,6 +393,7 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
         low, high = data[["says", "truth"]].min(axis=None), data[["says", "truth"]].max(axis=None)
         low, room = min(low, 0), 0.07 * max(high - min(low, 0), 1)
         panel.set(xlabel="sample", ylabel=unit, ylim=(low - room, high + room))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
         panel.set_title(title, fontsize=9.5)
         remember(panel, data, "says_and_truth")
@@ -377,8 +405,6 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
 
 
 def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
-    from matplotlib.ticker import MaxNLocator
-
     """Where each curve passes ``at``, interpolated between its points (logarithmically where these are far apart).
 
     Columns ``by`` and ``x``; a curve that stays on one side of ``at`` has no row.
@@ -393,7 +419,6 @@ def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.Dat
             value = xs[i] * (xs[i + 1] / xs[i]) ** share if logs else xs[i] + share * (xs[i + 1] - xs[i])
             rows.append({by: name, x: value})
     return pd.DataFrame(rows, columns=[by, x])
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def curves(
@@ -712,6 +737,7 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
         What was compared → the kernel's letters and the model's, one :data:`LETTERS` a page.
     """
     from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import MaxNLocator
 
     panels = axes(3, len(maps), width=11.5, height=0.9 + 2.3 * len(maps), sharex=True, sharey="row")
     handles: dict[str, Any] = {}
@@ -736,8 +762,8 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
         three[2].grid(visible=False)
         three[2].set_title(f"different: {differ.sum():,} of {len(differ):,} pages", fontsize=9.5)
         three[2].set(xlabel="page within its block (4 KiB each)")
+        three[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for panel in three[1:]:
-    from matplotlib.ticker import MaxNLocator
             panel.set_ylabel("")
         for panel in three if row < len(maps) - 1 else ():
             panel.set_xlabel("")
@@ -762,7 +788,6 @@ def tradeoff(
     within : pair of float
         Largest ``x`` and largest ``y`` that will do.
     """
-        three[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
     from matplotlib.patches import Patch
 
     ax = ax or axes()[0]

@@ -1,0 +1,261 @@
+"""Two runs of one scenario beside each other: pictures, page maps through time, a table and words for the explorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from mmlab import panels, plots
+from mmlab.run import Metrics, Run
+
+__all__ = ["BETTER", "CELLS", "Board", "Frame", "frames", "last_frame", "metrics_table", "moments", "summary"]
+
+CELLS = ("memory 0", "memory 1", "batches", "counters", "cpu", "map 0", "map 1")
+"""Names of the pictures; 0 and 1 are the two runs."""
+
+BETTER = {
+    "merge_rate": 1, "freed_rate": 1, "freed_mib": 1, "freed_unseen_pages": -1, "most_freed_per_budget": -1,
+    "wasted_visits_share": -1, "ksmd_cpu_ms": -1, "ksmd_cpu_percent": -1, "thps_left": 1, "thps_split": -1,
+    "failed_splits": -1, "zero_pages_left": -1, "settled_s": -1, "settled_full_scans": -1, "thps_split_per_hour": -1,
+    "memory_swing_mib": -1, "khugepaged_cpu_ms": -1, "thps_lost_per_mib": -1,
+}  # fmt: skip
+"""Metrics of which more (1) or less (-1) is clearly better, if all others are equal."""
+MAPPED = {"huge_pmds": 512, "ksm_entries": 1, "zeropage_entries": 1, "swap_entries": 1, "frames": 1}
+"""Counters whose changes a page map shows, and pages for each."""
+MOMENTS = 40
+MAP_BYTES = 64_000_000
+"""Most memory for the page maps of one run."""
+
+
+def times(factor: float) -> str:
+    """A factor in words."""
+    return f"{factor:,.0f}" if factor >= 10 else f"{factor:.2g}"
+
+
+def summary(runs: Mapping[str, Run]) -> str:
+    """What happened, a sentence a run, HTML."""
+    sentences = []
+    for number, (label, run) in enumerate(runs.items()):
+        m, frames, seconds = run.metrics, run.rows["frames"], run.rows["time_ns"] / 1e9
+        words = f"{SIGNS[number]} <b>{escape(label)}</b> gives back {m.freed_mib:,.0f} of {total_mib(run):,.0f} MiB"
+        if m.freed_mib > 0:
+            gone = np.flatnonzero(frames[0] - frames >= 0.99 * (frames[0] - frames[-1]))[0]
+            words += (
+                f", 99 % of it after {seconds[gone]:,.3g} s; one batch up to {m.most_freed_by_batch:,} pages, "
+                f"{times(m.most_freed_per_budget)} × its budget"
+            )
+        unseen = m.freed_unseen_pages * plots.MIB_PER_PAGE
+        words += (
+            f". KSM’s counters miss {unseen:,.0f} MiB of it" if unseen >= 0.5 else ". KSM’s counters show all of it"
+        )
+        sentences.append(f"{words}; {m.thps_left:,} THPs are left, ksmd took {m.ksmd_cpu_percent:.1f} % of a CPU.")
+    return "<br>".join(sentences)
+
+
+def total_mib(run: Run) -> float:
+    """Memory of all processes at the start, MiB."""
+    return run.scenario.total_pages * plots.MIB_PER_PAGE
+
+
+def metrics_table(runs: Mapping[str, Run]) -> str:
+    """Every metric of both runs and the difference, HTML; the better one, where that is clear, is bold and has a ✓."""
+    values = [asdict(run.metrics) for run in runs.values()]
+    rows = []
+    for name, (unit, what) in Metrics.describe().items():
+        a, b = (v[name] for v in values)
+        change = None if a is None or b is None else b - a
+        better = BETTER.get(name, 0) * (change or 0) if number(a) != number(b) else 0
+        cells = "".join(
+            f'<td class="mmlab-better">✓ {number(v)}</td>' if won else f"<td>{number(v)}</td>"
+            for v, won in ((a, better < 0), (b, better > 0))
+        )
+        sign = "+" if change and change > 0 else ""
+        said = not unit or unit.lower().replace(" ", "_").replace("%", "percent") in name
+        words = name if said else f"{name} ({unit})"
+        nothing = "" if a or b else ' class="mmlab-nothing"'
+        rows.append(
+            f'<tr{nothing}><th scope="row" title="{escape(what)}">{words}</th>{cells}'
+            f"<td>{'' if change is None else '=' if not change else sign + number(change)}</td></tr>"
+        )
+    names = "".join(f'<th scope="col">{s} {escape(label)}</th>' for s, label in zip(SIGNS, runs, strict=True))
+    head = f'<thead><tr><th scope="col">metric</th>{names}<th scope="col">change</th></tr></thead>'
+    half = -(-len(rows) // 2)
+    parts = ("What it comes to", rows[:half]), ("… and further", rows[half:])
+    return "".join(
+        f"<table><caption>{words}</caption>{head}<tbody>{''.join(part)}</tbody></table>" for words, part in parts
+    )
+
+
+def number(value: float | None) -> str:
+    """A number of the table."""
+    if value is None:
+        return "–"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+SIGNS = (
+    '<span style="color:#0173B2" aria-hidden="true">●</span>',
+    '<span style="color:#DE8F05" aria-hidden="true">■</span>',
+)
+"""The first run is blue and round, the second orange and square, in every figure."""
+
+
+class Board:
+    """The panels, for one explorer: they keep what does not change. Use it in one thread at a time."""
+
+    def __init__(self) -> None:
+        self.memory = panels.Memory(), panels.Memory()
+        self.batches, self.counters, self.cpu = panels.Batches(), panels.Counters(), panels.Cpu()
+        memory = self.memory[0]
+        used = _keys([("allocated", memory.allocated), *((k, a) for k, a in memory.areas.items() if "freed" not in k)])
+        freed = _keys([(k.removeprefix("freed: "), area) for k, area in memory.areas.items() if "freed" in k])
+        self.kinds = f"{used} <br>freed: {freed}"
+        self.budget = _keys([("budget: pages_to_scan", self.batches.budgets[0])])
+        self.what = _keys([("really freed", self.counters.freed[0]), ("KSM’s counters show", self.counters.shown[0])])
+
+    def draw(self, runs: Mapping[str, Run], end: float | None = None) -> dict[str, bytes]:
+        """PNGs of the panels, by their names in :meth:`heads`.
+
+        Parameters
+        ----------
+        runs : mapping
+            Label → run, two of them.
+        end : float, optional
+            End of the time axes, s; default: shortly after the last change.
+        """
+        end = end or panels.until(runs.values())
+        top = max(map(total_mib, runs.values()))
+        pictures = {f"memory {i}": self.memory[i].draw(run, end, top) for i, run in enumerate(runs.values())}
+        pictures |= {"batches": self.batches.draw(runs, end), "counters": self.counters.draw(runs, end)}
+        return pictures | {"cpu": self.cpu.draw(runs, end)}
+
+    def heads(self, runs: Mapping[str, Run]) -> dict[str, str]:
+        """Title, legend and, for those who cannot see the picture, its content; HTML."""
+        both = "".join(f'<span class="mmlab-key">{s} {escape(v)}</span>' for s, v in zip(SIGNS, runs, strict=True))
+        texts = {}
+        for i, (label, run) in enumerate(runs.items()):
+            m, mib = run.metrics, run.rows["frames"] * plots.MIB_PER_PAGE
+            texts[f"memory {i}"] = _head(
+                f"{SIGNS[i]} Memory over time: {escape(label)}", self.kinds,
+                f"{mib[0]:,.0f} MiB are allocated at the start, {mib[-1]:,.0f} at the end, when {m.thps_left:,} THPs "
+                "are left.", "mmlab-three",
+            )  # fmt: skip
+            texts[f"map {i}"] = _head(f"{SIGNS[i]} Page map: {escape(label)}", "a row a 2 MiB block, a dot a page", "")
+        said = {
+            "batches": "at most {m.most_freed_by_batch:,} pages, {m.most_freed_per_budget:.3g} times the budget",
+            "counters": "{m.freed_mib:,.0f} MiB freed, {m.freed_unseen_pages:,} pages of it in no counter",
+            "cpu": "{m.ksmd_cpu_percent:.1f} % of one CPU in all",
+        }
+        words = {k: "; ".join(f"{v}: {s.format(m=r.metrics)}" for v, r in runs.items()) for k, s in said.items()}
+        texts["batches"] = _head("Pages freed by each batch", both + self.budget, words["batches"])
+        texts["counters"] = _head("KSM’s counters and what was really freed", both + self.what, words["counters"])
+        texts["cpu"] = _head("CPU time of ksmd", both, words["cpu"])
+        return texts
+
+
+def _keys(parts: Sequence[tuple[str, Any]]) -> str:
+    """A legend."""
+    return "".join(f'<span class="mmlab-key">{panels.swatch(part)}{escape(name)}</span>' for name, part in parts)
+
+
+def _head(title: str, legend: str, alternative: str, more: str = "") -> str:
+    unseen = f'<span class="mmlab-unseen">{escape(alternative)}</span>'
+    return f'<div class="mmlab-head {more}"><b>{title}</b>{legend}{unseen}</div>'
+
+
+# --- the page map through time --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The page maps of both runs at one time."""
+
+    time_s: float
+    batches: tuple[int, ...]
+    """The last batch until then, of each run."""
+    pictures: tuple[bytes, ...]
+    pages: tuple[dict[str, int], ...]
+    """Pages of each letter, of each run."""
+
+    @classmethod
+    def of(cls, time_s: float, batches: Sequence[int], maps: Sequence[Sequence[np.ndarray]], size: int) -> Frame:
+        """From the letters of each process of each run."""
+        counts = [np.bincount(np.concatenate(letters), minlength=128) for letters in maps]
+        return cls(
+            time_s,
+            tuple(batches),
+            tuple(panels.page_map(letters, size) for letters in maps),
+            tuple({letter: int(c[ord(letter)]) for letter in plots.LETTERS} for c in counts),
+        )
+
+    def caption(self, labels: Sequence[str]) -> str:
+        """When it is, and how many pages of each kind there are, HTML."""
+        when = ", ".join(f"batch {batch:,} ({escape(v)})" for batch, v in zip(self.batches, labels, strict=True))
+        rows = "".join(
+            f'<tr{"" if any(p[c] for p in self.pages) else chr(32) + NOTHING}><th scope="row"><span aria-hidden="true" '
+            f'style="display:inline-block;width:1em;height:1em;vertical-align:-2px;border:1px solid #888;'
+            f'background:{colour}"></span> {kind}</th>{"".join(f"<td>{p[c]:,}</td>" for p in self.pages)}</tr>'
+            for c, (kind, colour) in plots.LETTERS.items()
+        )
+        names = "".join(f'<th scope="col">{s} {escape(v)}</th>' for s, v in zip(SIGNS, labels, strict=True))
+        return (
+            f"<table><caption>{self.time_s:,.3f} s: {when}</caption>"
+            f'<thead><tr><th scope="col">pages</th>{names}</tr></thead><tbody>{rows}</tbody></table>'
+        )
+
+
+NOTHING = 'class="mmlab-nothing"'
+
+
+def moments(runs: Sequence[Run], end: float) -> np.ndarray:
+    """Simulated times, s, whose page maps tell the story: as many where much happens as are spread over the time."""
+    grid = np.unique(np.concatenate([run.rows["time_ns"] for run in runs])) / 1e9
+    grid = grid[grid <= end]
+    done = len(runs) * grid / max(end, 1e-9)
+    for run in runs:
+        changes = sum(np.abs(np.diff(run.rows[name], prepend=run.rows[name][:1])) * n for name, n in MAPPED.items())
+        happened = np.cumsum(changes) / max(1, np.sum(changes))
+        done += happened[np.searchsorted(run.rows["time_ns"] / 1e9, grid, side="right") - 1]
+    count = min(MOMENTS, max(2, MAP_BYTES // max(run.scenario.total_pages for run in runs)))
+    return np.unique(grid[np.minimum(np.searchsorted(done, np.linspace(0, done[-1], count)), len(grid) - 1)])
+
+
+def places(run: Run, at: np.ndarray) -> list[tuple[int, int]]:
+    """The (batch, rank) of the last sample until each of these times, s."""
+    rows = run.rows[np.searchsorted(run.rows["time_ns"] / 1e9, at, side="right") - 1]
+    return list(zip(rows["batch"].tolist(), rows["rank"].tolist(), strict=True))
+
+
+def last_frame(runs: Sequence[Run]) -> Frame:
+    """The page maps at the end."""
+    batches = [int(run.rows["batch"][-1]) for run in runs]
+    maps = [[run.page_map(i) for i in range(run.processes)] for run in runs]
+    return Frame.of(max(run.rows["time_ns"][-1] for run in runs) / 1e9, batches, maps, runs[0].scenario.pages_per_thp)
+
+
+def frames(runs: Sequence[Run], end: float, again: Callable[[Run, set[tuple[int, int]]], Run]) -> list[Frame]:
+    """The page maps of runs at the same :func:`moments`, and at the end.
+
+    Parameters
+    ----------
+    end : float
+        No moment is later, s.
+    again : callable
+        Simulates a run once more and keeps page maps after these (batch, rank).
+    """
+    at = moments(runs, end)
+    where = [places(run, at) for run in runs]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        maps = [run.maps for run in pool.map(again, runs, map(set, where))]
+    size = runs[0].scenario.pages_per_thp
+    found = [
+        Frame.of(t, [batch for batch, _ in w], [m[place] for m, place in zip(maps, w, strict=True)], size)
+        for t, *w in zip(at.tolist(), *where, strict=True)
+    ]
+    return [*found, last_frame(runs)]
