@@ -31,7 +31,7 @@ def this_interpreter(folder: Path, env: Mapping[str, str] | None = None, *option
         The kernel's name.
     """
     name = "python3"
-    silent = ["--log-level=40"]  # about its loopback socket
+    silent = ["--log-level=50"]  # about its loopback socket, and about the interrupt that comes before its end
     search = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *silent, *options],
