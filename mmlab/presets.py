@@ -16,13 +16,15 @@ def folder(name: str = "params") -> Path:
     Raises
     ------
     UserError
-        They are in neither place.
+        They are in none of these places.
     """
-    places = (Path(__file__).parents[1] / name, Path(sys.prefix) / "share" / "mmlab" / name)
+    here = Path(__file__)
+    shares = (Path(prefix, "share", "mmlab", name) for prefix in (*here.parents[4:5], sys.prefix))
+    places = (here.parents[1] / name, *shares)  # parents[4]: above lib/python3.X/site-packages/mmlab
     for place in places:
         if place.is_dir():
             return place
-    raise UserError(f"{name}: the folder is in neither of {' and '.join(map(str, places))}: install mmlab anew")
+    raise UserError(f"{name}: the folder is in none of {', '.join(map(str, places))}: install mmlab anew")
 
 
 def presets() -> dict[str, Path]:

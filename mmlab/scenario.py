@@ -97,7 +97,7 @@ EVENT_FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What each op takes besides ``after`` and ``op``. ``process`` (0), ``node`` (the folio stays on its node) and ``huge``
 (1: a huge page can be had to migrate to) may be left out, and ``key`` may be null."""
-_OPTIONAL = {"process", "node", "huge"}
+OPTIONAL = {"process", "node", "huge"}
 
 
 class Event(_Strict):
@@ -125,7 +125,7 @@ class Event(_Strict):
         given = self.model_fields_set - {"after", "op"}
         if stray := sorted(given - set(wanted)):
             raise ValueError(f"op {self.op} takes {', '.join(wanted) or 'nothing more'}: remove {', '.join(stray)}")
-        optional = _OPTIONAL | ({"key"} if "key" in given else set())
+        optional = OPTIONAL | ({"key"} if "key" in given else set())
         missing = [name for name in wanted if name not in optional and getattr(self, name) is None]
         if missing:
             raise ValueError(f"op {self.op} needs {', '.join(missing)} (key: null rewrites what is there)"

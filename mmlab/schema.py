@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from mmlab.costs import COST_SETS
-from mmlab.scenario import _OPTIONAL, EVENT_FIELDS, SETTABLE, WORKLOAD_FIELDS, Scenario
+from mmlab.scenario import EVENT_FIELDS, OPTIONAL, SETTABLE, WORKLOAD_FIELDS, Scenario
 from mmlab.variants import VARIANTS
 
 __all__ = ["schema", "text"]
@@ -154,7 +154,7 @@ def _when(field: str, values: list[str], then: dict[str, Any]) -> dict[str, Any]
 
 def _takes(names: tuple[str, ...]) -> dict[str, Any]:
     """What an op needs, and that it takes nothing else."""
-    out: dict[str, Any] = {"required": [name for name in names if name not in _OPTIONAL]}
+    out: dict[str, Any] = {"required": [name for name in names if name not in OPTIONAL]}
     out["propertyNames"] = {"enum": ["after", "op", *names]}
     if "value" in names and "knob" not in names:
         out["properties"] = {"value": {"enum": [0, 1]}}
