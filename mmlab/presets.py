@@ -19,8 +19,8 @@ def folder(name: str = "params") -> Path:
         They are in none of these places.
     """
     here = Path(__file__)
-    shares = (Path(prefix, "share", "mmlab", name) for prefix in (*here.parents[4:5], sys.prefix))
-    places = (here.parents[1] / name, *shares)  # parents[4]: above lib/python3.X/site-packages/mmlab
+    prefixes = [Path(sys.prefix), *here.parents[4:5]]  # the latter is above lib/python3.X/site-packages/mmlab
+    places = (here.parents[1] / name, *(prefix / "share" / "mmlab" / name for prefix in prefixes))
     for place in places:
         if place.is_dir():
             return place
