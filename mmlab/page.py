@@ -84,7 +84,7 @@ def render(executed: NotebookNode, about: About, code: bool, **resources: Any) -
     code : bool
         Show the code cells, too.
     **resources
-        What else the template names: ``stem``, ``parameters``, ``provenance``, ``command``.
+        What else the template names: ``data``, ``yaml``, ``parameters``, ``provenance``, ``command``, ``digest``.
     """
     from nbconvert.exporters import HTMLExporter
 
@@ -185,7 +185,7 @@ def _words(markdown: str) -> str:
 
 
 def with_contents(text: str) -> str:
-    """Fill ``<nav id="contents">`` from the page's headings of the second and third level."""
+    """Fill ``<nav id="contents">`` from the page's headings of the second and third level; let code take the focus."""
     from bs4 import BeautifulSoup
 
     page = BeautifulSoup(text, "html.parser")
@@ -214,4 +214,6 @@ def with_contents(text: str) -> str:
                 last.append(inner)
             inner.append(entry)
     nav.append(outer)
+    for block in page.select("main pre"):
+        block["tabindex"] = "0"  # a long line scrolls: also without a mouse
     return str(page)

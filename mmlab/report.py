@@ -52,6 +52,7 @@ PINNED = {
     "LANGUAGE": "",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "OPENBLAS_CORETYPE": "Haswell",  # one kernel on every x86-64 processor: others round differently
     "MATPLOTLIBRC": os.devnull,
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -173,12 +174,12 @@ class Request:
 
     def command(self) -> str:
         """The command that makes the same page, with nothing of this machine in it."""
-        settings = [word for p in self.parameters if p.changed for word in ("-p", f"{p.name}={_as_yaml(p.value)}")]
+        settings = [word for p in self.parameters if p.changed for word in ("-p", f"{p.name}={as_yaml(p.value)}")]
         code = ["--code"] if self.show_code else []
         return shlex.join(["mmlab", "report", self.notebook.name, *settings, *code, "-o", self.page.name])
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
     """On one line, and without quotes where it means the same."""
     return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
 
@@ -230,7 +231,7 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             notebook=request.notebook.stem,
             title=page.title(executed, request.notebook.stem),
             question=page.question(executed),
-            changed=", ".join(f"{p.name}={p.value}" for p in parameters if p.changed),
+            changed=", ".join(f"{p.name}={as_yaml(p.value)}" for p in parameters if p.changed),
             headline=page.headline(executed),
             tables=tuple(tables),
             error=error,
@@ -243,6 +244,7 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             about,
             request.show_code,
             data=request.data.name,
+            yaml=as_yaml,
             parameters=parameters,
             provenance=made_of,
             command=request.command(),
@@ -362,7 +364,7 @@ def run(
 
     from mmlab.display import TABLES
 
-    env = PINNED | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
+    env = PINNED | any_processor() | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
     options = [
         "--HistoryManager.enabled=False",
         "--InteractiveShellApp.ignore_cwd=True",  # PYTHONPATH has it, but not in front of this library
@@ -401,6 +403,14 @@ def run(
         if not result.exists():
             return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
         return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
+
+
+def any_processor() -> dict[str, str]:
+    """Environment in which numpy computes as on the simplest processor it supports: log and exp round differently."""
+    import numpy as np
+
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
+    return {"NPY_DISABLE_CPU_FEATURES": ",".join(found)} if found else {}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mmlab import presets
 from mmlab.errors import UserError, unknown
 from mmlab.page import TEMPLATES, About
-from mmlab.provenance import Provenance, provenance, versions
+from mmlab.provenance import Exactness, Provenance, provenance, versions
 from mmlab.report import ReportFailed, Request, make, write
 
 if TYPE_CHECKING:
@@ -152,22 +152,19 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
 
     (folder / THUMBNAILS).mkdir(exist_ok=True)
     groups: dict[str, list[dict[str, Any]]] = {}
-    files = [INDEX]
-    abouts = []
+    files, exactness = [INDEX], dict[tuple[str, Exactness], None]()
     for request in requests:
         about = About.read(request.page)
         if about is None:
             raise UserError(f"{request.page}: this is no report of this version of mmlab: make it again")
-        name = f"{THUMBNAILS}/{request.page.stem}.png"
-        alt = _thumbnail(request.page, folder / name)
+        exactness[about.version, about.exactness] = None
+        first = _thumbnail(request.page, folder / THUMBNAILS / f"{request.page.stem}.png")
         with_ = ", ".join(file.stem for file in request.params_files) or "its own parameters"
-        card = {"about": about, "page": request.page.name, "data": request.data.name, "with": with_, "alt": alt}
-        groups.setdefault(about.notebook, []).append(card | {"thumbnail": name if alt is not None else None})
-        abouts.append(about)
+        card = {"about": about, "page": request.page.name, "data": request.data.name, "with": with_, **first}
+        groups.setdefault(about.notebook, []).append(card)
         tables = [f"{request.data.name}/{table}.{kind}" for table in about.tables for kind in ("csv", "parquet")]
-        files += [request.page.name, *tables, *([name] if alt is not None else [])]
+        files += [request.page.name, *tables, *([first["thumbnail"]] if first else [])]
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    exactness = dict.fromkeys((about.version, about.exactness) for about in abouts)
     text = templates.get_template("reports.html.j2").render(groups=groups, exactness=exactness)
     write(folder / INDEX, f"{text.rstrip()}\n".encode())
 
@@ -193,19 +190,19 @@ def _listed(sums: Path) -> list[str]:
     return [name for name in names if name and not name.startswith("/") and ".." not in name]
 
 
-def _thumbnail(page: Path, file: Path) -> str | None:
-    """A small image of the page's first figure; its alternative text, or None where the page has no figure."""
+def _thumbnail(page: Path, file: Path) -> dict[str, Any]:
+    """Write a small image of the page's first figure; its size and alternative text, or nothing if there is none."""
     from bs4 import BeautifulSoup
     from PIL import Image
 
     found = re.search(r"<img [^>]*>", page.read_text(encoding="utf-8"))
     image = BeautifulSoup(found[0], "html.parser").img if found else None
     if image is None or not str(image["src"]).startswith("data:image/png;base64,"):
-        return None
+        return {}
     picture = Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2]))).convert("RGB")
     height = round(picture.height * WIDTH / picture.width)
     small = picture.resize((WIDTH, height), Image.Resampling.LANCZOS).crop((0, 0, WIDTH, min(height, HEIGHT)))
     out = io.BytesIO()
     small.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     write(file, out.getvalue())
-    return str(image["alt"])
+    return {"size": small.size, "alt": str(image["alt"]), "thumbnail": f"{THUMBNAILS}/{file.name}"}

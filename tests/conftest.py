@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,3 +55,40 @@ def artefacts() -> Path:
     folder = ROOT / "tests" / "artefacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+ANOTHER_DAY = "import time\n_now = time.time\ntime.time = lambda: _now() + 400 * 86400\n"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """All standard reports, made twice at the same time: as here, and with everything else that a machine may have.
+
+    The other one: another folder, another number of processes, an ASCII locale, another time zone, day and hash seed,
+    other settings of matplotlib. Tests that use this have the mark ``xdist_group("reports")``: they run in one process.
+    """
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there") / "an other folder"
+    for folder in (there, there / "lib"):
+        folder.mkdir()
+    (there / "lib" / "sitecustomize.py").write_text(ANOTHER_DAY)
+    (there / "matplotlibrc").write_text("axes.facecolor: red\n")
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    mine |= {"PYTHONPATH": str(ROOT)}
+    other = mine | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(there / "lib")]),
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "TZ": "Asia/Kolkata",
+        "PYTHONHASHSEED": "4711",
+        "MATPLOTLIBRC": str(there),
+        "OMP_NUM_THREADS": "3",
+    }
+    command = [sys.executable, "-c", "from mmlab.cli import main; main()", "report", "--all", "-o", "reports", "--jobs"]
+    started = [
+        subprocess.Popen([*command, jobs], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for jobs, cwd, env in (("1", here, mine), ("2", there, other))
+    ]
+    for done, (_, err) in [(process, process.communicate()) for process in started]:
+        assert done.returncode == 0, err
+    return here / "reports", there / "reports"

@@ -60,6 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "import pandas as pd\npd.DataFrame({'a': [1]}).style",
         "object()",
         "import sys\nprint('to stderr', file=sys.stderr)",
+        "import numpy\nprint('features:', numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', []))",
         "from pathlib import Path\nprint(sorted(p.name for p in Path().glob('*.yaml')))\nimport beside",
     )
     (folder / "beside.py").write_text("print('a module of the caller')\n")
@@ -74,6 +75,7 @@ def test_runs_with_the_parameters(page: Path) -> None:
     assert "pages_to_scan is 500 for me" in text
     assert "['p.yaml']" in text, "the notebook's working directory is the caller's"
     assert "a module of the caller" in text
+    assert "features: []" in text, "numpy computes as on any processor"
     assert str(page.parent.parent) not in text, "nothing of the file's place may show"
     assert sorted(page.parent.iterdir()) == [page.with_suffix(".data"), page], "no temporary file is left"
 
