@@ -80,7 +80,7 @@ NO_PAGE = -1  # … : become a KSM page without a node
 @compiled
 def ksm_get_folio(m, node):
     """Whether the node's page is still there; a stale node is removed (ksm-merge T2)."""
-    if m.frame[m.node[node].frame].node == node:
+    if m.state[0].stale_nodes == 0 or m.frame[m.node[node].frame].node == node:
         return True
     remove_node_from_stable_tree(m, node)
     return False
