@@ -122,7 +122,10 @@ def test_outputs_are_stored(notebook: Path) -> None:
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     compared = [cell for cell in cells if not tags(cell) & INTERACTIVE]
-    assert any(cell.outputs for cell in compared)
+    about = [
+        output.metadata.get("text/html", {}) for cell in compared for output in cell.outputs if "metadata" in output
+    ]
+    assert sum("headline" in kind for kind in about) == 1, "the number that the index of reports shows"
     for cell in cells:
         assert "execution" not in cell.metadata, "no times of execution"
     for cell in compared:
@@ -136,7 +139,7 @@ def test_outputs_are_stored(notebook: Path) -> None:
 
 def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
     """`pytest --nbval` on one notebook."""
-    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, str(notebook)]
     return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
 
