@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import bench_explore
 import numpy as np
 
 from mmlab import VARIANTS, Run, Scenario, simulate, workload
@@ -154,7 +155,7 @@ def main() -> int:
         cold = in_fresh_process(EVERYTHING, NUMBA_CACHE_DIR=empty)
     failed |= cold > 30
     print(f"{'first result and everything compiled, empty cache':64}{cold:8.3f}{30:8.1f}")
-    return int(failed)
+    return int(failed) | bench_explore.main()
 
 
 ONE_ROUND = """
