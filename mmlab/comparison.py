@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from html import escape
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from mmlab import panels, plots
+from mmlab.export import as_python
 from mmlab.run import Metrics, Run
 
-__all__ = ["BETTER", "CELLS", "Board", "Frame", "frames", "last_frame", "metrics_table", "moments", "summary"]
+__all__ = ["BETTER", "CELLS", "SIGNS", "Board", "Comparison", "Frame", "frames", "last_frame"]
 
 CELLS = ("memory 0", "memory 1", "batches", "counters", "cpu", "map 0", "map 1")
 """Names of the pictures; 0 and 1 are the two runs."""
@@ -106,6 +107,25 @@ SIGNS = (
 """The first run is blue and round, the second orange and square, in every figure."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, and all that is shown of them."""
+
+    runs: dict[str, Run]
+    """By label; the first is the one that the other is compared with."""
+    end: float
+    """Of the time axes, s."""
+    pictures: dict[str, bytes]
+    """PNGs of the panels."""
+    heads: dict[str, str]
+    """Title, legend and, for those who cannot see the picture, its content, of each of :data:`CELLS`; HTML."""
+    summary: str
+    table: str
+    code: str
+    last: Frame
+    """The page maps at the end."""
+
+
 class Board:
     """The panels, for one explorer: they keep what does not change. Use it in one thread at a time."""
 
@@ -119,24 +139,31 @@ class Board:
         self.budget = _keys([("budget: pages_to_scan", self.batches.budgets[0])])
         self.what = _keys([("really freed", self.counters.freed[0]), ("KSM’s counters show", self.counters.shown[0])])
 
-    def draw(self, runs: Mapping[str, Run], end: float | None = None) -> dict[str, bytes]:
-        """PNGs of the panels, by their names in :meth:`heads`.
+    def compare(self, runs: Mapping[str, Run], whole: bool = False) -> Comparison:
+        """All that is shown of two runs.
 
         Parameters
         ----------
-        runs : mapping
-            Label → run, two of them.
-        end : float, optional
-            End of the time axes, s; default: shortly after the last change.
+        whole : bool
+            The time axes end with the runs, not shortly after the last change.
         """
-        end = end or panels.until(runs.values())
+        both = list(runs.values())
+        end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else panels.until(both)
+        code = as_python(both[0].scenario, [run.variant for run in both])
+        return Comparison(
+            dict(runs), end, self.draw(runs, end), self.heads(runs), summary(runs), metrics_table(runs), code,
+            last_frame(runs),
+        )  # fmt: skip
+
+    def draw(self, runs: Mapping[str, Run], end: float) -> dict[str, bytes]:
+        """PNGs of the panels, with time axes until `end`, s."""
         top = max(map(total_mib, runs.values()))
         pictures = {f"memory {i}": self.memory[i].draw(run, end, top) for i, run in enumerate(runs.values())}
         pictures |= {"batches": self.batches.draw(runs, end), "counters": self.counters.draw(runs, end)}
         return pictures | {"cpu": self.cpu.draw(runs, end)}
 
     def heads(self, runs: Mapping[str, Run]) -> dict[str, str]:
-        """Title, legend and, for those who cannot see the picture, its content; HTML."""
+        """As in :class:`Comparison`."""
         both = "".join(f'<span class="mmlab-key">{s} {escape(v)}</span>' for s, v in zip(SIGNS, runs, strict=True))
         texts = {}
         for i, (label, run) in enumerate(runs.items()):
@@ -177,6 +204,7 @@ class Frame:
     """The page maps of both runs at one time."""
 
     time_s: float
+    labels: tuple[str, ...]
     batches: tuple[int, ...]
     """The last batch until then, of each run."""
     pictures: tuple[bytes, ...]
@@ -184,26 +212,30 @@ class Frame:
     """Pages of each letter, of each run."""
 
     @classmethod
-    def of(cls, time_s: float, batches: Sequence[int], maps: Sequence[Sequence[np.ndarray]], size: int) -> Frame:
+    def of(
+        cls, time_s: float, runs: Mapping[str, Run], batches: Iterable[int], maps: Sequence[Sequence[np.ndarray]]
+    ) -> Frame:
         """From the letters of each process of each run."""
         counts = [np.bincount(np.concatenate(letters), minlength=128) for letters in maps]
+        size = next(iter(runs.values())).scenario.pages_per_thp
         return cls(
             time_s,
+            tuple(runs),
             tuple(batches),
             tuple(panels.page_map(letters, size) for letters in maps),
             tuple({letter: int(c[ord(letter)]) for letter in plots.LETTERS} for c in counts),
         )
 
-    def caption(self, labels: Sequence[str]) -> str:
+    def caption(self) -> str:
         """When it is, and how many pages of each kind there are, HTML."""
-        when = ", ".join(f"batch {batch:,} ({escape(v)})" for batch, v in zip(self.batches, labels, strict=True))
+        when = ", ".join(f"batch {batch:,} ({escape(v)})" for batch, v in zip(self.batches, self.labels, strict=True))
         rows = "".join(
             f'<tr{"" if any(p[c] for p in self.pages) else chr(32) + NOTHING}><th scope="row"><span aria-hidden="true" '
             f'style="display:inline-block;width:1em;height:1em;vertical-align:-2px;border:1px solid #888;'
             f'background:{colour}"></span> {kind}</th>{"".join(f"<td>{p[c]:,}</td>" for p in self.pages)}</tr>'
             for c, (kind, colour) in plots.LETTERS.items()
         )
-        names = "".join(f'<th scope="col">{s} {escape(v)}</th>' for s, v in zip(SIGNS, labels, strict=True))
+        names = "".join(f'<th scope="col">{s} {escape(v)}</th>' for s, v in zip(SIGNS, self.labels, strict=True))
         return (
             f"<table><caption>{self.time_s:,.3f} s: {when}</caption>"
             f'<thead><tr><th scope="col">pages</th>{names}</tr></thead><tbody>{rows}</tbody></table>'
@@ -232,15 +264,15 @@ def places(run: Run, at: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(rows["batch"].tolist(), rows["rank"].tolist(), strict=True))
 
 
-def last_frame(runs: Sequence[Run]) -> Frame:
+def last_frame(runs: Mapping[str, Run]) -> Frame:
     """The page maps at the end."""
-    batches = [int(run.rows["batch"][-1]) for run in runs]
-    maps = [[run.page_map(i) for i in range(run.processes)] for run in runs]
-    return Frame.of(max(run.rows["time_ns"][-1] for run in runs) / 1e9, batches, maps, runs[0].scenario.pages_per_thp)
+    batches = [int(run.rows["batch"][-1]) for run in runs.values()]
+    maps = [[run.page_map(i) for i in range(run.processes)] for run in runs.values()]
+    return Frame.of(max(float(run.rows["time_ns"][-1]) for run in runs.values()) / 1e9, runs, batches, maps)
 
 
-def frames(runs: Sequence[Run], end: float, again: Callable[[Run, set[tuple[int, int]]], Run]) -> list[Frame]:
-    """The page maps of runs at the same :func:`moments`, and at the end.
+def frames(runs: Mapping[str, Run], end: float, again: Callable[[Run, set[tuple[int, int]]], Run]) -> list[Frame]:
+    """The page maps of two runs at the same :func:`moments`, and at the end.
 
     Parameters
     ----------
@@ -249,13 +281,12 @@ def frames(runs: Sequence[Run], end: float, again: Callable[[Run, set[tuple[int,
     again : callable
         Simulates a run once more and keeps page maps after these (batch, rank).
     """
-    at = moments(runs, end)
-    where = [places(run, at) for run in runs]
+    at = moments(list(runs.values()), end)
+    where = [places(run, at) for run in runs.values()]
     with ThreadPoolExecutor(len(runs)) as pool:
-        maps = [run.maps for run in pool.map(again, runs, map(set, where))]
-    size = runs[0].scenario.pages_per_thp
+        maps = [run.maps for run in pool.map(again, runs.values(), map(set, where))]
     found = [
-        Frame.of(t, [batch for batch, _ in w], [m[place] for m, place in zip(maps, w, strict=True)], size)
+        Frame.of(t, runs, [batch for batch, _ in w], [m[place] for m, place in zip(maps, w, strict=True)])
         for t, *w in zip(at.tolist(), *where, strict=True)
     ]
     return [*found, last_frame(runs)]

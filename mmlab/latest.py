@@ -65,13 +65,17 @@ class Job:
         """How far it is."""
         return sum(self.shares.values()) / max(1, len(self.shares))
 
+    def check(self) -> None:
+        """Raise :class:`Dropped` when nobody waits for it any more."""
+        if self.dropped:
+            raise Dropped
+
     def reporter(self, part: str) -> Callable[[float], None]:
-        """Takes how far a part is, and raises :class:`Dropped` in its thread when nobody waits any more."""
+        """Takes how far a part is; :meth:`check` included."""
         self.shares[part] = 0.0
 
         def report(share: float) -> None:
-            if self.dropped:
-                raise Dropped
+            self.check()
             self.shares[part] = share
 
         return report
@@ -98,15 +102,16 @@ class Latest:
 
         Without a running event loop the first of them is computed and shown before this returns, the others never.
         """
+        if _loop() is None and jobs:
+            self.now(jobs[0])
+        else:
+            self.later(*jobs)
+
+    def later(self, *jobs: Job) -> None:
+        """As :meth:`ask`, but never before this returns: without a running event loop, not at all."""
         self.asked = list(jobs)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.asked = []
-            for job in jobs[:1]:
-                self.now(job)
-            return
-        if jobs and (self.task is None or self.task.done()):
+        loop = _loop()
+        if loop and jobs and (self.task is None or self.task.done()):
             self.task = loop.create_task(self._serve())
 
     def now(self, job: Job) -> None:
@@ -155,3 +160,11 @@ class Latest:
             job.show(future.result())
         except Exception as error:  # in a callback it would vanish into a log
             self.refuse(error)
+
+
+def _loop() -> asyncio.AbstractEventLoop | None:
+    """The running event loop, such as a notebook's kernel has."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

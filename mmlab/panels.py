@@ -1,10 +1,10 @@
 """The explorer's figures: what the figures of :mod:`mmlab.plots` show of two runs, redrawn in a few milliseconds.
 
-:mod:`mmlab.plots` makes each figure anew, all of these in half a second. A :class:`Panel` keeps its figure: axes, ticks
-and their words are drawn once for each range of the axes, and only lines and areas are drawn again, upon a copy of
-that. Axes end at round numbers, so that they seldom change, and pictures can be compared while a slider moves. Titles
-and legends are not in the pictures but beside them, as text. The numbers come from the tables of :mod:`mmlab.plots`,
-and so do colours, hatches and markers.
+:mod:`mmlab.plots` makes each figure anew, all of these in half a second. A :class:`Panel` keeps its figure: an axis
+with its ticks and words is drawn once for each range, and only lines and areas are drawn again, upon a copy of that.
+Axes end at round numbers, so that they seldom change, and pictures can be compared while a slider moves. Titles and
+legends are not in the pictures but beside them, as text. The numbers come from the tables of :mod:`mmlab.plots`, and so
+do colours, hatches and markers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ WIDTH, HEIGHT = 540, 310
 """Pixels of a panel's picture."""
 DPI = 128
 KEPT = 24
-"""Backgrounds that a panel keeps, 0.8 MB each."""
+"""Pictures of axes that are kept, 0.7 MB each."""
 MAP_ROWS = 1024
 """Most rows of a page map's picture."""
 INK = "#111111"
@@ -96,7 +96,13 @@ def encode(picture: Image.Image) -> bytes:
 
 
 class Panel:
-    """One figure whose parts stay. A subclass makes the parts, and its ``draw`` puts the data into them."""
+    """One figure whose parts stay. A subclass makes the parts, and its ``draw`` puts the data into them.
+
+    Lines and areas are drawn upon the darker of two pictures, of the x axis and of the y axis. These are kept: one time
+    axis looks the same in all panels.
+    """
+
+    times: ClassVar[dict[tuple[float, float], np.ndarray]] = {}
 
     def __init__(self, ylabel: str, log: bool = False) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -106,16 +112,16 @@ class Panel:
         plots.use_theme()
         self.figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI)
         self.canvas: Any = FigureCanvasAgg(self.figure)
-        self.ax = self.figure.add_axes((0.155, 0.185, 0.81, 0.785))
+        self.ax = self.figure.add_axes((0.155, 0.2, 0.81, 0.77))
         self.ax.set(xlabel="simulated time (s)", ylabel=ylabel, yscale="log" if log else "linear")
-        self.ax.xaxis.set_label_coords(0.5, -0.13)  # where they would be anyway, but not computed anew each time
+        self.ax.xaxis.set_label_coords(0.5, -0.15)  # where they would be anyway, but not computed anew each time
         self.ax.yaxis.set_label_coords(-0.14, 0.5)
         self.ax.minorticks_off()
         for axis in (self.ax.xaxis, self.ax.yaxis)[: 2 - log]:
             axis.set_major_locator(MaxNLocator(5))
         self.ax.yaxis.set_major_formatter(lambda value, _: short(value, 1000 if log else 10_000))
         self.moving: list[Artist] = []
-        self.backgrounds: dict[object, Any] = {}
+        self.heights: dict[tuple[float, float], np.ndarray] = {}
 
     def add(self, artist: Artist) -> Any:
         """A part that is drawn anew each time."""
@@ -131,14 +137,9 @@ class Panel:
         """The panel as a PNG."""
         from PIL import Image
 
-        axes = (*self.ax.get_xlim(), *self.ax.get_ylim())
-        if (background := self.backgrounds.pop(axes, None)) is None:
-            self.canvas.draw()
-            background = self.canvas.copy_from_bbox(self.figure.bbox)
-        self.backgrounds[axes] = background  # the last in order of use
-        if len(self.backgrounds) > KEPT:
-            del self.backgrounds[next(iter(self.backgrounds))]
-        self.canvas.restore_region(background)
+        x = self._axis(self.times, self.ax.get_xlim(), "bottom")
+        y = self._axis(self.heights, self.ax.get_ylim(), "left")
+        np.minimum(x, y, out=np.asarray(self.canvas.buffer_rgba()))
         for artist in self.moving:
             if artist.get_visible():
                 self.ax.draw_artist(artist)
@@ -146,6 +147,19 @@ class Panel:
         image = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         image.putpalette([255 if value >= 247 else value for value in image.getpalette() or ()])  # white paper is white
         return encode(image)
+
+    def _axis(self, kept: dict[tuple[float, float], np.ndarray], limits: tuple[float, float], side: str) -> np.ndarray:
+        """One axis alone, with its grid, upon white: as it was drawn before, or anew."""
+        if (drawn := kept.pop(limits, None)) is None:
+            for each, axis in (("bottom", self.ax.xaxis), ("left", self.ax.yaxis)):
+                axis.set_visible(each == side)
+                self.ax.spines[each].set_visible(each == side)
+            self.canvas.draw()
+            drawn = np.array(self.canvas.buffer_rgba())
+        kept[limits] = drawn  # the last in order of use
+        if len(kept) > KEPT:
+            del kept[next(iter(kept))]
+        return drawn
 
 
 class Memory(Panel):

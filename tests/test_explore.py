@@ -21,7 +21,8 @@ from mmlab import VARIANTS, Scenario, SplitContext, comparison, panels, plots, s
 from mmlab.comparison import BETTER, CELLS, Board, Frame
 from mmlab.controls import Number, Switch, control, explained
 from mmlab.errors import UserError
-from mmlab.explorer import CONTROLS, Explorer, Runs, changed, flat_presets
+from mmlab.explorer import CONTROLS, Explorer, Runs, flat_presets
+from mmlab.export import as_python, as_yaml, changed, save
 from mmlab.latest import Dropped, Job, Latest
 from mmlab.run import Metrics, Run
 from mmlab.scenario import flat_fields
@@ -142,20 +143,25 @@ def test_pictures_tell_the_same_again() -> None:
     one = {v: simulate(scenario, variant=v) for v in ("mainline", "legacy")}
     other = {v: simulate(scenario.replace(pages_to_scan=600, swap_mib=8), variant=v) for v in ("v1-series", "mainline")}
     board = Board()
-    first = board.draw(one)
-    assert board.draw(other) != first
-    assert board.draw(one) == first
-    assert Board().draw(other) == board.draw(other)
-    assert board.draw(one, end=10.0) != first
+    first = board.draw(one, 20.0)
+    assert board.draw(other, 20.0) != first
+    assert board.draw(one, 20.0) == first
+    assert Board().draw(other, 20.0) == board.draw(other, 20.0)
+    assert board.draw(one, 10.0) != first
 
 
-def test_backgrounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_axes_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same time axis is drawn once for all panels."""
     monkeypatch.setattr(panels, "KEPT", 2)
+    monkeypatch.setattr(panels.Panel, "times", {})
     run = simulate(Scenario(zero_fraction=0.5, use_zero_pages=1, **SMALL))
-    panel = panels.Memory()
+    one, other = panels.Memory(), panels.Memory()
     for end in (5.0, 8.0, 10.0, 5.0):
-        panel.draw(run, end, 16.0)
-    assert [key[1] for key in panel.backgrounds] == [10.0, 5.0]
+        one.draw(run, end, 16.0)
+    assert [limits[1] for limits in panels.Panel.times] == [10.0, 5.0]
+    kept = panels.Panel.times[0.0, 5.0]
+    other.draw(run, 5.0, 16.0)
+    assert panels.Panel.times[0.0, 5.0] is kept
 
 
 @given(
@@ -201,7 +207,7 @@ def test_page_map_is_a_picture_of_the_letters() -> None:
 
 
 def frames_of(explorer: Explorer) -> list[Frame]:
-    return explorer._compute_frames(Job(explorer._compute_frames, print))
+    return explorer._frames(Job(explorer._frames, print))
 
 
 def test_frames_are_the_page_maps_of_their_time(explorer: Explorer) -> None:
@@ -220,7 +226,7 @@ def test_frames_are_the_page_maps_of_their_time(explorer: Explorer) -> None:
             assert picture == panels.page_map(letters, 512)
             assert sum(pages.values()) == 16 * 256
             assert pages["H"] == (letters[0] == ord("H")).sum()
-    assert frames[-1] == comparison.last_frame(runs)
+    assert frames[-1] == comparison.last_frame(explorer.runs)
     split = [len({frame.pages[0]["H"] for frame in frames}), len({frame.pages[1]["H"] for frame in frames})]
     assert min(split) >= 3, "most moments are where most happens"
 
@@ -234,7 +240,7 @@ def test_play_control(explorer: Explorer) -> None:
     """Disabled with the last page map until there are more; then each moment has its pictures and words."""
     assert (explorer.play.disabled, explorer.moment.max) == (True, 0)
     last = explorer.images["map 0"].value
-    explorer._show_frames(frames_of(explorer))
+    explorer.show_frames(frames_of(explorer))
     assert (explorer.play.disabled, explorer.moment.disabled) == (False, False)
     assert explorer.moment.value == explorer.moment.max == explorer.play.max
     assert explorer.images["map 0"].value == last
@@ -298,9 +304,9 @@ def test_an_error_inside_is_shown_too(explorer: Explorer, monkeypatch: pytest.Mo
 def test_presets(name: str) -> None:
     """A preset sets the controls, and brings along what has none."""
     made = mmlab.explore(Scenario(memory_mib=2, horizon_seconds=1.0))
-    made._quiet = True
+    made._setting = True
     made.preset.value = name
-    made._quiet, asked = False, []
+    made._setting, asked = False, []
     made.latest.now = asked.append  # type: ignore[method-assign, assignment]
     made._preset({"new": name})
     assert asked
@@ -376,11 +382,11 @@ def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
     assert "pages_to_scan: 1000 " in content
     explorer.controls["pages_to_scan"].value = 5
     explorer.save.click()
-    assert text(explorer.note.value) == f"{path} exists and was left alone: name another file."
+    assert text(explorer.note.value) == f"Not saved: {path} exists and was left alone: name another file."
     assert path.read_text() == content
     explorer.path.value = str(tmp_path / "nowhere" / "mine.yaml")
     explorer.save.click()
-    assert text(explorer.note.value).endswith("cannot be written: No such file or directory. Name another file.")
+    assert text(explorer.note.value).endswith("cannot be written (No such file or directory): name another file.")
     explorer.path.value = str(tmp_path / "wrong.yaml")
     explorer.controls["memory_mib"].value = 3
     explorer.save.click()
@@ -388,11 +394,22 @@ def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_rich_scenarios_and_variants_of_your_own_are_taken_along(tmp_path: Path) -> None:
+    rich = Scenario.load(mmlab.presets.find("qemu_guests"))
+    path = save(tmp_path / "rich.yaml", as_yaml(rich))
+    assert Scenario.load(path) == rich
+    names: dict[str, Any] = {}
+    exec(as_python(rich, []).partition("for variant")[0], names)
+    assert names["scenario"] == rich.replace(variant="mainline")
+    with pytest.raises(UserError, match="variant = 'mine': a params file can only name one of legacy, mainline"):
+        as_yaml(rich.replace(variant="mine"))
+
+
 def test_copied_python_does_the_same(explorer: Explorer, capsys: pytest.CaptureFixture[str]) -> None:
     explorer.controls["layout"].value = "random"
     code = BeautifulSoup(explorer.code.value, "html.parser").pre
     assert code is not None
-    assert code.get_text() == explorer.python()
+    assert code.get_text() == explorer.shown.code
     exec(code.get_text(), {})
     said = capsys.readouterr().out
     for name, run in explorer.runs.items():
@@ -538,7 +555,7 @@ def test_in_a_notebook_s_loop(explorer: Explorer) -> None:
             explorer.controls["zero_fraction"].slider.value = start - 0.03 * (i + 1)
             await asyncio.sleep(0.01)
         last = explorer.scenario
-        while explorer.play.disabled or explorer.result is None or explorer.result.runs["mainline"].scenario != last:
+        while explorer.play.disabled or explorer.shown is None or explorer.runs["mainline"].scenario != last:
             await asyncio.sleep(0.01)
         explorer.controls["memory_mib"].value = 18
         explorer.controls["memory_mib"].value = 19
@@ -551,13 +568,13 @@ def test_in_a_notebook_s_loop(explorer: Explorer) -> None:
 
 
 def test_progress_is_shown_of_what_takes_long(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmlab.explorer.PROGRESS", 0.0)
+    monkeypatch.setattr("mmlab.desk.PROGRESS", 0.0)
     seen = []
     job = Job(print, print, note="")
     job.shares = {"a": 1.0, "b": 0.5}
-    explorer._look(job)
+    explorer.look(job)
     seen.append((explorer.bar.layout.visibility, explorer.bar.value, explorer.status.value))
-    explorer._look(None)
+    explorer.look(None)
     assert seen == [("visible", 0.75, "simulating …")]
     assert explorer.bar.layout.visibility == "hidden"
     assert explorer.status.value.startswith("simulated twice in")
