@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-import bench_explore
 import numpy as np
 
+import bench_explore
 from mmlab import VARIANTS, Run, Scenario, simulate, workload
 from mmlab.kernel.compile import announced
 from mmlab.simulation import warm_up
