@@ -7,6 +7,7 @@ was changed stays as it is. ``.mmlab.sha256`` in the folder says what was shippe
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -14,11 +15,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from mmlab import __version__, presets
 from mmlab.errors import UserError
-from mmlab.jupyter import this_interpreter
+from mmlab.jupyter import environment, this_interpreter
 
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
 
@@ -148,14 +151,30 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
         "LabApp.log_level": 40,
         "IdentityProvider.token": token,
         "LabApp.default_url": f"/lab/tree/{START}",
-        "LabApp.news_url": None,  # asks nobody
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
-    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as specs, this_interpreter(Path(specs)):
+    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own, this_interpreter(Path(own)), _defaults(Path(own)):
         app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
+        app.contents_manager.register_pre_save_hook(_as_shipped)
         address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
         app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # after the one that binds the port
         app.start()
+
+
+def _defaults(folder: Path) -> AbstractContextManager[None]:
+    """Within it, JupyterLab asks nobody for news or newer versions, unless its user has set that."""
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    (folder / "labconfig").mkdir()
+    text = json.dumps({"@jupyterlab/apputils-extension:notification": quiet})
+    (folder / "labconfig" / "default_setting_overrides.json").write_text(text, encoding="utf-8")
+    others = filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
+    return environment(JUPYTER_CONFIG_PATH=os.pathsep.join([str(folder), *others]))
+
+
+def _as_shipped(model: dict[str, Any], **_: object) -> None:
+    """Before a notebook is saved: without what JupyterLab notes about the interpreter. A notebook that was opened, and
+    not changed, stays the same file, byte by byte."""
+    if model["type"] == "notebook":
+        model["content"]["metadata"]["language_info"] = {"name": "python"}
 
 
 def _free_port(wanted: int | None) -> int:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -155,11 +156,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 # -- the server -----------------------------------------------------------------------------------------------------
 
 
-def call(url: str, token: str = "", data: object = None) -> tuple[int, object]:
+def call(url: str, token: str = "", data: object = None, method: str | None = None) -> tuple[int, Any]:
     """Status and JSON of an answer over loopback."""
-    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"} if token else {})
-    if data is not None:
-        request.data = json.dumps(data).encode()
+    headers = {"Authorization": f"token {token}"} if token else {}
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
@@ -231,6 +232,22 @@ def test_only_loopback(server: Server) -> None:
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
     bound = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")]
     assert bound == [f"0100007F:{port:04X}"]
+
+
+def test_opening_a_notebook_does_not_change_it(server: Server) -> None:
+    """What JupyterLab saves of a notebook that nobody changed is the file that was shipped: it can still be updated."""
+    name = "notebooks/01_regression.ipynb"
+    _, model = call(f"{server.url}/api/contents/{name}", server.token)
+    model["content"]["metadata"]["language_info"] = {"name": "python", "version": "3.11.0", "file_extension": ".py"}
+    assert call(f"{server.url}/api/contents/{name}", server.token, model, "PUT")[0] == 200
+    assert (server.folder / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_asks_nobody_for_news(server: Server) -> None:
+    plugin = "@jupyterlab/apputils-extension:notification"
+    _, settings = call(f"{server.url}/lab/api/settings/{plugin}", server.token)
+    news, updates = (settings["schema"]["properties"][name]["default"] for name in ("fetchNews", "checkForUpdates"))
+    assert (news, updates) == ("false", False)
 
 
 def test_its_kernel_runs_mmlab(server: Server) -> None:

@@ -74,6 +74,7 @@ def test_form(notebook: Path) -> None:
     """Title and question first, ids that stay, tags that reports and nbval know, a kernel that everybody has."""
     whole = nbformat.read(notebook, as_version=4)
     nbformat.validate(whole)
+    assert nbformat.writes(whole) + "\n" == notebook.read_text(encoding="utf-8"), "as JupyterLab would save it"
     head = whole.cells[0]
     assert head.cell_type == "markdown"
     assert re.match(r"# .+\n", head.source)
