@@ -234,7 +234,8 @@ def rerun(
                         f"there is; allowed: {', '.join(sorted(SETTABLE))}, horizon_batches")  # fmt: skip
     name, own = (variant, None) if isinstance(variant, str) else (None, variant)
     overrides["variant"] = name or overrides.get("variant") or scenario.variant
-    scenario = scenario.replace(**overrides)
+    changes = {name: value for name, value in overrides.items() if getattr(scenario, name) != value}
+    scenario = scenario.replace(**changes) if changes else scenario
 
     asked = _question(trace)
     asked["knobs"].update({k: v for k, v in overrides.items() if k in SETTABLE and k not in ("variant", "run")})
