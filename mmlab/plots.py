@@ -852,7 +852,7 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> A
     names = list(LETTERS)
     codes = table.to_numpy()
     numbers = np.vectorize(names.index)(codes)
-    edges = [*time_s, time_s[-1] + (time_s[-1] - time_s[0]) / max(1, len(time_s) - 1)]
+    edges = [*time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0)]
     ax.pcolormesh(
         edges, np.arange(codes.shape[1] + 1), numbers.T, cmap=ListedColormap([LETTERS[c][1] for c in names]),
         norm=BoundaryNorm(range(len(names) + 1), len(names)),

@@ -268,3 +268,36 @@ def test_tradeoff() -> None:
     assert len({(line.get_linestyle(), line.get_marker()) for line in ax.lines}) == 2, "told apart in grey"
     nothing = plots.tradeoff(table.iloc[3:4], x, y, "which", "budget", (20.0, 10.0))
     assert not nothing.texts
+
+
+def test_blocks() -> None:
+    letters = np.full((3, 2, 4), ord("A"), np.uint8)
+    letters[0] = ord("H")
+    letters[1, 0, :3] = ord("Z")
+    letters[2, 1] = ord("H")
+    letters[2, 0] = [ord(c) for c in "HHHA"]
+    time = np.array([0.0, 1.0, 4.0])
+    table = plots.blocks_table(time, letters)
+    assert table.to_numpy().tolist() == [["H", "H"], ["Z", "A"], ["A", "H"]], "a THP is whole or none"
+    assert table.index.tolist() == [0, 1, 4]
+    ax = plots.blocks(time, letters)
+    assert labels(ax) == ("simulated time (s)", "2 MiB block")
+    (again,) = ax.lines
+    assert again.get_xydata().tolist() == [[4, 1.5]], "a triangle where a block has become huge again"
+    legend = ax.get_legend()
+    assert legend is not None
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["H  THP", "A  mostly small page", "Z  mostly shared zeropage", "collapsed"]
+    assert {text.get_text() for text in ax.texts} == {"H", "A", "Z"}, "letters, for a print in grey"
+    plots.blocks(time[:1], letters[:1])
+
+
+def test_grid() -> None:
+    table = pd.DataFrame([[0.0, 1234.0], [5.0, 0.0]], [0, 256], [0, 511])
+    table = table.rename_axis("max_ptes_shared (pages)").rename_axis("max_ptes_none (pages)", axis=1)
+    ax = plots.grid(table, "collapses an hour")
+    assert labels(ax) == ("max_ptes_none (pages)", "max_ptes_shared (pages)")
+    assert [text.get_text() for text in ax.texts] == ["0", "1,234", "5", "0"]
+    assert [text.get_fontweight() for text in ax.texts] == ["bold", "normal", "normal", "bold"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "511"]
+    plots.grid(table * 0, "nothing")
