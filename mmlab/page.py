@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mmlab.provenance import Exactness
 
 if TYPE_CHECKING:
+    from bs4 import BeautifulSoup
     from nbformat import NotebookNode
 
 __all__ = ["TEMPLATES", "About", "headline", "normalise", "number_tables", "question", "render", "title"]
@@ -35,8 +36,8 @@ class About:
 
     Attributes
     ----------
-    title, question, changed
-        Of the notebook; the parameters that are not its defaults.
+    title, question, variant, changed
+        Of the notebook; its parameter of that name, if it has one; the parameters that are not its defaults.
     headline
         ``(value, words)`` of :func:`mmlab.plots.headline`; None if the notebook has none, or never got there.
     tables
@@ -50,6 +51,7 @@ class About:
     notebook: str
     title: str
     question: str
+    variant: str
     changed: str
     headline: tuple[str, str] | None
     tables: tuple[str, ...]
@@ -93,7 +95,7 @@ def render(executed: NotebookNode, about: About, code: bool, **resources: Any) -
     exporter.log.setLevel(logging.ERROR)
     meta = json.dumps(asdict(about), ensure_ascii=False)
     given = {"mmlab": {"about": about, "meta": meta, **resources}}
-    return with_contents(exporter.from_notebook_node(executed, resources=given)[0])
+    return finish(exporter.from_notebook_node(executed, resources=given)[0])
 
 
 def normalise(notebook: NotebookNode) -> None:
@@ -184,11 +186,28 @@ def _words(markdown: str) -> str:
     return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", markdown))
 
 
-def with_contents(text: str) -> str:
-    """Fill ``<nav id="contents">`` from the page's headings of the second and third level; let code take the focus."""
+def finish(text: str) -> str:
+    """Fill ``<nav id="contents">`` from the headings, and make code and tables accessible, whoever made them."""
     from bs4 import BeautifulSoup
 
     page = BeautifulSoup(text, "html.parser")
+    _fill_contents(page)
+    for block in page.select("main pre"):
+        block["tabindex"] = "0"  # a long line scrolls: also without a mouse
+    for cell in page.select("main th"):
+        if not cell.get_text(strip=True):  # the corner of a table heads nothing
+            cell.name = "td"
+            del cell["scope"]
+    labels: dict[str, int] = {}
+    for region in page.select("main [role=region]"):
+        label = str(region["aria-label"])
+        labels[label] = labels.get(label, 0) + 1
+        region["aria-label"] = label if labels[label] == 1 else f"{label} ({labels[label]})"
+    return str(page)
+
+
+def _fill_contents(page: BeautifulSoup) -> None:
+    """With links to the headings of the second and third level."""
     nav = page.find(id="contents")
     assert nav is not None
     outer = page.new_tag("ol")
@@ -214,6 +233,3 @@ def with_contents(text: str) -> str:
                 last.append(inner)
             inner.append(entry)
     nav.append(outer)
-    for block in page.select("main pre"):
-        block["tabindex"] = "0"  # a long line scrolls: also without a mouse
-    return str(page)

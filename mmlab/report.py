@@ -231,6 +231,7 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             notebook=request.notebook.stem,
             title=page.title(executed, request.notebook.stem),
             question=page.question(executed),
+            variant=next((str(p.value) for p in parameters if p.name == "variant"), ""),
             changed=", ".join(f"{p.name}={as_yaml(p.value)}" for p in parameters if p.changed),
             headline=page.headline(executed),
             tables=tuple(tables),

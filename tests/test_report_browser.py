@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+
+from mmlab.report import ReportFailed, report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,6 +25,24 @@ VIEWS = {
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
     "narrow": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
+EVERYTHING = """\
+import sys
+import pandas as pd
+from IPython.display import SVG, display
+from mmlab import plots
+print("to stdout, " * 30)
+print("to stderr", file=sys.stderr)
+display(SVG("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><title>A dot</title></svg>"),
+        metadata={"image/svg+xml": {"alt": "A dot"}})
+line = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0], "which": "a"})
+plots.headline("2 MiB", "of it")
+plots.show(plots.steps(line, "x", "y", "which"), "A step", "A caption")
+for _ in range(2):
+    plots.table(line, "The same caption twice")
+plots.say("> A quotation\\n\\n| a | b |\\n|---|---|\\n| 1 | 2 |\\n\\n```\\n" + "code " * 60 + "\\n```")
+display(line.style)  # with a comment
+{"plain": object()}
+"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -44,6 +65,33 @@ def opened(browser: Browser, request: pytest.FixtureRequest):
         context.close()
     assert asked
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with all that a page can have: also code, and an error."""
+    folder = tmp_path_factory.mktemp("everything")
+    v4 = nbformat.v4
+    cells = [
+        v4.new_markdown_cell("# All\n\n**Question.** Of what?\n\n## One\n\n### Two"),
+        v4.new_code_cell("n: int = 1  # n"),
+    ]
+    cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(v4.new_notebook(cells=[*cells, *map(v4.new_code_cell, (EVERYTHING, "1 / 0"))]), folder / "all.ipynb")
+    with pytest.raises(ReportFailed):
+        report(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True, progress=False)
+    return folder / "all.html"
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_everything_is_accessible(opened, everything: Path, artefacts: Path, view: str) -> None:
+    page = opened(everything, **VIEWS[view])
+    page.screenshot(path=artefacts / f"report-everything-{view}.png", full_page=True)
+    found = Axe().run(page)
+    assert not found.violations_count, found.generate_report()
+    assert page.locator("img").count() == 2
+    assert page.locator(".failed, .code, .headline, .warning, .error, blockquote, .html table").count() >= 10
+    assert page.evaluate(OVERFLOW) <= 0
 
 
 @pytest.mark.parametrize("view", VIEWS)
