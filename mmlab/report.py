@@ -391,7 +391,8 @@ def run(
                 progress_bar={"unit": "cell", "file": sys.stderr, **bar} if bar is not None else False,
                 record_timing=False,
                 coalesce_streams=True,
-                start_timeout=300,  # many kernels may start at once
+                start_timeout=300,  # on a busy machine all is slow: outputs that come late are waited for, too
+                iopub_timeout=300,
             )
         except PapermillExecutionError as failure:
             error = f"Cell [{failure.exec_count}] of {notebook.name} failed with {failure.ename}: {failure.evalue}"
