@@ -205,7 +205,7 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
         table, x="time_s", y="freed", hue="run", style="run", hue_order=list(runs), style_order=list(runs),
         markers=dict(zip(runs, MARKERS, strict=False)), s=28, alpha=0.75, linewidth=0.3, edgecolor="#333333", ax=ax,
     )  # fmt: skip
-    budgets = {run.scenario.pages_to_scan for run in runs.values()}
+    budgets = {run.scenario.pages_to_scan for run in runs.values()} - {0}
     for budget in sorted(budgets):
         ax.axhline(budget, color="#111111", linestyle=(0, (6, 3)), linewidth=1.4)
         ax.annotate(
