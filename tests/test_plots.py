@@ -72,6 +72,14 @@ def test_batches(runs: dict[str, Run]) -> None:
     assert any("pages_to_scan = 300" in text.get_text() for text in ax.texts)
 
 
+def test_batches_without_a_budget() -> None:
+    """pages_to_scan=0: nothing is freed, and there is no line on a logarithmic axis."""
+    stopped = simulate(SCENARIO.replace(pages_to_scan=0, until_settled=False, horizon_seconds=1))
+    ax = plots.batches({"stopped": stopped})
+    assert not ax.lines
+    assert not ax.get_legend()
+
+
 def test_counters(runs: dict[str, Run]) -> None:
     table = plots.counters_table(runs)
     for name, run in runs.items():
