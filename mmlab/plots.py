@@ -453,7 +453,8 @@ def curves(
         finite, x=x, y=y, hue=by, style=by, hue_order=names, style_order=names, estimator=None, errorbar=None,
         dashes=DASHES[: len(names)], markers=MARKERS[: len(names)], markersize=5, ax=ax,
     )  # fmt: skip
-    ax.set_yscale("log")
+    if marks or (finite[y] > 0).any():
+        ax.set_yscale("log")
     if log:
         ax.set_xscale("log")
     for value, words in (marks or {}).items():
