@@ -253,7 +253,7 @@ def _two_digits(low: int, high: int) -> Iterable[int]:
 class Work:
     """What a goal takes whatever the budget: with P pages a batch it is reached after ``seconds(P)``.
 
-    Each full scan ends with a batch that is not full (ksm-scan S8), so there are at most visits / P + full scans
+    Each full scan ends with a batch that is not full, so there are at most visits / P + full scans
     batches, and each is followed by a sleep. Of those seconds ksmd is on the CPU for `cpu_s`.
 
     >>> work = Work(visits=1e6, cpu_s=1.0, full_scans=2, sleep_s=0.02)
