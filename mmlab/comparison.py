@@ -10,22 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mmlab import panels, plots
+from mmlab import differences, panels, plots
 from mmlab.export import as_python
 from mmlab.run import Metrics, Run
 
-__all__ = ["BETTER", "CELLS", "SIGNS", "Board", "Comparison", "Frame", "frames", "last_frame"]
+__all__ = ["CELLS", "SIGNS", "Board", "Comparison", "Frame", "frames", "last_frame"]
 
 CELLS = ("memory 0", "memory 1", "batches", "counters", "cpu", "map 0", "map 1")
 """Names of the pictures; 0 and 1 are the two runs."""
 
-BETTER = {
-    "merge_rate": 1, "freed_rate": 1, "freed_mib": 1, "freed_unseen_pages": -1, "most_freed_per_budget": -1,
-    "wasted_visits_share": -1, "ksmd_cpu_ms": -1, "ksmd_cpu_percent": -1, "thps_left": 1, "thps_split": -1,
-    "failed_splits": -1, "zero_pages_left": -1, "settled_s": -1, "settled_full_scans": -1, "thps_split_per_hour": -1,
-    "memory_swing_mib": -1, "khugepaged_cpu_ms": -1, "thps_lost_per_mib": -1,
-}  # fmt: skip
-"""Metrics of which more (1) or less (-1) is clearly better, if all others are equal."""
 MAPPED = {"huge_pmds": 512, "ksm_entries": 1, "zeropage_entries": 1, "swap_entries": 1, "frames": 1}
 """Counters whose changes a page map shows, and pages for each."""
 MOMENTS = 40
@@ -67,29 +60,36 @@ def metrics_table(runs: Mapping[str, Run]) -> str:
     """Every metric of both runs and the difference, HTML; the better one, where that is clear, is bold and has a ✓."""
     values = [asdict(run.metrics) for run in runs.values()]
     rows = []
+    better = differences.metrics(runs)["better"]
     for name, (unit, what) in Metrics.describe().items():
         a, b = (v[name] for v in values)
         change = None if a is None or b is None else b - a
-        better = BETTER.get(name, 0) * (change or 0) if number(a) != number(b) else 0
-        cells = "".join(
-            f'<td class="mmlab-better">✓ {number(v)}</td>' if won else f"<td>{number(v)}</td>"
-            for v, won in ((a, better < 0), (b, better > 0))
-        )
+        cells = [
+            f'<td class="mmlab-better">✓ {number(v)}</td>' if better.get(name) == label else f"<td>{number(v)}</td>"
+            for label, v in zip(runs, (a, b), strict=True)
+        ]
         sign = "+" if change and change > 0 else ""
+        cells.append(f"<td>{'' if change is None else '=' if not change else sign + number(change)}</td>")
         said = not unit or unit.lower().replace(" ", "_").replace("%", "percent") in name
-        words = name if said else f"{name} ({unit})"
-        nothing = "" if a or b else ' class="mmlab-nothing"'
-        rows.append(
-            f'<tr{nothing}><th scope="row" title="{escape(what)}">{words}</th>{cells}'
-            f"<td>{'' if change is None else '=' if not change else sign + number(change)}</td></tr>"
-        )
-    names = "".join(f'<th scope="col">{s} {escape(label)}</th>' for s, label in zip(SIGNS, runs, strict=True))
-    head = f'<thead><tr><th scope="col">metric</th>{names}<th scope="col">change</th></tr></thead>'
-    half = -(-len(rows) // 2)
+        rows.append(_row(name if said else f"{name} ({unit})", cells, bool(a or b), what))
+    head, half = _thead("metric", [*runs, "change"]), -(-len(rows) // 2)
     parts = ("What it comes to", rows[:half]), ("… and further", rows[half:])
     return "".join(
         f"<table><caption>{words}</caption>{head}<tbody>{''.join(part)}</tbody></table>" for words, part in parts
     )
+
+
+def _thead(first: str, labels: Sequence[str]) -> str:
+    """The head of a table with a column a run, and perhaps more."""
+    signs = (*SIGNS, *[""] * len(labels))
+    names = (f'<th scope="col" title="{escape(v)}">{s} {escape(v)}</th>' for s, v in zip(signs, labels, strict=False))
+    return f'<thead><tr><th scope="col">{first}</th>{"".join(names)}</tr></thead>'
+
+
+def _row(head: str, cells: Sequence[str], something: bool, title: str = "") -> str:
+    """A row of a table; pale if there is nothing in it."""
+    look = "" if something else ' class="mmlab-nothing"'
+    return f'<tr{look}><th scope="row" title="{escape(title)}">{head}</th>{"".join(cells)}</tr>'
 
 
 def number(value: float | None) -> str:
@@ -227,22 +227,16 @@ class Frame:
         )
 
     def caption(self) -> str:
-        """When it is, and how many pages of each kind there are, HTML."""
-        when = ", ".join(f"batch {batch:,} ({escape(v)})" for batch, v in zip(self.batches, self.labels, strict=True))
-        rows = "".join(
-            f'<tr{"" if any(p[c] for p in self.pages) else chr(32) + NOTHING}><th scope="row"><span aria-hidden="true" '
-            f'style="display:inline-block;width:1em;height:1em;vertical-align:-2px;border:1px solid #888;'
-            f'background:{colour}"></span> {kind}</th>{"".join(f"<td>{p[c]:,}</td>" for p in self.pages)}</tr>'
-            for c, (kind, colour) in plots.LETTERS.items()
-        )
-        names = "".join(f'<th scope="col">{s} {escape(v)}</th>' for s, v in zip(SIGNS, self.labels, strict=True))
+        """When it is, after which batch, and how many pages of each kind there are, HTML."""
+        rows = [("after batch", self.batches)]
+        for letter, (kind, colour) in plots.LETTERS.items():
+            chip = f'<span class="mmlab-chip" style="background:{colour}" aria-hidden="true"></span>'
+            rows.append((f"{chip} {kind}", tuple(pages[letter] for pages in self.pages)))
         return (
-            f"<table><caption>{self.time_s:,.3f} s: {when}</caption>"
-            f'<thead><tr><th scope="col">pages</th>{names}</tr></thead><tbody>{rows}</tbody></table>'
+            f"<table><caption>Pages after {self.time_s:,.3f} s</caption>{_thead('pages', self.labels)}<tbody>"
+            + "".join(_row(head, [f"<td>{n:,}</td>" for n in numbers], any(numbers)) for head, numbers in rows)
+            + "</tbody></table>"
         )
-
-
-NOTHING = 'class="mmlab-nothing"'
 
 
 def moments(runs: Sequence[Run], end: float) -> np.ndarray:

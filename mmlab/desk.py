@@ -28,6 +28,16 @@ getSelection().selectAllChildren(this.nextElementSibling);
 navigator.clipboard?.writeText(this.nextElementSibling.textContent).then(() => {this.textContent = "Copied"});
 """
 """Shows the code and selects it; copies it where the browser allows that."""
+NAMES = """
+const root = this.closest(".mmlab-explore"), name = (part, words) => part?.setAttribute("aria-label", words);
+root.querySelectorAll(".mmlab-number, .mmlab-play .widget-slider").forEach(
+  row => name(row.querySelector(".noUi-handle"), row.querySelector("label").textContent));
+root.querySelectorAll(".mmlab-play button").forEach((button, i) => name(button, ["play or pause", "stop"][i]));
+root.querySelectorAll(".mmlab-grid img.widget-image").forEach(
+  image => {image.alt = image.parentNode.querySelector(".mmlab-head").textContent});
+"""
+"""What ipywidgets cannot say: names of slider handles and player buttons, and what is in the pictures."""
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 LABELLED: dict[str, Any] = {"style": {"description_width": "initial"}}
 
 
@@ -76,12 +86,12 @@ class Desk:
     def _side(self) -> Any:
         """Where one chooses."""
         first = [
-            widgets.HTML("<h4>Scenario and fix</h4>"), _box("row", self.preset, self.reset),
+            _title("Scenario and fix"), _box("row", self.preset, self.reset),
             self.controls["variant"], self.controls["compare"], self.explained,
         ]  # fmt: skip
         self.path.add_class("mmlab-path")
         self.code.add_class("mmlab-code")
-        last = [widgets.HTML("<h4>Keep it</h4>"), self.path, _box("row", self.save, self.code), self.note]
+        last = [_title("Keep it"), self.path, _box("row", self.save, self.code), self.note]
         return _box("controls", widgets.VBox(first), *self._groups(), widgets.VBox(last))
 
     def _groups(self) -> Iterator[Any]:
@@ -97,7 +107,7 @@ class Desk:
                 self.whole.add_class("mmlab-switch")
                 switches.append(self.whole)
             if others or switches:
-                yield widgets.VBox([widgets.HTML(f"<h4>{title}</h4>"), *others, _box("switches", *switches)])
+                yield widgets.VBox([_title(title), *others, _box("switches", *switches)])
 
     def _view(self) -> Any:
         """Where one sees what comes of it."""
@@ -121,6 +131,7 @@ class Desk:
         self.code.value = (
             "<button class='jupyter-widgets jupyter-button widget-button' title='the same in a script' "
             f"onclick='{COPY}'>Copy as Python</button><pre hidden tabindex='0'>{escape(found.code)}</pre>"
+            f"<img hidden alt='' src='{PIXEL}' onload='{NAMES}'>"
         )
         simulated, whole = (f"{1000 * s:,.0f} ms" for s in seconds)
         self.status.value = self.timing = f"simulated twice in {simulated}, shown after {whole}"
@@ -169,13 +180,17 @@ class Desk:
         if others:
             said = (f"<code>{escape(name)} = {escape(str(value))}</code>" for name, value in others.items())
             lines.append(f"Without a control: {', '.join(said)}")
-        self.explained.value = f'<div class="mmlab-note">{"<br>".join(lines)}</div>'
+        self.explained.value = f'<div class="mmlab-note mmlab-explained" tabindex="0">{"<br>".join(lines)}</div>'
         for control in self.controls.values():
             control.remove_class("mmlab-wrong")
 
     def say(self, words: str) -> None:
         """A line below the buttons."""
         self.note.value = f'<div class="mmlab-note" role="status">{escape(words)}</div>'
+
+
+def _title(words: str) -> Any:
+    return widgets.HTML(f'<div class="mmlab-title">{words}</div>')
 
 
 def _box(name: str, *children: Any) -> Any:

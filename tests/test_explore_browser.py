@@ -16,7 +16,7 @@ import pytest
 
 from conftest import ROOT
 from mmlab import Scenario
-from mmlab.controls import Number, control
+from mmlab.controls import Number, Switch, control
 from mmlab.explorer import CONTROLS
 from mmlab.scenario import flat_fields
 
@@ -152,10 +152,10 @@ def test_shows_itself(lab: Lab, artefacts: Path) -> None:
     assert "freed_mib" in seen["table"]
     for name in (*CONTROLS, "variant", "compare", "preset"):
         about = flat_fields().get(name)
-        if about is not None and about.low == 0 and about.high == 1 and about.type is int:
-            assert lab.page.get_by_role("button", name=f"{name} =").count() == 1
-        else:
-            assert lab.page.get_by_label(name, exact=True).count() == 1, "a label that belongs to the box"
+        made = control(about, about.default) if about else None
+        role = "spinbutton" if isinstance(made, Number) else "button" if isinstance(made, Switch) else "combobox"
+        named = re.compile(rf"(^|\W){name}( = [01])?$")
+        assert lab.root.get_by_role(role, name=named).count() == 1, f"{name} has a label that belongs to it"
     for width, height in ((1920, 1000), (1440, 900), (1024, 768), (700, 900)):
         lab.page.set_viewport_size({"width": width, "height": height})
         lab.page.evaluate("document.querySelector('.mmlab-explore').scrollIntoView()")
@@ -180,7 +180,7 @@ def test_says_what_is_wrong_and_nothing_jumps(lab: Lab, artefacts: Path) -> None
     expect(message).to_be_in_viewport()
     assert message.inner_text() == "memory_mib = 33 is not whole THPs of 2 MiB: it must be even, e.g. 34"
     assert message.evaluate("e => getComputedStyle(e).color") == "rgb(140, 29, 19)"
-    assert lab.root.locator(".mmlab-wrong").get_by_label("memory_mib").count() == 1
+    assert lab.root.locator(".mmlab-wrong").get_by_role("spinbutton", name="memory_mib").count() == 1
     lab.page.wait_for_timeout(300)
     assert float(lab.root.locator(".mmlab-grid").evaluate("e => getComputedStyle(e).opacity")) < 0.5
     lab.page.screenshot(path=artefacts / "explorer_error.png")
@@ -232,6 +232,7 @@ def test_every_switch_and_list_changes_figures_and_table(lab: Lab) -> None:
             assert button.inner_text() != words
             lab.changes(button.click, name)
             assert button.inner_text() == words
+    before = [lab.row(name).bounding_box() for name in CONTROLS if lab.row(name).count()]
     for name, value in (("layout", "random"), ("variant", "v1-series"), ("compare", "mainline")):
         option = lab.page.get_by_label(name, exact=True).locator("option", has_text=value).first
         lab.changes(
@@ -240,6 +241,7 @@ def test_every_switch_and_list_changes_figures_and_table(lab: Lab) -> None:
             )
         )
     assert "v1-series" in lab.seen()["summary"]
+    assert [lab.row(name).bounding_box() for name in CONTROLS if lab.row(name).count()] == before, "nothing jumps"
     assert "v1-mergeable and v1-shrinker-gate together" in lab.root.locator(".mmlab-note").first.inner_text()
     lab.changes(lab.page.get_by_role("button", name="whole run").click, table=False)
 
@@ -280,7 +282,7 @@ def test_plays_the_page_map(lab: Lab, artefacts: Path) -> None:
             words.append(now)
             if len(words) == 12:
                 lab.page.screenshot(path=artefacts / "explorer_play.png")
-    times = [float(word.split(" s")[0].replace(",", "")) for word in words[1:]]
+    times = [float(re.sub("[^0-9.]", "", word)) for word in words[1:]]
     assert len(times) > 10
     assert times == sorted(times)
     assert times[0] == 0
@@ -326,6 +328,16 @@ def test_saves_and_copies(lab: Lab, folder: Path) -> None:
     names: dict[str, Any] = {}
     exec(code.partition("for variant")[0], names)
     assert names["scenario"] == scenario.replace(name="")
+
+
+def test_is_accessible(lab: Lab) -> None:
+    """The automated rules; pictures say what they show, handles of sliders what they are."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(lab.page, context=".mmlab-explore").response["violations"]
+    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == []
+    assert lab.page.get_by_role("slider", name="pages_to_scan").count() == 1
+    assert lab.root.get_by_alt_text("1,024 MiB are allocated at the start").count() == 2
 
 
 def test_dark_theme(lab: Lab, artefacts: Path) -> None:
