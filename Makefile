@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report reports test nightly lint lab bench clean
+.PHONY: help setup report reports test nightly lint lab bench screenshots clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## the virtual environment .venv, with everything in it (the others do this when needed)
 
@@ -40,6 +40,9 @@ lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 
 bench: $(READY) ## speed, as a table
 	@$(BIN)/python tests/bench.py
+
+screenshots: $(READY) ## the README's pictures (needs Chromium)
+	@$(BIN)/python -m pytest -q -s tests/screenshots.py
 
 clean: ## removes .venv, caches and the reports' pages
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
