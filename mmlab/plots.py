@@ -806,10 +806,9 @@ def tradeoff(
                 f"{value:,g}", (at, height), xytext=(5, 4), textcoords="offset points", fontsize=8,
                 color=f"C{number}",
             )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     low, bottom = min([*drawn[x], within[0]]) / 1.5, min([*drawn[y], within[1]]) / 1.5
     high, top = max([*drawn[x], within[0]]) * 2.0, max([*drawn[y], within[1]]) * 1.5
-    ax.set(xlim=(low, high), ylim=(bottom, top))
+    ax.set(xlabel=x, ylabel=y, xlim=(low, high), ylim=(bottom, top), xscale="log", yscale="log")
     look: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#555555", "hatch": "..", "linewidth": 0.8}
     ax.fill_between([low, within[0]], bottom, within[1], zorder=0, **look)
     for axis in (ax.xaxis, ax.yaxis):

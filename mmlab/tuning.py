@@ -297,7 +297,12 @@ class Work:
         return max(1.0, self.visits * self.sleep_s / room) if room > 0 else math.inf
 
     def soonest(self, cpu_percent: float) -> float:
-        """When the goal is reached at the earliest if ksmd takes no more than that share of a CPU, s."""
+        """When the goal is reached at the earliest if ksmd takes no more than that share of a CPU, s; infinite: never.
+
+        Without sleeps ksmd takes all of a CPU, whatever its budget.
+        """
+        if not self.sleep_s and self.cpu_s and cpu_percent < 100:
+            return math.inf
         return max(100 * self.cpu_s / cpu_percent, self.seconds(math.inf))
 
 
