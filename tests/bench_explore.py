@@ -41,7 +41,7 @@ def settings(count: int = COUNT) -> Iterator[tuple[Scenario, str]]:
             memory_mib=1024,
             horizon_seconds=60.0,
             pages_to_scan=logarithmic(100, 5000),
-            sleep_millisecs=logarithmic(10, 200),
+            sleep_millisecs=int(rng.integers(10, 201)),
             use_zero_pages=int(rng.integers(2)),
             smart_scan=int(rng.integers(2)),
             shrink_underused=int(rng.integers(2)),
@@ -49,7 +49,6 @@ def settings(count: int = COUNT) -> Iterator[tuple[Scenario, str]]:
             thp_coverage=round(float(rng.random()), 2),
             zero_fraction=round(float(rng.random()), 2),
             duplicate_fraction=round(float(rng.random()), 2),
-            duplicate_groups=logarithmic(1, 100_000),
             layout=str(rng.choice(flat_fields()["layout"].choices)),
         )
         yield scenario, second

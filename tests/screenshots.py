@@ -34,14 +34,14 @@ def keep(name: str, shot: bytes) -> None:
 
 
 def test_explorer(lab: Lab) -> None:  # noqa: F811
-    lab.page.set_viewport_size({"width": 1600, "height": 1000})
-    lab.page.evaluate("document.querySelector('.mmlab-explore').scrollIntoView()")
+    lab.page.set_viewport_size({"width": 1920, "height": 1080})
     lab.until(lambda seen: len(set(seen["pictures"])) >= 6)
     lab.root.locator(".widget-play button:enabled").first.wait_for()
     slider = lab.root.locator(".mmlab-play .noUi-handle")
     slider.focus()
     for _ in range(20):  # a moment in the middle: page maps that differ
         slider.press("ArrowLeft")
+    lab.page.evaluate("document.querySelector('.mmlab-explore').scrollIntoView()")
     lab.page.wait_for_timeout(1500)
     keep("explorer.png", lab.page.screenshot())
 
