@@ -23,7 +23,10 @@ from mmlab.scenario import flat_fields
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = pytest.mark.filterwarnings("default")  # of the browser's driver
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # of the browser's driver
+    pytest.mark.xdist_group("explorer"),  # one page for all
+]
 
 SEEN = """async () => {
   const hash = async img => Array.from(new Uint8Array(await crypto.subtle.digest(
@@ -192,7 +195,7 @@ def test_says_what_is_wrong_and_nothing_jumps(lab: Lab, artefacts: Path) -> None
     assert "of 64 MiB" in after["summary"]
 
 
-START = {"horizon_seconds": 30, "duplicate_fraction": 0.5, "duplicate_groups": 300, "pressure_rate": 2,
+START = {"memory_mib": 64, "horizon_seconds": 30, "duplicate_fraction": 0.5, "duplicate_groups": 300, "pressure_rate": 2,
          "max_ptes_none": 450, "pages_to_scan": 200}  # fmt: skip
 """Here every slider and every switch makes a difference."""
 NUMBERS = [name for name in CONTROLS if isinstance(control(flat_fields()[name], flat_fields()[name].default), Number)]
