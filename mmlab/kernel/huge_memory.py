@@ -29,6 +29,7 @@ from mmlab.kernel.state import (
     PMD_TABLE,
     POISONED,
     REMAP,
+    SPLIT,
     SPLIT_PAGE,
     VM_LOCKED,
     VM_MERGEABLE,
@@ -193,6 +194,7 @@ def split_huge_page(m, frame, caller):
     for i in range(head, head + n):
         put_frame(m, i)
     m.mthp[order].split += 1
+    m.steps[SPLIT] += 1
     m.steps[SPLIT_PAGE] += n
     if huge:
         m.stat[0].thp_split_page += 1

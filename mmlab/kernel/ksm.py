@@ -16,6 +16,7 @@ from mmlab.kernel.memory import break_ksm
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import (
     ANON,
+    CACHED_LEVELS,
     CALLER_KSM,
     CHAIN,
     CHECKSUM,
@@ -41,6 +42,7 @@ from mmlab.kernel.state import (
     SKIP,
     SPLIT_PAGE,
     STABLE,
+    TREE_COLD,
     TREE_LEVEL,
     UNSTABLE,
     VISIT,
@@ -659,7 +661,9 @@ def cmp_and_merge_page(m, v, frame):
             return
         if m.state[0].early_stop and m.pte[v].kind != ANON:
             return  # the variant skip-zeropage
+    above = m.steps[TREE_LEVEL] + CACHED_LEVELS
     kframe = stable_tree_search(m, key, frame)  # M4
+    m.steps[TREE_COLD] += max(0, m.steps[TREE_LEVEL] - above)
     if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
         return
     remove_rmap_item_from_tree(m, v)

@@ -213,16 +213,21 @@ mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio
     SKIP,
     PASS_OVER,
     TREE_LEVEL,
+    TREE_COLD,
     MERGE,
     MERGE_ZERO,
+    SPLIT,
     SPLIT_PAGE,
     REMAP,
     END_OF_PASS,
     WAKE_UP,
     KHUGEPAGED_PTE,
     KHUGEPAGED_COPY,
-) = range(14)
-NR_KSMD_STEPS, NR_STEPS = 12, 14
+) = range(16)
+NR_KSMD_STEPS, NR_STEPS = 14, 16
+
+CACHED_LEVELS = 10
+"""Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: measured, a level cost more in larger trees."""
 
 PAGEVEC_SIZE = 31
 """Entries of a CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)."""

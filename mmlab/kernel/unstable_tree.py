@@ -13,7 +13,7 @@ import numpy as np
 
 from mmlab.kernel.compile import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
-from mmlab.kernel.state import NID_SHIFT, TREE_LEVEL, UNSTABLE, VM_MERGEABLE
+from mmlab.kernel.state import CACHED_LEVELS, NID_SHIFT, TREE_COLD, TREE_LEVEL, UNSTABLE, VM_MERGEABLE
 
 __all__ = [
     "empty_unstable_trees",
@@ -188,6 +188,8 @@ def unstable_tree_search_insert(m, v, frame, key):
         if inserted:
             m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
     m.steps[TREE_LEVEL] += levels
+    if CACHED_LEVELS < levels <= m.tree[nid].depth:  # along the edge the way is always the same, and stays cached
+        m.steps[TREE_COLD] += levels - CACHED_LEVELS
     if inserted:
         m.pte[v].item |= UNSTABLE
         m.pte[v].seq = m.stat[0].full_scans & 255
