@@ -138,7 +138,9 @@ def _set_len(m, node, length):
     had_room = is_page_sharing_candidate(m, node, 0)
     m.node[node].len = length
     if m.node[node].kind == DUP:
-        m.node[m.node[node].chain].len += int(is_page_sharing_candidate(m, node, 0)) - int(had_room)
+        chain = m.node[node].chain
+        m.node[chain].len += int(is_page_sharing_candidate(m, node, 0)) - int(had_room)
+        m.node[chain].quiet = 0
 
 
 @compiled
@@ -153,18 +155,21 @@ def stable_node_chain_add_dup(m, dup, chain):
         m.node[first].prev = dup
     m.node[chain].first = dup
     m.node[chain].len += int(is_page_sharing_candidate(m, dup, 0))
+    m.node[chain].quiet = 0
 
 
 @compiled
 def stable_node_dup_del(m, dup):
+    chain = m.node[dup].chain
     before, after = m.node[dup].prev, m.node[dup].next
     if before >= 0:
         m.node[before].next = after
     else:
-        m.node[m.node[dup].chain].first = after
+        m.node[chain].first = after
     if after >= 0:
         m.node[after].prev = before
-    m.node[m.node[dup].chain].len -= int(is_page_sharing_candidate(m, dup, 0))
+    m.node[chain].len -= int(is_page_sharing_candidate(m, dup, 0))
+    m.node[chain].quiet = 0
 
 
 @compiled
@@ -207,12 +212,9 @@ def stable_node_dup(m, chain, prune):
     when `stable_node_chains_prune_millisecs` have passed.
     """
     s = m.state[0]
-    now = s.jiffies
+    prune = prune and m.node[chain].prune_jiffies <= s.prune_before
     if prune:
-        wait = (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
-        prune = now >= m.node[chain].prune_jiffies + wait
-        if prune:
-            m.node[chain].prune_jiffies = now
+        m.node[chain].prune_jiffies = s.jiffies
     found, dup = -1, m.node[chain].first
     if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dup >= 0 and m.node[dup].next >= 0:
         return dup  # what the walk would come to: nothing to drop, no dup with room
@@ -239,9 +241,11 @@ def stable_node_dup(m, chain, prune):
         m.stat[0].stable_node_chains -= 1
         m.stat[0].stable_node_dups -= 1
         free_stable_node(m, chain)
-    elif m.node[chain].first != found and is_page_sharing_candidate(m, found, 1):
-        stable_node_dup_del(m, found)
-        stable_node_chain_add_dup(m, found, chain)
+    else:
+        if m.node[chain].first != found and is_page_sharing_candidate(m, found, 1):
+            stable_node_dup_del(m, found)
+            stable_node_chain_add_dup(m, found, chain)
+        m.node[chain].quiet = not prune or m.node[chain].first == found  # a full walk prefers other dups
     return found
 
 
@@ -251,6 +255,14 @@ def _stable_node_at(m, n, prune):
     if m.node[n].kind == CHAIN:
         return stable_node_dup(m, n, prune)
     return n if ksm_get_folio(m, n) else -1
+
+
+@inlined
+def _passes(m, n, key):
+    """Whether a search goes by slot n, on which it changes nothing then."""
+    node = m.node[n]
+    quiet = node.kind != CHAIN or (node.quiet and node.prune_jiffies > m.state[0].prune_before)
+    return quiet and key != node.key and m.state[0].stale_nodes == 0
 
 
 @compiled
@@ -326,13 +338,14 @@ def stable_tree_search(m, key, frame):
     n, parent, left = m.tree[nid].stable, -1, False
     while n >= 0:
         m.steps[TREE_LEVEL] += 1
-        dup = _stable_node_at(m, n, True)
-        if dup < 0:
-            n, parent = m.tree[nid].stable, -1
-            continue
-        if m.node[dup].kind == NODE:
-            n = dup  # a chain may have dissolved into it
-        if key == m.node[dup].key:
+        if not _passes(m, n, key):
+            dup = _stable_node_at(m, n, True)
+            if dup < 0:
+                n, parent = m.tree[nid].stable, -1
+                continue
+            if m.node[dup].kind == NODE:
+                n = dup  # a chain may have dissolved into it
+        if key == m.node[n].key:
             if own >= 0 and m.frame[frame].mapcount > 1:
                 _add_dup(m, own, n)
                 return frame if is_page_sharing_candidate(m, own, 0) else -1
@@ -989,6 +1002,7 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
             break
         stat.time_ns = wake_ns
         s.jiffies = _jiffies(m, wake_ns)
+        s.prune_before = s.jiffies - (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
         frames, passes = stat.frames, stat.full_scans
         cpu = ksmd_cpu_ns(m)
         s.batch_cpu_ns = cpu

@@ -90,9 +90,11 @@ node_t = np.dtype(
     [
         ("key", np.uint64),
         ("prune_jiffies", np.int64),  # CHAIN: time of the last full walk
-        ("frame", np.int32),  # its KSM page; the node holds no reference (ksm-merge T1)
         ("left", np.int32),  # stable tree (NODE, CHAIN)
         ("right", np.int32),
+        ("kind", np.uint8),
+        ("quiet", np.uint8),  # CHAIN: its dups are as the last search left them, and the next would leave them so too
+        ("frame", np.int32),  # its KSM page; the node holds no reference (ksm-merge T1)
         ("parent", np.int32),
         ("first", np.int32),  # first rmap_item (NODE, DUP), first dup (CHAIN); next free node
         ("nid", np.int32),  # NUMA node of the tree that it is in
@@ -100,7 +102,6 @@ node_t = np.dtype(
         ("next", np.int32),  # DUP: the chain's other dups
         ("prev", np.int32),
         ("chain", np.int32),  # DUP: its chain
-        ("kind", np.uint8),
     ],
     align=True,
 )
@@ -172,7 +173,7 @@ state_t = np.dtype(
             indexed index_first index_last index_bits
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
             queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
-            jiffies batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
+            jiffies prune_before batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
             """.split(),
         ]
     ]
