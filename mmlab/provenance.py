@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 def source_digest() -> str:
     """SHA-256 over the library's source files (name and bytes, in order of name)."""
-    return digest(PACKAGE, (f for f in PACKAGE.rglob("*") if f.suffix in (".py", ".j2", ".css", ".json")))
+    return digest(PACKAGE, (f for f in PACKAGE.rglob("*") if f.suffix in (".py", ".j2", ".css", ".json", ".yaml")))
 
 
 @cache

@@ -299,7 +299,8 @@ class Scenario(_Strict):
                                          "it is split first", kind="machine", step=0.01,
                                          source="thp-split 3.6")  # fmt: skip
     costs: str = _field("epyc-6.18", "name of the set of measured costs of ksmd's steps", kind="machine",
-                        source="costs", pattern=r"^[\w.+-]+$")  # fmt: skip
+                        source="costs; or a file of `mmlab calibrate`, *.yaml",
+                        pattern=r"^[\w.+-]+$|\.ya?ml$")  # fmt: skip
 
     # the workload, of each process
     memory_mib: int = _field(1024, "memory of each process, whole THPs", kind="workload", unit="MiB", log=True,

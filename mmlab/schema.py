@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mmlab.costs import COST_SETS
+from mmlab.costs import cost_sets
 from mmlab.scenario import EVENT_FIELDS, OPTIONAL, SETTABLE, WORKLOAD_FIELDS, Scenario
 from mmlab.variants import VARIANTS
 
@@ -85,7 +85,8 @@ def schema() -> dict[str, Any]:
     fields: dict[str, Any] = raw["properties"]
     variants = {"enum": list(VARIANTS), "enumDescriptions": [v.summary for v in VARIANTS.values()]}
     fields["variant"] |= variants
-    fields["costs"] |= {"enum": list(COST_SETS)}
+    del fields["costs"]["pattern"]
+    fields["costs"]["anyOf"] = [{"enum": cost_sets()}, {"pattern": r"\.ya?ml$"}]
     quoted = {"type": fields["kernel"].pop("type"), "pattern": fields["kernel"].pop("pattern")}
     fields["kernel"]["anyOf"] = [quoted, {"enum": [6.1, 6.12, 6.18]}]  # YAML takes 6.18 for a number
 
