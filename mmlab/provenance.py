@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +20,9 @@ from pathlib import Path
 import mmlab
 from mmlab import presets
 
-__all__ = ["Exactness", "Provenance", "exactness", "ingredients", "provenance", "source_digest", "versions"]
+__all__ = [
+    "Exactness", "Provenance", "exactness", "ingredients", "model_digest", "provenance", "source_digest", "versions",
+]  # fmt: skip
 
 PACKAGE = Path(__file__).parent
 RECORDINGS = PACKAGE / "recordings"
@@ -28,6 +31,8 @@ PARTS = """
     beautifulsoup4
 """.split()
 """Packages that the bytes of a report depend on."""
+IMPORT = re.compile(r"^(?:from (mmlab[\w.]*) import (\([^)]*\)|.*)|import (mmlab[\w.]*))", re.MULTILINE)
+"""What a module of mmlab imports at its top level: a module, names from it; or a module alone."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,23 @@ def versions() -> dict[str, str]:
 def source_digest() -> str:
     """SHA-256 over the library's source files (name and bytes, in order of name)."""
     return digest(PACKAGE, (f for f in PACKAGE.rglob("*") if f.suffix in (".py", ".j2", ".css", ".json", ".yaml")))
+
+
+@cache
+def model_digest() -> str:
+    """SHA-256 of what decides what a run comes to: simulation.py and all that it imports, and numpy, which draws what
+    is random. Costs are data, and not in it."""
+    found, todo = set(), ["mmlab.simulation"]
+    while todo:
+        module = todo.pop()
+        file = PACKAGE.parent.joinpath(*module.split("."))
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        if module in ("", "mmlab") or file in found or not file.exists():  # mmlab/__init__.py only says what is where
+            continue
+        found.add(file)
+        for source, names, whole in IMPORT.findall(file.read_text(encoding="utf-8")):
+            todo += [whole, source, *(f"{source}.{name}" for name in re.findall(r"\w+", names))]
+    return hashlib.sha256(f"{digest(PACKAGE, found)} numpy {metadata.version('numpy')}".encode()).hexdigest()
 
 
 @cache

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from mmlab.errors import UserError, unknown
 
@@ -612,6 +612,18 @@ def flat_fields() -> dict[str, Parameter]:
                               source=str(extra["source"]), step=step, log=bool(extra["log"]),
                               slider=slider)  # fmt: skip
     return out
+
+
+def check_value(name: str, value: Any) -> None:
+    """UserError unless a field of :class:`Scenario` may have the value, as far as that does not depend on others."""
+    field = Scenario.model_fields[name]
+    if name == "kernel" and isinstance(value, float):
+        value = str(value)
+    try:
+        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+    except ValidationError as error:
+        found = [{**e, "loc": (name, *e["loc"])} for e in error.errors(include_url=False)]
+        raise UserError("\n".join(dict.fromkeys(map(_sentence, found)))) from None
 
 
 SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
