@@ -21,6 +21,7 @@ from typing import Any
 
 from mmlab import __version__, presets
 from mmlab.errors import UserError
+from mmlab.files import write
 from mmlab.jupyter import environment, this_interpreter
 
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
@@ -71,20 +72,20 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
             target, digest, before = folder / name, _digest(content), known.get(name)
             there = _digest(target.read_bytes()) if target.exists() else None
             if there is None:
-                _write(target, content)
+                write(target, content)
                 added += 1
             elif there == before != digest:
-                _write(target, content)
+                write(target, content)
                 said.append(f"{target}: updated to mmlab {__version__}")
             elif there != digest and before == digest:
                 said.append(f"{target}: you have changed it, so it stays")
             elif there != digest:
                 beside = target.with_name(f"{target.stem}.{__version__}-{digest[:6]}{target.suffix}")
                 if not beside.exists():
-                    _write(beside, content)
+                    write(beside, content)
                 said.append(f"{target}: you have changed it, so it stays; what is shipped is beside it: {beside.name}")
             known[name] = digest
-        _write(folder / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())).encode())
+        write(folder / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())).encode())
     except OSError as error:
         raise UserError(f"{folder}: {error.filename or folder}: {error.strerror}; name another folder") from None
     return [*([f"{folder}: {added} files copied"] if added else []), *said]
@@ -101,17 +102,6 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def serve(folder: Path, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print) -> None:

@@ -36,6 +36,7 @@ import yaml
 
 from mmlab import page, presets
 from mmlab.errors import UserError, unknown
+from mmlab.files import write
 from mmlab.jupyter import environment, this_interpreter
 from mmlab.provenance import Provenance, ingredients, provenance
 
@@ -439,13 +440,3 @@ def write_tables(folder: Path, saved: Path, names: Mapping[str, str]) -> None:
         folder.mkdir(exist_ok=True)
         for kind in ("csv", "parquet"):
             shutil.copyfile(saved / f"{old}.{kind}", folder / f"{name}.{kind}")
-
-
-def write(path: Path, content: bytes) -> None:
-    """All of it or nothing: a temporary name in the same folder, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

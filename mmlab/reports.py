@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmlab import presets
 from mmlab.errors import UserError, unknown
+from mmlab.files import write
 from mmlab.page import TEMPLATES, About
 from mmlab.provenance import Exactness, Provenance, provenance, versions
-from mmlab.report import ReportFailed, Request, make, write
+from mmlab.report import ReportFailed, Request, make
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue

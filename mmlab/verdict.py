@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmlab.errors import UserError, unknown
+from mmlab.pingpong import turn_seconds
 from mmlab.scenario import Scenario
 from mmlab.variants import CALLERS, VARIANTS, Predicate, SplitContext, Variant, resolve
 
@@ -147,11 +148,6 @@ def blocks(s: Scenario) -> int:
     return s.total_pages // s.pages_per_thp
 
 
-def _khugepaged_turn(s: Scenario) -> float:
-    """How long khugepaged takes to look at all pages once, s."""
-    return s.khugepaged_scan_sleep_millisecs / 1000 * -(-s.total_pages // s.khugepaged_pages_to_scan)
-
-
 def _calm(s: Scenario, scans: float, **changes: Any) -> Scenario:
     """The base with nothing going on but what the scene asks for, for so many full scans of ksmd."""
     return s.replace(**{**_CALM, "horizon_seconds": round(scans * scan_seconds(s), 1), **changes})
@@ -185,7 +181,7 @@ def _first(s: Scenario, causes: Sequence[str] = FIRST_SPLITS) -> Scenario:
     size = s.pages_per_thp
     whole, part = {"page": 0, "count": size, "huge": 0}, {"page": size - 1, "count": 1}
     ops = [{"op": cause, **(whole if cause == "migrate" else part)} for cause in causes]
-    horizon = 60.0 + 2 * _khugepaged_turn(s) + (2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0)
+    horizon = 60.0 + 2 * turn_seconds(s) + (2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0)
     return _calm(s, 1, run=0, khugepaged=1, pressure_rate=s.pressure_rate, horizon_seconds=horizon,
                  events=_each_block(s, ops))  # fmt: skip
 
@@ -226,7 +222,7 @@ def _sparse(s: Scenario) -> Scenario:
 
 
 def _pingpong(s: Scenario, **changes: Any) -> Scenario:
-    horizon = round(max(600.0, 10 * _khugepaged_turn(s), 10 * scan_seconds(s)), 1)
+    horizon = round(max(600.0, 10 * turn_seconds(s), 10 * scan_seconds(s)), 1)
     knobs = {"khugepaged": 1, "max_ptes_none": 511, "use_zero_pages": 1, **changes}
     return _calm(s, 1, horizon_seconds=horizon, **knobs)
 
