@@ -217,6 +217,57 @@ def _compare(path: Path) -> _Result:
     return _Result("", comparison=found)
 
 
+# -- calibrate ----------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_files
+@click.option("-o", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.yaml",
+              help="Write the costs there; a scenario takes them by `costs: FILE.yaml`.")  # fmt: skip
+@click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
+def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) -> None:
+    """Fit what ksmd's steps cost to recordings of its CPU time on a real kernel, and say how far to trust it.
+
+    The model repeats each recorded scenario and counts ksmd's steps in every batch. Printed are the cost of each step
+    with its standard error; each scenario's CPU time as measured, and as predicted by the costs that all the other
+    scenarios give; and the median of these errors. Steps that the recording does not tell keep an estimate.
+
+    FILE is a kernel trace with lab_ksmd_cpu_ns among its fields, as tests/record.py makes them (`tests/record.py
+    "cost-*" --out recorded`, as root on the kernel in question), or a list of scenarios with their samples as
+    tests/calibration-6.18.json.gz. At least two are needed, of different kinds of memory: a step that only one of them
+    has cannot be predicted from the others.
+
+    Exit status 1: in a scenario the model's counters differ from the recorded ones; that scenario was not used.
+
+    \b
+    Examples:
+      mmlab calibrate tests/calibration-6.18.json.gz
+      mmlab calibrate recorded/*.json.gz -o my-host.yaml
+      mmlab simulate params/all_zero.yaml --set costs=my-host.yaml
+    """
+    import time
+
+    from mmlab import calibrate as calibration
+
+    if out and out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"-o {out}: a file of costs ends in .yaml")
+    recorded = [one for file in files for one in calibration.read(file)]
+    _warm_up()
+    with _steps() as progress:
+        found = calibration.calibrate(recorded, progress)
+    click.echo(found.text())
+    if out:
+        about = {
+            "machine": machine or calibration.processor(),
+            "kernel": ", ".join(sorted({one.kernel for one in found.observed})),
+            "date": time.strftime("%Y-%m-%d"),
+            "recording": ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else ""),
+        }
+        calibration.write(out, found.cost_file(**about))
+        click.echo(f"\n{out}")
+    sys.exit(len(found.dropped) > 0)
+
+
 # -- report, variants, params, compile -------------------------------------------------------------------------------
 
 

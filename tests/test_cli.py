@@ -157,7 +157,7 @@ def test_every_params_file_runs(params: Path) -> None:
     assert len(run.samples) > 1
 
 
-@pytest.mark.parametrize("command", ["", "simulate", "compare", "report", "verdict", "variants", "params"])
+@pytest.mark.parametrize("command", ["", "simulate", "compare", "calibrate", "report", "verdict", "variants", "params"])
 def test_help(run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.status == 0
