@@ -33,6 +33,7 @@ from mmlab.kernel.state import (
     ZP_CLEAN,
     ZP_KSM,
 )
+from mmlab.kernel.unstable_tree import set_content
 
 __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
 
@@ -232,7 +233,7 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
         else:
             if m.pte[v].kind != NONE:
                 unmap_zeropage(m, v)
-            m.page[v].key = 0
+            set_content(m, v, np.uint64(0))
     map_huge_page(m, b, b * n - m.mm[m.block[b].mm].base, nid)
     if not m.pte[b * n].vm & VM_LOCKED:
         lru_add_drain(m)  # a large folio empties the batch that it is put into

@@ -38,6 +38,7 @@ from mmlab.kernel.state import (
     PASS_OVER,
     PG_DIRTY,
     REFERENCED,
+    REWRITTEN,
     SETTLED,
     SKIP,
     SPLIT_PAGE,
@@ -653,10 +654,10 @@ def _nothing_to_merge(m, v, frame):
         return m.pte[v].item & STABLE and m.page[v].parent == node and not aside
     if m.pte[v].item & (STABLE | UNSTABLE):  # M2
         remove_rmap_item_from_tree(m, v)
-    if m.pte[v].item & CHECKSUM and m.page[v].oldchecksum == m.page[v].key:
+    item = m.pte[v].item
+    if item & CHECKSUM and not (item & REWRITTEN and m.oldchecksum[v] != m.page[v].key):
         return False
-    m.page[v].oldchecksum = m.page[v].key
-    m.pte[v].item |= CHECKSUM
+    m.pte[v].item = (item | CHECKSUM) & ~REWRITTEN
     m.stat[0].changed_checksums += 1
     return True
 

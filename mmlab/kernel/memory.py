@@ -204,7 +204,7 @@ def _huge_page_fault(m, b):
     """A zero-filled huge page for the whole block (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
     n = 1 << m.state[0].hpage_order
     for i in range(b * n, (b + 1) * n):
-        m.page[i].key = 0
+        set_content(m, i, np.uint64(0))
     map_huge_page(m, b, _region_index(m, b * n), m.mm[m.block[b].mm].nid)
     m.stat[0].thp_fault_alloc += 1
 
@@ -223,7 +223,7 @@ def _write_fault(m, v):
         if _huge_page_allowed(m, b):
             _huge_page_fault(m, b)
         else:
-            m.page[v].key = 0
+            set_content(m, v, np.uint64(0))
             map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == HUGE_ZP:
@@ -271,11 +271,11 @@ def _read_fault(m, v):
     if _huge_page_allowed(m, b):
         for i in range(b * n, (b + 1) * n):
             m.pte[i].kind = HUGE_ZP
-            m.page[i].key = 0
+            set_content(m, i, np.uint64(0))
         m.block[b].pmd = PMD_HUGE_ZP
         return
     m.pte[v].kind = ZP_CLEAN
-    m.page[v].key = 0
+    set_content(m, v, np.uint64(0))
     m.page[v].frame = -1
     m.block[b].pmd = PMD_TABLE
     m.stat[0].zeropage_entries += 1

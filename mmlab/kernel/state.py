@@ -21,6 +21,7 @@ DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry. EXCLUSIVE in a wr
 READ_ONLY, OLD = 8, 16  # unless READ_ONLY: given back by break_ksm, not written yet. OLD: not accessed since MADV_COLD
 VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32  # flags of the page's VMA
 ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
+REWRITTEN = 16  # with CHECKSUM: the page was written to since
 
 pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the small fields of its rmap_item
     [
@@ -38,7 +39,6 @@ pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the
 page_t = np.dtype(
     [
         ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
-        ("oldchecksum", np.uint64),  # content at the last checksum; valid if CHECKSUM is set in item
         ("frame", np.int32),  # frame that an ANON entry maps; -2 - slot of a SWAP entry; -1: none
         ("left", np.int32),  # UNSTABLE: tree links (rbtree). STABLE: left and right are the next and the previous item
         ("right", np.int32),  #   of the node's list, and parent is the stable node itself
@@ -245,6 +245,8 @@ class Machine(Tables):
     """virtual pages of all processes, each process's region aligned to a THP"""
     page: Annotated[np.ndarray, page_t]
     """… the same pages"""
+    oldchecksum: Annotated[np.ndarray, np.dtype(np.uint64)]
+    """… the content at the last checksum of a page that is REWRITTEN; others have it still"""
     occupied: Annotated[np.ndarray, np.dtype(np.uint64)]
     """… a bit each: may map a page or have an rmap_item; ksmd's walk clears it late"""
     block: Annotated[np.ndarray, block_t]
@@ -290,11 +292,12 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     m = Machine(
         pte=pages,
         page=pages,
+        oldchecksum=pages,
         occupied=(pages + 63) // 64,
         block=pages >> hpage_order,
         frame=2 * pages + (1 << hpage_order),
         folio=pages // 2 + 16,
-        node=pages + 16,
+        node=pages // 2 + 16,
         swap=pages,
         mm=1 + mms,
         tree=MAX_NODES,

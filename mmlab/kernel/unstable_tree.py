@@ -13,7 +13,16 @@ import numpy as np
 
 from mmlab.kernel.compile import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
-from mmlab.kernel.state import CACHED_LEVELS, NID_SHIFT, TREE_COLD, TREE_LEVEL, UNSTABLE, VM_MERGEABLE
+from mmlab.kernel.state import (
+    CACHED_LEVELS,
+    CHECKSUM,
+    NID_SHIFT,
+    REWRITTEN,
+    TREE_COLD,
+    TREE_LEVEL,
+    UNSTABLE,
+    VM_MERGEABLE,
+)
 
 __all__ = [
     "empty_unstable_trees",
@@ -111,8 +120,11 @@ def unmap_pte(m, v, kind, frame):
 
 @compiled
 def set_content(m, v, key):
-    """The page at v is written to."""
+    """What is at v is written to, or a fresh page, all zeroes, will be there."""
     _shape_matters(m, v)
+    if m.pte[v].item & (CHECKSUM | REWRITTEN) == CHECKSUM:
+        m.oldchecksum[v] = m.page[v].key
+        m.pte[v].item |= REWRITTEN
     m.page[v].key = key
 
 
