@@ -24,7 +24,7 @@ from mmlab.scenario import read_yaml
 if TYPE_CHECKING:
     from mmlab.run import Run
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "uncertainty"]
+__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "standard_errors", "uncertainty"]
 
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
@@ -188,3 +188,51 @@ def uncertainty(run: Run) -> tuple[float, float]:
         own = math.sqrt(max(0.0, float(counts @ costs.covariance @ counts))) / total if total else 0.0
         out.append(max(own, costs.error) if total else 0.0)
     return out[0], out[1]
+
+
+def standard_errors(run: Run) -> dict[str, float]:
+    """Standard errors, in their own units, of the metrics in seconds, per second or hour, and of CPU time in a run.
+
+    To first order, if all steps cost one relative standard error more: ksmd gets to each point later by that much of
+    the CPU time that it took until then, since sleeps are exact. A run that ends by the clock ends earlier in what
+    happens by as much; its CPU time errs less, because there are fewer of the dearer batches. None for metrics that do
+    not depend on what steps cost.
+    """
+    from mmlab.kernel.state import FIRST
+
+    by_ksmd, by_khugepaged = uncertainty(run)
+    metrics, rows = run.metrics, run.rows
+    time_ns = rows["time_ns"].astype(np.float64)
+    start, end = float(run.machine.passes[FIRST]["time_ns"]), float(time_ns[-1])  # of what rates are taken over
+    by_clock = 0 < 1e9 * run.scenario.horizon_seconds <= end
+    share = float(rows["ksmd_cpu_ns"][-1]) / max(1.0, end)
+
+    def late(ns: float) -> float:
+        """How much later ksmd gets to where it is at this time, ns."""
+        return by_ksmd * float(np.interp(ns, time_ns, rows["ksmd_cpu_ns"]))
+
+    def lost(count: np.ndarray) -> float:
+        """What has not happened yet at the end."""
+        return abs(float(count[-1] - np.interp(end - late(end), time_ns, count))) if by_clock else 0.0
+
+    hours = max(1.0, end) / 3.6e12
+    errors = {
+        "ksmd_cpu_ms": by_ksmd * metrics.ksmd_cpu_ms * (1 - share if by_clock else 1),
+        "ksmd_cpu_percent": by_ksmd * metrics.ksmd_cpu_percent * (1 - share),
+        "khugepaged_cpu_ms": by_khugepaged * metrics.khugepaged_cpu_ms,
+        "settled_s": 0.0 if metrics.settled_s is None else late(1e9 * metrics.settled_s) / 1e9,
+    }
+    for name, column in (("thps_split_per_hour", "thp_split_page"), ("collapses_per_hour", "pages_collapsed")):
+        slower = 0.0 if by_clock else getattr(metrics, name) * late(end) / max(1.0, end)
+        errors[name] = slower + lost(rows[column]) / hours
+    merged = rows["pages_sharing"] + rows["ksm_zero_pages"]
+    for name, count in (("merge_rate", merged), ("freed_rate", rows["frames"])):
+        if (rate := getattr(metrics, name)) is None:
+            continue
+        if metrics.settled_s is not None:
+            until, missing, longer = 1e9 * metrics.settled_s, 0.0, late(1e9 * metrics.settled_s) - late(start)
+        else:
+            until, missing, longer = end, lost(count) / 256, (0.0 if by_clock else late(end)) - late(start)
+        span = max(1.0, until - start)
+        errors[name] = abs(missing * 1e9 + rate * longer) / span
+    return {name: error for name, error in errors.items() if error > 0}

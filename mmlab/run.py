@@ -229,11 +229,19 @@ class Run:
         zero[m.page["frame"][(m.pte["kind"] == ANON) & (m.page["key"] == 0)]] = True
         return int(zero.sum())
 
+    @cached_property
+    def uncertainty(self) -> dict[str, float]:
+        """Standard errors of the metrics that come from the costs of steps; see `mmlab.costs.standard_errors`."""
+        from mmlab.costs import standard_errors
+
+        return standard_errors(self)
+
     def summary(self) -> str:
-        """The metrics as a text table, a line each."""
+        """The metrics as a text table, a line each, with their standard errors."""
         lines = []
         for name, (unit, _) in Metrics.describe().items():
             value = getattr(self.metrics, name)
             text = "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-            lines.append(f"{name:24}{text:>16} {unit}".rstrip())
+            sure = f" ± {self.uncertainty[name]:,.2f}" if name in self.uncertainty else ""
+            lines.append(f"{name:24}{text:>16}{sure} {unit}".rstrip())
         return "\n".join(lines)

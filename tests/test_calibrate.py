@@ -320,7 +320,10 @@ def test_command_says_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["none.json.gz"], ["none.json.gz", "No such file"]),
         ([bench_calibrate.RECORDING, "-o", "costs.txt"], ["-o costs.txt", ".yaml"]),
-        ([bench_calibrate.RECORDING, "-o", "params/all_zero.yaml/c.yaml"], ["all_zero.yaml/c.yaml", "cannot be written"]),
+        (
+            [bench_calibrate.RECORDING, "-o", "params/all_zero.yaml/c.yaml"],
+            ["all_zero.yaml/c.yaml", "cannot be written"],
+        ),
     ],
     ids=str,
 )
@@ -333,3 +336,51 @@ def test_mistakes(args: list[object], words: list[str], capsys: pytest.CaptureFi
 
 def test_bench() -> None:
     assert bench_calibrate.main() == 0
+
+
+# --- what it does to a run's figures --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"horizon_seconds": 5.0},
+        {"horizon_seconds": 0.0, "horizon_full_scans": 6},
+        {"horizon_seconds": 0.0, "until_settled": True},
+        {"horizon_seconds": 5.0, "use_zero_pages": 1, "pages_to_scan": 4000},
+    ],
+    ids=str,
+)
+def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found: Calibration, tmp_path: Path) -> None:
+    """Each metric moves by its standard error when all steps cost one relative standard error more."""
+    base = {"memory_mib": 128, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 500,
+            "smart_scan": 0, "pages_to_scan": 9000, "hz": 1000}  # fmt: skip
+    usual, dear = tmp_path / "usual.yaml", tmp_path / "dear.yaml"
+    text = yaml.safe_load(found.cost_file())
+    write(usual, yaml.safe_dump(text | {"error": 0.2}))
+    write(dear, yaml.safe_dump(text | {"ns": {step: 1.2 * ns for step, ns in text["ns"].items()}}))
+    run, dearer = (simulate(Scenario(**{**base, **setting, "costs": str(path)})) for path in (usual, dear))
+    assert uncertainty(run)[0] == pytest.approx(0.2)
+    assert {"ksmd_cpu_ms", "ksmd_cpu_percent"} <= set(run.uncertainty)
+    for name, error in run.uncertainty.items():
+        moved = getattr(dearer.metrics, name) - getattr(run.metrics, name)
+        assert abs(moved) == pytest.approx(error, rel=0.3, abs=0.01 * getattr(run.metrics, name)), name
+        assert (moved > 0) == (name in ("ksmd_cpu_ms", "ksmd_cpu_percent", "settled_s")), name
+
+
+def test_no_uncertainty_without_costs() -> None:
+    run = simulate(Scenario(memory_mib=4, costs="free", horizon_seconds=2.0))
+    assert run.uncertainty == {}
+    assert "±" not in run.summary()
+
+
+def test_summary_says_how_sure_it_is() -> None:
+    run = simulate(Scenario(memory_mib=4, horizon_seconds=2.0))
+    line = next(line for line in run.summary().splitlines() if line.startswith("ksmd_cpu_ms"))
+    assert line.split() == [
+        "ksmd_cpu_ms",
+        f"{run.metrics.ksmd_cpu_ms:.2f}",
+        "±",
+        f"{run.uncertainty['ksmd_cpu_ms']:.2f}",
+        "ms",
+    ]
