@@ -25,7 +25,7 @@ from mmlab.errors import UserError, unknown
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
-BYTES_PER_PAGE = 80
+BYTES_PER_PAGE = 56
 """Memory that a run needs for each simulated page (arrays of the model and of the workload), with room to spare."""
 MAX_KEY = 2**64 - 1
 UINT_MAX = 2**32 - 1
@@ -493,7 +493,7 @@ class Scenario(_Strict):
         Raises
         ------
         UserError
-            When about 80 bytes a page are more than MemAvailable of /proc/meminfo (not checked where there is none).
+            When about 56 bytes a page are more than MemAvailable of /proc/meminfo (not checked where there is none).
         """
         free, need = _mem_available(), self.total_pages * BYTES_PER_PAGE
         if free is not None and need > free:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -292,9 +292,14 @@ class Simulation:
     def _populate(self, process: int) -> None:
         m, image = self.m, self.images[process]
         base, pages = int(m.mm[process + 1]["base"]), len(image.keys)
+        if not (self.scenario.hot_fraction or self.scenario.warm_fraction):
+            self.images[process] = workload.NOTHING  # nobody asks for it again, and it is a quarter of all memory
         m.page["key"][base : base + pages] = image.keys
-        m.pte["vm"][base : base + pages] = flags = np.where(image.huge, VM_HUGEPAGE, 0) | VM_PRESENT | VM_WRITE
-        memory.populate(m, process + 1, np.minimum(image.order, self.order))
+        flags = np.where(image.huge, np.uint8(VM_HUGEPAGE | VM_PRESENT | VM_WRITE), np.uint8(VM_PRESENT | VM_WRITE))
+        m.pte["vm"][base : base + pages] = flags
+        image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge)
+        orders = image.order if self.order >= workload.THP_ORDER else np.minimum(image.order, self.order)
+        memory.populate(m, process + 1, orders)
         self.spaces.add(flags, image.born_huge)
         self.spaces.vmas[process] = self.spaces.vmas.pop()
         own = self.specs[process].merge_any

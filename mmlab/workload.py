@@ -55,6 +55,10 @@ class Image:
     mergeable: NDArray[np.bool_]
 
 
+NOTHING = Image(*(np.zeros(0, dtype) for dtype in (np.uint64, np.uint8, *[np.bool_] * 3)))
+"""The image of no pages."""
+
+
 def build(scenario: Scenario) -> list[Image]:
     """The start image of every process.
 

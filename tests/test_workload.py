@@ -159,7 +159,7 @@ def test_mixed_list_of_processes() -> None:
 
 
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenario_module, "_mem_available", lambda: 2**24)
+    monkeypatch.setattr(scenario_module, "_mem_available", lambda: 2**23)
     with pytest.raises(UserError, match="GiB"):
         build(Scenario(memory_mib=1024))
 
