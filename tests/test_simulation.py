@@ -15,6 +15,7 @@ import pytest
 import conservation
 import randomscenario
 from conftest import ROOT
+from mmlab.costs import STEPS, cost_table
 from mmlab.errors import UserError
 from mmlab.events import OPS
 from mmlab.run import Run
@@ -23,6 +24,9 @@ from mmlab.simulation import simulate
 from mmlab.variants import VARIANTS
 
 SECOND = 1_000_000_000
+NS = dict(zip(STEPS, cost_table("epyc-6.18").tolist(), strict=True))
+FIRST_BATCH_NS = 100 * NS["visit_thp"] + NS["wake_up"]
+"""With `scenario`: visits of pages of a THP."""
 
 
 def scenario(*events: dict[str, Any], **fields: Any) -> Scenario:
@@ -75,7 +79,7 @@ def test_no_sleep() -> None:
 def test_batch_takes_its_cpu_time() -> None:
     run = simulate(scenario(costs="epyc-6.18", horizon_batches=50))
     assert (np.diff(run.rows["ksmd_cpu_ns"][:-1]) > 0).all()
-    assert run.rows["ksmd_cpu_ns"][1] == 100 * 770 + 3000  # visits of pages of a THP, the wake-up
+    assert run.rows["ksmd_cpu_ns"][1] == FIRST_BATCH_NS
 
 
 def test_enabled_late() -> None:
@@ -122,8 +126,7 @@ def test_events_happen_at_their_time(costs: str) -> None:
 
 def test_event_during_a_batch_waits_for_its_end() -> None:
     run = simulate(scenario(at(0.00001, "read", page=0, count=1), costs="epyc-6.18"))
-    end_of_batch_1 = 100 * 770 + 3000
-    assert run.rows[run.event_rows[0]]["time_ns"] == end_of_batch_1
+    assert run.rows[run.event_rows[0]]["time_ns"] == FIRST_BATCH_NS
     assert run.rows["batch"][:3].tolist() == [0, 1, 1]
 
 

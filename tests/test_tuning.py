@@ -71,7 +71,7 @@ def test_work_predicts_other_budgets(tuning: Tuning) -> None:
         assert work.seconds(budget) >= tuning.at(budget, "ksm-opt-out").seconds, "few batches: at most so many"
     assert work.budget(work.seconds(300)) == pytest.approx(300)
     assert work.budget(work.cpu_s) == float("inf")
-    assert work.soonest(50) == max(2 * work.cpu_s, work.seconds(float("inf")))
+    assert work.soonest(50) == pytest.approx(max(2 * work.cpu_s, work.seconds(float("inf"))))
 
 
 def test_guests_that_come_and_go() -> None:
