@@ -26,7 +26,7 @@ from mmlab.scenario import check_knob
 if TYPE_CHECKING:
     from mmlab.simulation import Simulation
 
-__all__ = ["POLICIES", "Policy", "View", "ksmtuned", "resolve", "schedule"]
+__all__ = ["POLICIES", "Ksmtuned", "Policy", "View", "ksmtuned", "resolve", "schedule"]
 
 Knobs = Mapping[str, int | str]
 MIN_INTERVAL = 0.001
@@ -74,20 +74,49 @@ class Policy:
 PolicyLike = str | Policy | Callable[[View], Knobs] | tuple[Callable[[View], Knobs], float]
 
 
-def ksmtuned(view: View) -> Knobs:
-    """ksmtuned with the values of ksmtuned.conf as Proxmox and oVirt publish it (thread 3c), every 60 s.
+@dataclass(frozen=True)
+class Ksmtuned:
+    """ksmtuned with the values of ksmtuned.conf, by default as Proxmox and oVirt publish it (thread 3c).
 
-    The threshold is 20 % of the host's memory, at least 2048 MiB. ksmd stops while the processes' address space leaves
-    more than that unpromised and more than that is free. Otherwise it runs, with 300 more pages a batch while less than
-    the threshold is free and 50 fewer while not, within 64 … 1250, and a sleep of 100 ms on a host of 16 GiB, less on a
-    larger one, at least 10 ms.
+    The threshold is `thres_coef` % of the host's memory, at least `thres_const` MiB. ksmd stops while the processes'
+    address space leaves more than that unpromised and more than that is free. Otherwise it runs, with `npages_boost`
+    more pages a batch while less than the threshold is free and `npages_decay` (below 0) more while not, within
+    `npages_min` … `npages_max`, and a sleep of `sleep_msec` on a host of 16 GiB, less on a larger one, at least 10 ms.
+
+    >>> Ksmtuned(npages_max=2000).conf().splitlines()[-4]
+    'KSM_NPAGES_MAX=2000'
     """
-    threshold = max(2048, view.host_mib * 20 // 100)
-    if view.committed_mib + threshold < view.host_mib and view.free_mib > threshold:
-        return {"run": 0}
-    pages = int(view.knobs["pages_to_scan"]) + (300 if view.free_mib < threshold else -50)
-    sleep = max(10, 100 * 16 * 1024 // view.host_mib)
-    return {"pages_to_scan": min(max(pages, 64), 1250), "sleep_millisecs": sleep, "run": 1}
+
+    monitor_interval: int = 60
+    npages_boost: int = 300
+    npages_decay: int = -50
+    npages_min: int = 64
+    npages_max: int = 1250
+    sleep_msec: int = 100
+    thres_coef: int = 20
+    thres_const: int = 2048
+
+    def __call__(self, view: View) -> Knobs:
+        threshold = max(self.thres_const, view.host_mib * self.thres_coef // 100)
+        if view.committed_mib + threshold < view.host_mib and view.free_mib > threshold:
+            return {"run": 0}
+        more = self.npages_boost if view.free_mib < threshold else self.npages_decay
+        pages = min(max(int(view.knobs["pages_to_scan"]) + more, self.npages_min), self.npages_max)
+        sleep = max(10, self.sleep_msec * 16 * 1024 // view.host_mib)
+        return {"pages_to_scan": pages, "sleep_millisecs": sleep, "run": 1}
+
+    def policy(self) -> Policy:
+        """It as a policy, called every `monitor_interval` seconds."""
+        return Policy("ksmtuned", self, float(self.monitor_interval))
+
+    def conf(self) -> str:
+        """The lines of /etc/ksmtuned.conf that set these values."""
+        return "\n".join(f"KSM_{name.upper()}={value}" for name, value in vars(self).items())
+
+
+def ksmtuned(view: View) -> Knobs:
+    """ksmtuned with the published values, every 60 s; see `Ksmtuned`."""
+    return Ksmtuned()(view)
 
 
 POLICIES = {"ksmtuned": Policy("ksmtuned", ksmtuned, 60.0)}

@@ -1,0 +1,114 @@
+"""`mmlab tune` against an exhaustive grid: the shipped goals, what each found, and in how many runs.
+
+    python tests/bench_tune.py [GOALS]…      what `make bench` runs (some minutes, on all cores)
+
+The grid has all combinations of `GRID`, an operator's round numbers; the search may take a tenth of its runs. Exit
+status 1 when a search needs more, or what it finds costs over 2 % more than the best of the grid.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from mmlab.goals import Goals, shipped
+from mmlab.search import RUNS, Found, exhaustive, tune
+from mmlab.settings import Setting, spaces
+from mmlab.simulation import warm_up
+
+TENTH, WITHIN = 0.1, 0.02
+SEEDS = (0, 1, 2)
+GRID: dict[str, Sequence[int]] = {
+    "pages_to_scan": [int(f"{digits}{'0' * zeroes}") for zeroes in range(4)
+                      for digits in (10, 12, 15, 18, 22, 27, 33, 39, 47, 56, 68, 82)],
+    "advisor_target_scan_time": (1, 5, 20, 100),
+    "advisor_max_cpu": (10, 30, 70),
+    "advisor_min_pages_to_scan": (10, 50, 200, 1000),
+    "advisor_max_pages_to_scan": (30_000,),
+}  # fmt: skip
+"""Levels of the grid where they are not those of the search; with max_ptes_none among the knobs also `THINNER` ones."""
+THINNER: dict[str, Sequence[int]] = {
+    "pages_to_scan": [10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000],
+    "sleep_millisecs": (20, 50, 100, 200, 500, 1000),
+    "advisor_target_scan_time": (5, 50),
+    "advisor_min_pages_to_scan": (10, 50, 200),
+    "advisor_max_cpu": (30,),
+}
+
+
+def grid(goals: Goals) -> Iterator[Setting]:
+    """The settings of the exhaustive grid."""
+    for space in spaces(goals.scenario, goals.by, goals.levels):
+        chosen = GRID | (THINNER if "max_ptes_none" in space.levels else {})
+        yield from space.grid(**{knob: levels for knob, levels in chosen.items() if knob not in (goals.levels or {})})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best of a grid, and what the search found in at most a tenth of its runs."""
+
+    grid: Found
+    found: Found
+
+    @property
+    def excess(self) -> float:
+        """Cost of what was found over that of the grid's best, less 1."""
+        return self.found.cost / self.grid.cost - 1
+
+    @property
+    def share(self) -> float:
+        return len(self.found.trials) / len(self.grid.trials)
+
+    @property
+    def good(self) -> bool:
+        return self.found.feasible and self.grid.feasible and self.excess <= WITHIN and self.share <= TENTH
+
+
+def compare(goals: Goals, settings: Sequence[Setting], seed: int, executor: Executor | None = None,
+            whole: Found | None = None) -> Comparison:  # fmt: skip
+    """Search with a tenth of the grid's runs (at most what the command line would take)."""
+    whole = whole or exhaustive(goals, settings, executor=executor)
+    found = tune(goals, runs=min(RUNS, int(TENTH * len(settings))), seed=seed, executor=executor)
+    return Comparison(whole, found)
+
+
+def table(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Lines of a Markdown table, and whether all is as it should be."""
+    lines = ["| goals | grid: settings, s | its least ksmd CPU, % | search: runs, s | ksmd CPU, % | against the grid |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    good = True
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        for name in names:
+            goals = Goals.load(name)
+            settings = list(grid(goals))
+            start = time.perf_counter()
+            whole = exhaustive(goals, settings, executor=pool)
+            grid_s = time.perf_counter() - start
+            for seed in SEEDS:
+                start = time.perf_counter()
+                made = compare(goals, settings, seed, pool, whole)
+                good &= made.good
+                lines.append(
+                    f"| {name}, seed {seed} | {len(settings):,}, {grid_s:.0f} s | {made.grid.cost:.4f} | "
+                    f"{len(made.found.trials)}, {time.perf_counter() - start:.1f} s | {made.found.cost:.4f} | "
+                    f"{100 * made.excess:+.1f} %{'' if made.good else ' **missed**'} |"
+                )
+                print(lines[-1], made.grid.best.setting, "->", made.found.best.setting, file=sys.stderr, flush=True)
+    return lines, good
+
+
+def main(names: Sequence[str] = ()) -> int:
+    warm_up()
+    lines, good = table(names or list(shipped()))
+    print("\n".join(lines))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
