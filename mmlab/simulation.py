@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import errno
 import heapq
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,10 +46,12 @@ from mmlab.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, After, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
-__all__ = ["simulate", "warm_up"]
+__all__ = ["Interrupted", "simulate", "warm_up"]
 
 CHUNK = 4096
-"""Batches that run in compiled code before Python looks again."""
+"""Most batches that run in compiled code before Python looks again."""
+CHUNK_PAGES = 1 << 19
+"""Most pages that they visit: less than a second, so that progress and Ctrl-C need not wait long."""
 
 Where = tuple[int, int]
 Places = Literal["all", "end"] | Iterable[Where] | None
@@ -81,6 +86,8 @@ def simulate(
     UserError
         The variant, the policy or the cost set is not known, an event names a process that was not born yet, or the
         run would never end.
+    Interrupted
+        Ctrl-C: its attribute ``run`` is what there is up to then.
 
     Examples
     --------
@@ -92,6 +99,42 @@ def simulate(
     chosen = resolve(scenario.variant if variant is None else variant)
     tuner = policies.resolve(scenario.policy if policy is None else policy)
     return Simulation(scenario, chosen, tuner, maps_at, progress).run()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; nothing of it is lost.
+
+    Attributes
+    ----------
+    run : Run
+        All up to the batch or event at which it was stopped.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        super().__init__(f"stopped after {run.rows['time_ns'][-1] / SECOND:,.3f} s of simulated time; .run has them")
+
+
+@contextmanager
+def _noticed_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C only answers the question that this yields: the machine stays whole. A second one interrupts."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    hit = False
+
+    def handler(*_: object) -> None:
+        nonlocal hit
+        if hit:
+            raise KeyboardInterrupt
+        hit = True
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: hit
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def warm_up() -> None:
@@ -454,7 +497,7 @@ class Simulation:
         elif isinstance(self.maps_at, set):
             batch = int(stat["batch"])
             most = min([most, *(b - batch for b, _ in self.maps_at if b > batch)])
-        rows = self._rows[: min(most, CHUNK)]
+        rows = self._rows[: min(most, CHUNK, 1 + CHUNK_PAGES // max(1, int(m.state[0]["pages_to_scan"])))]
         target = int(stat["full_scans"]) + full_scans
         wake = max(self.wake, self.now)  # S4: from an untimed sleep it wakes at once
         done, self.wake, freed = ksm.ksm_scan_thread(
@@ -523,10 +566,11 @@ class Simulation:
         self._happen()
         if s.stepped:
             self.m.state[0]["run"] = 1
-        while not self._ended() and self._advance():
-            self._happen()
-            if self.progress:
-                self.progress(min(1.0, self._share()))
+        with _noticed_ctrl_c() as interrupted:
+            while not interrupted() and not self._ended() and self._advance():
+                self._happen()
+                if self.progress:
+                    self.progress(min(1.0, self._share()))
         if self.now > int(self.m.stat[0]["time_ns"]):  # time passed with nothing to do
             self._sample()
         self.samples.finish(self.m.stat, self.m.mthp)
@@ -535,7 +579,7 @@ class Simulation:
         self.timers.clear()  # they refer to this object: a cycle would keep the machine's memory
         del self.khugepaged
         ids = np.concatenate(self.samples.ids)
-        return Run(
+        run = Run(
             scenario=s,
             variant=self.variant.name,
             machine=self.m,
@@ -549,3 +593,6 @@ class Simulation:
             processes=len(self.spaces.vmas),
             frames_range=self.frames_range,
         )
+        if interrupted():
+            raise Interrupted(run)
+        return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from mmlab.kernel.state import ANON, PMD_HUGE
 from mmlab.run import Metrics, Run
 from mmlab.scenario import Scenario
-from mmlab.simulation import simulate
+from mmlab.simulation import Interrupted, simulate
 
 
 def scenario(*events: dict[str, Any], **fields: Any) -> Scenario:
@@ -143,3 +144,28 @@ def test_every_metric_is_described() -> None:
     assert lines[2].split() == ["freed_mib", f"{run.metrics.freed_mib:,.2f}", "MiB"]
     unsettled = [line.split() for line in simulate(MEASURED["unsettled"]).summary().splitlines()]
     assert ["settled_full_scans", "-", "full", "scans"] in unsettled
+
+
+def test_ctrl_c_loses_nothing() -> None:
+    """The run up to there comes with the exception, and the handler that was there before is there again."""
+    asked = Scenario(memory_mib=64, pages_to_scan=16384, horizon_seconds=60.0)
+    whole = simulate(asked)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = []
+
+    def progress(share: float) -> None:
+        calls.append(share)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(Interrupted, match=r"stopped after [0-9.]+ s of simulated time") as caught:
+            simulate(asked, progress=progress)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run = caught.value.run
+    assert len(calls) == 2
+    assert 1 < len(run.rows) < len(whole.rows)
+    assert (run.rows == whole.rows[: len(run.rows)]).all()
+    assert run.machine.stat["batch"][0] == run.rows["batch"][-1]
