@@ -27,8 +27,9 @@ test: $(READY) ## lint, types, all tests, notebooks
 	@echo "Tests (on $(JOBS) processes)"
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
-nightly: $(READY) ## the property test on 2,000 random scenarios
+nightly: $(READY) ## the property test on 2,000 random scenarios; sweeps that are killed ten times
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
+	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/test_sweep.py -k 'kill or dies'
 
 lint: $(READY) ## ruff and mypy
 	@echo "Lint and types"

@@ -13,8 +13,11 @@ _HOME = {
     "VARIANTS": "variants",
     "SplitContext": "variants",
     "explore": "explorer",
+    "sweep": "sweeps",
+    "read_sweep": "sweeps",
 }
-__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "simulate"]
+__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "read_sweep",
+           "simulate", "sweep"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -266,6 +266,80 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
         calibration.write(out, found.cost_file(**about))
         click.echo(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
+
+
+# -- sweep --------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("grid", metavar="GRID.yaml")
+@click.option("-o", "out", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the rows go, and from where they are read again.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Worker processes. Default: one a core.")
+@click.option("--scheduler", metavar="ADDRESS",
+              help="Run on the workers of this Dask scheduler, tcp://HOST:PORT, instead. They need the same mmlab, but "
+              "not DIR. Needs pip install 'mmlab[cluster]'.")  # fmt: skip
+@click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
+@click.option("--dry-run", is_flag=True, help="Only say what there is to do.")
+def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples: bool, dry_run: bool) -> None:
+    """Run a grid of scenarios, and keep a row of metrics for each in DIR, as Parquet.
+
+    GRID.yaml is a file, or the name of one of params/grids/:
+
+    \b
+      base: {params: regression_uzp0, memory_mib: 64}      what all have: a params file, and what differs from it
+      vary:                                                any parameter (`mmlab params`):
+        variant: [mainline, v1-series]                       a list,
+        thp_coverage: {low: 0, high: 1, step: 0.25}          a range in steps,
+        pages_to_scan: {low: 100, high: 10000, count: 5, log: true}    or so many values by equal factors
+      design: full                                         every combination: 2 × 5 × 5 scenarios; instead
+      # design: sobol                                      (or latin_hypercube): so many points spread evenly, where a
+      # samples: 256                                       range may be {low, high}, and has every value between them
+      # seed: 1
+
+    What is in DIR already is not run again: a sweep that was stopped or killed goes on by the same command, and one
+    that has grown runs only what is new. Another version of the model runs all of it anew. A scenario that fails is a
+    row with its error; remove DIR/*-error.parquet to try these again.
+
+    \b
+    Examples:
+      mmlab sweep budget_and_thps -o budget/ --dry-run
+      mmlab sweep budget_and_thps -o budget/
+      mmlab sweep my.yaml -o mine/ --scheduler tcp://10.0.0.5:8786
+      duckdb -c "SELECT variant, max(merge_rate) FROM 'budget/*.parquet' GROUP BY variant"
+      python -c "import mmlab; print(mmlab.read_sweep('budget'))"
+
+    Exit status 1: there are rows with errors.
+    """
+    from tqdm import tqdm
+
+    from mmlab import sweeps
+
+    if dry_run:
+        todo = sweeps.plan(grid, out, samples=samples)
+        click.echo(f"{out}: {todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run, "
+                   f"{len(todo.invalid):,} impossible")  # fmt: skip
+        for row in todo.invalid[:5]:
+            click.echo(f"  {row['error']}")
+        return
+    with ExitStack() as bars:
+        bar: tqdm | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                hidden = not sys.stderr.isatty()
+                bar = bars.enter_context(tqdm(total=total, initial=done, unit="scenario", leave=False, disable=hidden))
+            bar.update(done - bar.n)
+
+        try:
+            found = sweeps.sweep(grid, out, jobs=jobs, scheduler=scheduler, samples=samples, progress=progress)
+        except KeyboardInterrupt:
+            click.echo(f"\nmmlab: {out}: the same command goes on with what is not there yet", err=True)
+            raise
+    click.echo(f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
+               f"{found.seconds:.1f} s, {found.failed:,} with errors")  # fmt: skip
+    sys.exit(found.failed > 0)
 
 
 # -- report, variants, params, compile -------------------------------------------------------------------------------

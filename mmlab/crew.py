@@ -149,10 +149,12 @@ class Cluster:
     def __init__(self, address: str) -> None:
         try:
             import distributed
+            from distributed.comm.addressing import get_address_host_port
             from distributed.scheduler import KilledWorker
         except ImportError:
             raise UserError("--scheduler needs Dask: pip install 'mmlab[cluster]'") from None
         try:
+            get_address_host_port(address)  # a Client of a wrong address takes half a minute to go
             client: Any = distributed.Client  # not typed
             self.client = client(address, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -182,5 +184,5 @@ class Cluster:
         self.busy.remove(future)
 
     def close(self, at_once: bool = False) -> None:
-        self.executor.shutdown(wait=not at_once, cancel_futures=True)
+        self.executor.shutdown(wait=not at_once)
         self.client.close()

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmlab
-from mmlab.costs import cost_table
+from mmlab.costs import cost_set
 from mmlab.crew import DEATHS, Cluster, Crew, Processes
 from mmlab.errors import UserError
 from mmlab.grid import Grid, Point
@@ -158,8 +158,8 @@ def sweep(
     began, folder = time.perf_counter(), Path(folder)
     with _locked(folder), ExitStack() as ending:
         crew: Crew = Cluster(scheduler) if scheduler else Processes(jobs or len(os.sched_getaffinity(0)))
-        ending.push(lambda kind, *_: crew.close(at_once=kind is not None))  # its workers begin while we look around
-        found = _plan(grid, folder, samples)
+        ending.push(lambda kind, *_: crew.close(at_once=kind is not None or not found.items))
+        found = _plan(grid, folder, samples)  # while the workers begin
         _write(folder / MANIFEST, _manifest(grid))
         if found.invalid:
             _write(*_part(folder, found.invalid, "-error"))
@@ -250,8 +250,9 @@ def _plan(grid: Grids, folder: Path, samples: bool) -> Plan:
     invalid: dict[str, Row] = {}
     failed: set[str] = set()
     seen: set[str] = set()
+    costs: dict[str, str] = {}
     for point in points:
-        hash_, error = _check({**base, **point})
+        hash_, error = _check({**base, **point}, costs)
         seen.add(hash_)
         if there.get(hash_):
             failed.add(hash_)
@@ -264,20 +265,18 @@ def _plan(grid: Grids, folder: Path, samples: bool) -> Plan:
     return Plan(base, len(seen), list(items.values()), list(invalid.values()), len(failed))
 
 
-def _check(values: Point) -> tuple[str, str | None]:
-    """A scenario's hash, and what is wrong with it, if anything is."""
+def _check(values: Point, costs: dict[str, str]) -> tuple[str, str | None]:
+    """A scenario's hash, and what is wrong with it, if anything is; `costs` are the digests of cost sets seen so far."""
     try:
         scenario, error = Scenario(**values), None
-        said = f"{_costs(scenario.costs)} {scenario.model_dump_json(exclude={'name', 'costs'})}"
-    except UserError as found:
-        said, error = json.dumps(values, sort_keys=True, default=str), str(found)
+        if scenario.costs not in costs:  # what they say matters, not their name
+            found = cost_set(scenario.costs)
+            numbers = [found.ns.tolist(), found.estimated, found.covariance.tolist(), found.error]
+            costs[scenario.costs] = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+        said = f"{costs[scenario.costs]} {scenario.model_dump_json(exclude={'name', 'costs'})}"
+    except UserError as wrong:
+        said, error = json.dumps(values, sort_keys=True, default=str), str(wrong)
     return hashlib.sha256(f"{FORMAT} {model_digest()} {said}".encode()).hexdigest(), error
-
-
-@lru_cache
-def _costs(name: str) -> list[int]:
-    """What a set of costs says: its name does not matter."""
-    return list(cost_table(name).tolist())
 
 
 def _manifest(grid: Grids) -> bytes:
