@@ -3,6 +3,7 @@
     python tests/record.py --list                     the scenarios, a line each
     python tests/record.py uffd-collapse merge-any    record these, into mmlab/recordings/live618-NAME.json.gz
     python tests/record.py --all --out /tmp/traces    record all of them somewhere else
+    python tests/record.py 'cost-*' --out /tmp/here   for `mmlab calibrate /tmp/here/costs/*`
 
 Needs root and a kernel with KSM and THP. A scenario is recorded twice (--times), and kept only if both recordings are
 the same, because what happens elsewhere on the machine shows in /proc/vmstat too. All knobs are put back as they were.
@@ -22,8 +23,10 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -366,8 +369,11 @@ class Recorder:
                     return False
                 deadline += seconds
 
+    def _cpu_ns(self) -> int:
+        return int((self.ksmd / "schedstat").read_text().split()[0])
+
     def _cpu_ms(self) -> float:
-        return int((self.ksmd / "schedstat").read_text().split()[0]) / 1e6
+        return self._cpu_ns() / 1e6
 
     def _park(self) -> None:
         """Stop ksmd, and send it into its untimed sleep."""
@@ -409,6 +415,7 @@ class Recorder:
                     row[f"proc_{name}"] += int(stat[name])
                 for name in ("merge_any", "mergeable"):
                     row[f"lab_{name}"] += stat.get(f"ksm_{name}", "no") == "yes"
+        row["lab_ksmd_cpu_ns"] = self._cpu_ns()
         if self.advised:
             row["pages_to_scan"] = int(get(KSM / "pages_to_scan"))
         return row
@@ -417,7 +424,7 @@ class Recorder:
         """Take a sample; its index."""
         row = self._row()
         if not self.start:
-            self.start = {name: row[name] for name in ("pages_scanned", "pages_skipped", *VMSTAT)}
+            self.start = {name: row[name] for name in ("pages_scanned", "pages_skipped", "lab_ksmd_cpu_ns", *VMSTAT)}
             self.fields = ["batch", *row]
         self.full_scans = row["full_scans"]
         for name, value in self.start.items():
@@ -942,6 +949,35 @@ scenario(
     1, late=1,
 )  # fmt: skip
 
+MIXED = random.Random(1).sample(range(1000, 1000 + (1 << 14)), 1 << 14)
+COSTS: dict[str, tuple[list[list[int]], str, dict[str, int]]] = {
+    "unique": ([[key, 1, 0] for key in MIXED], "-", {}),
+    "unique-few": ([[key, 1, 0] for key in MIXED[:2048]], "-", {}),
+    "unique-thp": ([[key, 1, 0] for key in MIXED], "H", {}),
+    "unique-batches": ([[key, 1, 0] for key in MIXED[:2048]], "-", {"pages_to_scan": 50}),
+    "unique-skipped": ([[key, 1, 0] for key in MIXED], "-", {"smart_scan": 1}),
+    "ascending": ([[1000, 1 << 14, 1]], "-", {}),
+    "eights": ([[key % 1024, 1, 0] for key in MIXED[: 1 << 13]], "-", {}),
+    "eights-thp": ([[key % 1024, 1, 0] for key in MIXED[: 1 << 13]], "H", {}),
+    "same": ([[7, 1 << 13, 0]], "-", {}),
+    "zero": ([[0, 1 << 13, 0]], "-", {}),
+    "zero-uzp1": ([[0, 1 << 13, 0]], "-", {"use_zero_pages": 1}),
+    "zero-some-uzp1": (16 * block(256, 5000), "-", {"use_zero_pages": 1}),
+    "zero-thp": ([[0, 1 << 13, 0]], "H", {}),
+    "zero-thp-uzp1": ([[0, 1 << 13, 0]], "H", {"use_zero_pages": 1}),
+    "half-thp-uzp1": ([run for i in range(16) for run in block(256, 5000 + 256 * i)], "H", {"use_zero_pages": 1}),
+    "most-thp-uzp1": ([run for i in range(16) for run in block(460, 5000 + 52 * i)], "H", {"use_zero_pages": 1}),
+}
+"""For `mmlab calibrate`: contents, small pages or THPs, knobs."""
+for name, (contents, kind, knobs) in COSTS.items():
+    blocks = sum(count for _, count, _ in contents) // 512
+    scenario(
+        f"cost-{name}", "what ksmd's steps cost",
+        [process(*([] for _ in range(blocks)), thp=blocks * kind) | {"contents": contents}], [],
+        60 if "batches" in name else 40 if "skipped" in name else 16, how="depends on time: not for comparison",
+        folder="costs", **{"pages_to_scan": 4096, "smart_scan": 0} | knobs,
+    )  # fmt: skip
+
 
 # -- by hand --------------------------------------------------------------------------------------------------------
 
@@ -957,7 +993,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios to record")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios to record; * stands for anything")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--all", action="store_true", help="record all of them")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="their folder (mmlab/recordings)")
@@ -966,14 +1002,15 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{name:22} {spec['about']}" for name, spec in SCENARIOS.items()))
         return
-    if stray := sorted(set(args.names) - set(SCENARIOS)):
+    names = [name for name in SCENARIOS if any(fnmatch.fnmatch(name, glob) for glob in args.names)]
+    if stray := sorted(glob for glob in args.names if not fnmatch.filter(SCENARIOS, glob)):
         parser.error(f"no scenario {', '.join(stray)}: --list shows all")
     if not (args.names or args.all):
         parser.error("name scenarios, or give --all (--list shows them)")
     from mmlab.trace import write
 
     try:
-        for name in SCENARIOS if args.all else args.names:
+        for name in SCENARIOS if args.all else names:
             seen: list[dict[str, Any]] = []
             for _ in range(args.times + 3):
                 check()
