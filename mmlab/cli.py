@@ -131,7 +131,7 @@ def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out
     """One file: its summary, or where its prediction was written."""
     from mmlab import trace as traces
     from mmlab.scenario import Scenario
-    from mmlab.simulation import simulate
+    from mmlab.simulation import Interrupted, simulate
 
     try:
         with _bar(bar) as progress:
@@ -153,6 +153,10 @@ def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out
         traces.write(target, prediction)
     except UserError as error:
         return _Result(_about(path, error), failed=True)
+    except Interrupted as stopped:
+        if out is None:
+            _say(f"{path}: {stopped.args[0].partition(';')[0]}\n{textwrap.indent(stopped.run.summary(), '  ')}")
+        raise
     return _Result(str(target))
 
 
@@ -340,6 +344,78 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
     click.echo(f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
                f"{found.seconds:.1f} s, {found.failed:,} with errors")  # fmt: skip
     sys.exit(found.failed > 0)
+
+
+# -- tune ---------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("workload", metavar="WORKLOAD|GOALS.yaml")
+@_variant
+@_set
+@click.option("--goal", "goals", multiple=True, metavar="LIMIT",
+              help="'NAME >= NUMBER' or 'NAME <= NUMBER'; may be given several times.")  # fmt: skip
+@click.option("--within", metavar="TIME", help="'90 s', '30 min', '2 h': how long ksmd has. Default: the file's.")
+@click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
+@click.option("--by", multiple=True, metavar="PACE",
+              help="Who may set the pace: fixed, advisor, ksmtuned. Default: each of them.")  # fmt: skip
+@click.option("--levels", multiple=True, metavar="KNOB=[…]",
+              help="Values to choose from; a single one fixes the knob, e.g. smart_scan=1.")  # fmt: skip
+@click.option("--runs", type=click.IntRange(1), metavar="N", help="Most runs that the search may take. Default: 240.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the search.")
+@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw all that was tried, the front and the limits (.png, .svg, .pdf).")  # fmt: skip
+@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Write the whole Pareto front.")  # fmt: skip
+@_jobs
+def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: tuple[str, ...], within: str | None,
+         minimise: str | None, by: tuple[str, ...], levels: tuple[str, ...], runs: int | None, seed: int,
+         figure: Path | None, table: Path | None, jobs: int) -> None:  # fmt: skip
+    """Find the cheapest setting of ksmd that reaches goals, and print the commands that set it.
+
+    WORKLOAD is a params file or the name of one of params/, with --goal; or a goals file, or the name of one of
+    params/goals/, which says all of it. What is searched: pages_to_scan and sleep_millisecs, or the advisor's knobs, or
+    ksmtuned's configuration; use_zero_pages, smart_scan, max_ptes_none. Cheapest is least CPU time of ksmd.
+
+    \b
+    A goal is a limit on one of these, at the end of --within:
+      saved           %     memory saved, of what is possible: all equal pages merged, no frame for zero-filled ones
+      saved_mib       MiB   the same, against the same memory with KSM off
+      thps_lost       %     THPs fewer than with KSM off
+      ksmd_cpu        %     CPU time of ksmd over --within; khugepaged_cpu likewise
+      ...                   and each metric that `mmlab simulate` prints, in its unit
+
+    Printed are the setting, which limit binds and what loosening it would bring, the Pareto front of what was tried,
+    and commands for sysfs or ksmtuned.conf. Where the goals can't be reached together, the nearest that can be.
+
+    \b
+    Examples:
+      mmlab tune one_image
+      mmlab tune keep_thps --variant ksm-opt-out --figure front.png
+      mmlab tune params/bimodal.yaml --set memory_mib=64 --within "2 min" --goal "saved >= 90 %" --goal "ksmd_cpu <= 5 %"
+      mmlab tune my.yaml --within "30 min" --goal "saved >= 80 %" --by fixed --levels sleep_millisecs=20 --jobs 2
+
+    Exit status 1: the goals can't be reached.
+    """
+    from concurrent.futures import Executor
+
+    from mmlab import search
+    from mmlab.goals import Goals
+
+    asked = Goals.ask(workload, goals=goals, within=within, variant=variant, minimise=minimise, by=by,
+                      levels=_parse(levels, "--levels"), set=_parse(settings))  # fmt: skip
+    _warm_up()
+    with _steps() as progress, ExitStack() as stack:
+        pool: Executor | None = None
+        if jobs > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn")))
+        found = search.tune(asked, runs=runs or search.RUNS, seed=seed, executor=pool, progress=progress)
+    click.echo(found.text())
+    if table:
+        found.table().to_csv(table, index=False)
+    if figure:
+        found.save(figure)
+    sys.exit(not found.feasible)
 
 
 # -- report, variants, params, compile -------------------------------------------------------------------------------

@@ -251,8 +251,29 @@ class Goals:
         return cls(asked, limits, minimise, tuple(by) or tuple(BY), tried)
 
     @classmethod
+    def ask(cls, what: str | Path, **overrides: Any) -> Goals:
+        """From a goals file as :meth:`load` does, or from a params file, whose goals are among the overrides.
+
+        Raises
+        ------
+        UserError
+            As those do; or there is neither file.
+        """
+        if str(what) in shipped() or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
+            return cls.load(what, **overrides)
+        given = {name: value for name, value in overrides.items() if value}
+        if not Path(what).is_file() and str(what) not in presets.presets():
+            names = [*shipped(), *presets.presets()]
+            raise UserError(unknown("workload", what, names, "Name a params file, a goals file, or one of params/."))
+        if "goals" not in given:
+            raise UserError(f'{what} is a workload without goals: add some, such as --goal "saved >= 90 %"')
+        return cls.of(what, **given | given.pop("set", {}))
+
+    @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Goals:
         """From a goals file: `workload`, `goals`, `within`, and what else :meth:`of` takes; changes below `set`.
+
+        An override that says something replaces the file's; `set` and `levels` are added to them.
 
         Raises
         ------
@@ -261,7 +282,10 @@ class Goals:
         """
         path = find(path)
         try:
-            values = read_yaml(path) | {name: value for name, value in overrides.items() if value}
+            values = read_yaml(path)
+            for name, value in overrides.items():
+                if value:
+                    values[name] = {**(values.get(name) or {}), **value} if isinstance(value, dict) else value
             known = ("workload", "variant", "within", "goals", "minimise", "by", "levels", "set")
             for name in values:
                 if name not in known:

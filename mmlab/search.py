@@ -2,7 +2,7 @@
 
 >>> scenario = Scenario(memory_mib=4, zero_fraction=0.5, horizon_seconds=5.0)
 >>> found = tune(Goals.of(scenario, ["saved >= 90 %", "ksmd_cpu <= 5 %"], by=["fixed"]), runs=60)
->>> found.feasible, found.best.setting["pages_to_scan"] < 200
+>>> found.feasible, found.best.value("saved") >= 90
 (True, True)
 
 *Cheapest* is least ksmd CPU time over the whole of `within`, unless `Goals.minimise` names another measure. Each pace
@@ -25,6 +25,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -450,6 +451,24 @@ class Found:
             cells = "  ".join(f"{_n(trial.value(name)):>14}" for name in names)
             lines.append(f"{mark} {cells}  {trial.setting}")
         return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """Write the figure; the ending says in which format.
+
+        Raises
+        ------
+        UserError
+            There is no such format, or it can't be written there.
+        """
+        from matplotlib import pyplot
+
+        figure = self.plot().figure
+        try:
+            figure.savefig(path, dpi=150, bbox_inches="tight")  # type: ignore[union-attr]
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: {error}") from None
+        finally:
+            pyplot.close("all")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Cost against the first other measure that has a limit: all trials, the front, the limits, what was found."""
