@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 import bench_explore
-from mmlab import VARIANTS, Run, Scenario, simulate, workload
+import bench_scale
+from mmlab import VARIANTS, Run, Scenario, simulate
 from mmlab.kernel.compile import announced
 from mmlab.simulation import warm_up
 
@@ -67,40 +68,7 @@ def expected_by_reference(scenario: Scenario, count: int) -> str:
     """The digest that the reference model gives `count` batches of the scenario."""
     import reference
 
-    (image,) = workload.build(scenario)
-    runs: list[list[int]] = []
-    for key in image.keys.tolist():
-        if runs and key == runs[-1][0] + runs[-1][1] * runs[-1][2]:
-            runs[-1][1] += 1
-        else:
-            runs.append([key, 1, int(key != 0)])
-    knobs = ("use_zero_pages", "pages_to_scan", "smart_scan", "max_page_sharing", "shrink_underused", "max_ptes_none")
-    asked = {
-        "format": "kernel-trace-1",
-        "name": "bench",
-        "kernel": "6.12.117",
-        "variant": scenario.variant,
-        "scenario": {
-            "knobs": {name: getattr(scenario, name) for name in knobs}
-            | {"stable_node_chains_prune_millisecs": 4294967, "merge_across_nodes": 1, "swap_mib": 0},
-            "processes": [
-                {
-                    "pages": len(image.keys),
-                    "contents": runs,
-                    "thp": [[0, len(image.keys)]] if image.huge.any() else [],
-                    "mergeable": [[0, len(image.keys)]],
-                }
-            ],
-            "late": 0,
-            "events": [],
-            "batches": count,
-        },
-        "fields": [],
-        "samples": [],
-        "maps": [],
-        "frames": [],
-    }
-    got = reference.predict(asked)
+    got = reference.predict(bench_scale.trace_of(scenario, count))
     table = np.array(got["samples"])
     return digest({name: table[:, got["fields"].index(name)] for name in COUNTERS})
 
@@ -155,7 +123,7 @@ def main() -> int:
         cold = in_fresh_process(EVERYTHING, NUMBA_CACHE_DIR=empty)
     failed |= cold > 30
     print(f"{'first result and everything compiled, empty cache':64}{cold:8.3f}{30:8.1f}")
-    return int(failed) | bench_explore.main()
+    return int(failed) | bench_explore.main() | bench_scale.main()
 
 
 ONE_ROUND = """
