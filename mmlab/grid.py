@@ -12,9 +12,9 @@
 >>> grid = Grid(vary={"smart_scan": [0, 1], "pages_to_scan": {"low": 100, "high": 10000, "count": 3, "log": True}})
 >>> [point["pages_to_scan"] for point in grid.points()]
 [100, 1000, 10000, 100, 1000, 10000]
->>> Grid(vary={"pages_to_scna": [100]})
+>>> Grid(vary={"smart_scan": [0, 1, 2]})
 Traceback (most recent call last):
-mmlab.errors.UserError: vary: unknown parameter "pages_to_scna": did you mean "pages_to_scan"? …
+mmlab.errors.UserError: vary: smart_scan = 2 is out of range: it must be 0 … 1.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ class Grid(BaseModel):
     def _with_file(cls, base: Any) -> Any:
         base = {"params": base} if isinstance(base, str) else base
         if isinstance(base, dict) and "params" in base:
+            if not isinstance(base["params"], str):
+                raise ValueError(f"params = {base['params']!r}: it must be a params file, or the name of a shipped one")
             return {**read_yaml(presets.find(base["params"])), **{n: v for n, v in base.items() if n != "params"}}
         return base
 

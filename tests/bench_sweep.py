@@ -1,0 +1,81 @@
+"""Speed of a sweep: 10,000 scenarios of 64 MiB, three full scans each, against a plain loop over some of them.
+
+    python tests/bench_sweep.py            10,000 scenarios
+    python tests/bench_sweep.py 1000       so many; the start of the processes weighs more then
+
+Efficiency: the time that the plain loop would take for all, over the time of the sweep times its processes. Overhead:
+the latter less the CPU time of the simulations, for each scenario. Exit status 1 when a limit is not kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+
+from mmlab import Scenario, simulate
+from mmlab.grid import Grid
+from mmlab.simulation import warm_up
+from mmlab.sweeps import plan, read_sweep, sweep
+
+MINUTES, EFFICIENCY, OVERHEAD_MS = 10.0, 0.9, 3.0
+"""Limits for 10,000 scenarios on 2 cores."""
+BLOCKS, BLOCK = 10, 40
+
+
+def grid(count: int) -> Grid:
+    """So many scenarios (200 or a multiple of it) of the mixed guests' memory."""
+    return Grid(
+        base={"params": "mixed_guests", "memory_mib": 64, "horizon_full_scans": 3},
+        vary={
+            "variant": ["mainline", "legacy", "v1-series", "ksm-opt-out"],
+            "use_zero_pages": [0, 1],
+            "pages_to_scan": {"low": 100, "high": 10_000, "count": 25, "log": True},
+            "thp_coverage": {"low": 0, "high": 1, "count": max(2, count // 200)},
+        },
+    )
+
+
+def loop(count: int) -> float:
+    """Seconds a scenario of a plain loop, in the sweep's order, over blocks of neighbours from all of the grid."""
+    asked = grid(count)
+    with tempfile.TemporaryDirectory() as folder:
+        items = plan(asked, folder).items
+    starts = [i * (len(items) - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS)]
+    begin = time.perf_counter()
+    for start in starts:
+        for item in items[start : start + BLOCK]:
+            simulate(Scenario(**{**asked.base, **item.point})).metrics  # noqa: B018
+    return (time.perf_counter() - begin) / (BLOCKS * BLOCK)
+
+
+def main(count: int = 10_000) -> int:
+    """Print the table; 1 if a limit is not kept."""
+    warm_up()
+    loop(200)  # whatever else loads at the first use
+    each, jobs = loop(count), len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        found = sweep(grid(count), folder, jobs=jobs)
+        rows = read_sweep(folder)
+        again = sweep(grid(count), folder, jobs=jobs)
+    assert (len(rows), rows["error"].count(), again.ran) == (found.scenarios, 0, 0)
+    spent = found.seconds * jobs
+    efficiency, overhead = each * found.ran / spent, (spent - found.simulated_s) / found.ran * 1e3
+    limits = count >= 10_000
+    print(f"{'sweep of 64 MiB scenarios, 3 full scans each':64}{'':>10}{'limit':>10}")
+    for name, value, limit in (
+        (f"{found.ran:,} scenarios on {jobs} processes, minutes", found.seconds / 60, MINUTES),
+        ("scenarios a second", found.ran / found.seconds, None),
+        ("a scenario of a plain loop, ms", each * 1e3, None),
+        ("parallel efficiency", efficiency, EFFICIENCY),
+        ("overhead a scenario, ms", overhead, OVERHEAD_MS),
+        ("the same again, where nothing is to be run, s", again.seconds, None),
+    ):
+        print(f"{name:64}{value:10.2f}{limit if limit and limits else '':>10}")
+    kept = found.seconds / 60 <= MINUTES and efficiency >= EFFICIENCY and overhead <= OVERHEAD_MS
+    return int(limits and not kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
