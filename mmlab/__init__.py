@@ -15,9 +15,12 @@ _HOME = {
     "explore": "explorer",
     "sweep": "sweeps",
     "read_sweep": "sweeps",
+    "Goals": "goals",
+    "tune": "search",
+    "fleet": "fleets",
 }
-__all__ = ["VARIANTS", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "read_sweep",
-           "simulate", "sweep"]  # fmt: skip
+__all__ = ["VARIANTS", "Goals", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "fleet",
+           "read_sweep", "simulate", "sweep", "tune"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

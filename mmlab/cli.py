@@ -392,7 +392,7 @@ def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: t
     Examples:
       mmlab tune one_image
       mmlab tune keep_thps --variant ksm-opt-out --figure front.png
-      mmlab tune params/bimodal.yaml --set memory_mib=64 --within "2 min" --goal "saved >= 90 %" --goal "ksmd_cpu <= 5 %"
+      mmlab tune bimodal --set memory_mib=64 --within "2 min" --goal "saved >= 90 %" --goal "ksmd_cpu <= 5 %"
       mmlab tune my.yaml --within "30 min" --goal "saved >= 80 %" --by fixed --levels sleep_millisecs=20 --jobs 2
 
     Exit status 1: the goals can't be reached.
@@ -416,6 +416,58 @@ def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: t
     if figure:
         found.save(figure)
     sys.exit(not found.feasible)
+
+
+# -- fleet --------------------------------------------------------------------------------------------------------
+
+
+@cli.command("fleet")
+@click.argument("plan", metavar="FLEET.yaml")
+@click.option("--variant", "variants", multiple=True, metavar="NAME",
+              help="Instead of the file's; may be given several times. The others are compared with the first.")  # fmt: skip
+@click.option("--hosts", type=click.IntRange(1), metavar="N", help="Instead of the file's.")
+@click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts that are simulated of each kind.")
+@click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the hosts that are drawn.")
+@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Write a row for each simulated host and variant.")  # fmt: skip
+@_jobs
+def fleet_(plan: str, variants: tuple[str, ...], hosts: int | None, samples: int | None, simulate_mib: int | None,
+           seed: int | None, table: Path | None, jobs: int) -> None:  # fmt: skip
+    """What many hosts come to: memory (TiB), CPU (cores) and THPs over a fleet, under each variant, with the spread.
+
+    FLEET.yaml is a file, or the name of one of params/fleets/:
+
+    \b
+      hosts: 100000
+      samples: 8                                     hosts of each kind that are simulated, and stand for the others
+      simulate_mib: 64                               … in so much memory, ksmd as much slower (README, "A fleet")
+      variants: [mainline, ksm-opt-out]
+      mix:
+        - {params: bimodal, weight: 0.6, memory_gib: 512, pages_to_scan: 4000}    a file of params/, and what differs
+        - params: shared_image
+          weight: 0.4
+          zero_fraction: {low: 0.3, high: 0.6}       from host to host: a range (log: true for equal factors)
+          pages_to_scan: [1000, 2000, 4000]          or one of these
+
+    Printed are totals with the standard error that comes from the sample, quantiles of single hosts, and how variants
+    differ from the first, host by host.
+
+    \b
+    Examples:
+      mmlab fleet three_kinds
+      mmlab fleet three_kinds --samples 32 --jobs 4 --variant mainline --variant v1-series
+      mmlab fleet mine.yaml --simulate-mib 256 --table hosts.csv
+    """
+    from mmlab import fleets
+
+    asked = fleets.Plan.load(plan, hosts=hosts, samples=samples, simulate_mib=simulate_mib, seed=seed)
+    _warm_up()
+    with _steps() as progress:
+        estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
+    click.echo(estimate.text())
+    if table:
+        estimate.hosts.to_csv(table, index=False)
 
 
 # -- report, variants, params, compile -------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""What a fleet costs to simulate: time by pages and by hosts, the line through it, what 100,000 hosts need; and how
+much is lost by simulating a host smaller than it is.
+
+    python tests/bench_fleet.py [MIB]…      default: 64 256 1024 4096 (a minute)
+
+The workload of the first part: 40 % zero-filled, 30 % duplicates, 30 % unique in random order, two full scans with
+use_zero_pages=0 and smart scan off, mainline.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmlab import Scenario, simulate
+from mmlab.fleets import Host, Plan, fleet, host_rows, shrunk
+from mmlab.simulation import warm_up
+
+FLEET = 100_000
+MIXED = Scenario(memory_mib=64, zero_fraction=0.4, duplicate_fraction=0.5, duplicate_groups=1000, key_order="random",
+                 layout="random", smart_scan=0, pages_to_scan=1000, horizon_full_scans=2, horizon_seconds=0.0,
+                 sample_limit=100)  # fmt: skip
+
+
+def timed(scenario: Scenario) -> float:
+    """Wall-clock time of a run, s; the best of three where it is short."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        simulate(scenario)
+        best = min(best, time.perf_counter() - start)
+        if best > 5:
+            break
+    return best
+
+
+def by_size(sizes: Sequence[int]) -> list[str]:
+    """Time of one host by its memory, the line through the points, and what it means for the fleet."""
+    seconds = [timed(MIXED.replace(memory_mib=mib, duplicate_groups=1000 * mib // 64)) for mib in sizes]
+    lines = ["| memory of a host, MiB | s | µs a page | core-hours for 100,000 hosts |", "|---|---|---|---|"]
+    lines += [
+        f"| {mib:,} | {s:.3f} | {1e6 * s / (256 * mib):.2f} | {FLEET * s / 3600:,.1f} |"
+        for mib, s in zip(sizes, seconds, strict=True)
+    ]
+    power, log_first = np.polyfit(np.log(np.array(sizes) / sizes[0]), np.log(seconds), 1)
+    line = f"s = {np.exp(log_first):.3f} × (MiB / {sizes[0]})^{power:.2f}"
+    whole = np.exp(log_first) * (1024 * 256 / sizes[0]) ** power
+    lines += ["", f"line through them (least squares of the logarithms): {line}.",
+              f"By it one host of 256 GiB takes {whole / 60:,.1f} minutes, and 100,000 of them, each by itself, "
+              f"{FLEET * whole / 3600:,.0f} core-hours."]  # fmt: skip
+    return lines
+
+
+def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
+    """Time of the shipped fleet by the hosts that are simulated of each kind."""
+    lines = ["| hosts simulated | s | s a host and variant | error of memory saved, TiB |", "|---|---|---|---|"]
+    hosts, seconds = [], []
+    for samples in counts:
+        plan = Plan.load("three_kinds", samples=samples)
+        start = time.perf_counter()
+        estimate = fleet(plan)
+        seconds.append(time.perf_counter() - start)
+        hosts.append(samples * len(plan.kinds))
+        totals = estimate.totals()
+        error = totals[(totals["measure"] == "saved") & (totals["variant"] == plan.variants[0])]["error"].iloc[0]
+        each = seconds[-1] / hosts[-1] / len(plan.variants)
+        lines.append(f"| {hosts[-1]} | {seconds[-1]:.1f} | {each:.3f} | {error:,.0f} |")
+    slope, first = np.polyfit(hosts, seconds, 1)
+    lines += ["", f"line through them: s = {first:.2f} + {slope:.4f} × hosts. All {FLEET:,} hosts at that size, instead of "
+              f"a sample: {slope * FLEET / 3600:,.1f} core-hours."]  # fmt: skip
+    return lines
+
+
+def by_shrinking(true_mib: int = 1024, sizes: Sequence[int] = (256, 64, 16)) -> list[str]:
+    """What comes out when a host is simulated smaller than it is."""
+    host = Scenario(memory_mib=true_mib, zero_fraction=0.4, duplicate_fraction=0.3, duplicate_groups=20_000,
+                    key_order="random", layout="bimodal", use_zero_pages=1, pages_to_scan=2000, horizon_seconds=15.0,
+                    sample_limit=100)  # fmt: skip
+    lines = ["| simulated in, MiB | saved, GiB | ksmd CPU, % | THPs lost |", "|---|---|---|---|"]
+    for mib in (true_mib, *sizes):
+        small = Host("", host) if mib == true_mib else Host("", *shrunk(host, true_mib, mib))
+        row = host_rows(small, ["mainline"])[0]
+        lines.append(
+            f"| {mib:,} | {row['saved'] / 2**18:.3f} | {100 * row['ksmd_cpu']:.1f} | {row['thps_lost']:,.0f} |"
+        )
+    return lines
+
+
+def main(sizes: Sequence[int] = ()) -> int:
+    warm_up()
+    for part in (by_size(sizes or (64, 256, 1024, 4096)), by_hosts(), by_shrinking()):
+        print("\n".join(part), end="\n\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(size) for size in sys.argv[1:]]))
