@@ -214,14 +214,15 @@ def _unstable_tree(m: Machine) -> None:
         return
     inserted = unstable & (m.pte["seq"] == m.stat[0]["full_scans"] & 255)
     trees = [(nid, v) for nid, root in enumerate(m.tree["unstable"]) for v in _in_order(m.page, root)]
+    latest = _linked(m, int(m.state[0]["index_first"]), "right")
+    assert m.state[0]["indexed"] or not latest
+    chains = [_linked(m, int(first) - 1, "left") for first in m.index]
+    assert sorted(latest) == sorted(v for chain in chains for v in chain)
     if m.state[0]["indexed"]:
-        assert not trees
-        trees = [(0, v) for v in _linked(m, int(m.state[0]["index_first"]), "right")]
-        chains = [_linked(m, int(first) - 1, "left") for first in m.index]
-        assert sorted(v for _, v in trees) == sorted(v for chain in chains for v in chain)
-        keys = m.page["key"][inserted]
-        assert len(np.unique(keys)) == len(keys), "equal contents in the index"
-        assert (m.page["frame"][inserted] >= 0).all(), "a dead item in the index"
+        keys = m.page["key"][inserted & (m.page["frame"] >= 0)]
+        assert len(np.unique(keys)) == len(keys), "equal contents in the tree or its index"
+        assert (m.page["frame"][latest] >= 0).all(), "a dead item in the index"
+    trees += [(0, v) for v in latest]
     assert sorted(v for _, v in trees) == np.flatnonzero(inserted).tolist()
     assert all(m.pte[v]["nid"] == nid for nid, v in trees)
     assert m.tree["nodes"].tolist() == np.bincount([nid for nid, _ in trees], minlength=len(m.tree)).tolist()

@@ -138,8 +138,9 @@ tree_t = np.dtype(  # roots of a NUMA node's trees
     [
         ("stable", np.int32),
         ("unstable", np.int32),
-        ("nodes", np.int32),  # of the unstable tree, built or not
+        ("nodes", np.int32),  # of the unstable tree, those that are only indexed too
         ("depth", np.int32),  # bits of that number
+        ("built", np.int32),  # … when the tree was last built
         ("least", np.uint64),  # contents that it has seen
         ("most", np.uint64),
     ],
@@ -261,7 +262,7 @@ class Machine(Tables):
     tree: Annotated[np.ndarray, tree_t]
     """one record a NUMA node; only the first unless merge_across_nodes is 0"""
     index: Annotated[np.ndarray, np.dtype(np.int32)]
-    """hash table of the unstable tree's items by content, as long as the tree is not built: page + 1"""
+    """hash table by content of the unstable tree's items that the tree was not built of yet: page + 1"""
     state: Annotated[np.ndarray, state_t]
     """one record"""
     stat: Annotated[np.ndarray, stat_t]
