@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
@@ -16,10 +17,12 @@ from typing import Any, Protocol, TypeVar
 
 from mmlab.errors import UserError
 
-__all__ = ["DEATHS", "Cluster", "Crew", "Processes"]
+__all__ = ["Cluster", "Crew", "Processes"]
 
 DEATHS = 3
-"""Workers that a task may take along before it counts as failed."""
+"""Processes that a task may take along before it counts as failed."""
+PATIENCE = 60
+"""How long to wait for a worker where all have died, s."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -29,6 +32,8 @@ class Crew(Protocol):
     """Workers, as many as there are; one that dies is replaced, and its task's future raises one of `died`."""
 
     died: tuple[type[BaseException], ...]
+    tries: int
+    """How often a task may end like that before it counts as failed."""
 
     def workers(self) -> int:
         """How many there are."""
@@ -55,6 +60,7 @@ class Processes:
     """Processes of this machine. Each is an executor of its own: one that dies takes nothing along but its own task."""
 
     died: tuple[type[BaseException], ...] = (BrokenExecutor,)
+    tries = DEATHS
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -138,13 +144,15 @@ def _get_ready(first: bool) -> None:
 
 
 class Cluster:
-    """The workers of a Dask cluster, which replaces those that die and runs their tasks again.
+    """The workers of a Dask cluster, which runs the tasks of those that die again, three times unless told otherwise.
 
     Raises
     ------
     UserError
         There is no Dask here, nothing answers at the address, or it has no workers.
     """
+
+    tries = 2  # a task is also blamed for another's deeds: of the same worker
 
     def __init__(self, address: str) -> None:
         try:
@@ -160,20 +168,39 @@ class Cluster:
         except (OSError, ValueError) as error:
             raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error}). `dask scheduler` "
                             "starts one and prints its address") from None  # fmt: skip
+        self.address, self.seen = address, time.monotonic()
         self.died: tuple[type[BaseException], ...] = (KilledWorker,)
         self.executor = self.client.get_executor(pure=False)
         self.busy: set[Future[Any]] = set()
-        if not self.workers():
+        if not self.client.ncores():
             self.close()
             raise UserError(f"--scheduler {address}: this cluster has no workers: start some, with the same mmlab: "
                             f"dask worker {address} --nthreads 1")  # fmt: skip
 
     def workers(self) -> int:
-        return sum(self.client.ncores().values())
+        """At least one: where all have died, tasks wait for the next.
+
+        Raises
+        ------
+        UserError
+            The scheduler is lost, or there has been no worker for a while.
+        """
+        try:
+            cores = sum(self.client.ncores().values())
+        except OSError as error:
+            raise self.lost(f"the Dask scheduler at {self.address} is lost ({error})") from None
+        self.seen = time.monotonic() if cores else self.seen
+        if time.monotonic() - self.seen > PATIENCE:
+            raise self.lost(f"the Dask scheduler at {self.address} has had no workers for {PATIENCE} s")
+        return max(1, cores)
+
+    @staticmethod
+    def lost(what: str) -> UserError:
+        return UserError(f"{what}: what was finished is kept, and the same sweep goes on once they are back")
 
     def room(self) -> int:
         """Two tasks a worker, so that none waits for the next one."""
-        return 2 * max(1, self.workers()) - len(self.busy)
+        return 2 * self.workers() - len(self.busy)
 
     def submit(self, function: Callable[[In], Out], task: In) -> Future[Out]:
         future: Future[Out] = self.executor.submit(function, task)
@@ -182,6 +209,8 @@ class Cluster:
 
     def done(self, future: Future[Any]) -> None:
         self.busy.remove(future)
+        if future.cancelled():
+            raise self.lost(f"the Dask scheduler at {self.address} is lost")
 
     def close(self, at_once: bool = False) -> None:
         self.executor.shutdown(wait=not at_once)

@@ -23,7 +23,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmlab
 from mmlab.costs import cost_set
-from mmlab.crew import DEATHS, Cluster, Crew, Processes
+from mmlab.crew import Cluster, Crew, Processes
 from mmlab.errors import UserError
 from mmlab.grid import Grid, Point
 from mmlab.provenance import model_digest
@@ -158,7 +158,8 @@ def sweep(
     began, folder = time.perf_counter(), Path(folder)
     with _locked(folder), ExitStack() as ending:
         crew: Crew = Cluster(scheduler) if scheduler else Processes(jobs or len(os.sched_getaffinity(0)))
-        ending.push(lambda kind, *_: crew.close(at_once=kind is not None or not found.items))
+        found: Plan | None = None
+        ending.push(lambda kind, *_: crew.close(at_once=kind is not None or not (found and found.items)))
         found = _plan(grid, folder, samples)  # while the workers begin
         _write(folder / MANIFEST, _manifest(grid))
         if found.invalid:
@@ -266,7 +267,7 @@ def _plan(grid: Grids, folder: Path, samples: bool) -> Plan:
 
 
 def _check(values: Point, costs: dict[str, str]) -> tuple[str, str | None]:
-    """A scenario's hash, and what is wrong with it, if anything is; `costs` are the digests of cost sets seen so far."""
+    """A scenario's hash, and what is wrong with it, if anything; `costs` has the digests of cost sets seen so far."""
     try:
         scenario, error = Scenario(**values), None
         if scenario.costs not in costs:  # what they say matters, not their name
@@ -363,17 +364,18 @@ def _locked(folder: Path) -> Iterator[None]:
     """The folder is ours: it is made, and what a killed sweep left unfinished is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: another sweep is writing there: wait for its end, or name another folder"
-                                ) from None  # fmt: skip
-            for left in (*folder.glob(".*.tmp"), *(folder / SAMPLES).glob(".*.tmp")):
-                left.unlink()
-            yield
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: name another folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another sweep is writing there: wait for its end, or name another folder"
+                            ) from None  # fmt: skip
+        for left in (*folder.glob(".*.tmp"), *(folder / SAMPLES).glob(".*.tmp")):
+            left.unlink()
+        yield
 
 
 # --- in a worker ----------------------------------------------------------------------------------------------------
@@ -455,7 +457,7 @@ def _drive(crew: Crew, base: Point, items: list[Item]) -> Iterator[Result]:
     deaths: Counter[str] = Counter()
     busy: dict[Future[Result], tuple[list[Item], bool]] = {}
     while todo or suspects or busy:
-        for _ in range(crew.room() if todo or suspects else 0):
+        for _ in range(crew.room()):
             if suspects:
                 chunk, suspect = suspects.popleft(), True
             elif todo:
@@ -464,24 +466,20 @@ def _drive(crew: Crew, base: Point, items: list[Item]) -> Iterator[Result]:
             else:
                 break
             busy[crew.submit(_run, Task(base, chunk, model_digest()))] = chunk, suspect
-        for future in wait(busy, return_when=FIRST_COMPLETED).done:
+        for future in wait(busy, timeout=10, return_when=FIRST_COMPLETED).done:
             chunk, suspect = busy.pop(future)
             crew.done(future)
             try:
                 result = future.result()
             except crew.died:
+                deaths[chunk[0].hash] += len(chunk) == 1
                 if len(chunk) > 1:
                     suspects.extend((chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]))
-                    continue
-                deaths[chunk[0].hash] += 1
-                if deaths[chunk[0].hash] < DEATHS:
+                elif deaths[chunk[0].hash] < crew.tries:
                     suspects.append(chunk)
-                    continue
-                yield _killer(base, chunk[0])
+                else:
+                    yield _killer(base, chunk[0])
                 continue
-            except (CancelledError, OSError) as error:
-                raise UserError(f"the Dask scheduler is lost ({type(error).__name__}): what was finished is kept, the "
-                                "same sweep goes on once there is one again") from None  # fmt: skip
             yield result
             if rest := chunk[result.done :]:
                 if suspect:
@@ -491,6 +489,6 @@ def _drive(crew: Crew, base: Point, items: list[Item]) -> Iterator[Result]:
 
 
 def _killer(base: Point, item: Item) -> Result:
-    text = f"its worker process was killed {DEATHS} times, perhaps for want of memory"
+    text = "its worker was killed, again and again, perhaps for want of memory"
     path, content = _part(Path(), [_row(item.hash, {**base, **item.point}, error=text)], "-error")
     return Result(1, 1, 0.0, {path.name: content})
