@@ -186,7 +186,7 @@ class Cluster:
             The scheduler is lost, or there has been no worker for a while.
         """
         try:
-            cores = sum(self.client.ncores().values())
+            cores: int = sum(self.client.ncores().values())
         except OSError as error:
             raise self.lost(f"the Dask scheduler at {self.address} is lost ({error})") from None
         self.seen = time.monotonic() if cores else self.seen
