@@ -43,7 +43,7 @@ from mmlab.kernel.state import (
     stat_t,
 )
 from mmlab.run import Run, page_letters, physical_frames
-from mmlab.scenario import EVENT_FIELDS, After, Event, Scenario
+from mmlab.scenario import EVENT_FIELDS, THP_ORDER, After, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
 __all__ = ["Interrupted", "simulate", "warm_up"]
@@ -341,7 +341,7 @@ class Simulation:
         flags = np.where(image.huge, np.uint8(VM_HUGEPAGE | VM_PRESENT | VM_WRITE), np.uint8(VM_PRESENT | VM_WRITE))
         m.pte["vm"][base : base + pages] = flags
         image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge)
-        orders = image.order if self.order >= workload.THP_ORDER else np.minimum(image.order, self.order)
+        orders = image.order if self.order >= THP_ORDER else np.minimum(image.order, self.order)
         memory.populate(m, process + 1, orders)
         self.spaces.add(flags, image.born_huge)
         self.spaces.vmas[process] = self.spaces.vmas.pop()

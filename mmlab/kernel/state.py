@@ -171,7 +171,7 @@ state_t = np.dtype(
             *KNOBS,
             *"""
             early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged stale_nodes
-            indexed index_first index_last index_bits
+            indexed direct index_first index_last index_bits
             top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
             queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
             jiffies prune_before batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change

@@ -50,6 +50,7 @@ def empty_unstable_trees(m):
         for i in range(len(m.index)):
             m.index[i] = 0
     s.indexed = s.merge_across_nodes
+    s.direct = 0
     s.index_first = s.index_last = -1
     for nid in range(len(m.tree)):
         m.tree[nid].unstable = -1
@@ -91,12 +92,16 @@ def _index_search_insert(m, v, key):
 
 @compiled
 def _build_tree(m):
-    """Put what is indexed into the tree; several NUMA nodes have a tree each, and no index."""
+    """Put what is indexed into the tree; several NUMA nodes have a tree each, and no index.
+
+    It took both an index and a tree. So that this does not go on and on, as many items again go straight into the tree.
+    """
     s = m.state[0]
     p = m.page
     v = np.int64(s.index_first)
     s.index_first = s.index_last = -1
     m.tree[0].built = m.tree[0].depth
+    s.direct = m.tree[0].nodes
     while v >= 0:
         following = p[v].right
         m.index[_bucket(m, p[v].key)] = 0
@@ -177,7 +182,7 @@ def unstable_tree_search_insert(m, v, frame, key):
     unmerged = s.unmerged
     if unmerged or not s.merge_across_nodes:
         s.indexed = 0
-    indexed = s.indexed and p[v].frame >= 0  # its own split may have put the zeropage there
+    indexed = s.indexed and s.direct == 0 and p[v].frame >= 0  # its own split may have put the zeropage there
     if not indexed and s.index_first >= 0:
         _build_tree(m)
     levels, inserted = _levels(m, nid, key), True
@@ -222,6 +227,7 @@ def unstable_tree_search_insert(m, v, frame, key):
         _count(m, nid, key)
         if not indexed:
             m.tree[nid].built = m.tree[nid].depth
+            s.direct = max(0, s.direct - 1)
     return n
 
 
