@@ -424,7 +424,7 @@ def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: t
 @cli.command("fleet")
 @click.argument("plan", metavar="FLEET.yaml")
 @click.option("--variant", "variants", multiple=True, metavar="NAME",
-              help="Instead of the file's; may be given several times. The others are compared with the first.")  # fmt: skip
+              help="Instead of the file's; may be repeated: the others are compared with the first.")  # fmt: skip
 @click.option("--hosts", type=click.IntRange(1), metavar="N", help="Instead of the file's.")
 @click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts that are simulated of each kind.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")

@@ -148,7 +148,7 @@ class Kind:
         places = qmc.LatinHypercube(max(1, len(varied)), rng=seed).random(hosts)
         out = []
         for i, place in enumerate(places):
-            drawn = {key: _draw(key, self.parameters[key], u) for key, u in zip(varied, place, strict=False)}
+            drawn = {key: _draw(key, self.parameters[key], u) for key, u in zip(varied, place.tolist(), strict=False)}
             try:
                 own = {"seed": seed * 100_003 + i, "sample_limit": 100}
                 scenario = _timed(Scenario(**{**own, **self.parameters, **drawn}))

@@ -34,6 +34,7 @@ from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
 from mmlab.run import PAGES_PER_MIB, Metrics, Run
 from mmlab.scenario import Scenario, read_yaml
 from mmlab.simulation import simulate
+from mmlab.variants import resolve
 
 __all__ = ["MEASURES", "Goals", "Limit", "Reference", "seconds"]
 
@@ -232,6 +233,7 @@ class Goals:
             | changes
             | {"horizon_seconds": span, "horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
         )
+        resolve(asked.variant)
         if any(event.after.seconds is None for event in asked.events):
             raise UserError(
                 "the workload's events wait for a batch or a full scan: another setting would be another workload. "

@@ -11,9 +11,9 @@ numbers, constraints as a score, and no package beyond one that is needed anyway
 that get smaller: the first finds the valley, the second its bottom. No setting is run twice, and the same seed
 tries the same settings on any number of processes.
 
-A setting that misses a limit is worse than any that misses none, and the more so the larger the share of a limit by
-which it misses. So without a setting that reaches all, the search ends at the nearest: every limit loosened
-by the least share.
+A setting that misses a limit is worse than any that misses none, and the more so the farther it is away: the root of
+the sum of the squares of the shares of each limit by which it misses it. So without a setting that reaches all, the
+search ends at the nearest.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmlab.costs import standard_errors
 from mmlab.errors import UserError
 from mmlab.goals import MEASURES, NOT_MET, Goals, Limit, Reference
 from mmlab.policies import Policy
@@ -62,18 +63,29 @@ Score = Callable[["Trial"], float]
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting, and what its run came to: all `mmlab.goals.MEASURES`."""
+    """A setting, and what its run came to.
+
+    Attributes
+    ----------
+    setting
+        What was set.
+    measures
+        All `mmlab.goals.MEASURES`.
+    errors
+        {measure: standard error} of the CPU shares, that of `mmlab.costs.standard_errors`.
+    """
 
     setting: Setting
     measures: Measures
+    errors: dict[str, float]
 
     def value(self, measure: str) -> float:
         value = self.measures[measure]
         return math.nan if value is None else float(value)
 
     def violation(self, limits: Iterable[Limit]) -> float:
-        """The largest share by which it misses one of the limits; 0: it meets all."""
-        return max((limit.violation(self.measures[limit.measure]) for limit in limits), default=0.0)
+        """How far it is from meeting the limits: root of the sum of squares of the shares that it misses them by."""
+        return math.hypot(*(limit.violation(self.measures[limit.measure]) for limit in limits))
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,8 @@ class _Trials:
         new = [setting for setting in dict.fromkeys(asked) if setting not in self.done]
         new = new[: max(0, until - len(self.done))]
         tasks = [(*setting.apply(self.goals.scenario), self.reference) for setting in new]
-        for setting, measures in zip(new, (self.pool.map if self.pool else map)(_measure, tasks), strict=True):
-            self.done[setting] = Trial(setting, measures)
+        for setting, found in zip(new, (self.pool.map if self.pool else map)(_measure, tasks), strict=True):
+            self.done[setting] = Trial(setting, *found)
             if self.progress:
                 self.progress(len(self.done), self.runs, str(setting))
         return [self.done.get(setting) for setting in asked]
@@ -123,13 +135,18 @@ class _Trials:
         return min(self.done.values(), key=score)
 
 
-def _measure(task: tuple[Scenario, Policy | None, Reference]) -> Measures:
+def _measure(task: tuple[Scenario, Policy | None, Reference]) -> tuple[Measures, dict[str, float]]:
     scenario, policy, reference = task
-    return reference.measures(simulate(scenario, policy=policy))
+    run = simulate(scenario, policy=policy)
+    errors = standard_errors(run)
+    seconds = max(1e-9, float(run.rows["time_ns"][-1]) / 1e9)
+    shares = {"ksmd_cpu": errors.get("ksmd_cpu_percent", 0.0),
+              "khugepaged_cpu": errors.get("khugepaged_cpu_ms", 0.0) / 10 / seconds}  # fmt: skip
+    return reference.measures(run), shares
 
 
 def _score(minimise: str, limits: Sequence[Limit]) -> Score:
-    """Cost where all limits are met, otherwise more than any cost, by the largest violation."""
+    """Cost where all limits are met, otherwise more than any cost, by the distance."""
 
     def score(trial: Trial) -> float:
         cost = trial.value(minimise)
@@ -145,7 +162,7 @@ def _evolve(space: Space, trials: _Trials, score: Score, until: int, seed: int) 
     from scipy.optimize import differential_evolution
     from scipy.stats import qmc
 
-    counts = np.array([len(axis) for axis in space.axes.values()])
+    counts = np.array(list(space.axes.values()))
 
     def costs(function: object, vectors: Iterable[np.ndarray]) -> list[float]:  # noqa: ARG001
         settings = [space.at(np.clip(np.rint(vector), 0, counts - 1)) for vector in vectors]
@@ -173,7 +190,7 @@ def _evolve(space: Space, trials: _Trials, score: Score, until: int, seed: int) 
 
 def _polish(space: Space, trials: _Trials, score: Score, start: Trial, until: int) -> None:
     """Steps to better neighbours along one axis, or along one and the pace, halved when there is none."""
-    last = np.array([len(axis) - 1 for axis in space.axes.values()])
+    last = np.array(list(space.axes.values())) - 1
     along = np.eye(len(last), dtype=int)
     pace = list(space.axes).index(PACE[space.by][0])
     at, best = np.array(space.index(start.setting)), start
@@ -308,7 +325,7 @@ class Found:
 
     @cached_property
     def best(self) -> Trial:
-        """The cheapest setting that meets all limits; if none does, the one that misses them by the least share.
+        """The cheapest setting that meets all limits; if none does, the nearest.
 
         Of equals the one that leaves most knobs as the kernel has them.
         """
@@ -360,17 +377,14 @@ class Found:
     @cached_property
     def front(self) -> tuple[Trial, ...]:
         """The Pareto front of what was tried, cheapest first: no other trial is as good in all and better in one."""
-        names = [name for name, _ in self.axes]
-        points = np.array(
-            [[trial.value(name) * (-1 if more else 1) for name, more in self.axes] for trial in self.trials]
-        )
+        trials = sorted(self.trials, key=lambda trial: trial.setting.changed)  # of equals the first stays
+        points = np.array([[trial.value(name) * (-1 if more else 1) for name, more in self.axes] for trial in trials])
         points = np.where(np.isnan(points), np.inf, np.round(points, 9))
         _, first = np.unique(points, axis=0, return_index=True)
         out = [
-            self.trials[i] for i in sorted(first)
-            if not ((points <= points[i]).all(axis=1) & (points < points[i]).any(axis=1)).any()
-        ]  # fmt: skip
-        return tuple(sorted(out, key=lambda trial: trial.value(names[0])))
+            trials[i] for i in first if not ((points <= points[i]).all(axis=1) & (points < points[i]).any(axis=1)).any()
+        ]
+        return tuple(sorted(out, key=lambda trial: trial.value(self.goals.minimise)))
 
     def table(self, trials: Sequence[Trial] | None = None) -> pd.DataFrame:
         """A row a trial (default: the front): what the front trades, whether all limits are met, the pace, knobs."""
@@ -400,7 +414,7 @@ class Found:
             out += [
                 "cheapest setting that reaches the goals",
                 f"  {best.setting}",
-                f"  {goals.minimise} {_n(self.cost)} {unit}",
+                f"  {goals.minimise} {_n(self.cost)} {unit}{self._doubt()}",
             ]
         else:
             near = " and ".join(str(limit) for limit in self.nearest_goals() if limit not in goals.limits)
@@ -409,11 +423,18 @@ class Found:
         out += ["", "limits"]
         for binding in self.bindings:
             value = f"{_n(binding.value)} {MEASURES[binding.limit.measure][0]}".rstrip()
-            out.append(f"  {binding.limit!s:{width}}  {value:>12}  {self._why(binding)}")
+            close = abs(binding.value - binding.limit.value) < best.errors.get(binding.limit.measure, 0.0)
+            doubt = "; nearer to the limit than the costs of steps are certain" if close else ""
+            out.append(f"  {binding.limit!s:{width}}  {value:>12}  {self._why(binding)}{doubt}")
         out += ["", f"Pareto front of what was tried: {len(self.front)} settings (* above)"]
         out += textwrap.indent(self._front_text(), "  ").splitlines()
         out += ["", "to set it", textwrap.indent(best.setting.commands(s), "  ")]
         return "\n".join(out)
+
+    def _doubt(self) -> str:
+        """The cost's standard error, where there is one."""
+        error = self.best.errors.get(self.goals.minimise)
+        return f" ± {_n(error)}, from what steps cost" if error else ""
 
     def _why(self, binding: Binding) -> str:
         """In words what a limit costs, or what would have to give."""

@@ -154,39 +154,44 @@ PACE = {
 class Space:
     """All settings of one pace: {knob: levels}, without knobs that have no effect on the scenario.
 
-    A search walks along `axes`: those of the knobs, but with pages per ms of sleep in place of pages. Another sleep
-    then leaves the pace as it was.
+    A search walks along `axes`: those of the knobs' levels, but the places of the pages count from where the sleep puts
+    them. Another sleep then leaves the pace nearly as it was.
     """
 
     by: str
     levels: dict[str, tuple[int, ...]]
 
     @cached_property
-    def axes(self) -> dict[str, tuple[float, ...]]:
-        """{knob: values along its axis}; of the pages they are pages per ms of sleep."""
-        pages, sleep = (self.levels[knob] for knob in PACE[self.by])
-        low, high = math.log(pages[0] / sleep[-1]), math.log(pages[-1] / sleep[0])
-        step = math.log(10) / len(_FINE)
-        rates = tuple(math.exp(low + i * step) for i in range(round((high - low) / step) + 1))
-        return {**self.levels, PACE[self.by][0]: rates}
+    def axes(self) -> dict[str, int]:
+        """{knob: places on its axis}."""
+        places = {knob: len(levels) for knob, levels in self.levels.items()}
+        pages, sleep = PACE[self.by]
+        return {**places, pages: places[pages] + self._shift(self.levels[sleep][-1])}
+
+    def _shift(self, sleep: int) -> int:
+        """By how many levels there are more pages in a batch for the same pace, compared with the shortest sleep."""
+        pages, sleeps = (self.levels[knob] for knob in PACE[self.by])
+        decades = math.log10(pages[-1] / pages[0])
+        return round((len(pages) - 1) * math.log10(sleep / sleeps[0]) / decades) if decades else 0
 
     def at(self, index: Sequence[int]) -> Setting:
-        """The setting at the i-th place of each axis: of the pages, the level that comes nearest to the ratio."""
-        values = {knob: axis[int(i)] for (knob, axis), i in zip(self.axes.items(), index, strict=True)}
+        """The setting at a place on each axis; beyond the levels of pages, the first or the last."""
+        places = dict(zip(self.axes, map(int, index), strict=True))
         pages, sleep = PACE[self.by]
-        wanted = math.log(values[pages] * values[sleep])
-        values[pages] = min(self.levels[pages], key=lambda level: abs(math.log(level) - wanted))
-        return Setting.of(self.by, values)  # type: ignore[arg-type]
+        lift = self._shift(self.levels[sleep][places[sleep]]) - self._shift(self.levels[sleep][-1])
+        places[pages] = min(max(0, places[pages] + lift), len(self.levels[pages]) - 1)
+        return Setting.of(self.by, {knob: self.levels[knob][i] for knob, i in places.items()})
 
     def index(self, setting: Setting) -> list[int]:
-        """A place on the axes that is nearest to a setting."""
-        values: dict[str, float] = dict(setting.values)
+        """The place of a setting, or of one with the nearest levels."""
+        values = dict(setting.values)
+        places = {
+            knob: min(range(len(levels)), key=lambda i, levels=levels, value=values[knob]: abs(levels[i] - value))  # type: ignore[misc]
+            for knob, levels in self.levels.items()
+        }
         pages, sleep = PACE[self.by]
-        values[pages] /= values[sleep]
-        return [
-            min(range(len(axis)), key=lambda i, axis=axis, value=values[knob]: abs(axis[i] - value))  # type: ignore[misc]
-            for knob, axis in self.axes.items()
-        ]
+        places[pages] += self._shift(self.levels[sleep][-1]) - self._shift(self.levels[sleep][places[sleep]])
+        return list(places.values())
 
     def grid(self, **levels: Sequence[int]) -> Iterator[Setting]:
         """Every setting, with other levels for the knobs that are named."""

@@ -69,8 +69,8 @@ def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
         each = seconds[-1] / hosts[-1] / len(plan.variants)
         lines.append(f"| {hosts[-1]} | {seconds[-1]:.1f} | {each:.3f} | {error:,.0f} |")
     slope, first = np.polyfit(hosts, seconds, 1)
-    lines += ["", f"line through them: s = {first:.2f} + {slope:.4f} × hosts. All {FLEET:,} hosts at that size, instead of "
-              f"a sample: {slope * FLEET / 3600:,.1f} core-hours."]  # fmt: skip
+    lines += ["", f"line: s = {first:.2f} + {slope:.4f} × hosts. All {FLEET:,} hosts at that size, none left "
+              f"out: {slope * FLEET / 3600:,.1f} core-hours."]  # fmt: skip
     return lines
 
 

@@ -69,8 +69,9 @@ class Comparison:
         return self.found.feasible and self.grid.feasible and self.excess <= WITHIN and self.share <= TENTH
 
 
-def compare(goals: Goals, settings: Sequence[Setting], seed: int, executor: Executor | None = None,
-            whole: Found | None = None) -> Comparison:  # fmt: skip
+def compare(
+    goals: Goals, settings: Sequence[Setting], seed: int, executor: Executor | None = None, whole: Found | None = None
+) -> Comparison:
     """Search with a tenth of the grid's runs (at most what the command line would take)."""
     whole = whole or exhaustive(goals, settings, executor=executor)
     found = tune(goals, runs=min(RUNS, int(TENTH * len(settings))), seed=seed, executor=executor)
