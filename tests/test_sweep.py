@@ -427,7 +427,7 @@ def _workers(pid: int) -> list[psutil.Process]:
 
 
 def _gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=10)[1]
+    return not psutil.wait_procs(processes, timeout=30)[1]
 
 
 def test_killed_at_random_it_loses_nothing(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
