@@ -39,7 +39,7 @@ lint: $(READY) ## ruff and mypy
 lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 	@$(BIN)/mmlab lab
 
-bench: $(READY) ## speed, as a table
+bench: $(READY) ## speed, as tables (half an hour)
 	@$(BIN)/python tests/bench.py
 
 screenshots: $(READY) ## the README's pictures (needs Chromium)

@@ -65,8 +65,10 @@ def metrics_table(runs: Mapping[str, Run]) -> str:
         a, b = (v[name] for v in values)
         change = None if a is None or b is None else b - a
         cells = [
-            f'<td class="mmlab-better">✓ {number(v)}</td>' if better.get(name) == label else f"<td>{number(v)}</td>"
-            for label, v in zip(runs, (a, b), strict=True)
+            f'<td class="mmlab-better">✓ {number(v)}{sure(run, name)}</td>'
+            if better.get(name) == label
+            else f"<td>{number(v)}{sure(run, name)}</td>"
+            for (label, run), v in zip(runs.items(), (a, b), strict=True)
         ]
         sign = "+" if change and change > 0 else ""
         cells.append(f"<td>{'' if change is None else '=' if not change else sign + number(change)}</td>")
@@ -98,6 +100,12 @@ def number(value: float | None) -> str:
         return "–"
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "−")
+
+
+def sure(run: Run, name: str) -> str:
+    """Behind a metric: its standard error that comes from the costs of steps, if it has one."""
+    error = run.uncertainty.get(name, 0.0)
+    return f" <small>± {number(error)}</small>" if error >= 0.005 else ""
 
 
 SIGNS = (

@@ -24,7 +24,7 @@ from mmlab.scenario import read_yaml
 if TYPE_CHECKING:
     from mmlab.run import Run
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "standard_errors", "uncertainty"]
+__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "standard_errors", "trust", "uncertainty"]
 
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
@@ -169,6 +169,25 @@ def cost_table(name: str) -> np.ndarray:
     """
     table: np.ndarray = np.rint(cost_set(name).ns).astype(np.int64)
     return table
+
+
+def trust(name: str) -> str:
+    """How far figures in seconds and MB/s can be trusted, in a sentence.
+
+    >>> trust("free")
+    "ksmd's steps cost nothing: time passes in its sleeps only."
+    """
+    found = cost_set(name)
+    if not found.ns.any():
+        return "ksmd's steps cost nothing: time passes in its sleeps only."
+    tried = found.about.get("leave_one_out", {})
+    known = (
+        f"predicts the CPU time of {tried['scenarios']} recorded scenarios within {tried['median_error']:.0%} (median),"
+        f" each time fitted to the others alone; its standard error is {found.error:.1%}"
+        if tried
+        else "does not say how well it predicts"
+    )
+    return f"What ksmd's steps cost is the cost set {name}, which {known}. Sleeps are exact, so rates err less."
 
 
 def uncertainty(run: Run) -> tuple[float, float]:

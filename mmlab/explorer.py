@@ -97,7 +97,7 @@ class Runs:
                 self.kept.move_to_end(key)
                 return self.kept[key]
         run = simulate(scenario, variant=variant, progress=progress)
-        _ = run.samples, run.metrics
+        _ = run.samples, run.metrics, run.uncertainty
         with self.lock:
             self.kept[key] = run
             while len(self.kept) > 2 and sum(kept.total_pages for kept, _ in self.kept) > KEPT_PAGES:

@@ -86,7 +86,8 @@ def render(executed: NotebookNode, about: About, code: bool, **resources: Any) -
     code : bool
         Show the code cells, too.
     **resources
-        What else the template names: ``data``, ``yaml``, ``parameters``, ``provenance``, ``command``, ``digest``.
+        What else the template names: ``data``, ``yaml``, ``parameters``, ``provenance``, ``command``, ``digest``,
+        ``trust``.
     """
     from nbconvert.exporters import HTMLExporter
 

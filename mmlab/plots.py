@@ -883,6 +883,54 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> A
     return remember(ax, table, "blocks")
 
 
+def heat(
+    tables: Mapping[str, pd.DataFrame], label: str, *, signed: bool = False, digits: int = 3, width: int = 2
+) -> list[Axes]:
+    """Numbers over two settings as colours, a panel a table, all on one scale; each is also written into its field.
+
+    Parameters
+    ----------
+    tables : mapping of str to DataFrame
+        Numbers by panel's title. The names of index and columns are the axes' labels; NaN: none, a blank field.
+    label : str
+        What the numbers are, with their unit.
+    signed : bool
+        Differences: two hues from white at 0, and a sign before each number.
+    digits : int
+        Significant digits.
+    width : int
+        Panels in a row.
+
+    Raises
+    ------
+    ValueError
+        There is no table.
+    """
+    import seaborn as sns
+
+    rows, columns = max(map(len, tables.values())), max(len(table.columns) for table in tables.values())
+    across = min(width, len(tables))
+    down = -(-len(tables) // across)
+    panels = axes(across, down, across * (1.7 + 0.56 * columns), down * (1.0 + 0.34 * rows), sharey=True, sharex=True)
+    values = np.concatenate([table.to_numpy(float).ravel() for table in tables.values()])
+    top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    low = -top if signed else min(0.0, float(np.nanmin(values, initial=0.0)))
+    look = {"vmin": low, "vmax": top, "cmap": "PuOr_r" if signed else "cividis_r", "cbar": False}
+    for panel, (title, numbers) in zip(panels, tables.items(), strict=False):
+        text = {"fmt": f"{'+' if signed else ''}.{digits}g", "annot": True, "annot_kws": {"size": 8}}
+        sns.heatmap(numbers.astype(float), ax=panel, linewidths=0.5, **look, **text)
+        panel.invert_yaxis()
+        panel.set_title(title)
+        panel.tick_params("x", rotation=45)
+        panel.tick_params("y", rotation=0)
+        panel.label_outer()
+        remember(panel, numbers, "heat")
+    for panel in panels[len(tables) :]:
+        panel.set_axis_off()
+    figure_of(panels).colorbar(panels[0].collections[0], ax=panels, label=label, shrink=0.9)
+    return panels[: len(tables)]
+
+
 def grid(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
     """A number for each pair of two settings, in a field that is the darker the larger it is; 0 is white and bold.
 

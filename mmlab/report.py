@@ -220,7 +220,11 @@ def report(
 
 def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = None) -> Path:
     """Make one report. ``bar``: what tqdm is to know of a bar over the cells; None: no bar."""
+    from mmlab.costs import trust
+    from mmlab.scenario import Scenario
+
     inputs, parameters = request.check(), request.parameters
+    default_costs = Scenario.model_fields["costs"].default
     with tempfile.TemporaryDirectory(prefix="mmlab-report-") as folder:
         saved = Path(folder) / "tables"
         saved.mkdir()
@@ -251,6 +255,7 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             provenance=made_of,
             command=request.command(),
             digest=request.notebook_digest,
+            trust=trust(next((str(p.value) for p in parameters if p.name == "costs"), default_costs)),
         )
         write_tables(request.data, saved, tables)
     write(request.page, text.encode())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -620,7 +620,7 @@ def check_value(name: str, value: Any) -> None:
     if name == "kernel" and isinstance(value, float):
         value = str(value)
     try:
-        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        TypeAdapter(cast(Any, Annotated[field.annotation, field])).validate_python(value)
     except ValidationError as error:
         found = [{**e, "loc": (name, *e["loc"])} for e in error.errors(include_url=False)]
         raise UserError("\n".join(dict.fromkeys(map(_sentence, found)))) from None

@@ -1,6 +1,7 @@
-"""Speed of the model, as one table; every run that is timed is also checked to be exact.
+"""Speed, one table a part; every run of the model that is timed is also checked to be exact.
 
-    python tests/bench.py                what `make bench` runs
+    python tests/bench.py                what `make bench` runs: all parts, about half an hour
+    python tests/bench.py PART…          some of model, explore, scale, calibrate, sweep, tune, fleet
     python tests/bench.py --reference    compute the expected counters anew with the reference model (20 minutes)
     python tests/bench.py --against REV  this model and that of a git revision in alternating pairs (4 minutes)
 
@@ -18,14 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+import bench_calibrate
 import bench_explore
+import bench_fleet
 import bench_scale
+import bench_sweep
+import bench_tune
 from mmlab import VARIANTS, Run, Scenario, simulate
 from mmlab.kernel.compile import announced
 from mmlab.simulation import warm_up
@@ -93,12 +98,9 @@ simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics
 EVERYTHING = f"{FIRST_RESULT}from mmlab.simulation import warm_up; warm_up()"
 
 
-def main() -> int:
+def model() -> int:
     """Print the table; 0 if all is exact and within the limits."""
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
-    print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
-    with announced(print):
-        warm_up()
     print(f"{'':64}{'s':>8}{'limit':>8}{'M visits/s':>12}  exact")
     failed = False
     for name, scenario, limit in scenarios():
@@ -123,7 +125,33 @@ def main() -> int:
         cold = in_fresh_process(EVERYTHING, NUMBA_CACHE_DIR=empty)
     failed |= cold > 30
     print(f"{'first result and everything compiled, empty cache':64}{cold:8.3f}{30:8.1f}")
-    return int(failed) | bench_explore.main() | bench_scale.main()
+    return int(failed)
+
+
+PARTS: dict[str, Callable[[], int]] = {
+    "model": model,
+    "explore": bench_explore.main,
+    "calibrate": bench_calibrate.main,
+    "scale": bench_scale.main,
+    "sweep": bench_sweep.main,
+    "tune": bench_tune.main,
+    "fleet": bench_fleet.main,
+}
+
+
+def main(names: Sequence[str]) -> int:
+    """Print the parts' tables; 0 if none of them misses a limit."""
+    if odd := [name for name in names if name not in PARTS]:
+        print(f"{odd[0]}: there is no such part: choose some of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    with announced(print):
+        warm_up()
+    failed = False
+    for name in names or PARTS:
+        print(f"\n-- {name}", flush=True)
+        failed |= bool(PARTS[name]())
+    return int(failed)
 
 
 ONE_ROUND = """
@@ -194,4 +222,4 @@ def recompute() -> int:
 if __name__ == "__main__":
     if "--against" in sys.argv[1:]:
         sys.exit(against(sys.argv[sys.argv.index("--against") + 1]))
-    sys.exit(recompute() if "--reference" in sys.argv[1:] else main())
+    sys.exit(recompute() if "--reference" in sys.argv[1:] else main(sys.argv[1:]))

@@ -309,3 +309,25 @@ def test_grid() -> None:
     assert [text.get_fontweight() for text in ax.texts] == ["bold", "normal", "normal", "bold"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "511"]
     plots.grid(table * 0, "nothing")
+
+
+def test_heat() -> None:
+    """One scale over all panels, numbers in the fields, signs where there are differences, the tables remembered."""
+    first = pd.DataFrame([[0.0, 10.0], [np.nan, 2.5]], [0.0, 1.0], [100, 1000])
+    first = first.rename_axis("thp_coverage").rename_axis("pages_to_scan (pages)", axis=1)
+    tables = {"one": first, "two": first / 2, "three": -first}
+    panels = plots.heat(tables, "freed_rate (MB/s)", signed=True)
+    assert [panel.get_title("left") for panel in panels] == list(tables)
+    assert [text.get_text() for text in panels[0].texts] == ["+0", "+10", "+2.5"]
+    assert {panel.collections[0].get_clim() for panel in panels} == {(-10.0, 10.0)}
+    assert panels[0].get_ylabel() == "thp_coverage"
+    assert panels[2].get_xlabel() == "pages_to_scan (pages)"
+    assert [tick.get_text() for tick in panels[2].get_xticklabels()] == ["100", "1000"]
+    figure = panels[0].get_figure(root=True)
+    assert figure is not None
+    assert "freed_rate (MB/s)" in [ax.get_ylabel() for ax in figure.axes]
+    (alone,) = plots.heat({"one": first}, "freed")
+    assert alone.collections[0].get_clim() == (0.0, 10.0)
+    assert [text.get_text() for text in alone.texts] == ["0", "10", "2.5"]
+    plots.heat({"nothing": first * 0}, "freed")
+    plots.heat({"none": first * np.nan}, "freed")
