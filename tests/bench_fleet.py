@@ -4,7 +4,8 @@ much is lost by simulating a host smaller than it is.
     python tests/bench_fleet.py [MIB]…      default: 64 256 1024 4096 (a minute)
 
 The workload of the first part: 40 % zero-filled, 30 % duplicates, 30 % unique in random order, two full scans with
-use_zero_pages=0 and smart scan off, mainline.
+use_zero_pages=0 and smart scan off; under ksm-opt-out, because on mainline a dead root ends all searches at some sizes
+and not at others.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from mmlab.simulation import warm_up
 
 FLEET = 100_000
 MIXED = Scenario(memory_mib=64, zero_fraction=0.4, duplicate_fraction=0.5, duplicate_groups=1000, key_order="random",
-                 layout="random", smart_scan=0, pages_to_scan=1000, horizon_full_scans=2, horizon_seconds=0.0,
-                 sample_limit=100)  # fmt: skip
+                 layout="random", smart_scan=0, variant="ksm-opt-out", pages_to_scan=1000, horizon_full_scans=2,
+                 horizon_seconds=0.0, sample_limit=100)  # fmt: skip
 
 
 def timed(scenario: Scenario) -> float:
@@ -49,8 +50,8 @@ def by_size(sizes: Sequence[int]) -> list[str]:
     line = f"s = {np.exp(log_first):.3f} × (MiB / {sizes[0]})^{power:.2f}"
     whole = np.exp(log_first) * (1024 * 256 / sizes[0]) ** power
     lines += ["", f"line through them (least squares of the logarithms): {line}.",
-              f"By it one host of 256 GiB takes {whole / 60:,.1f} minutes, and 100,000 of them, each by itself, "
-              f"{FLEET * whole / 3600:,.0f} core-hours."]  # fmt: skip
+              f"By it (far beyond what was measured here) one host of 256 GiB takes {whole / 60:,.1f} "
+              f"minutes, and 100,000 of them, each by itself, {FLEET * whole / 3600:,.0f} core-hours."]  # fmt: skip
     return lines
 
 
