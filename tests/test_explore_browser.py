@@ -144,7 +144,7 @@ def lab(browser: Browser, address: str, artefacts: Path) -> Iterator[Lab]:
     lab.root.locator(".mmlab-metrics table").first.wait_for(timeout=60_000)
     yield lab
     page.screenshot(path=artefacts / "explorer_last.png")
-    assert not [error for error in errors if "@jupyter-widgets" in error], "what JupyterLab itself stumbles over is its own"
+    assert not [error for error in errors if "@jupyter-widgets" in error]  # JupyterLab stumbles on its own, too
     context.close()
 
 
