@@ -116,6 +116,10 @@ def test_a_smaller_host_stands_for_a_larger(name: str) -> None:
     assert factor == 16
     assert scenario.total_pages * 16 == host.total_pages
     assert batches == factor * scenario.pages_to_scan / host.pages_to_scan
+    assert (scenario.migration_rate, scenario.duplicate_groups) == (0.5, 500)
+    slower = scenario.khugepaged_scan_sleep_millisecs / scenario.khugepaged_pages_to_scan
+    usual = host.khugepaged_scan_sleep_millisecs / host.khugepaged_pages_to_scan
+    assert slower == pytest.approx(16 * usual, rel=0.01)
     small = host_rows(Host("", scenario, factor, batches), ["v1-series"])[0]
     assert large["ksmd_cpu"] > 0.2
     assert small["ksmd_cpu"] == pytest.approx(large["ksmd_cpu"], rel=0.15)
