@@ -1,6 +1,6 @@
 """What a page costs: the model beside ksmd and the plain-Python reference, and from 1 GiB up to 1 TiB.
 
-    python tests/bench_scale.py [GIB]     sizes up to GIB, as memory allows (default 64; 1024 takes 10 minutes)
+    python tests/bench_scale.py [GIB [FIGURE.png]]     sizes up to GIB, as memory allows (default 64; 1024: 10 minutes)
 
 Times are CPU time of one core. Exit status 1 when a limit is missed.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mmlab import Scenario, calibrate, simulate, workload
+from mmlab import Scenario, calibrate, plots, simulate, workload
 from mmlab.errors import UserError
 from mmlab.presets import find
 from mmlab.simulation import Simulation, warm_up
@@ -159,10 +160,10 @@ def one_size(gib: int) -> None:
     print(json.dumps([seconds, bytes_a_page, seconds / scenario.total_pages * 1e9, int(run.rows["full_scans"][-1])]))
 
 
-def sizes(largest: int) -> bool:
-    """Print the table of sizes; whether all limits are kept."""
+def sizes(largest: int, figure: str = "") -> bool:
+    """Print the table of sizes, and draw it if asked to; whether all limits are kept."""
     print(f"{'mixed_guests, 2 full scans':40}{'s':>8}{'limit':>8}{'ns a page':>11}{'bytes a page':>14}{'GiB':>8}")
-    kept, first = True, None
+    kept, first, found = True, None, []
     for gib in SIZES_GIB:
         if gib > largest:
             break
@@ -175,23 +176,44 @@ def sizes(largest: int) -> bool:
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds, bytes_a_page, ns, full_scans = json.loads(out)
         first = first or ns
+        found.append((gib, seconds, ns, bytes_a_page))
         kept &= full_scans == 2 and seconds <= LIMITS.get(gib, np.inf)
         if gib == SIZES_GIB[-1]:
             kept &= bytes_a_page <= BYTES_A_PAGE and ns <= GROWTH * first
         limit, memory = LIMITS.get(gib, ""), bytes_a_page * gib / 4096
         print(f"{f'{gib:,} GiB':40}{seconds:8.1f}{limit:>8}{ns:11.0f}{bytes_a_page:14.1f}{memory:8.2f}", flush=True)
+    if figure:
+        draw(pd.DataFrame(found, columns=["GiB", "s", "ns a page", "bytes a page"]), figure)
     return kept
 
 
-def main(largest: int = 64) -> int:
+def draw(table: pd.DataFrame, path: str) -> None:
+    """CPU time of a run, time a page and memory a page over the simulated memory."""
+    panels = plots.axes(3, width=10.5, height=3.2)
+    for panel, name, label in zip(
+        panels, table.columns[1:], ("CPU time of the run (s)", *table.columns[2:]), strict=True
+    ):
+        panel.plot(table["GiB"], table[name], marker="o", color="#0173B2")
+        panel.set(xscale="log", xlabel="simulated memory (GiB)", ylabel=label, xticks=table["GiB"])
+        panel.set_xticks([], minor=True)
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        for gib, value in zip(table["GiB"], table[name], strict=True):
+            panel.annotate(f"{value:,.3g}", (gib, value), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    panels[0].set(yscale="log", ylim=(table["s"].min() / 2, table["s"].max() * 3))
+    for panel in panels[1:]:
+        panel.set(ylim=(0, 1.15 * panel.get_ylim()[1]))
+    plots.figure_of(panels).savefig(path, dpi=130)
+
+
+def main(largest: int = 64, figure: str = "") -> int:
     """Print both tables; 0 if all is within the limits."""
     warm_up()
     visits = against_ksmd()
-    return int(not (sizes(largest) and visits))
+    return int(not (sizes(largest, figure) and visits))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         one_size(int(sys.argv[2]))
     else:
-        sys.exit(main(*map(int, sys.argv[1:2])))
+        sys.exit(main(*map(int, sys.argv[1:2]), *sys.argv[2:3]))

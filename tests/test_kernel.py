@@ -77,7 +77,7 @@ class Pair:
     """The same tree twice: in the array and in the reference model."""
 
     def __init__(self, size: int) -> None:
-        self.m = machine(size, 1, 2)
+        self.m = machine(2 * size, 1, 2)
         self.t = self.m.node
         self.t["left"] = self.t["right"] = self.t["parent"] = -7  # new nodes are not clean
         self.root = -1
