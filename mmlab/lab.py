@@ -66,8 +66,8 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
     added, said = 0, []
     try:
         known = _manifest(folder)
-        shipped = [path for name in ("notebooks", "params") for path in sorted((source / name).glob("[!.]*.*"))]
-        for origin in shipped:
+        shipped = [*(source / "notebooks").glob("[!.]*.*"), *(source / "params").rglob("[!.]*.*")]
+        for origin in sorted(shipped):
             name, content = origin.relative_to(source).as_posix(), origin.read_bytes()
             target, digest, before = folder / name, _digest(content), known.get(name)
             there = _digest(target.read_bytes()) if target.exists() else None

@@ -237,7 +237,6 @@ def _without(step: str) -> dict[str, Any]:
         ({"covariance": [[1, 2], [3]]}, ["covariance", "15 rows of 15"]),
         ({"covariance": [[float("inf")] * 15] * 15}, ["covariance", "15 rows of 15"]),
     ],
-    ids=str,
 )
 def test_wrong_cost_files(wrong: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
@@ -265,7 +264,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
     ("content", "words"),
     [
         (b"no json", ["no JSON"]),
-        (gzip.compress(b"[]")[:-4], ["no JSON"]),
+        (gzip.compress(b"[]", mtime=0)[:-4], ["no JSON"]),
         (b"[1]", ["no recording"]),
         (b'{"format": "kernel-trace-1"}', ["no recording", "'scenario' is missing"]),
         (json.dumps([_entry(samples=[{"batch": 0}])]).encode(), ["'ksmd_cpu_ns' is missing"]),
@@ -274,7 +273,6 @@ def _entry(**changes: Any) -> dict[str, Any]:
         (json.dumps([_entry(scenario={**_entry()["scenario"], "actions": {"1": 2}})]).encode(), ["actions"]),
         (json.dumps([_entry()]).encode(), ["1 of 1 recorded scenarios", "at least two"]),
     ],
-    ids=str,
 )
 def test_wrong_recordings(content: bytes, words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "r.json.gz"
@@ -325,7 +323,6 @@ def test_command_says_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFix
             ["all_zero.yaml/c.yaml", "cannot be written"],
         ),
     ],
-    ids=str,
 )
 def test_mistakes(args: list[object], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("calibrate", *args) == 2
@@ -349,7 +346,6 @@ def test_bench() -> None:
         {"horizon_seconds": 0.0, "until_settled": True},
         {"horizon_seconds": 5.0, "use_zero_pages": 1, "pages_to_scan": 4000},
     ],
-    ids=str,
 )
 def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found: Calibration, tmp_path: Path) -> None:
     """Each metric moves by its standard error when all steps cost one relative standard error more."""
