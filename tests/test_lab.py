@@ -47,7 +47,7 @@ def test_copies_what_ships(tmp_path: Path) -> None:
     """Every notebook and params file of the clone, as it is, and a second time nothing."""
     mine = tmp_path / "mine"
     (said,) = lab.copy(mine)
-    wanted = [path for name in ("notebooks", "params") for path in (ROOT / name).iterdir() if path.is_file()]
+    wanted = [path for path in (*(ROOT / "notebooks").glob("*.*"), *(ROOT / "params").rglob("*.*")) if path.is_file()]
     assert said == f"{mine}: {len(wanted)} files copied"
     for path in wanted:
         assert (mine / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
