@@ -25,11 +25,12 @@ reports: report
 test: $(READY) ## lint, types, all tests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@echo "Tests (on $(JOBS) processes)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-nightly: $(READY) ## the property test on 2,000 random scenarios; sweeps that are killed ten times
+nightly: $(READY) ## 2,000 random scenarios; sweeps killed ten times; all reports made twice
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
 	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/test_sweep.py -k 'kill or dies'
+	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/test_reports_same.py
 
 lint: $(READY) ## ruff and mypy
 	@echo "Lint and types"

@@ -23,10 +23,7 @@ from mmlab.scenario import flat_fields
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = [
-    pytest.mark.filterwarnings("default"),  # of the browser's driver
-    pytest.mark.xdist_group("explorer"),  # one page for all
-]
+pytestmark = pytest.mark.filterwarnings("default")  # of the browser's driver
 
 SEEN = """async () => {
   const hash = async img => Array.from(new Uint8Array(await crypto.subtle.digest(

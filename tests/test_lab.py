@@ -24,8 +24,6 @@ from conftest import ROOT
 from mmlab import __version__, cli, lab
 from mmlab.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("lab")  # one server for all
-
 # -- copies ---------------------------------------------------------------------------------------------------------
 
 

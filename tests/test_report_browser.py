@@ -17,8 +17,6 @@ from mmlab.report import ReportFailed, report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.xdist_group("reports")
-
 PAGES = ["index.html", "01_regression_regression_uzp1.html", "02_other_splits.html"]
 VIEWS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
@@ -96,7 +94,7 @@ def test_everything_is_accessible(opened, everything: Path, artefacts: Path, vie
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", PAGES)
-def test_looks_and_accessibility(opened, built: tuple[Path, Path], artefacts: Path, name: str, view: str) -> None:
+def test_looks_and_accessibility(opened, built: list[Path], artefacts: Path, name: str, view: str) -> None:
     page = opened(built[0] / name, **VIEWS[view])
     page.screenshot(path=artefacts / f"report-{Path(name).stem}-{view}.png", full_page=view != "dark")
     found = Axe().run(page)
@@ -111,7 +109,7 @@ def test_looks_and_accessibility(opened, built: tuple[Path, Path], artefacts: Pa
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_contents_lead_to_their_headings(opened, built: tuple[Path, Path], name: str) -> None:
+def test_contents_lead_to_their_headings(opened, built: list[Path], name: str) -> None:
     page = opened(built[0] / name, reduced_motion="reduce", **VIEWS["light"])
     links = page.locator("#contents a")
     assert links.count() == page.locator("h2" if name == "index.html" else ":is(h2, h3):not(.no-toc)").count() > 2
@@ -122,7 +120,7 @@ def test_contents_lead_to_their_headings(opened, built: tuple[Path, Path], name:
         assert target.evaluate("heading => heading.getBoundingClientRect().top") < 900, "it is in view"
 
 
-def test_with_the_keyboard(opened, built: tuple[Path, Path]) -> None:
+def test_with_the_keyboard(opened, built: list[Path]) -> None:
     page = opened(built[0] / PAGES[1], **VIEWS["light"])
     page.keyboard.press("Tab")
     assert page.locator(":focus").inner_text() == "Skip to the report"
@@ -132,7 +130,7 @@ def test_with_the_keyboard(opened, built: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_print(opened, built: tuple[Path, Path], artefacts: Path, name: str) -> None:
+def test_print(opened, built: list[Path], artefacts: Path, name: str) -> None:
     """On A4 all is there but the contents, figures are whole, nothing overflows; the sheets are among the artefacts."""
     page = opened(built[0] / name, viewport={"width": 680, "height": 1009})  # A4 without its margins
     page.emulate_media(media="print")
@@ -159,7 +157,7 @@ def test_print(opened, built: tuple[Path, Path], artefacts: Path, name: str) -> 
             assert picture.convert("L").getextrema()[0] < 128, f"{sheet.name} is blank"
 
 
-def test_index_leads_to_each_report_and_its_data(opened, built: tuple[Path, Path]) -> None:
+def test_index_leads_to_each_report_and_its_data(opened, built: list[Path]) -> None:
     page = opened(built[0] / "index.html", **VIEWS["light"])
     cards = page.locator(".cards > li")
     names = {page.stem for page in built[0].glob("*.html")} - {"index"}

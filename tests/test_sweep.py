@@ -35,8 +35,6 @@ from mmlab.grid import Grid
 from mmlab.provenance import PACKAGE, digest, model_digest
 from mmlab.run import Metrics
 
-pytestmark = pytest.mark.xdist_group("sweep")
-
 KILLS = int(os.environ.get("MMLAB_KILLS") or 3)
 TINY = {"memory_mib": 2, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "pages_to_scan": 200,
         "horizon_full_scans": 3}  # fmt: skip

@@ -20,7 +20,6 @@ import pytest
 from conftest import ROOT, SHIPPED
 from mmlab import __version__
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one installation for all
 SHARE = f"mmlab-{__version__}.data/data/share/mmlab/"
 
 
