@@ -43,6 +43,7 @@ class Scheduling(LoadScopeScheduling):
         return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
