@@ -317,7 +317,7 @@ class Plan:
         UserError
             As :meth:`of`; the message begins with the file's name.
         """
-        path = find(path)
+        path = presets.find(path, "fleets")
         try:
             asked = {name: value for name, value in overrides.items() if value is not None}
             return cls.of(read_yaml(path) | asked, path.parent)
@@ -539,17 +539,3 @@ def _quantiles(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, f
 def _n(value: float) -> str:
     """Four digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def shipped() -> dict[str, Path]:
-    """Every fleet file of ``params/fleets/``, by its name without the ending."""
-    return {path.stem: path for path in sorted((presets.folder() / "fleets").glob("*.yaml"))}
-
-
-def find(name: str | Path) -> Path:
-    """A fleet file by its path, or one that ships by its name; UserError: there is neither."""
-    if Path(name).is_file():
-        return Path(name)
-    if str(name) in shipped():
-        return shipped()[str(name)]
-    raise UserError(unknown("fleet file", name, shipped(), "Name a file, or one of params/fleets/ without its ending."))

@@ -261,11 +261,11 @@ class Goals:
         UserError
             As those do; or there is neither file.
         """
-        if str(what) in shipped() or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
+        if str(what) in presets.presets("goals") or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
             return cls.load(what, **overrides)
         given = {name: value for name, value in overrides.items() if value}
         if not Path(what).is_file() and str(what) not in presets.presets():
-            names = [*shipped(), *presets.presets()]
+            names = [*presets.presets("goals"), *presets.presets()]
             raise UserError(unknown("workload", what, names, "Name a params file, a goals file, or one of params/."))
         if "goals" not in given:
             raise UserError(f'{what} is a workload without goals: add some, such as --goal "saved >= 90 %"')
@@ -282,7 +282,7 @@ class Goals:
         UserError
             The file can't be read or says something that is not allowed; the message begins with its name.
         """
-        path = find(path)
+        path = presets.find(path, "goals")
         try:
             values = read_yaml(path)
             for name, value in overrides.items():
@@ -303,17 +303,3 @@ class Goals:
         except UserError as error:
             text = str(error)
             raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-
-
-def shipped() -> dict[str, Path]:
-    """Every goals file of ``params/goals/``, by its name without the ending."""
-    return {path.stem: path for path in sorted((presets.folder() / "goals").glob("*.yaml"))}
-
-
-def find(name: str | Path) -> Path:
-    """A goals file by its path, or one that ships by its name; UserError: there is neither."""
-    if Path(name).is_file():
-        return Path(name)
-    if str(name) in shipped():
-        return shipped()[str(name)]
-    raise UserError(unknown("goals file", name, shipped(), "Name a file, or one of params/goals/ without its ending."))

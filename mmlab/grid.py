@@ -125,7 +125,7 @@ class Grid(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Grid:
         """Read a grid file; or one of ``params/grids/``, by its name. A params file may lie beside it."""
-        path = _find(path)
+        path = presets.find(path, "grids")
         data = read_yaml(path)
         try:
             base = data.get("base")
@@ -242,15 +242,6 @@ class Grid(BaseModel):
 
 def _is_whole(name: str) -> bool:
     return flat_fields()[name].type is int
-
-
-def _find(path: str | Path) -> Path:
-    if Path(path).exists():
-        return Path(path)
-    shipped = {file.stem: file for file in sorted((presets.folder() / "grids").glob("*.yaml"))}
-    if str(path) not in shipped:
-        raise UserError(unknown("grid", path, shipped, "Name a file, or one of params/grids/ without its ending."))
-    return shipped[str(path)]
 
 
 def _range(name: str, given: dict[str, Any] | Range) -> Range:

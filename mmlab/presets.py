@@ -27,13 +27,17 @@ def folder(name: str = "params") -> Path:
     raise UserError(f"{name}: the folder is in none of {', '.join(map(str, places))}: install mmlab anew")
 
 
-def presets() -> dict[str, Path]:
-    """Every file of ``params/``, by its name without the ending."""
-    return {path.stem: path for path in sorted(folder().glob("*.yaml"))}
+KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
+"""Folders within ``params/``, and what to call a file of each."""
 
 
-def find(name: str | Path) -> Path:
-    """A params file by its path, or one of :func:`presets` by its name.
+def presets(kind: str = "") -> dict[str, Path]:
+    """Every file of ``params/``, or of one of its folders (:data:`KINDS`), by its name without the ending."""
+    return {path.stem: path for path in sorted((folder() / kind).glob("*.yaml"))}
+
+
+def find(name: str | Path, kind: str = "") -> Path:
+    """A file by its path, or one of :func:`presets` by its name.
 
     Raises
     ------
@@ -42,13 +46,14 @@ def find(name: str | Path) -> Path:
 
     Examples
     --------
-    >>> find("all_zero").name
-    'all_zero.yaml'
+    >>> find("all_zero").name, find("one_image", "goals").name
+    ('all_zero.yaml', 'one_image.yaml')
     """
     path = Path(name)
     if path.is_file():
         return path
-    shipped = presets()
+    shipped = presets(kind)
     if str(name) in shipped:
         return shipped[str(name)]
-    raise UserError(unknown("params file", name, shipped, "Name a file, or one of params/ without its ending."))
+    where = f"params/{kind}/" if kind else "params/"
+    raise UserError(unknown(KINDS[kind], name, shipped, f"Name a file, or one of {where} without its ending."))

@@ -16,7 +16,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from mmlab.goals import Goals, shipped
+from mmlab.goals import Goals
+from mmlab.presets import presets
 from mmlab.search import RUNS, Found, exhaustive, tune
 from mmlab.settings import Setting, spaces
 from mmlab.simulation import warm_up
@@ -106,7 +107,7 @@ def table(names: Sequence[str]) -> tuple[list[str], bool]:
 
 def main(names: Sequence[str] = ()) -> int:
     warm_up()
-    lines, good = table(names or list(shipped()))
+    lines, good = table(names or list(presets("goals")))
     print("\n".join(lines))
     return 0 if good else 1
 

@@ -13,8 +13,9 @@ import pytest
 from mmlab import Scenario, cli, simulate
 from mmlab.costs import STEPS
 from mmlab.errors import UserError
-from mmlab.fleets import MEASURES, Host, Plan, fleet, host_rows, shipped, shrunk
+from mmlab.fleets import MEASURES, Host, Plan, fleet, host_rows, shrunk
 from mmlab.goals import Reference
+from mmlab.presets import presets
 
 SMALL = {"memory_mib": 4, "zero_fraction": 0.5, "pages_to_scan": 500, "horizon_seconds": 3.0}
 VARIED = {**SMALL, "zero_fraction": {"low": 0.2, "high": 0.8}, "key_order": "random"}
@@ -178,15 +179,15 @@ def test_mistakes(values: dict[str, Any], message: str) -> None:
         fleet(values)
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(presets("fleets")))
 def test_shipped_fleets(name: str) -> None:
     plan = Plan.load(name)
     assert plan.hosts == 100_000
     assert len(plan.sampled()) == plan.samples * len(plan.kinds)
-    head = shipped()[name].read_text(encoding="utf-8")
+    head = presets("fleets")[name].read_text(encoding="utf-8")
     assert re.match(r"# .+[.?]\n#\n", head)
     assert "\n# Watch: " in head
-    assert f"`fleets/{name}.yaml`" in (shipped()[name].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"`fleets/{name}.yaml`" in (presets("fleets")[name].parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

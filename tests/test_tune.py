@@ -12,8 +12,9 @@ import pytest
 import bench_tune
 from mmlab import Scenario, cli, simulate
 from mmlab.errors import UserError
-from mmlab.goals import Goals, Limit, Reference, seconds, shipped
+from mmlab.goals import Goals, Limit, Reference, seconds
 from mmlab.policies import Ksmtuned, View
+from mmlab.presets import presets
 from mmlab.search import Found, Trial, exhaustive, tune
 from mmlab.settings import LEVELS, Setting, Space, spaces
 
@@ -364,16 +365,16 @@ def test_as_good_as_a_grid_in_a_tenth_of_its_runs(name: str, by: str, grid: dict
 # -- files, command line, figure --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(presets("goals")))
 def test_shipped_goals(name: str) -> None:
     """They say what they are and what to watch, and something can be saved."""
     goals = Goals.load(name)
     assert Reference.of(goals.scenario).possible > 1000
     assert len(goals.limits) >= 2
-    head = shipped()[name].read_text(encoding="utf-8")
+    head = presets("goals")[name].read_text(encoding="utf-8")
     assert re.match(r"# .+[.?]\n#\n", head)
     assert "\n# Watch: " in head
-    assert shipped()[name].name in (shipped()[name].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert presets("goals")[name].name in (presets("goals")[name].parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_goals_file(tmp_path: Path) -> None:

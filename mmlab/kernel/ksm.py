@@ -260,7 +260,7 @@ def _stable_node_at(m, n, prune):
 
 @inlined
 def _passes(m, n, key):
-    """Whether a search goes by slot n, on which it changes nothing then."""
+    """Whether a search goes by slot n and changes nothing there: other content, no walk of a chain (ksm-merge T4, T6)."""
     node = m.node[n]
     quiet = node.kind != CHAIN or (node.quiet and node.prune_jiffies > m.state[0].prune_before)
     return quiet and key != node.key and m.state[0].stale_nodes == 0
