@@ -10,7 +10,9 @@ calibrate` writes them; what a file says beside `ns` is what `CostSet` holds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +26,19 @@ from mmlab.scenario import read_yaml
 if TYPE_CHECKING:
     from mmlab.run import Run
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "standard_errors", "trust", "uncertainty"]
+__all__ = [
+    "STEPS",
+    "UNSURE",
+    "CostSet",
+    "cost_set",
+    "cost_sets",
+    "cost_table",
+    "dearer",
+    "error_of",
+    "standard_errors",
+    "trust",
+    "uncertainty",
+]
 
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
@@ -46,6 +60,17 @@ STEPS: dict[str, str] = {
 }
 """Step names in the order of the model's counters, and what each is."""
 
+UNSURE = (
+    "merge_rate",
+    "freed_rate",
+    "ksmd_cpu_ms",
+    "ksmd_cpu_percent",
+    "settled_s",
+    "thps_split_per_hour",
+    "collapses_per_hour",
+    "khugepaged_cpu_ms",
+)
+"""Metrics that depend on what steps cost, in the order of `mmlab.run.Metrics`: those of `standard_errors`."""
 FREE = "free"
 """The cost set that lets time pass in ksmd's sleeps only."""
 
@@ -207,6 +232,40 @@ def uncertainty(run: Run) -> tuple[float, float]:
         own = math.sqrt(max(0.0, float(counts @ costs.covariance @ counts))) / total if total else 0.0
         out.append(max(own, costs.error) if total else 0.0)
     return out[0], out[1]
+
+
+def dearer(run: Run) -> Run:
+    """The run as it would be if every step cost one relative standard error more, to first order.
+
+    All happens in the same order, but later, by what ksmd took until then: sleeps are exact. What is tied to the clock
+    (events, pressure) goes along, so where that sets the pace the difference overstates the error.
+    """
+    by_ksmd, by_khugepaged = uncertainty(run)
+    rows, passes, machine = run.rows.copy(), run.machine.passes.copy(), copy(run.machine)
+    late = by_ksmd * rows["ksmd_cpu_ns"]
+    passes["time_ns"] += np.rint(np.interp(passes["time_ns"], rows["time_ns"], late)).astype(np.int64)
+    for name, more in (
+        ("time_ns", late),
+        ("ksmd_cpu_ns", late),
+        ("khugepaged_cpu_ns", by_khugepaged * rows["khugepaged_cpu_ns"]),
+    ):
+        rows[name] += np.rint(more).astype(np.int64)
+    machine.__dict__["passes"] = passes  # not machine.passes = …, which both have in common
+    return replace(run, rows=rows, machine=machine)
+
+
+def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
+    """Standard error that comes from what steps cost, of anything that is measured in a run; 0 where there is nothing.
+
+    >>> from mmlab import Scenario, simulate
+    >>> run = simulate(Scenario(memory_mib=2, horizon_full_scans=2))
+    >>> 0.001 < error_of(run, lambda run: run.rows["ksmd_cpu_ns"][-1] / 1e6) < 0.1
+    True
+    >>> error_of(run, lambda run: run.metrics.freed_mib)
+    0.0
+    """
+    value, other = measure(run), measure(dearer(run))
+    return 0.0 if value is None or other is None else abs(float(other) - float(value))
 
 
 def standard_errors(run: Run) -> dict[str, float]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figure_of", "headline", "png", "remember", "say", "show", "table", "tables_of"]
+__all__ = ["figure_of", "headline", "png", "remember", "say", "show", "sure", "table", "tables_of", "with_errors"]
 
 DPI = 144
 """Of the images that :func:`show` makes: one and a half pixels to a CSS pixel."""
@@ -137,8 +137,20 @@ def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
     _display(data, {"image/png": about})
 
 
-def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int = 1) -> None:
-    """Display a table in a notebook: thousands separated, ``digits`` decimals for fractions, "–" for not a number."""
+def table(
+    data: pd.DataFrame,
+    caption: str = "",
+    digits: Mapping[str, int] | int = 1,
+    errors: pd.DataFrame | None = None,
+) -> None:
+    """Display a table in a notebook: thousands separated, ``digits`` decimals for fractions, "–" for not a number.
+
+    Parameters
+    ----------
+    errors : DataFrame, optional
+        Standard errors of some of the columns, by the same names and rows: shown behind ±, with as many decimals as
+        tell something. In the table's files they are columns of their own.
+    """
 
     def words(value: object, places: int) -> str:
         if isinstance(value, (bool, np.bool_)):
@@ -153,6 +165,9 @@ def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int
     for column in text:
         places = digits if isinstance(digits, int) else digits.get(str(column), 1)
         text[column] = [words(value, places) for value in data[column]]
+        if errors is not None and column in errors:
+            parts = zip(data[column], errors[column], text[column], strict=True)
+            text[column] = [sure(value, error, places) if error > 0 else word for value, error, word in parts]
     left = {column for column in data if not pd.api.types.is_numeric_dtype(data[column])}
     head = "".join(f'<th scope="col"{_class(c in left)}>{escape(str(c))}</th>' for c in data.columns)
     body = "".join(
@@ -168,8 +183,31 @@ def table(data: pd.DataFrame, caption: str = "", digits: Mapping[str, int] | int
     )
     _display(
         {"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()},
-        {"text/html": {"caption": caption, **keep({caption: plain(data)})}},
+        {"text/html": {"caption": caption, **keep({caption: plain(with_errors(data, errors))})}},
     )
+
+
+def sure(value: float, error: float, places: int = 1) -> str:
+    """A number with its standard error; with more than so many decimals where the error needs them to be told.
+
+    >>> sure(1234.56, 0.02), sure(3.0, 12.3)
+    ('1,234.56 ± 0.02', '3.0 ± 12.3')
+    """
+    if np.isnan(value):
+        return "–"
+    if 0 < error < 0.5 * 10.0**-places:
+        places = min(4, int(np.ceil(-np.log10(error))))
+    return f"{value:,.{places}f} ± {error:,.{places}f}"
+
+
+def with_errors(data: pd.DataFrame, errors: pd.DataFrame | None) -> pd.DataFrame:
+    """The errors beside what they are of, in columns ``se …``."""
+    if errors is None:
+        return data
+    out = data.copy()
+    for column in errors:
+        out.insert(out.columns.get_loc(column) + 1, f"se {column}", errors[column])
+    return out
 
 
 def _class(left: bool) -> str:

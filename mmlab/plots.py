@@ -11,7 +11,7 @@ areas and bars in hatch, so that a grey print says the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from mmlab.display import png as png
 from mmlab.display import remember as remember
 from mmlab.display import say as say
 from mmlab.display import show as show
+from mmlab.display import sure as sure
 from mmlab.display import table as table
+from mmlab.display import with_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +117,14 @@ def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: flo
     return panels
 
 
+def time_label(runs: Iterable[Run]) -> str:
+    """The label of an axis of simulated time, with the standard error of its end that comes from what steps cost."""
+    from mmlab.costs import error_of
+
+    error = max(error_of(run, lambda run: float(run.rows["time_ns"][-1])) / 1e9 for run in runs)
+    return "simulated time (s)" + (f", ± {error:.1g} at its end" if error >= 0.0005 else "")
+
+
 # --- memory over time -----------------------------------------------------------------------------------------------
 
 
@@ -167,7 +177,7 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
         area.set_hatch(KINDS[kind][1])
     allocated = table[[kind for kind in used if not kind.startswith("freed")]].sum(axis=1)
     ax.step(table.index, allocated, where="post", color="#111111", linewidth=2, label="allocated")
-    ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
+    ax.set(xlabel=time_label([run]), ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
     ax.legend(loc="upper right", frameon=True, reverse=True)
     return remember(ax, table, "memory")
 
@@ -216,7 +226,7 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
     top = max([*budgets, table["freed"].max() if len(table) else 1])
-    ax.set(xlabel="simulated time (s)", ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4))
+    ax.set(xlabel=time_label(runs.values()), ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4))
     if len(table):
         ax.legend(title=None, loc="upper left", bbox_to_anchor=(0, 1.0), ncols=len(runs))
     return remember(ax, table, "batches")
@@ -256,7 +266,7 @@ def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | Non
             ax.step(line["time_s"], line["MiB"], where="post", color=colour, solid_capstyle="butt", **look)
             ax.plot(*line[["time_s", "MiB"]].iloc[-1], marker=marker, color=colour, clip_on=False, zorder=5)
             handles.append(Line2D([], [], color=colour, marker=marker, label=f"{label}: {what}", **look))
-    ax.set(xlabel="simulated time (s)", ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
+    ax.set(xlabel=time_label(runs.values()), ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
     ax.set_ylim(bottom=-0.02 * table["MiB"].max())
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
     return remember(ax, table, "counters")
@@ -283,13 +293,17 @@ def cpu_table(runs: Mapping[str, Run], until: float | None = None, parts: int = 
 # --- variants beside each other -------------------------------------------------------------------------------------
 
 
-def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)") -> Axes:
+def rates(
+    table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)", errors: pd.DataFrame | None = None
+) -> Axes:
     """Two bars a variant: rate in KSM's counters and rate in frames really freed.
 
     Parameters
     ----------
     table : DataFrame
         A row a variant (index), the two columns to draw, MB/s. Not a number means that nothing was merged or freed.
+    errors : DataFrame, optional
+        Their standard errors, in the same rows and columns: a line across the end of each bar.
     """
     import seaborn as sns
 
@@ -300,14 +314,21 @@ def rates(table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MB/s)
         long, y=index, x="rate", hue="what", ax=ax, errorbar=None, palette=["#0173B2", "#ECD9A6"], saturation=1,
         edgecolor="#333333", linewidth=0.8,
     )  # fmt: skip
-    for bars, hatch in zip(ax.containers, ["", "///"], strict=False):
-        for bar in bars:
+    for column, bars, hatch in zip(table, list(ax.containers), ["", "///"], strict=False):
+        found = [0.0] * len(table) if errors is None else errors[column].reindex(table.index).fillna(0.0)
+        for bar, error in zip(bars, found, strict=True):
             bar.set_hatch(hatch)
-        ax.bar_label(bars, fmt=lambda v: f"{v:,.1f}", padding=4, fontsize=8)  # type: ignore[arg-type]
+            where = (bar.get_width(), bar.get_y() + bar.get_height() / 2)
+            if error > 0:
+                ax.errorbar(*where, xerr=error, color="#111111", capsize=2.5, linewidth=1.2)
+            ax.annotate(
+                sure(where[0], error) if error > 0 else f"{where[0]:,.1f}", (where[0] + error, where[1]), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=8,
+            )  # fmt: skip
     ax.set(xlabel=label, ylabel="", xlim=(0, 1.1 * max(long["rate"].max(), 1e-9)))
     ax.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     ax.grid(axis="y", visible=False)
-    return remember(ax, table, "rates")
+    return remember(ax, with_errors(table, errors), "rates")
 
 
 # --- a recorded kernel on the model's line --------------------------------------------------------------------------

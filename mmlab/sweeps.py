@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmlab
-from mmlab.costs import cost_set
+from mmlab.costs import UNSURE, cost_set
 from mmlab.crew import Cluster, Crew, Processes
 from mmlab.errors import UserError
 from mmlab.grid import Grid, Point
@@ -307,13 +307,15 @@ def _schema() -> pa.Schema:
     kinds = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
     found = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(Metrics).items()}
     parameters = {name: parameter.type for name, parameter in _parameters().items()}
-    columns = {"hash": str, **parameters, **found, "error": str, "model": str}
+    errors = {f"se_{name}": float for name in UNSURE}
+    columns = {"hash": str, **parameters, **found, **errors, "error": str, "model": str}
     return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
 def _row(hash_: str, values: Point, run: Run | None = None, error: str | None = None) -> Row:
     said = {name: p.type(values.get(name, p.default)) for name, p in _parameters().items()}
-    return {"hash": hash_, **said, **(vars(run.metrics) if run else {}), "error": error, "model": model_digest()}
+    found = vars(run.metrics) | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
+    return {"hash": hash_, **said, **found, "error": error, "model": model_digest()}
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mmlab.costs import dearer
 from mmlab.errors import UserError
 from mmlab.policies import View
 from mmlab.run import PAGES_PER_MIB, Run
@@ -70,6 +71,8 @@ class Point:
         Pages visited, visits that ended on a dead node, full scans completed, batches, until then.
     saved_mib, shown_mib, thps_split
         The most memory saved at any time of the run, MiB; what KSM's counters showed then; THPs split until then.
+    seconds_error, cpu_percent_error
+        Standard errors that come from what ksmd's steps cost (`mmlab.costs`).
     """
 
     pages_to_scan: int
@@ -83,6 +86,8 @@ class Point:
     saved_mib: float
     shown_mib: float
     thps_split: int
+    seconds_error: float = 0.0
+    cpu_percent_error: float = 0.0
 
     @property
     def cpu_percent(self) -> float:
@@ -175,7 +180,8 @@ class Tuning:
         """What a run of this memory came to."""
         saved = self.saved(run)
         there = np.flatnonzero((saved >= self.goal_mib) & (self.possible_mib > 0))
-        row, most = run.rows[there[0] if len(there) else -1], run.rows[saved.argmax()]
+        at = there[0] if len(there) else -1
+        row, later, most = run.rows[at], dearer(run).rows[at], run.rows[saved.argmax()]
         return Point(
             pages_to_scan=run.scenario.pages_to_scan,
             reached=len(there) > 0,
@@ -188,6 +194,8 @@ class Tuning:
             saved_mib=float(saved.max()),
             shown_mib=float(most["pages_sharing"] + most["ksm_zero_pages"]) / PAGES_PER_MIB,
             thps_split=int(most["thp_split_page"]),
+            seconds_error=float(later["time_ns"] - row["time_ns"]) / 1e9,
+            cpu_percent_error=_percent(later) - _percent(row),
         )
 
     def at(self, pages_to_scan: int, variant: AnyVariant, **changes: Any) -> Point:
@@ -235,6 +243,11 @@ class Tuning:
             return None
         between = list(_two_digits(rungs[rung - 1] + 1 if rung else 1, rungs[rung]))
         return self.at(between[bisect_left(between[:-1], True, key=holds)], variant, **changes)
+
+
+def _percent(row: np.void) -> float:
+    """ksmd's CPU time over simulated time, %."""
+    return 100 * float(row["ksmd_cpu_ns"]) / max(1, int(row["time_ns"]))
 
 
 def _two_digits(low: int, high: int) -> Iterable[int]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -440,12 +440,16 @@ def _paged_out_used(run: Run) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The matrix: `cells[question][variant]`, None where the thing never happened in the run."""
+    """The matrix: `cells[question][variant]`, None where the thing never happened in the run.
+
+    `errors` has the cells' standard errors, as far as they come from what ksmd's steps cost.
+    """
 
     scenario: Scenario
     variants: tuple[str, ...]
     questions: tuple[Question, ...]
     cells: dict[str, dict[str, float | None]]
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -536,18 +540,24 @@ class Verdict:
         lines.append(_wrapped("", f"Asked of: {values}. A full scan takes {scan_seconds(s):g} s."))
         lines.append("")
         rows = [
-            _wrapped(q.key, f"{q.ask} ({q.unit}, {q.best} is best; {q.who}). Scene {q.scene}.") for q in self.questions
+            _wrapped(q.key, f"{q.ask} ({q.unit}{self.sure(q)}, {q.best} is best; {q.who}). Scene {q.scene}.")
+            for q in self.questions
         ]
         names = dict.fromkeys(q.scene for q in self.questions)
         scenes = [_wrapped(f"{name}:", SCENES[name].what + ".") for name in names]
         return "\n".join([*lines, *rows, "", *scenes])
 
+    def sure(self, question: Question) -> str:
+        """Behind a row's unit: the largest standard error of its numbers, if there is any."""
+        error = max(self.errors.get(question.key, {}).values(), default=0.0)
+        return f" ± {error:.1g}" if error else ""
+
     def as_json(self) -> dict[str, Any]:
-        """Plain data: scenario, variants, questions, and the cells unrounded."""
+        """Plain data: scenario, variants, questions, and the cells and their errors unrounded."""
         questions = [
             {"key": q.key, "label": q.label, "who": q.who, "ask": q.ask, "unit": q.unit, "best": q.best,
              "scene": q.scene, "scene_is": SCENES[q.scene].what, "from_text_only": q.from_text_only,
-             "cells": self.cells[q.key], "marks": self.marks(q.key)}
+             "cells": self.cells[q.key], "errors": self.errors.get(q.key, {}), "marks": self.marks(q.key)}
             for q in self.questions
         ]  # fmt: skip
         scenario = {name: getattr(self.scenario, name) for name in sorted(self.scenario.model_fields_set)}
@@ -578,6 +588,7 @@ def verdict(
     UserError
         A question or a variant is not known, or the base has events or processes of its own.
     """
+    from mmlab.costs import error_of
     from mmlab.simulation import simulate
 
     base = Scenario(**BASE) if base is None else base
@@ -587,6 +598,7 @@ def verdict(
     chosen = {v.name: v for v in map(resolve, variants)}
     by_scene = {name: [q for q in asked if q.scene == name] for name in dict.fromkeys(q.scene for q in asked)}
     cells: dict[str, dict[str, float | None]] = {q.key: {} for q in asked}
+    errors: dict[str, dict[str, float]] = {q.key: {} for q in asked}
     done = 0
     for name, rows in by_scene.items():
         scenario = SCENES[name].build(base)
@@ -595,10 +607,11 @@ def verdict(
             for q in rows:
                 value = q.measure(run)
                 cells[q.key][variant.name] = None if value is None else round(float(value), 9)
+                errors[q.key][variant.name] = round(error_of(run, q.measure), 9)
             done += 1
             if progress:
                 progress(done, len(by_scene) * len(chosen), f"{name}, {variant.name}")
-    return Verdict(base, tuple(chosen), tuple(asked), cells)
+    return Verdict(base, tuple(chosen), tuple(asked), cells, errors)
 
 
 def scene_runs(

@@ -13,7 +13,7 @@ import yaml
 import bench_calibrate
 from mmlab import Scenario, cli, simulate
 from mmlab.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
-from mmlab.costs import STEPS, cost_set, cost_sets, cost_table, uncertainty
+from mmlab.costs import STEPS, UNSURE, cost_set, cost_sets, cost_table, dearer, error_of, uncertainty
 from mmlab.errors import UserError
 from mmlab.trace import from_run
 
@@ -357,16 +357,33 @@ def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found
     write(dear, yaml.safe_dump(text | {"ns": {step: 1.2 * ns for step, ns in text["ns"].items()}}))
     run, dearer = (simulate(Scenario(**{**base, **setting, "costs": str(path)})) for path in (usual, dear))
     assert uncertainty(run)[0] == pytest.approx(0.2)
-    assert {"ksmd_cpu_ms", "ksmd_cpu_percent"} <= set(run.uncertainty)
+    assert {"ksmd_cpu_ms", "ksmd_cpu_percent"} <= set(run.uncertainty) <= set(UNSURE)
     for name, error in run.uncertainty.items():
         moved = getattr(dearer.metrics, name) - getattr(run.metrics, name)
         assert abs(moved) == pytest.approx(error, rel=0.3, abs=0.01 * getattr(run.metrics, name)), name
         assert (moved > 0) == (name in ("ksmd_cpu_ms", "ksmd_cpu_percent", "settled_s")), name
 
 
+def test_error_of_any_measure() -> None:
+    """What is measured in the run with dearer steps is what its own formula says; the run itself stays as it is."""
+    memory = {"memory_mib": 64, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 500}
+    run = simulate(Scenario(**memory, pages_to_scan=500, horizon_seconds=0.0, until_settled=True))
+    before = run.rows.tobytes(), run.machine.passes.tobytes()
+    for name in ("settled_s", "merge_rate", "freed_rate", "ksmd_cpu_ms"):
+        error = error_of(run, lambda run, name=name: getattr(run.metrics, name))
+        assert error == pytest.approx(run.uncertainty[name], rel=0.05), name
+    later = dearer(run)
+    assert later.metrics.freed_mib == run.metrics.freed_mib
+    assert later.page_map().tobytes() == run.page_map().tobytes()
+    assert (later.rows["time_ns"] >= run.rows["time_ns"]).all()
+    assert error_of(run, lambda run: None) == 0.0
+    assert before == (run.rows.tobytes(), run.machine.passes.tobytes())
+
+
 def test_no_uncertainty_without_costs() -> None:
     run = simulate(Scenario(memory_mib=4, costs="free", horizon_seconds=2.0))
     assert run.uncertainty == {}
+    assert error_of(run, lambda run: float(run.rows["time_ns"][-1])) == 0.0
     assert "±" not in run.summary()
 
 

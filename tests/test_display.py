@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_table_saves_what_it_shows_unrounded(folder: Path, shown: list) -> None:
     saved = read(folder, name)
     assert saved.to_dict("list") == {"variant": ["V0", "V1"], "s": [1.23456789, pytest.approx(np.nan, nan_ok=True)],
                                      "a b": ["5", "none"]}  # fmt: skip
+
+
+def test_table_shows_and_saves_errors(folder: Path, shown: list) -> None:
+    rates = pd.DataFrame({"rate": [5.123, 0.0, np.nan], "MiB": [1.0, 2.0, 3.0]}, index=["V0", "V1", "V2"])
+    plots.table(rates, "Rates", errors=pd.DataFrame({"rate": [0.021, 0.0, np.nan]}, index=rates.index))
+    data, _ = shown[0]
+    assert re.findall("<td>(.*?)</td>", data["text/html"]) == ["5.12 ± 0.02", "1.0", "0.0", "2.0", "–", "3.0"]
+    assert list(read(folder, "01-rates")) == ["name", "rate", "se rate", "MiB"]
 
 
 def test_names_of_columns_differ(folder: Path, shown: list) -> None:

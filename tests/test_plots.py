@@ -1,5 +1,6 @@
 """Figures: every axis says its unit, what is drawn is in a table, and the bytes are always the same."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -50,7 +51,7 @@ def test_memory(runs: dict[str, Run]) -> None:
     allocated = table[["THP", "small pages", "KSM pages"]].sum(axis=1)
     assert allocated.iloc[-1] == run.samples["frames"].iloc[-1] / 256
     ax = plots.memory(run, until=1000)
-    assert labels(ax) == ("simulated time (s)", "memory (MiB)")
+    assert labels(ax)[1] == "memory (MiB)"
     assert ax.lines[0].get_xydata()[-1].tolist() == [1000, allocated.iloc[-1]], "drawn on as the run was left"
 
 
@@ -68,7 +69,7 @@ def test_batches(runs: dict[str, Run]) -> None:
         assert mine.sum() == run.samples["frames"].iloc[0] - run.samples["frames"].iloc[-1]
         assert mine.max() == run.metrics.most_freed_by_batch
     ax = plots.batches(runs)
-    assert labels(ax) == ("simulated time (s)", "pages freed by one batch")
+    assert labels(ax)[1] == "pages freed by one batch"
     assert any("pages_to_scan = 300" in text.get_text() for text in ax.texts)
 
 
@@ -88,7 +89,7 @@ def test_counters(runs: dict[str, Run]) -> None:
         unseen = last["really freed"] - last["KSM counters"]
         assert unseen * 256 == pytest.approx(run.metrics.freed_unseen_pages)
     ax = plots.counters(runs)
-    assert labels(ax) == ("simulated time (s)", "memory (MiB)")
+    assert labels(ax)[1] == "memory (MiB)"
     legend = ax.get_legend()
     assert legend is not None
     assert len(legend.get_texts()) == 4
@@ -101,6 +102,23 @@ def test_rates() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["mainline", "legacy"]
     hatches = [bars[0].get_hatch() for bars in ax.containers]
     assert len(set(hatches)) == 2, "told apart in grey"
+
+
+def test_rates_with_errors() -> None:
+    table = pd.DataFrame({"counters": [1.0, 60.0], "frames": [6.0, np.nan]}, index=["mainline", "legacy"])
+    ax = plots.rates(table, errors=pd.DataFrame({"counters": [0.0, 2.5], "frames": [0.02, np.nan]}, index=table.index))
+    assert [text.get_text() for text in ax.texts] == ["1.0", "60.0 ± 2.5", "6.00 ± 0.02", "0.0"]
+    lines = [bar.get_segments()[0] for bar in ax.collections]
+    assert [(line[0][0], line[1][0]) for line in lines] == [(57.5, 62.5), (pytest.approx(5.98), pytest.approx(6.02))]
+
+
+def test_time_axes_say_how_sure_they_are(runs: dict[str, Run]) -> None:
+    for ax in (plots.batches(runs), plots.counters(runs)):
+        assert ax.get_xlabel() == plots.time_label(runs.values())
+    slow = simulate(Scenario(memory_mib=64, zero_fraction=0.5, sleep_millisecs=1, horizon_seconds=2.0))
+    free = simulate(slow.scenario.replace(costs="free"))
+    assert re.fullmatch(r"simulated time \(s\), ± 0\.\d+ at its end", plots.memory(slow).get_xlabel())
+    assert plots.memory(free).get_xlabel() == "simulated time (s)"
 
 
 def test_overlay(recorded: trace.Trace) -> None:

@@ -22,7 +22,6 @@ def scenario(*events: dict[str, Any], **fields: Any) -> Scenario:
     return Scenario(**{**setting, **fields}, events=events)  # type: ignore[arg-type]
 
 
-
 def metrics_of_rows(run: Run) -> dict[str, Any]:
     """The metrics from their definitions, of rows that were not thinned out; events must not set run to 2."""
     rows, pages_per_mib = run.rows, 256
@@ -97,12 +96,32 @@ MEASURED = {
         {"after": {"batch": 2}, "op": "dontneed", "page": 512, "count": 512}, horizon_seconds=9.0
     ),
     "khugepaged": scenario(horizon_seconds=9.0, khugepaged=1, khugepaged_scan_sleep_millisecs=500, use_zero_pages=1),
-    "pressure and migration": scenario(horizon_seconds=9.0, pressure_rate=0.4, migration_rate=2.0, max_ptes_none=0,
-                                       migration_huge_share=0.0, run=0, shrink_underused=1, memory_mib=16),
-    "swapped": scenario({"after": {"batch": 60}, "op": "pageout", "page": 0, "count": 1024}, swap_mib=16,
-                        duplicate_fraction=0.1, horizon_seconds=9.0),
-    "guests": scenario(processes=3, boot_interval_seconds=2.0, lifetime_seconds=3.5, horizon_seconds=9.0,
-                       balloon_fraction=0.5, balloon_seconds=1.0, hot_fraction=0.2, smart_scan=0),
+    "pressure and migration": scenario(
+        horizon_seconds=9.0,
+        pressure_rate=0.4,
+        migration_rate=2.0,
+        max_ptes_none=0,
+        migration_huge_share=0.0,
+        run=0,
+        shrink_underused=1,
+        memory_mib=16,
+    ),
+    "swapped": scenario(
+        {"after": {"batch": 60}, "op": "pageout", "page": 0, "count": 1024},
+        swap_mib=16,
+        duplicate_fraction=0.1,
+        horizon_seconds=9.0,
+    ),
+    "guests": scenario(
+        processes=3,
+        boot_interval_seconds=2.0,
+        lifetime_seconds=3.5,
+        horizon_seconds=9.0,
+        balloon_fraction=0.5,
+        balloon_seconds=1.0,
+        hot_fraction=0.2,
+        smart_scan=0,
+    ),
     "without a pass": scenario(horizon_seconds=0.1),
     "forked": scenario({"after": {"batch": 20}, "op": "fork"}, horizon_seconds=9.0, variant="v1-series"),
 }

@@ -17,8 +17,9 @@ from mmlab.errors import UserError
 from mmlab.scenario import EVENT_FIELDS, SETTABLE, Scenario, flat_fields
 from mmlab.trace import read
 
-FLAT = sorted(p for p in (ROOT / "params").glob("*.yaml")
-              if not {"process_list", "events"} & set(yaml.safe_load(p.read_text())))
+FLAT = sorted(
+    p for p in (ROOT / "params").glob("*.yaml") if not {"process_list", "events"} & set(yaml.safe_load(p.read_text()))
+)
 GUESTS = ROOT / "params" / "qemu_guests.yaml"
 
 BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -68,10 +69,14 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"events": [{"after": {"batch": 1}, "op": "merge_any"}]}, ("merge_any needs value",)),
     ({"events": [{"after": {"batch": 1}, "op": "uffd", "page": 0, "count": 1, "value": "on"}]}, ("value = 'on'",)),
     ({"memory_mib": 2, "events": [{"after": {"batch": 1}, "op": "memory_failure", "page": 512}]}, ("512 + 1", "512")),
-    ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "advisor_mode", "value": "fast"}]},
-     ("advisor_mode = 'fast'", "none, scan-time")),
-    ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "merge_across_nodes", "value": 2}]},
-     ("merge_across_nodes = 2", "0 … 1")),
+    (
+        {"events": [{"after": {"batch": 1}, "op": "set", "knob": "advisor_mode", "value": "fast"}]},
+        ("advisor_mode = 'fast'", "none, scan-time"),
+    ),
+    (
+        {"events": [{"after": {"batch": 1}, "op": "set", "knob": "merge_across_nodes", "value": 2}]},
+        ("merge_across_nodes = 2", "0 … 1"),
+    ),
     ({"events": [{"after": {"batch": 1}, "op": "set", "knob": "variant", "value": 2}]}, ("name of a variant",)),
     ({"advisor_mode": "fast"}, ("advisor_mode = 'fast'", "none, scan-time")),
     ({"advisor_max_cpu": 101}, ("advisor_max_cpu = 101", "0 … 100", "%")),
@@ -88,8 +93,14 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"migration_huge_share": 1.1}, ("migration_huge_share = 1.1", "0 … 1")),
     ({"ksm_start_seconds": 5, "run": 0}, ("ksm_start_seconds = 5", "run = 0")),
     ({"khugepaged": 1, "horizon_seconds": 0, "horizon_full_scans": 1}, ("horizon_seconds = 0 with khugepaged",)),
-    ({"events": [{"after": {"seconds": 1, "every": 1}, "op": "split_all"}], "horizon_seconds": 0,
-      "until_settled": True}, ("horizon_seconds = 0 with an event with every",)),
+    (
+        {
+            "events": [{"after": {"seconds": 1, "every": 1}, "op": "split_all"}],
+            "horizon_seconds": 0,
+            "until_settled": True,
+        },
+        ("horizon_seconds = 0 with an event with every",),
+    ),
     ({"process_list": [{"memroy_mib": 2}]}, ("process_list 0", "memroy_mib", '"memory_mib"')),
 ]
 

@@ -220,3 +220,14 @@ def test_a_letter_stands_for_all_of_them() -> None:
 def test_mistakes(kwargs: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         verdict(**kwargs)
+
+
+def test_says_how_sure_it_is() -> None:
+    """What is measured in seconds has an error, what is counted none; a legend's row says the largest."""
+    v = verdict(SMALL, ["legacy", "mainline"], ["f1", "f4"])
+    assert v.errors["f1"] == {"legacy": 0.0, "mainline": 0.0}
+    assert 0 < v.errors["f4"]["mainline"] < 0.2 * (v.cells["f4"]["mainline"] or 0)
+    question = v.questions[1]
+    assert v.sure(question) == f" ± {max(v.errors['f4'].values()):.1g}"
+    assert f"(s{v.sure(question)}, least is best" in " ".join(v.legend().split())
+    assert v.as_json()["questions"][1]["errors"] == v.errors["f4"]

@@ -33,7 +33,7 @@ from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, inf
 from numba.extending import NativeValue, infer_getattr, intrinsic, lower_builtin, lower_getattr_generic, unbox
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["Tables", "announced", "compiled", "entry", "inlined", "trailing_zeros"]
+__all__ = ["Tables", "announced", "compiled", "entry", "get_word", "inlined", "set_word", "trailing_zeros"]
 
 _INT64 = ir.IntType(64)
 
@@ -168,6 +168,29 @@ def trailing_zeros(context: Any, word: Any) -> Any:
     return types.int64(types.uint64), codegen
 
 
+@intrinsic
+def get_word(context: Any, table: Any, index: Any) -> Any:
+    """A record of 8 bytes as a uint64, its first byte the lowest."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _item(context, builder, signature.args[0], *args)
+        return builder.load(builder.bitcast(pointer, _INT64.as_pointer()))
+
+    return types.uint64(table, types.int64), codegen
+
+
+@intrinsic
+def set_word(context: Any, table: Any, index: Any, word: Any) -> Any:
+    """… and back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _item(context, builder, signature.args[0], *args[:2])
+        builder.store(args[2], builder.bitcast(pointer, _INT64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(table, types.int64, types.uint64), codegen
+
+
 class Tables:
     """A machine: a subclass declares each array as `name: Annotated[np.ndarray, dtype]`.
 
@@ -207,11 +230,20 @@ def _finalize(library: CPUCodeLibrary) -> None:
     caller up to the function that Python calls. Done only there, the cold compile takes two thirds of the time.
     """
     if not (_compiling and _compiling[-1]):
+        if _compiling:
+            library._optimize_final_module = lambda: _optimize(library)
         _numba_finalize(library)
         return
     for other in dict.fromkeys(library._linking_libraries):
         library._final_module.link_in(other._get_module_for_linking(), preserve=True)
     library._finalized = True
+
+
+def _optimize(library: CPUCodeLibrary) -> None:
+    """As numba does, but without its search for what could be vectorized: the model has nothing of that kind."""
+    for cost in ("cheap", None):
+        passes, builder = library._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, cost=cost)
+        passes.run(library._final_module, builder)
 
 
 def _get_executable(context: CPUContext, library: CPUCodeLibrary, fndesc: Any, env: Any) -> Any:
