@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmlab
+from mmlab import files
 from mmlab.costs import UNSURE, cost_set
 from mmlab.crew import Cluster, Crew, Processes
 from mmlab.errors import UserError
@@ -349,14 +350,8 @@ def _parts(folder: Path, columns: list[str] | None = None) -> Iterator[tuple[Pat
 
 def _write(path: Path, content: bytes) -> None:
     """All of it or nothing, and to stay."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.write(path, content, to_stay=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; what was written before is kept, the same sweep goes on") from None
 

@@ -30,6 +30,7 @@ import pytest
 import yaml
 
 from mmlab import Scenario, cli, crew, read_sweep, simulate, sweep, sweeps
+from mmlab.costs import UNSURE
 from mmlab.errors import UserError
 from mmlab.grid import Grid
 from mmlab.provenance import PACKAGE, digest, model_digest
@@ -215,6 +216,7 @@ def test_a_row_says_what_the_run_comes_to(grid: Grid, swept: tuple[Path, sweeps.
         run = simulate(scenario)
         found = {name: None if pd.isna(row[name]) else row[name] for name in asdict(run.metrics)}
         assert found == asdict(run.metrics)
+        assert {name: row[f"se_{name}"] for name in UNSURE} == dict.fromkeys(UNSURE, 0.0) | run.uncertainty
         assert pd.isna(row["error"])
         assert {n: row[n] for n in sweeps._parameters()} == {n: getattr(scenario, n) for n in sweeps._parameters()}
         samples = pd.read_parquet(folder / "_samples" / f"{row['hash']}.parquet")

@@ -227,11 +227,9 @@ def _finalize(library: CPUCodeLibrary) -> None:
     """Link a function with those that it calls; of a part do no more.
 
     numba would optimize each part with all that it calls, and emit machine code for it, which is done again for every
-    caller up to the function that Python calls. Done only there, the cold compile takes two thirds of the time.
+    caller up to the function that Python calls. Done only there, the cold compile takes half the time.
     """
-    if not (_compiling and _compiling[-1]):
-        if _compiling:
-            library._optimize_final_module = lambda: _optimize(library)
+    if not getattr(library, "is_part", False):
         _numba_finalize(library)
         return
     for other in dict.fromkeys(library._linking_libraries):
@@ -239,17 +237,11 @@ def _finalize(library: CPUCodeLibrary) -> None:
     library._finalized = True
 
 
-def _optimize(library: CPUCodeLibrary) -> None:
-    """As numba does, but without its search for what could be vectorized: the model has nothing of that kind."""
-    for cost in ("cheap", None):
-        passes, builder = library._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, cost=cost)
-        passes.run(library._final_module, builder)
-
-
 def _get_executable(context: CPUContext, library: CPUCodeLibrary, fndesc: Any, env: Any) -> Any:
     """What numba knows a compiled function by; a part cannot be called from Python and has no address."""
     if not (_compiling and _compiling[-1]):
         return _numba_get_executable(context, library, fndesc, env)
+    library.is_part = True
     name = fndesc.qualname.split(".")[-1]
     return make_function(fndesc.lookup_module(), name, name, 0, env, (library,))
 
