@@ -6,6 +6,8 @@ is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB p
 only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
 """
 
+import ctypes
+from contextlib import suppress
 from typing import Annotated
 
 import numpy as np
@@ -283,6 +285,22 @@ class Machine(Tables):
     """frames in the CPU's batch of pages on their way to an LRU list"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
+
+
+def _keep_memory() -> None:
+    """A machine's arrays come from memory that a former one has left.
+
+    Otherwise glibc gives that back at the end of a run, and the next one gets it anew, a page fault for each 4 KiB: a
+    tenth of a short run's time, and more of it in two threads or processes at once. At most 256 MiB are kept; arrays of
+    more than 32 MiB are always given back.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+
+
+_keep_memory()
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
