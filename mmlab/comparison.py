@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmlab import differences, panels, plots
+from mmlab.costs import error_of, one_digit
 from mmlab.export import as_python
 from mmlab.run import Metrics, Run
 
@@ -35,20 +36,28 @@ def summary(runs: Mapping[str, Run]) -> str:
     """What happened, a sentence a run, HTML."""
     sentences = []
     for number, (label, run) in enumerate(runs.items()):
-        m, frames, seconds = run.metrics, run.rows["frames"], run.rows["time_ns"] / 1e9
+        m, frames = run.metrics, run.rows["frames"]
         words = f"{SIGNS[number]} <b>{escape(label)}</b> gives back {m.freed_mib:,.0f} of {total_mib(run):,.0f} MiB"
         if m.freed_mib > 0:
             gone = np.flatnonzero(frames[0] - frames >= 0.99 * (frames[0] - frames[-1]))[0]
+            after = float(run.rows["time_ns"][gone]) / 1e9
+            late = error_of(run, lambda run, gone=gone: float(run.rows["time_ns"][gone]) / 1e9)  # type: ignore[misc]
             words += (
-                f", 99 % of it after {seconds[gone]:,.3g} s; one batch up to {m.most_freed_by_batch:,} pages, "
-                f"{times(m.most_freed_per_budget)} × its budget"
+                f", 99 % of it after {after:,.3g}{_sure(late, 0.005)} s; one batch up to "
+                f"{m.most_freed_by_batch:,} pages, {times(m.most_freed_per_budget)} × its budget"
             )
         unseen = m.freed_unseen_pages * plots.MIB_PER_PAGE
         words += (
             f". KSM’s counters miss {unseen:,.0f} MiB of it" if unseen >= 0.5 else ". KSM’s counters show all of it"
         )
-        sentences.append(f"{words}; {m.thps_left:,} THPs are left, ksmd took {m.ksmd_cpu_percent:.1f} % of a CPU.")
+        share = f"{m.ksmd_cpu_percent:.1f}{_sure(run.uncertainty.get('ksmd_cpu_percent', 0.0), 0.05)}"
+        sentences.append(f"{words}; {m.thps_left:,} THPs are left, ksmd took {share} % of a CPU.")
     return "<br>".join(sentences)
+
+
+def _sure(error: float, least: float) -> str:
+    """Behind a number in a sentence: its standard error in one digit, unless it is too small to matter."""
+    return f" ± {one_digit(error)}" if error >= least else ""
 
 
 def total_mib(run: Run) -> float:

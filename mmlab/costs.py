@@ -35,6 +35,7 @@ __all__ = [
     "cost_table",
     "dearer",
     "error_of",
+    "one_digit",
     "standard_errors",
     "trust",
     "uncertainty",
@@ -259,13 +260,22 @@ def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
 
     >>> from mmlab import Scenario, simulate
     >>> run = simulate(Scenario(memory_mib=2, horizon_full_scans=2))
-    >>> 0.001 < error_of(run, lambda run: run.rows["ksmd_cpu_ns"][-1] / 1e6) < 0.1
+    >>> error_of(run, lambda run: run.metrics.ksmd_cpu_ms) > 0
     True
     >>> error_of(run, lambda run: run.metrics.freed_mib)
     0.0
     """
     value, other = measure(run), measure(dearer(run))
     return 0.0 if value is None or other is None else abs(float(other) - float(value))
+
+
+def one_digit(error: float) -> str:
+    """An error in words: no more of it is known.
+
+    >>> one_digit(0.0234), one_digit(67.0), one_digit(1234.5)
+    ('0.02', '70', '1,000')
+    """
+    return f"{float(f'{error:.1g}'):,.9f}".rstrip("0").rstrip(".")
 
 
 def standard_errors(run: Run) -> dict[str, float]:

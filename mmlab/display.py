@@ -191,13 +191,13 @@ def sure(value: float, error: float, places: int = 1) -> str:
     """A number with its standard error; with more than so many decimals where the error needs them to be told.
 
     >>> sure(1234.56, 0.02), sure(3.0, 12.3)
-    ('1,234.56 ± 0.02', '3.0 ± 12.3')
+    ('1,234.56\\xa0±\\xa00.02', '3.0\\xa0±\\xa012.3')
     """
     if np.isnan(value):
         return "–"
     if 0 < error < 0.5 * 10.0**-places:
-        places = min(4, int(np.ceil(-np.log10(error))))
-    return f"{value:,.{places}f} ± {error:,.{places}f}"
+        places = min(9, int(np.ceil(-np.log10(error))))
+    return f"{value:,.{places}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error:,.{places}f}"
 
 
 def with_errors(data: pd.DataFrame, errors: pd.DataFrame | None) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mmlab.costs import error_of, one_digit
 from mmlab.display import figure_of as figure_of  # `as`: notebooks call all of these as functions of plots
 from mmlab.display import headline as headline
 from mmlab.display import png as png
@@ -117,12 +118,14 @@ def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: flo
     return panels
 
 
-def time_label(runs: Iterable[Run]) -> str:
+def time_label(runs: Iterable[Run], until: float | None = None) -> str:
     """The label of an axis of simulated time, with the standard error of its end that comes from what steps cost."""
-    from mmlab.costs import error_of
-
-    error = max(error_of(run, lambda run: float(run.rows["time_ns"][-1])) / 1e9 for run in runs)
-    return "simulated time (s)" + (f", ± {error:.1g} at its end" if error >= 0.0005 else "")
+    most = 0.0
+    for run in runs:
+        time_ns = run.rows["time_ns"]
+        end = len(time_ns) - 1 if until is None else min(int(np.searchsorted(time_ns, until * 1e9)), len(time_ns) - 1)
+        most = max(most, error_of(run, lambda run, end=end: float(run.rows["time_ns"][end])) / 1e9)  # type: ignore[misc]
+    return "simulated time (s)" + (f", ± {one_digit(most)} at its end" if most >= 0.0005 else "")
 
 
 # --- memory over time -----------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes
         area.set_hatch(KINDS[kind][1])
     allocated = table[[kind for kind in used if not kind.startswith("freed")]].sum(axis=1)
     ax.step(table.index, allocated, where="post", color="#111111", linewidth=2, label="allocated")
-    ax.set(xlabel=time_label([run]), ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
+    ax.set(xlabel=time_label([run], until), ylabel="memory (MiB)", xlim=(0, until or table.index[-1]), ylim=(0, None))
     ax.legend(loc="upper right", frameon=True, reverse=True)
     return remember(ax, table, "memory")
 
@@ -226,7 +229,9 @@ def batches(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
     top = max([*budgets, table["freed"].max() if len(table) else 1])
-    ax.set(xlabel=time_label(runs.values()), ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4))
+    ax.set(
+        xlabel=time_label(runs.values(), until), ylabel="pages freed by one batch", xlim=(0, end), ylim=(0.8, top * 4)
+    )
     if len(table):
         ax.legend(title=None, loc="upper left", bbox_to_anchor=(0, 1.0), ncols=len(runs))
     return remember(ax, table, "batches")
@@ -266,7 +271,7 @@ def counters(runs: Mapping[str, Run], ax: Axes | None = None, until: float | Non
             ax.step(line["time_s"], line["MiB"], where="post", color=colour, solid_capstyle="butt", **look)
             ax.plot(*line[["time_s", "MiB"]].iloc[-1], marker=marker, color=colour, clip_on=False, zorder=5)
             handles.append(Line2D([], [], color=colour, marker=marker, label=f"{label}: {what}", **look))
-    ax.set(xlabel=time_label(runs.values()), ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
+    ax.set(xlabel=time_label(runs.values(), until), ylabel="memory (MiB)", xlim=(0, until or table["time_s"].max()))
     ax.set_ylim(bottom=-0.02 * table["MiB"].max())
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4)
     return remember(ax, table, "counters")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mmlab.costs import error_of, one_digit
 from mmlab.errors import UserError, unknown
 from mmlab.pingpong import turn_seconds
 from mmlab.scenario import Scenario
@@ -550,7 +551,7 @@ class Verdict:
     def sure(self, question: Question) -> str:
         """Behind a row's unit: the largest standard error of its numbers, if there is any."""
         error = max(self.errors.get(question.key, {}).values(), default=0.0)
-        return f" ± {error:.1g}" if error else ""
+        return f" ± {one_digit(error)}" if error else ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: scenario, variants, questions, and the cells and their errors unrounded."""
@@ -588,7 +589,6 @@ def verdict(
     UserError
         A question or a variant is not known, or the base has events or processes of its own.
     """
-    from mmlab.costs import error_of
     from mmlab.simulation import simulate
 
     base = Scenario(**BASE) if base is None else base

@@ -118,7 +118,7 @@ def test_table_shows_and_saves_errors(folder: Path, shown: list) -> None:
     rates = pd.DataFrame({"rate": [5.123, 0.0, np.nan], "MiB": [1.0, 2.0, 3.0]}, index=["V0", "V1", "V2"])
     plots.table(rates, "Rates", errors=pd.DataFrame({"rate": [0.021, 0.0, np.nan]}, index=rates.index))
     data, _ = shown[0]
-    assert re.findall("<td>(.*?)</td>", data["text/html"]) == ["5.12 ± 0.02", "1.0", "0.0", "2.0", "–", "3.0"]
+    assert re.findall("<td>(.*?)</td>", data["text/html"]) == ["5.12\xa0±\xa00.02", "1.0", "0.0", "2.0", "–", "3.0"]
     assert list(read(folder, "01-rates")) == ["name", "rate", "se rate", "MiB"]
 
 

@@ -107,7 +107,7 @@ def test_rates() -> None:
 def test_rates_with_errors() -> None:
     table = pd.DataFrame({"counters": [1.0, 60.0], "frames": [6.0, np.nan]}, index=["mainline", "legacy"])
     ax = plots.rates(table, errors=pd.DataFrame({"counters": [0.0, 2.5], "frames": [0.02, np.nan]}, index=table.index))
-    assert [text.get_text() for text in ax.texts] == ["1.0", "60.0 ± 2.5", "6.00 ± 0.02", "0.0"]
+    assert [text.get_text() for text in ax.texts] == ["1.0", "60.0\xa0±\xa02.5", "6.00\xa0±\xa00.02", "0.0"]
     lines = [bar.get_segments()[0] for bar in ax.collections]
     assert [(line[0][0], line[1][0]) for line in lines] == [(57.5, 62.5), (pytest.approx(5.98), pytest.approx(6.02))]
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmlab import verdict as module
+from mmlab.costs import one_digit
 from mmlab.errors import UserError
 from mmlab.scenario import Scenario
 from mmlab.variants import VARIANTS, Predicate, SplitContext
@@ -228,6 +229,6 @@ def test_says_how_sure_it_is() -> None:
     assert v.errors["f1"] == {"legacy": 0.0, "mainline": 0.0}
     assert 0 < v.errors["f4"]["mainline"] < 0.2 * (v.cells["f4"]["mainline"] or 0)
     question = v.questions[1]
-    assert v.sure(question) == f" ± {max(v.errors['f4'].values()):.1g}"
+    assert v.sure(question) == f" ± {one_digit(max(v.errors['f4'].values()))}"
     assert f"(s{v.sure(question)}, least is best" in " ".join(v.legend().split())
     assert v.as_json()["questions"][1]["errors"] == v.errors["f4"]
