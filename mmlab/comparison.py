@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmlab import differences, panels, plots
-from mmlab.costs import error_of, one_digit
+from mmlab.costs import error_at, one_digit
 from mmlab.export import as_python
 from mmlab.run import Metrics, Run
 
@@ -41,7 +41,7 @@ def summary(runs: Mapping[str, Run]) -> str:
         if m.freed_mib > 0:
             gone = np.flatnonzero(frames[0] - frames >= 0.99 * (frames[0] - frames[-1]))[0]
             after = float(run.rows["time_ns"][gone]) / 1e9
-            late = error_of(run, lambda run, gone=gone: float(run.rows["time_ns"][gone]) / 1e9)  # type: ignore[misc]
+            late = error_at(run, int(gone))
             words += (
                 f", 99 % of it after {after:,.3g}{_sure(late, 0.005)} s; one batch up to "
                 f"{m.most_freed_by_batch:,} pages, {times(m.most_freed_per_budget)} × its budget"

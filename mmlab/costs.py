@@ -34,7 +34,9 @@ __all__ = [
     "cost_sets",
     "cost_table",
     "dearer",
+    "error_at",
     "error_of",
+    "lateness",
     "one_digit",
     "standard_errors",
     "trust",
@@ -235,20 +237,40 @@ def uncertainty(run: Run) -> tuple[float, float]:
     return out[0], out[1]
 
 
-def dearer(run: Run) -> Run:
-    """The run as it would be if every step cost one relative standard error more, to first order.
+def lateness(run: Run, errors: float = 1.0) -> np.ndarray:
+    """float64[samples]: how much later, in ns, each sample would be if every step cost so many relative standard errors
+    more.
 
-    All happens in the same order, but later, by what ksmd took until then: sleeps are exact. What is tied to the clock
-    (events, pressure) goes along, so where that sets the pace the difference overstates the error.
+    ksmd sleeps until a tick (ksm-scan S3): a batch that takes longer delays the next one by whole ticks, mostly none.
+    Exact for the batches of a run that nothing else disturbs; where samples were thinned, for batches of their mean.
     """
-    by_ksmd, by_khugepaged = uncertainty(run)
+    rows, more = run.rows, errors * uncertainty(run)[0]
+    count = np.maximum(1, np.diff(rows["batch"], prepend=0))
+    each = np.diff(rows["ksmd_cpu_ns"], prepend=0) / count
+    delay = own = more * each
+    if run.scenario.sleep_millisecs:
+        tick = 1e9 / run.scenario.hz
+        phase = np.where(count == 1, _begun(rows) % tick, 0.0)
+        delay = tick * (np.floor((phase + each + own) / tick) - np.floor((phase + each) / tick))
+    late = np.cumsum(count * delay) - count * delay + own
+    in_order: np.ndarray = np.maximum.accumulate(rows["time_ns"] + late) - rows["time_ns"]
+    return in_order
+
+
+def dearer(run: Run, errors: float = 1.0) -> Run:
+    """The run as it would be if every step cost so many relative standard errors more; see `lateness`.
+
+    All happens in the same order. What is tied to the clock (events, pressure) goes along, so where that sets the pace
+    the difference overstates the error.
+    """
     rows, passes, machine = run.rows.copy(), run.machine.passes.copy(), copy(run.machine)
-    late = by_ksmd * rows["ksmd_cpu_ns"]
+    by_ksmd, by_khugepaged = uncertainty(run)
+    late = lateness(run, errors)
     passes["time_ns"] += np.rint(np.interp(passes["time_ns"], rows["time_ns"], late)).astype(np.int64)
     for name, more in (
         ("time_ns", late),
-        ("ksmd_cpu_ns", late),
-        ("khugepaged_cpu_ns", by_khugepaged * rows["khugepaged_cpu_ns"]),
+        ("ksmd_cpu_ns", errors * by_ksmd * rows["ksmd_cpu_ns"]),
+        ("khugepaged_cpu_ns", errors * by_khugepaged * rows["khugepaged_cpu_ns"]),
     ):
         rows[name] += np.rint(more).astype(np.int64)
     machine.__dict__["passes"] = passes  # not machine.passes = …, which both have in common
@@ -258,6 +280,8 @@ def dearer(run: Run) -> Run:
 def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
     """Standard error that comes from what steps cost, of anything that is measured in a run; 0 where there is nothing.
 
+    How much it changes if all steps cost one relative standard error more, or less, whichever changes it more.
+
     >>> from mmlab import Scenario, simulate
     >>> run = simulate(Scenario(memory_mib=2, horizon_full_scans=2))
     >>> error_of(run, lambda run: run.metrics.ksmd_cpu_ms) > 0
@@ -265,8 +289,13 @@ def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
     >>> error_of(run, lambda run: run.metrics.freed_mib)
     0.0
     """
-    value, other = measure(run), measure(dearer(run))
-    return 0.0 if value is None or other is None else abs(float(other) - float(value))
+    value, others = measure(run), (measure(dearer(run)), measure(dearer(run, -1)))
+    return max((abs(other - value) for other in others if value is not None and other is not None), default=0.0)
+
+
+def error_at(run: Run, row: int) -> float:
+    """Standard error of the time of a sample, s."""
+    return max(abs(float(lateness(run, errors)[row])) for errors in (1, -1)) / 1e9
 
 
 def one_digit(error: float) -> str:
@@ -281,46 +310,35 @@ def one_digit(error: float) -> str:
 def standard_errors(run: Run) -> dict[str, float]:
     """Standard errors, in their own units, of the metrics in seconds, per second or hour, and of CPU time in a run.
 
-    To first order, if all steps cost one relative standard error more: ksmd gets to each point later by that much of
-    the CPU time that it took until then, since sleeps are exact. A run that ends by the clock ends earlier in what
-    happens by as much; its CPU time errs less, because there are fewer of the dearer batches. None for metrics that do
-    not depend on what steps cost.
+    As `error_of`; but of runs that end by the clock, those are compared that begin their last batch before the same
+    time. None for metrics that do not depend on what steps cost.
     """
-    from mmlab.kernel.state import FIRST
-
-    by_ksmd, by_khugepaged = uncertainty(run)
-    metrics, rows = run.metrics, run.rows
-    time_ns = rows["time_ns"].astype(np.float64)
-    start, end = float(run.machine.passes[FIRST]["time_ns"]), float(time_ns[-1])  # of what rates are taken over
-    by_clock = 0 < 1e9 * run.scenario.horizon_seconds <= end
-    share = float(rows["ksmd_cpu_ns"][-1]) / max(1.0, end)
-
-    def late(ns: float) -> float:
-        """How much later ksmd gets to where it is at this time, ns."""
-        return by_ksmd * float(np.interp(ns, time_ns, rows["ksmd_cpu_ns"]))
-
-    def lost(count: np.ndarray) -> float:
-        """What has not happened yet at the end."""
-        return abs(float(count[-1] - np.interp(end - late(end), time_ns, count))) if by_clock else 0.0
-
-    hours = max(1.0, end) / 3.6e12
-    errors = {
-        "ksmd_cpu_ms": by_ksmd * metrics.ksmd_cpu_ms * (1 - share if by_clock else 1),
-        "ksmd_cpu_percent": by_ksmd * metrics.ksmd_cpu_percent * (1 - share),
-        "khugepaged_cpu_ms": by_khugepaged * metrics.khugepaged_cpu_ms,
-        "settled_s": 0.0 if metrics.settled_s is None else late(1e9 * metrics.settled_s) / 1e9,
-    }
-    for name, column in (("thps_split_per_hour", "thp_split_page"), ("collapses_per_hour", "pages_collapsed")):
-        slower = 0.0 if by_clock else getattr(metrics, name) * late(end) / max(1.0, end)
-        errors[name] = slower + lost(rows[column]) / hours
-    merged = rows["pages_sharing"] + rows["ksm_zero_pages"]
-    for name, count in (("merge_rate", merged), ("freed_rate", rows["frames"])):
-        if (rate := getattr(metrics, name)) is None:
-            continue
-        if metrics.settled_s is not None:
-            until, missing, longer = 1e9 * metrics.settled_s, 0.0, late(1e9 * metrics.settled_s) - late(start)
-        else:
-            until, missing, longer = end, lost(count) / 256, (0.0 if by_clock else late(end)) - late(start)
-        span = max(1.0, until - start)
-        errors[name] = abs(missing * 1e9 + rate * longer) / span
+    dear, cheap = dearer(run), dearer(run, -1)
+    pairs = [(run, dear), (run, cheap)]
+    horizon = 1e9 * run.scenario.horizon_seconds
+    if 0 < horizon <= run.rows["time_ns"][-1]:
+        sooner = float(_begun(cheap.rows)[-1] - _begun(run.rows)[-1])
+        pairs = [(run, _until(dear, horizon)), (_until(run, horizon + sooner), cheap)]
+    for other in (other for pair in pairs for other in pair if other is not run):
+        other.__dict__["zero_pages_left"] = run.zero_pages_left  # not asked for, and dear
+    errors = {}
+    for name in UNSURE:
+        values = [(getattr(one.metrics, name), getattr(other.metrics, name)) for one, other in pairs]
+        errors[name] = max((abs(other - one) for one, other in values if None not in (one, other)), default=0.0)
     return {name: error for name, error in errors.items() if error > 0}
+
+
+def _begun(rows: np.ndarray) -> np.ndarray:
+    """float64[samples]: when the batch of each sample began, ns."""
+    each = np.diff(rows["ksmd_cpu_ns"], prepend=0) / np.maximum(1, np.diff(rows["batch"], prepend=0))
+    begun: np.ndarray = rows["time_ns"] - each
+    return begun
+
+
+def _until(run: Run, end_ns: float) -> Run:
+    """What there is of a run if no batch begins at that time or later."""
+    rows = run.rows[: max(1, int(np.searchsorted(_begun(run.rows), end_ns)))]
+    machine, passes = copy(run.machine), run.machine.passes.copy()
+    passes["full_scan"][passes["time_ns"] > rows["time_ns"][-1]] = 0
+    machine.__dict__["passes"] = passes
+    return replace(run, rows=rows, machine=machine)

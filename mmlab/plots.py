@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmlab.costs import error_of, one_digit
+from mmlab.costs import error_at, one_digit
 from mmlab.display import figure_of as figure_of  # `as`: notebooks call all of these as functions of plots
 from mmlab.display import headline as headline
 from mmlab.display import png as png
@@ -124,7 +124,7 @@ def time_label(runs: Iterable[Run], until: float | None = None) -> str:
     for run in runs:
         time_ns = run.rows["time_ns"]
         end = len(time_ns) - 1 if until is None else min(int(np.searchsorted(time_ns, until * 1e9)), len(time_ns) - 1)
-        most = max(most, error_of(run, lambda run, end=end: float(run.rows["time_ns"][end])) / 1e9)  # type: ignore[misc]
+        most = max(most, error_at(run, end))
     return "simulated time (s)" + (f", ± {one_digit(most)} at its end" if most >= 0.0005 else "")
 
 

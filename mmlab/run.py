@@ -207,7 +207,7 @@ class Run:
             thps_left=int(last["huge_pmds"]),
             thps_split=int(last["thp_split_page"]),
             failed_splits=int(last["thp_split_page_failed"]),
-            zero_pages_left=self._zero_pages_left(),
+            zero_pages_left=self.zero_pages_left,
             full_scans=int(end["full_scan"]),
             settled_s=float(settled["time_ns"]) / 1e9 if settled["full_scan"] else None,
             settled_full_scans=int(settled["full_scan"]) or None,
@@ -223,7 +223,9 @@ class Run:
             swapped_out_mib=int(last["pswpout"]) / PAGES_PER_MIB,
         )
 
-    def _zero_pages_left(self) -> int:
+    @cached_property
+    def zero_pages_left(self) -> int:
+        """See `Metrics`."""
         m = self.machine
         zero = np.zeros(len(m.frame), bool)
         zero[m.page["frame"][(m.pte["kind"] == ANON) & (m.page["key"] == 0)]] = True

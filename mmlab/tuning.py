@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.costs import dearer
+from mmlab.costs import dearer, error_at
 from mmlab.errors import UserError
 from mmlab.policies import View
 from mmlab.run import PAGES_PER_MIB, Run
@@ -180,8 +180,9 @@ class Tuning:
         """What a run of this memory came to."""
         saved = self.saved(run)
         there = np.flatnonzero((saved >= self.goal_mib) & (self.possible_mib > 0))
-        at = there[0] if len(there) else -1
-        row, later, most = run.rows[at], dearer(run).rows[at], run.rows[saved.argmax()]
+        at = int(there[0]) if len(there) else -1
+        row, most = run.rows[at], run.rows[saved.argmax()]
+        others = [dearer(run, errors).rows[at] for errors in (1, -1)]
         return Point(
             pages_to_scan=run.scenario.pages_to_scan,
             reached=len(there) > 0,
@@ -194,8 +195,8 @@ class Tuning:
             saved_mib=float(saved.max()),
             shown_mib=float(most["pages_sharing"] + most["ksm_zero_pages"]) / PAGES_PER_MIB,
             thps_split=int(most["thp_split_page"]),
-            seconds_error=float(later["time_ns"] - row["time_ns"]) / 1e9,
-            cpu_percent_error=_percent(later) - _percent(row),
+            seconds_error=error_at(run, at),
+            cpu_percent_error=max(abs(_percent(other) - _percent(row)) for other in others),
         )
 
     def at(self, pages_to_scan: int, variant: AnyVariant, **changes: Any) -> Point:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import bench_calibrate
-from mmlab import Scenario, cli, simulate
+from mmlab import Run, Scenario, cli, simulate
 from mmlab.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
 from mmlab.costs import STEPS, UNSURE, cost_set, cost_sets, cost_table, dearer, error_of, uncertainty
 from mmlab.errors import UserError
@@ -341,27 +341,35 @@ def test_bench() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"horizon_seconds": 5.0},
-        {"horizon_seconds": 0.0, "horizon_full_scans": 6},
-        {"horizon_seconds": 0.0, "until_settled": True},
-        {"horizon_seconds": 5.0, "use_zero_pages": 1, "pages_to_scan": 4000},
+        {"horizon_seconds": 5.0, "pages_to_scan": 9000, "hz": 1000},
+        {"horizon_full_scans": 6, "pages_to_scan": 9000, "hz": 1000},
+        {"until_settled": True, "pages_to_scan": 9000, "hz": 1000},
+        {"until_settled": True, "pages_to_scan": 9000, "sleep_millisecs": 0},
+        {"horizon_seconds": 5.0, "use_zero_pages": 1, "pages_to_scan": 4000, "hz": 1000},
+        {"horizon_seconds": 60.0, "pages_to_scan": 1000},  # most batches end before the next tick
+        {"horizon_seconds": 20.0, "pages_to_scan": 5000},
+        {"until_settled": True, "pages_to_scan": 3000, "variant": "ksm-opt-out"},
     ],
 )
 def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found: Calibration, tmp_path: Path) -> None:
-    """Each metric moves by its standard error when all steps cost one relative standard error more."""
+    """Each metric moves by its standard error when all steps cost one relative standard error more, or less."""
     base = {"memory_mib": 128, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 500,
-            "smart_scan": 0, "pages_to_scan": 9000, "hz": 1000}  # fmt: skip
-    usual, dear = tmp_path / "usual.yaml", tmp_path / "dear.yaml"
-    text = yaml.safe_load(found.cost_file())
-    write(usual, yaml.safe_dump(text | {"error": 0.2}))
-    write(dear, yaml.safe_dump(text | {"ns": {step: 1.2 * ns for step, ns in text["ns"].items()}}))
-    run, dearer = (simulate(Scenario(**{**base, **setting, "costs": str(path)})) for path in (usual, dear))
-    assert uncertainty(run)[0] == pytest.approx(0.2)
-    assert {"ksmd_cpu_ms", "ksmd_cpu_percent"} <= set(run.uncertainty) <= set(UNSURE)
-    for name, error in run.uncertainty.items():
-        moved = getattr(dearer.metrics, name) - getattr(run.metrics, name)
-        assert abs(moved) == pytest.approx(error, rel=0.3, abs=0.01 * getattr(run.metrics, name)), name
-        assert (moved > 0) == (name in ("ksmd_cpu_ms", "ksmd_cpu_percent", "settled_s")), name
+            "smart_scan": 0, "horizon_seconds": 0.0}  # fmt: skip
+    text, more = yaml.safe_load(found.cost_file()), 0.08
+
+    def at(times: float) -> Run:
+        path = tmp_path / f"{times}.yaml"
+        costs = {step: times * ns for step, ns in text["ns"].items()}
+        write(path, yaml.safe_dump({"ns": costs, "error": more}))
+        return simulate(Scenario(**{**base, **setting, "costs": str(path)}))
+
+    run, others = at(1.0), [at(1 + more), at(1 - more)]
+    assert uncertainty(run) == (pytest.approx(more), 0.0)
+    assert {"ksmd_cpu_ms"} <= set(run.uncertainty) <= set(UNSURE)
+    for name in UNSURE:
+        value = getattr(run.metrics, name) or 0.0
+        moved = max(abs((getattr(other.metrics, name) or 0.0) - value) for other in others)
+        assert run.uncertainty.get(name, 0.0) == pytest.approx(moved, rel=0.3, abs=0.01 * value), name
 
 
 def test_error_of_any_measure() -> None:
