@@ -188,15 +188,17 @@ def table(
 
 
 def sure(value: float, error: float, places: int = 1) -> str:
-    """A number with its standard error; with more than so many decimals where the error needs them to be told.
+    """A number with its standard error, if that is more than 0.01 % of it; with more decimals where the error needs them.
 
-    >>> sure(1234.56, 0.02), sure(3.0, 12.3)
-    ('1,234.56\\xa0±\\xa00.02', '3.0\\xa0±\\xa012.3')
+    >>> [text.replace("\\xa0", " ") for text in (sure(1234.56, 0.2), sure(3.0, 12.3), sure(3.0, 0.004), sure(3.0, 1e-6))]
+    ['1,234.6 ± 0.2', '3.0 ± 12.3', '3.000 ± 0.004', '3.0']
     """
     if np.isnan(value):
         return "–"
-    if 0 < error < 0.5 * 10.0**-places:
-        places = min(9, int(np.ceil(-np.log10(error))))
+    if not error > 1e-4 * abs(value):
+        return f"{value:,.{places}f}"
+    if error < 0.5 * 10.0**-places:
+        places = int(np.ceil(-np.log10(error)))
     return f"{value:,.{places}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error:,.{places}f}"
 
 
