@@ -215,7 +215,8 @@ def trust(name: str) -> str:
         if tried
         else "does not say how well it predicts"
     )
-    return f"What ksmd's steps cost is the cost set {name}, which {known}. Sleeps are exact, so rates err less."
+    rest = "ksmd sleeps until a timer tick, so most times and rates err far less."
+    return f"What ksmd's steps cost is the cost set {name}, which {known}. {rest}"
 
 
 def uncertainty(run: Run) -> tuple[float, float]:

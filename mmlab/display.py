@@ -188,9 +188,9 @@ def table(
 
 
 def sure(value: float, error: float, places: int = 1) -> str:
-    """A number with its standard error, if that is more than 0.01 % of it; with more decimals where the error needs them.
+    """A number with its standard error, if that is more than 0.01 % of it, and more decimals where that needs them.
 
-    >>> [text.replace("\\xa0", " ") for text in (sure(1234.56, 0.2), sure(3.0, 12.3), sure(3.0, 0.004), sure(3.0, 1e-6))]
+    >>> [sure(*each).replace("\\xa0", " ") for each in ((1234.56, 0.2), (3.0, 12.3), (3.0, 0.004), (3.0, 1e-6))]
     ['1,234.6 ± 0.2', '3.0 ± 12.3', '3.000 ± 0.004', '3.0']
     """
     if np.isnan(value):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.costs import dearer, error_at
+from mmlab.costs import dearer, error_at, uncertainty
 from mmlab.errors import UserError
 from mmlab.policies import View
 from mmlab.run import PAGES_PER_MIB, Run
@@ -71,8 +71,8 @@ class Point:
         Pages visited, visits that ended on a dead node, full scans completed, batches, until then.
     saved_mib, shown_mib, thps_split
         The most memory saved at any time of the run, MiB; what KSM's counters showed then; THPs split until then.
-    seconds_error, cpu_percent_error
-        Standard errors that come from what ksmd's steps cost (`mmlab.costs`).
+    seconds_error, cpu_error, cpu_percent_error
+        Standard errors of seconds, cpu_s and cpu_percent that come from what ksmd's steps cost (`mmlab.costs`).
     """
 
     pages_to_scan: int
@@ -87,6 +87,7 @@ class Point:
     shown_mib: float
     thps_split: int
     seconds_error: float = 0.0
+    cpu_error: float = 0.0
     cpu_percent_error: float = 0.0
 
     @property
@@ -196,6 +197,7 @@ class Tuning:
             shown_mib=float(most["pages_sharing"] + most["ksm_zero_pages"]) / PAGES_PER_MIB,
             thps_split=int(most["thp_split_page"]),
             seconds_error=error_at(run, at),
+            cpu_error=uncertainty(run)[0] * float(row["ksmd_cpu_ns"]) / 1e9,
             cpu_percent_error=max(abs(_percent(other) - _percent(row)) for other in others),
         )
 

@@ -549,8 +549,9 @@ class Verdict:
         return "\n".join([*lines, *rows, "", *scenes])
 
     def sure(self, question: Question) -> str:
-        """Behind a row's unit: the largest standard error of its numbers, if there is any."""
-        error = max(self.errors.get(question.key, {}).values(), default=0.0)
+        """Behind a row's unit: the largest standard error of its numbers, if that is more than 0.01 % of its number."""
+        cells, errors = self.cells[question.key], self.errors.get(question.key, {})
+        error = max((e for variant, e in errors.items() if e > 1e-4 * abs(cells[variant] or 0.0)), default=0.0)
         return f" ± {one_digit(error)}" if error else ""
 
     def as_json(self) -> dict[str, Any]:
