@@ -224,11 +224,13 @@ def test_mistakes(kwargs: dict, words: str) -> None:
 
 
 def test_says_how_sure_it_is() -> None:
-    """What is measured in seconds has an error, what is counted none; a legend's row says the largest."""
-    v = verdict(SMALL, ["legacy", "mainline"], ["f1", "f4"])
+    """CPU time has an error, what is counted none; a legend's row says the largest that matters."""
+    v = verdict(SMALL, ["legacy", "mainline"], ["f1", "f4", "f5"])
     assert v.errors["f1"] == {"legacy": 0.0, "mainline": 0.0}
-    assert 0 < v.errors["f4"]["mainline"] < 0.2 * (v.cells["f4"]["mainline"] or 0)
-    question = v.questions[1]
-    assert v.sure(question) == f" ± {one_digit(max(v.errors['f4'].values()))}"
-    assert f"(s{v.sure(question)}, least is best" in " ".join(v.legend().split())
-    assert v.as_json()["questions"][1]["errors"] == v.errors["f4"]
+    assert 0 < v.errors["f5"]["mainline"] < 0.5 * (v.cells["f5"]["mainline"] or 0)
+    _, gone, spent = v.questions
+    assert v.errors["f4"]["mainline"] > 0
+    assert v.sure(gone) == "", "its batches end before the next tick, whatever they cost"
+    assert v.sure(spent) == f" ± {one_digit(max(v.errors['f5'].values()))}"
+    assert f"(ms/MiB{v.sure(spent)}, least is best" in " ".join(v.legend().split())
+    assert v.as_json()["questions"][2]["errors"] == v.errors["f5"]
