@@ -51,8 +51,8 @@ class Crew(Protocol):
         """A future is finished; whoever waited for it says so."""
         ...
 
-    def close(self, at_once: bool = False) -> None:
-        """Let the workers go; at once: whatever they do."""
+    def close(self) -> None:
+        """Let the workers go, whatever they do."""
         ...
 
 
@@ -106,9 +106,9 @@ class Processes:
         process = self.busy.pop(future)
         self.idle.append(_process() if isinstance(future.exception(), BrokenExecutor) else process)
 
-    def close(self, at_once: bool = False) -> None:
+    def close(self) -> None:
         executors = [*self.idle, *self.busy.values()]
-        for executor in executors if at_once else []:
+        for executor in executors:  # killed also where they are idle: their own end would take them half a second
             for process in list((executor._processes or {}).values()):  # kill_workers() comes with Python 3.14
                 process.kill()
         for executor in executors:
@@ -212,6 +212,6 @@ class Cluster:
         if future.cancelled():
             raise self.lost(f"the Dask scheduler at {self.address} is lost")
 
-    def close(self, at_once: bool = False) -> None:
-        self.executor.shutdown(wait=not at_once)
+    def close(self) -> None:
+        self.executor.shutdown(wait=False)
         self.client.close()

@@ -114,7 +114,7 @@ class Summary:
     seconds: float = 0.0
     """Wall-clock time."""
     simulated_s: float = 0.0
-    """CPU time of the simulations alone."""
+    """CPU time of the simulations and their metrics."""
 
 
 def sweep(
@@ -159,8 +159,7 @@ def sweep(
     began, folder = time.perf_counter(), Path(folder)
     with _locked(folder), ExitStack() as ending:
         crew: Crew = Cluster(scheduler) if scheduler else Processes(jobs or len(os.sched_getaffinity(0)))
-        found: Plan | None = None
-        ending.push(lambda kind, *_: crew.close(at_once=kind is not None or not (found and found.items)))
+        ending.callback(crew.close)
         found = _plan(grid, folder, samples)  # while the workers begin
         _write(folder / MANIFEST, _manifest(grid))
         if found.invalid:
@@ -411,7 +410,7 @@ def _run(task: Task) -> Result:
         values, cpu = {**task.base, **item.point}, time.thread_time()
         try:
             run = simulate(Scenario(**values))
-            run.metrics  # noqa: B018
+            run.metrics, run.uncertainty  # noqa: B018
         except Exception as error:  # whatever it is: a row with its error, not the end of the sweep
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             errors.append(_row(item.hash, values, error=text))

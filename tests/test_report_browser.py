@@ -129,6 +129,13 @@ def test_with_the_keyboard(opened, built: list[Path]) -> None:
     assert page.locator("main :focus").count() == 1, "past the contents"
 
 
+def test_tables_of_all_reports_fit_on_paper(opened, built: list[Path]) -> None:
+    for file in sorted(built[0].glob("*.html")):
+        page = opened(file, viewport={"width": 680, "height": 1009})
+        page.emulate_media(media="print")
+        assert page.evaluate(OVERFLOW) <= 0, file.name
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_print(opened, built: list[Path], artefacts: Path, name: str) -> None:
     """On A4 all is there but the contents, figures are whole, nothing overflows; the sheets are among the artefacts."""
