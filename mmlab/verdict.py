@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mmlab import pingpong
 from mmlab.costs import error_of, one_digit
 from mmlab.errors import UserError, unknown
-from mmlab.pingpong import turn_seconds
 from mmlab.scenario import Scenario
 from mmlab.variants import CALLERS, VARIANTS, Predicate, SplitContext, Variant, resolve
 
@@ -182,7 +182,7 @@ def _first(s: Scenario, causes: Sequence[str] = FIRST_SPLITS) -> Scenario:
     size = s.pages_per_thp
     whole, part = {"page": 0, "count": size, "huge": 0}, {"page": size - 1, "count": 1}
     ops = [{"op": cause, **(whole if cause == "migrate" else part)} for cause in causes]
-    horizon = 60.0 + 2 * turn_seconds(s) + (2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0)
+    horizon = 60.0 + 2 * pingpong.turn_seconds(s) + (2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0)
     return _calm(s, 1, run=0, khugepaged=1, pressure_rate=s.pressure_rate, horizon_seconds=horizon,
                  events=_each_block(s, ops))  # fmt: skip
 
@@ -223,7 +223,7 @@ def _sparse(s: Scenario) -> Scenario:
 
 
 def _pingpong(s: Scenario, **changes: Any) -> Scenario:
-    horizon = round(max(600.0, 10 * turn_seconds(s), 10 * scan_seconds(s)), 1)
+    horizon = round(max(600.0, 10 * pingpong.turn_seconds(s), 10 * scan_seconds(s)), 1)
     knobs = {"khugepaged": 1, "max_ptes_none": 511, "use_zero_pages": 1, **changes}
     return _calm(s, 1, horizon_seconds=horizon, **knobs)
 
@@ -336,12 +336,9 @@ def at(run: Run, seconds: float, *names: str) -> float:
     return float(sum(int(run.rows[name][row]) for name in names)) / PAGES_PER_MIB
 
 
-def hourly(run: Run, name: str) -> float:
-    """Growth of a counter after the first quarter of the run, by the hour."""
-    rows = run.rows
-    start = int(np.searchsorted(rows["time_ns"], rows["time_ns"][-1] // 4))
-    seconds = float(rows["time_ns"][-1] - rows["time_ns"][start]) / 1e9
-    return 3600 * float(rows[name][-1] - rows[name][start]) / seconds if seconds else 0.0
+def collapses(run: Run) -> float:
+    """Ranges that khugepaged collapses by the hour, once the loop goes on."""
+    return pingpong.measure(run).collapses_per_hour
 
 
 def swing(run: Run) -> float:
@@ -408,13 +405,13 @@ QUESTIONS: dict[str, Question] = {
         Question("g1", "THPs per MiB saved", "U. Arif", "THPs split for each MiB that KSM saves where little can be "
                  "merged", "THPs", "least", "sparse", lambda r: _ratio(last(r, "thp_split_page"), freed(r))),
         Question("h1", "ping-pong: splits", "inferred", "THPs split by ksmd and collapsed again, by the hour", "1/h",
-                 "least", "pingpong", lambda r: hourly(r, "pages_collapsed")),
+                 "least", "pingpong", collapses),
         Question("h2", "… memory swing", "inferred", "most minus least memory allocated after the first quarter", "MiB",
                  "least", "pingpong", swing),
         Question("h3", "… max_ptes_none=0", "OpenShift", "as h1", "1/h", "least", "pingpong-none",
-                 lambda r: hourly(r, "pages_collapsed")),
+                 collapses),
         Question("h4", "… use_zero_pages=0", "inferred", "as h1", "1/h", "least", "pingpong-uzp0",
-                 lambda r: hourly(r, "pages_collapsed")),
+                 collapses),
         Question("i1", "advisor's hunting", "inferred", "largest over smallest pages_to_scan, second half of the run",
                  "times", "least", "advisor", hunting),
         Question("i2", "mTHP: freed", "inferred", "memory given back", "MiB", "most", "mthp", freed),

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -223,6 +224,9 @@ def recompute() -> int:
 
 
 if __name__ == "__main__":
-    if "--against" in sys.argv[1:]:
-        sys.exit(against(sys.argv[sys.argv.index("--against") + 1]))
-    sys.exit(recompute() if "--reference" in sys.argv[1:] else main(sys.argv[1:]))
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, usage=SUPPRESS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--reference", action="store_true", help="see above")
+    parser.add_argument("--against", metavar="REV", help="see above")
+    asked = parser.parse_args()
+    sys.exit(against(asked.against) if asked.against else recompute() if asked.reference else main(asked.parts))
