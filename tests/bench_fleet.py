@@ -52,7 +52,8 @@ def by_size(sizes: Sequence[int]) -> list[str]:
     whole = np.exp(log_first) * (large / sizes[0]) ** power
     lines += ["", f"line through them (least squares of the logarithms): {line}.",
               f"By it one host of 256 GiB ({large / sizes[-1]:g} times the largest that was measured here) takes "
-              f"{whole / 60:,.1f} minutes, and 100,000 of them, each by itself, {FLEET * whole / 3600:,.0f} core-hours."]  # fmt: skip
+              f"{whole / 60:,.1f} minutes, and 100,000 of them, each by itself, {FLEET * whole / 3600:,.0f} "
+              "core-hours."]  # fmt: skip
     return lines
 
 
