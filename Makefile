@@ -40,7 +40,7 @@ lint: $(READY) ## ruff and mypy
 lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 	@$(BIN)/mmlab lab
 
-bench: $(READY) ## speed, as tables (half an hour)
+bench: $(READY) ## speed and trust: a table a part, and all goals as one (a quarter of an hour)
 	@$(BIN)/python tests/bench.py
 
 screenshots: $(READY) ## the README's pictures (needs Chromium)
