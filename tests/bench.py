@@ -105,7 +105,7 @@ def model() -> list[Goal]:
     """Print the table of the runs that are timed."""
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     print(f"{'':64}{'s':>8}{'limit':>8}{'M visits/s':>12}  exact")
-    goals, inexact = [], 0
+    medians, inexact = {}, 0
     for name, scenario, limit in scenarios():
         seconds = []
         for _ in range(ROUNDS):
@@ -118,9 +118,14 @@ def model() -> list[Goal]:
         median = statistics.median(seconds)
         visits = int(run.rows["pages_scanned"][-1]) / median / 1e6
         inexact += not exact
-        goals.append(Goal(f"{name}, s", median, limit))
+        medians[name] = median
         print(f"{name:64}{median:8.3f}{limit:8.1f}{visits:12.1f}  {'yes' if exact else 'NO'}")
-    goals.append(Goal("… of these runs, not equal to the reference model's", inexact, 0))
+    (first, alone), *others = medians.items()
+    goals = [
+        Goal(f"{first}, s", alone, limit),
+        Goal(f"1 GiB regression, 120 s, the slowest of {len(others)}, s", max(seconds for _, seconds in others), limit),
+        Goal("… runs that differ from the reference model's", inexact, 0),
+    ]
     for name, measure, limit in (
         ("import mmlab, fresh process", import_seconds, 0.3),
         ("first result (1 GiB), fresh process, warm cache", lambda: in_fresh_process(FIRST_RESULT), 2.0),
