@@ -94,8 +94,8 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
     ).astype({one: float, other: float})
     table["difference"] = table[other] - table[one]
 
-    def better(name: str) -> str:
-        x, y = (max(float(value), GOOD_ENOUGH.get(name, value)) for value in table.loc[name, [one, other]])
+    def better(name: str, *values: float) -> str:
+        x, y = (max(value, GOOD_ENOUGH.get(name, value)) for value in values)
         if name not in BETTER or isnan(x + y) or not (comparable or name in PER_SOMETHING):
             return ""
         return (
@@ -106,5 +106,5 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
             else one
         )
 
-    table["better"] = [better(name) for name in names]
+    table["better"] = [better(*row) for row in zip(names, table[one], table[other], strict=True)]
     return table

@@ -136,20 +136,20 @@ def memory_table(run: Run) -> pd.DataFrame:
 
     THPs, small pages (PTE-mapped folios included) and KSM pages are frames that are allocated; the others were freed.
     """
-    s = run.samples
-    thp = s["anonhugepages_kb"] / 1024
-    ksm = s["ksm_frames"] * MIB_PER_PAGE
-    table = pd.DataFrame(
+    c = run.columns()
+    thp = c["anonhugepages_kb"] / 1024
+    ksm = c["ksm_frames"] * MIB_PER_PAGE
+    return pd.DataFrame(
         {
             "THP": thp,
-            "small pages": s["frames"] * MIB_PER_PAGE - thp - ksm,
+            "small pages": c["frames"] * MIB_PER_PAGE - thp - ksm,
             "KSM pages": ksm,
-            "freed: merged into KSM pages": s["ksm_kb"] / 1024 - ksm,
-            "freed: shared zeropage": s["zeropage_entries"] * MIB_PER_PAGE,
-            "freed: swapped out": s["swap_kb"] / 1024,
-        }
+            "freed: merged into KSM pages": c["ksm_kb"] / 1024 - ksm,
+            "freed: shared zeropage": c["zeropage_entries"] * MIB_PER_PAGE,
+            "freed: swapped out": c["swap_kb"] / 1024,
+        },
+        index=pd.Index(c["time_ns"] / 1e9, name="time_s"),
     )
-    return table.set_axis(pd.Index(s["time_s"], name="time_s"))
 
 
 def memory(run: Run, ax: Axes | None = None, until: float | None = None) -> Axes:
