@@ -26,6 +26,7 @@ MINUTES, EFFICIENCY, OVERHEAD_MS = 10.0, 0.9, 3.0
 """Limits for 10,000 scenarios on 2 cores."""
 BLOCKS, BLOCK = 10, 40
 ROUNDS = 2
+"""Sweeps on one process; on all cores there is one more."""
 
 
 def grid(count: int) -> Grid:

@@ -111,7 +111,7 @@ def main(names: Sequence[str] = ()) -> list[Goal]:
     lines, made = table(names or list(presets("goals")))
     print("\n".join(lines))
     return [
-        Goal("tune: goals that are reached neither by grid nor search",
+        Goal("tune: goals that the grid or the search does not reach",
              sum(not (one.found.feasible and one.grid.feasible) for one in made), 0),
         Goal("… cost over the grid's least, at worst, %", max(100 * one.excess for one in made), 100 * WITHIN),
         Goal("… its runs over the grid's, at most, %", max(100 * one.share for one in made), 100 * TENTH),
