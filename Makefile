@@ -29,8 +29,8 @@ test: $(READY) ## lint, types, all tests, notebooks
 
 nightly: $(READY) ## 2,000 random scenarios; sweeps killed ten times; all reports made twice
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
-	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/test_sweep.py -k 'kill or dies'
-	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/test_reports_same.py
+	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/studies/test_sweep.py -k 'kill or dies'
+	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/report/test_reports_same.py
 
 lint: $(READY) ## ruff and mypy
 	@echo "Lint and types"

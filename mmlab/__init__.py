@@ -7,20 +7,33 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Scenario": "scenario",
-    "Run": "run",
-    "simulate": "simulation",
+    "Run": "results.run",
+    "simulate": "engine.clock",
     "Variant": "variants",
     "VARIANTS": "variants",
     "SplitContext": "variants",
-    "explore": "explorer",
-    "sweep": "sweeps",
-    "read_sweep": "sweeps",
-    "Goals": "goals",
-    "tune": "search",
-    "fleet": "fleets",
+    "explore": "explorer.explorer",
+    "sweep": "studies.sweep",
+    "read_sweep": "studies.sweep",
+    "Goals": "studies.goals",
+    "tune": "studies.tune",
+    "fleet": "studies.fleet",
 }
-__all__ = ["VARIANTS", "Goals", "Run", "Scenario", "SplitContext", "Variant", "__version__", "explore", "fleet",
-           "read_sweep", "simulate", "sweep", "tune"]  # fmt: skip
+__all__ = [
+    "VARIANTS",
+    "Goals",
+    "Run",
+    "Scenario",
+    "SplitContext",
+    "Variant",
+    "__version__",
+    "explore",
+    "fleet",
+    "read_sweep",
+    "simulate",
+    "sweep",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

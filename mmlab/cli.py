@@ -25,7 +25,7 @@ from mmlab.errors import UserError, unknown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mmlab.trace import Comparison
+    from mmlab.results.trace import Comparison
 
 TRACE = ".json.gz"
 
@@ -75,24 +75,41 @@ def main(args: Sequence[str] | None = None) -> None:
 
 _files = click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(path_type=Path))
 _variant = click.option("--variant", metavar="NAME", help="Another variant than the file's (see `mmlab variants`).")
-_set = click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-                    help="Change one parameter; may be given several times (see `mmlab params`).")  # fmt: skip
-_jobs = click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 1024),
-                     help="Processes that share the work.")  # fmt: skip
-_only = click.option("--only", multiple=True, metavar="GLOB",
-                     help="Of folders, only files whose names begin like this, e.g. 'act-*'.")  # fmt: skip
+_set = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change one parameter; may be given several times (see `mmlab params`).",
+)
+_jobs = click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes that share the work."
+)
+_only = click.option(
+    "--only", multiple=True, metavar="GLOB", help="Of folders, only files whose names begin like this, e.g. 'act-*'."
+)
 
 
 @cli.command()
 @_files
 @_variant
 @_set
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Write each prediction as a trace into this folder, under the file's name.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write each prediction as a trace into this folder, under the file's name.",
+)
 @_only
 @_jobs
-def simulate(files: tuple[Path, ...], variant: str | None, settings: tuple[str, ...], out: Path | None,
-             only: tuple[str, ...], jobs: int) -> None:  # fmt: skip
+def simulate(
+    files: tuple[Path, ...],
+    variant: str | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    only: tuple[str, ...],
+    jobs: int,
+) -> None:
     """Run scenario files (*.yaml), or the scenarios of kernel traces (*.json.gz), or folders of these.
 
     Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
@@ -129,9 +146,9 @@ class _Result:
 
 def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, bar: bool) -> _Result:
     """One file: its summary, or where its prediction was written."""
-    from mmlab import trace as traces
+    from mmlab.engine.clock import Interrupted, simulate
+    from mmlab.results import trace as traces
     from mmlab.scenario import Scenario
-    from mmlab.simulation import Interrupted, simulate
 
     try:
         with _bar(bar) as progress:
@@ -211,7 +228,7 @@ def _totals() -> dict[str, int]:
 
 def _compare(path: Path) -> _Result:
     """One recording against its prediction."""
-    from mmlab import trace as traces
+    from mmlab.results import trace as traces
 
     try:
         recorded = traces.read(path)
@@ -226,8 +243,13 @@ def _compare(path: Path) -> _Result:
 
 @cli.command()
 @_files
-@click.option("-o", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.yaml",
-              help="Write the costs there; a scenario takes them by `costs: FILE.yaml`.")  # fmt: skip
+@click.option(
+    "-o",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.yaml",
+    help="Write the costs there; a scenario takes them by `costs: FILE.yaml`.",
+)
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
 def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) -> None:
     """Fit what ksmd's steps cost to recordings of its CPU time on a real kernel, and say how far to trust it.
@@ -251,7 +273,7 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
     """
     import time
 
-    from mmlab import calibrate as calibration
+    from mmlab.host import calibrate as calibration
 
     if out and out.suffix not in (".yaml", ".yml"):
         raise UserError(f"-o {out}: a file of costs ends in .yaml")
@@ -277,12 +299,21 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
 
 @cli.command()
 @click.argument("grid", metavar="GRID.yaml")
-@click.option("-o", "out", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Where the rows go, and from where they are read again.")  # fmt: skip
+@click.option(
+    "-o",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the rows go, and from where they are read again.",
+)
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Worker processes. Default: one a core.")
-@click.option("--scheduler", metavar="ADDRESS",
-              help="Run on the workers of this Dask scheduler, tcp://HOST:PORT, instead. They need the same mmlab, but "
-              "not DIR. Needs pip install 'mmlab[cluster]'.")  # fmt: skip
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run on the workers of this Dask scheduler, tcp://HOST:PORT, instead. They need the same mmlab, but "
+    "not DIR. Needs pip install 'mmlab[cluster]'.",
+)
 @click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do.")
 def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples: bool, dry_run: bool) -> None:
@@ -317,12 +348,14 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
     """
     from tqdm import tqdm
 
-    from mmlab import sweeps
+    from mmlab.studies import sweep as sweeps
 
     if dry_run:
         todo = sweeps.plan(grid, out, samples=samples)
-        click.echo(f"{out}: {todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run, "
-                   f"{len(todo.invalid):,} impossible")  # fmt: skip
+        click.echo(
+            f"{out}: {todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run, "
+            f"{len(todo.invalid):,} impossible"
+        )
         for row in todo.invalid[:5]:
             click.echo(f"  {row['error']}")
         return
@@ -341,8 +374,10 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
         except KeyboardInterrupt:
             click.echo(f"\nmmlab: {out}: the same command goes on with what is not there yet", err=True)
             raise
-    click.echo(f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
-               f"{found.seconds:.1f} s, {found.failed:,} with errors")  # fmt: skip
+    click.echo(
+        f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
+        f"{found.seconds:.1f} s, {found.failed:,} with errors"
+    )
     sys.exit(found.failed > 0)
 
 
@@ -353,24 +388,51 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
 @click.argument("workload", metavar="WORKLOAD|GOALS.yaml")
 @_variant
 @_set
-@click.option("--goal", "goals", multiple=True, metavar="LIMIT",
-              help="'NAME >= NUMBER' or 'NAME <= NUMBER'; may be given several times.")  # fmt: skip
+@click.option(
+    "--goal",
+    "goals",
+    multiple=True,
+    metavar="LIMIT",
+    help="'NAME >= NUMBER' or 'NAME <= NUMBER'; may be given several times.",
+)
 @click.option("--within", metavar="TIME", help="'90 s', '30 min', '2 h': how long ksmd has. Default: the file's.")
 @click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
-@click.option("--by", multiple=True, metavar="PACE",
-              help="Who may set the pace: fixed, advisor, ksmtuned. Default: each of them.")  # fmt: skip
-@click.option("--levels", multiple=True, metavar="KNOB=[…]",
-              help="Values to choose from; a single one fixes the knob, e.g. smart_scan=1.")  # fmt: skip
+@click.option(
+    "--by", multiple=True, metavar="PACE", help="Who may set the pace: fixed, advisor, ksmtuned. Default: each of them."
+)
+@click.option(
+    "--levels",
+    multiple=True,
+    metavar="KNOB=[…]",
+    help="Values to choose from; a single one fixes the knob, e.g. smart_scan=1.",
+)
 @click.option("--runs", type=click.IntRange(1), metavar="N", help="Most runs that the search may take. Default: 240.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the search.")
-@click.option("--figure", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw all that was tried, the front and the limits (.png, .svg, .pdf).")  # fmt: skip
-@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
-              help="Write the whole Pareto front.")  # fmt: skip
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw all that was tried, the front and the limits (.png, .svg, .pdf).",
+)
+@click.option(
+    "--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv", help="Write the whole Pareto front."
+)
 @_jobs
-def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: tuple[str, ...], within: str | None,
-         minimise: str | None, by: tuple[str, ...], levels: tuple[str, ...], runs: int | None, seed: int,
-         figure: Path | None, table: Path | None, jobs: int) -> None:  # fmt: skip
+def tune(
+    workload: str,
+    variant: str | None,
+    settings: tuple[str, ...],
+    goals: tuple[str, ...],
+    within: str | None,
+    minimise: str | None,
+    by: tuple[str, ...],
+    levels: tuple[str, ...],
+    runs: int | None,
+    seed: int,
+    figure: Path | None,
+    table: Path | None,
+    jobs: int,
+) -> None:
     """Find the cheapest setting of ksmd that reaches goals, and print the commands that set it.
 
     WORKLOAD is a params file or the name of one of params/, with --goal; or a goals file, or the name of one of
@@ -399,11 +461,19 @@ def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: t
     """
     from concurrent.futures import Executor
 
-    from mmlab import search
-    from mmlab.goals import Goals
+    from mmlab.studies import tune as search
+    from mmlab.studies.goals import Goals
 
-    asked = Goals.ask(workload, goals=goals, within=within, variant=variant, minimise=minimise, by=by,
-                      levels=_parse(levels, "--levels"), set=_parse(settings))  # fmt: skip
+    asked = Goals.ask(
+        workload,
+        goals=goals,
+        within=within,
+        variant=variant,
+        minimise=minimise,
+        by=by,
+        levels=_parse(levels, "--levels"),
+        set=_parse(settings),
+    )
     _warm_up()
     with _steps() as progress, ExitStack() as stack:
         pool: Executor | None = None
@@ -423,17 +493,34 @@ def tune(workload: str, variant: str | None, settings: tuple[str, ...], goals: t
 
 @cli.command("fleet")
 @click.argument("plan", metavar="FLEET.yaml")
-@click.option("--variant", "variants", multiple=True, metavar="NAME",
-              help="Instead of the file's; may be repeated: the others are compared with the first.")  # fmt: skip
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME",
+    help="Instead of the file's; may be repeated: the others are compared with the first.",
+)
 @click.option("--hosts", type=click.IntRange(1), metavar="N", help="Instead of the file's.")
 @click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts that are simulated of each kind.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the hosts that are drawn.")
-@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
-              help="Write a row for each simulated host and variant.")  # fmt: skip
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="Write a row for each simulated host and variant.",
+)
 @_jobs
-def fleet_(plan: str, variants: tuple[str, ...], hosts: int | None, samples: int | None, simulate_mib: int | None,
-           seed: int | None, table: Path | None, jobs: int) -> None:  # fmt: skip
+def fleet_(
+    plan: str,
+    variants: tuple[str, ...],
+    hosts: int | None,
+    samples: int | None,
+    simulate_mib: int | None,
+    seed: int | None,
+    table: Path | None,
+    jobs: int,
+) -> None:
     """What many hosts come to: memory (TiB), CPU (cores) and THPs over a fleet, under each variant, with the spread.
 
     FLEET.yaml is a file, or the name of one of params/fleets/:
@@ -459,7 +546,7 @@ def fleet_(plan: str, variants: tuple[str, ...], hosts: int | None, samples: int
       mmlab fleet three_kinds --samples 32 --jobs 4 --variant mainline --variant v1-series
       mmlab fleet mine.yaml --simulate-mib 256 --table hosts.csv
     """
-    from mmlab import fleets
+    from mmlab.studies import fleet as fleets
 
     asked = fleets.Plan.load(plan, hosts=hosts, samples=samples, simulate_mib=simulate_mib, seed=seed)
     _warm_up()
@@ -476,18 +563,41 @@ def fleet_(plan: str, variants: tuple[str, ...], hosts: int | None, samples: int
 @cli.command()
 @click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]…")
 @click.option("--all", "everything", is_flag=True, help="The standard reports and their index, instead of NOTEBOOK.")
-@click.option("-f", "params", multiple=True, metavar="FILE",
-              help="Flat YAML file with parameters, or the name of one of params/; a later file wins.")  # fmt: skip
+@click.option(
+    "-f",
+    "params",
+    multiple=True,
+    metavar="FILE",
+    help="Flat YAML file with parameters, or the name of one of params/; a later file wins.",
+)
 @click.option("--each", is_flag=True, help="A report for each FILE, instead of one with all of them.")
 @click.option("-p", "settings", multiple=True, metavar="NAME=VALUE", help="One parameter; wins over files.")
-@click.option("-o", "out", type=click.Path(path_type=Path), metavar="FILE.html|DIR",
-              help="The page; or the folder for pages and their index. Default: reports/")  # fmt: skip
+@click.option(
+    "-o",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html|DIR",
+    help="The page; or the folder for pages and their index. Default: reports/",
+)
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
 @click.option("--again", is_flag=True, help="With --all: make also what would come out as it is.")
-@click.option("--jobs", default=len(os.sched_getaffinity(0)), type=click.IntRange(1, 1024),
-              help="Reports made at a time. Default: one a core.")  # fmt: skip
-def report(notebooks: tuple[str, ...], everything: bool, params: tuple[str, ...], each: bool, settings: tuple[str, ...],
-           out: Path | None, code: bool, again: bool, jobs: int) -> None:  # fmt: skip
+@click.option(
+    "--jobs",
+    default=len(os.sched_getaffinity(0)),
+    type=click.IntRange(1, 1024),
+    help="Reports made at a time. Default: one a core.",
+)
+def report(
+    notebooks: tuple[str, ...],
+    everything: bool,
+    params: tuple[str, ...],
+    each: bool,
+    settings: tuple[str, ...],
+    out: Path | None,
+    code: bool,
+    again: bool,
+    jobs: int,
+) -> None:
     """Run notebooks with parameters: each becomes one HTML page that needs no network. Prints what was written.
 
     The tables behind the figures go beside the page, into NAME.data/, as CSV and Parquet. A notebook is a file, or the
@@ -506,8 +616,8 @@ def report(notebooks: tuple[str, ...], everything: bool, params: tuple[str, ...]
       mmlab report --all
     """
     from mmlab import presets
-    from mmlab import report as one
-    from mmlab import reports as many
+    from mmlab.report import execute as one
+    from mmlab.report import index as many
 
     page = out if out and out.suffix == ".html" else None
     folder = out if out and not page else Path("reports")
@@ -560,7 +670,7 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
       mmlab lab
       mmlab lab ~/ksm --no-browser --port 9000
     """
-    from mmlab import lab as labs
+    from mmlab.explorer import lab as labs
 
     here = labs.clone() if folder is None and not copy_only else None
     if here is None:
@@ -573,14 +683,21 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
 
 
 @cli.command()
-@click.option("--params", "files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Flat YAML file: memory, knobs and rates to ask about; a later file wins.")  # fmt: skip
+@click.option(
+    "--params",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Flat YAML file: memory, knobs and rates to ask about; a later file wins.",
+)
 @_set
 @click.option("--variant", "chosen", multiple=True, metavar="NAME", help="Only this variant; may be given again.")
 @click.option("--only", multiple=True, metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
-def verdict(files: tuple[Path, ...], settings: tuple[str, ...], chosen: tuple[str, ...], only: tuple[str, ...],
-            as_json: bool) -> None:  # fmt: skip
+def verdict(
+    files: tuple[Path, ...], settings: tuple[str, ...], chosen: tuple[str, ...], only: tuple[str, ...], as_json: bool
+) -> None:
     """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
 
     A row a question, a column a variant, in each cell a number computed from a run, and a sign: + is among the best of
@@ -600,8 +717,8 @@ def verdict(files: tuple[Path, ...], settings: tuple[str, ...], chosen: tuple[st
     """
     import json
 
-    from mmlab import verdict as verdicts
     from mmlab.scenario import Scenario
+    from mmlab.studies import verdict as verdicts
     from mmlab.variants import VARIANTS
 
     values = dict(verdicts.BASE)
@@ -618,7 +735,7 @@ def verdict(files: tuple[Path, ...], settings: tuple[str, ...], chosen: tuple[st
 
 def _plain(file: Path) -> dict[str, Any]:
     """A flat params file; what it says is checked like --set."""
-    from mmlab.report import read_params
+    from mmlab.report.execute import read_params
 
     values = read_params(file)
     _check(None, values)
@@ -687,7 +804,7 @@ def compile_() -> None:
 
 def _warm_up() -> None:
     """Compile before anything is timed, forked or drawn, and say so."""
-    from mmlab.simulation import warm_up
+    from mmlab.engine.clock import warm_up
 
     with _announced():
         warm_up()
@@ -695,7 +812,7 @@ def _warm_up() -> None:
 
 def _announced() -> AbstractContextManager[None]:
     """Within it, a first compilation is said on stderr."""
-    from mmlab.kernel.compile import announced
+    from mmlab.kernel.jit import announced
 
     return announced(lambda text: click.echo(text, err=True))
 

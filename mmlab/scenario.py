@@ -45,8 +45,18 @@ Range = tuple[Index, Count]
 Run3 = tuple[Key, Count, int]
 
 
-def _field(default: Any, help: str, *, kind: Kind, unit: str = "", source: str = "", step: float | None = None,
-           log: bool = False, slider: tuple[float, float] | None = None, **bounds: Any) -> Any:  # fmt: skip
+def _field(
+    default: Any,
+    help: str,
+    *,
+    kind: Kind,
+    unit: str = "",
+    source: str = "",
+    step: float | None = None,
+    log: bool = False,
+    slider: tuple[float, float] | None = None,
+    **bounds: Any,
+) -> Any:
     """A field with what sliders, ``mmlab params`` and messages need to know about it; ``slider`` is the usual range."""
     extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log, "slider": slider}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
@@ -79,8 +89,25 @@ class After(_Strict):
 _RANGE = ("process", "page", "count")
 EVENT_FIELDS: dict[str, tuple[str, ...]] = {
     "write": (*_RANGE, "key"),
-    **dict.fromkeys(("read", "dontneed", "free", "cold", "pageout", "collapse", "mergeable", "unmergeable", "hugepage",
-                     "nohugepage", "mlock", "munlock", "munmap", "split"), _RANGE),
+    **dict.fromkeys(
+        (
+            "read",
+            "dontneed",
+            "free",
+            "cold",
+            "pageout",
+            "collapse",
+            "mergeable",
+            "unmergeable",
+            "hugepage",
+            "nohugepage",
+            "mlock",
+            "munlock",
+            "munmap",
+            "split",
+        ),
+        _RANGE,
+    ),
     "mprotect": (*_RANGE, "prot"),
     "fork": ("process",),
     "exit": ("process",),
@@ -94,7 +121,7 @@ EVENT_FIELDS: dict[str, tuple[str, ...]] = {
     "merge_any": ("process", "value"),
     "uffd": (*_RANGE, "value"),
     "memory_failure": ("process", "page"),
-}  # fmt: skip
+}
 """What each op takes besides ``after`` and ``op``. ``process`` (0), ``node`` (the folio stays on its node) and ``huge``
 (1: a huge page can be had to migrate to) may be left out, and ``key`` may be null."""
 OPTIONAL = {"process", "node", "huge"}
@@ -128,8 +155,11 @@ class Event(_Strict):
         optional = OPTIONAL | ({"key"} if "key" in given else set())
         missing = [name for name in wanted if name not in optional and getattr(self, name) is None]
         if missing:
-            raise ValueError(f"op {self.op} needs {', '.join(missing)} (key: null rewrites what is there)"
-                             if "key" in missing else f"op {self.op} needs {', '.join(missing)}")  # fmt: skip
+            raise ValueError(
+                f"op {self.op} needs {', '.join(missing)} (key: null rewrites what is there)"
+                if "key" in missing
+                else f"op {self.op} needs {', '.join(missing)}"
+            )
         if self.op == "set":
             assert self.knob is not None and self.value is not None
             check_knob(self.knob, self.value)
@@ -197,8 +227,17 @@ class ProcessSpec(_Strict):
         return self
 
 
-WORKLOAD_FIELDS = ("memory_mib", "thp_coverage", "zero_fraction", "duplicate_fraction", "duplicate_groups", "layout",
-                   "key_order", "stray_zero_pages", "folio_order")  # fmt: skip
+WORKLOAD_FIELDS = (
+    "memory_mib",
+    "thp_coverage",
+    "zero_fraction",
+    "duplicate_fraction",
+    "duplicate_groups",
+    "layout",
+    "key_order",
+    "stray_zero_pages",
+    "folio_order",
+)
 
 
 class Scenario(_Strict):
@@ -213,150 +252,441 @@ class Scenario(_Strict):
     """
 
     name: str = _field("", "free text that names the run", kind="workload")
-    variant: str = _field("mainline", "which kernel variant decides whether a split remaps zero-filled pages; "
-                          "`mmlab variants` lists them", kind="machine", source="fix-variants")  # fmt: skip
-    kernel: str = _field("6.12", "kernel series whose details are imitated: 6.1, 6.12 or 6.18", kind="machine",
-                         pattern=r"^6\.(1|12|18)(\.\d+)?$")  # fmt: skip
+    variant: str = _field(
+        "mainline",
+        "which kernel variant decides whether a split remaps zero-filled pages; `mmlab variants` lists them",
+        kind="machine",
+        source="fix-variants",
+    )
+    kernel: str = _field(
+        "6.12",
+        "kernel series whose details are imitated: 6.1, 6.12 or 6.18",
+        kind="machine",
+        pattern=r"^6\.(1|12|18)(\.\d+)?$",
+    )
 
     # ksmd's knobs, /sys/kernel/mm/ksm, and two of /sys/kernel/mm/transparent_hugepage
-    use_zero_pages: Switch = _field(0, "1: ksmd maps zero-filled pages to the shared zeropage instead of merging them "
-                                    "with each other", kind="knob", source="sysfs ksm/use_zero_pages")  # fmt: skip
-    pages_to_scan: int = _field(100, "pages that ksmd visits in one batch", kind="knob", unit="pages", log=True,
-                                slider=(10, 10_000), ge=0, le=UINT_MAX, source="sysfs ksm/pages_to_scan")  # fmt: skip
-    sleep_millisecs: int = _field(20, "how long ksmd sleeps between two batches", kind="knob", unit="ms", log=True,
-                                  slider=(1, 1000), ge=0, le=UINT_MAX, source="sysfs ksm/sleep_millisecs")  # fmt: skip
-    smart_scan: Switch = _field(1, "1: pages that could not be merged lately are skipped in more and more full scans",
-                                kind="knob", source="sysfs ksm/smart_scan")  # fmt: skip
-    max_page_sharing: int = _field(256, "how many mappings one KSM page may have before a duplicate is made",
-                                   kind="knob", unit="mappings", log=True, ge=2, le=2**31 - 1,
-                                   source="sysfs ksm/max_page_sharing")  # fmt: skip
+    use_zero_pages: Switch = _field(
+        0,
+        "1: ksmd maps zero-filled pages to the shared zeropage instead of merging them with each other",
+        kind="knob",
+        source="sysfs ksm/use_zero_pages",
+    )
+    pages_to_scan: int = _field(
+        100,
+        "pages that ksmd visits in one batch",
+        kind="knob",
+        unit="pages",
+        log=True,
+        slider=(10, 10_000),
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs ksm/pages_to_scan",
+    )
+    sleep_millisecs: int = _field(
+        20,
+        "how long ksmd sleeps between two batches",
+        kind="knob",
+        unit="ms",
+        log=True,
+        slider=(1, 1000),
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs ksm/sleep_millisecs",
+    )
+    smart_scan: Switch = _field(
+        1,
+        "1: pages that could not be merged lately are skipped in more and more full scans",
+        kind="knob",
+        source="sysfs ksm/smart_scan",
+    )
+    max_page_sharing: int = _field(
+        256,
+        "how many mappings one KSM page may have before a duplicate is made",
+        kind="knob",
+        unit="mappings",
+        log=True,
+        ge=2,
+        le=2**31 - 1,
+        source="sysfs ksm/max_page_sharing",
+    )
     stable_node_chains_prune_millisecs: int = _field(
-        2000, "how often a chain of KSM pages is pruned of stale members", kind="knob", unit="ms", log=True, ge=0,
-        le=UINT_MAX, source="sysfs ksm/stable_node_chains_prune_millisecs")  # fmt: skip
-    merge_across_nodes: Switch = _field(1, "0: only pages of one NUMA node are merged with each other", kind="knob",
-                                        source="sysfs ksm/merge_across_nodes")  # fmt: skip
-    run: int = _field(1, "value of run at the start: 0 stopped, 1 running, 2 unmerge. The kernel boots with 0; here "
-                      "ksmd runs unless told otherwise", kind="knob", ge=0, le=2, source="sysfs ksm/run")  # fmt: skip
-    shrink_underused: Switch = _field(1, "1: new THPs are queued so that the shrinker may split underused ones",
-                                      kind="knob", source="sysfs transparent_hugepage/shrink_underused")  # fmt: skip
-    max_ptes_none: int = _field(511, "most empty entries that khugepaged fills; a THP with more zero-filled pages is "
-                                "underused", kind="knob", unit="pages", ge=0, le=511,
-                                source="sysfs transparent_hugepage/khugepaged/max_ptes_none")  # fmt: skip
+        2000,
+        "how often a chain of KSM pages is pruned of stale members",
+        kind="knob",
+        unit="ms",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs ksm/stable_node_chains_prune_millisecs",
+    )
+    merge_across_nodes: Switch = _field(
+        1,
+        "0: only pages of one NUMA node are merged with each other",
+        kind="knob",
+        source="sysfs ksm/merge_across_nodes",
+    )
+    run: int = _field(
+        1,
+        "value of run at the start: 0 stopped, 1 running, 2 unmerge. The kernel boots with 0; here "
+        "ksmd runs unless told otherwise",
+        kind="knob",
+        ge=0,
+        le=2,
+        source="sysfs ksm/run",
+    )
+    shrink_underused: Switch = _field(
+        1,
+        "1: new THPs are queued so that the shrinker may split underused ones",
+        kind="knob",
+        source="sysfs transparent_hugepage/shrink_underused",
+    )
+    max_ptes_none: int = _field(
+        511,
+        "most empty entries that khugepaged fills; a THP with more zero-filled pages is underused",
+        kind="knob",
+        unit="pages",
+        ge=0,
+        le=511,
+        source="sysfs transparent_hugepage/khugepaged/max_ptes_none",
+    )
     swap_mib: int = _field(0, "size of the swap area", kind="knob", unit="MiB", ge=0, le=2**20)
     advisor_mode: Literal["none", "scan-time"] = _field(
-        "none", "scan-time: ksmd chooses pages_to_scan itself, so that a full scan takes advisor_target_scan_time",
-        kind="knob", source="sysfs ksm/advisor_mode, ksm-scan S29")  # fmt: skip
-    advisor_max_cpu: int = _field(70, "most CPU time that the advisor lets ksmd use", kind="knob", unit="%", ge=0,
-                                  le=100, source="sysfs ksm/advisor_max_cpu")  # fmt: skip
-    advisor_min_pages_to_scan: int = _field(500, "pages_to_scan that the advisor starts from", kind="knob",
-                                            unit="pages", log=True, ge=0, le=UINT_MAX,
-                                            source="sysfs ksm/advisor_min_pages_to_scan")  # fmt: skip
-    advisor_max_pages_to_scan: int = _field(30_000, "largest pages_to_scan that the advisor chooses", kind="knob",
-                                            unit="pages", log=True, ge=0, le=UINT_MAX,
-                                            source="sysfs ksm/advisor_max_pages_to_scan")  # fmt: skip
-    advisor_target_scan_time: int = _field(200, "how long the advisor wants a full scan to take", kind="knob",
-                                           unit="s", log=True, ge=1, le=UINT_MAX,
-                                           source="sysfs ksm/advisor_target_scan_time")  # fmt: skip
-    khugepaged: Switch = _field(0, "1: khugepaged runs by its own clock", kind="knob",
-                                source="sysfs transparent_hugepage/khugepaged/defrag")  # fmt: skip
-    khugepaged_pages_to_scan: int = _field(4096, "pages that khugepaged looks at in one burst", kind="knob",
-                                           unit="pages", log=True, ge=1, le=UINT_MAX,
-                                           source="sysfs transparent_hugepage/khugepaged/pages_to_scan")  # fmt: skip
+        "none",
+        "scan-time: ksmd chooses pages_to_scan itself, so that a full scan takes advisor_target_scan_time",
+        kind="knob",
+        source="sysfs ksm/advisor_mode, ksm-scan S29",
+    )
+    advisor_max_cpu: int = _field(
+        70,
+        "most CPU time that the advisor lets ksmd use",
+        kind="knob",
+        unit="%",
+        ge=0,
+        le=100,
+        source="sysfs ksm/advisor_max_cpu",
+    )
+    advisor_min_pages_to_scan: int = _field(
+        500,
+        "pages_to_scan that the advisor starts from",
+        kind="knob",
+        unit="pages",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs ksm/advisor_min_pages_to_scan",
+    )
+    advisor_max_pages_to_scan: int = _field(
+        30_000,
+        "largest pages_to_scan that the advisor chooses",
+        kind="knob",
+        unit="pages",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs ksm/advisor_max_pages_to_scan",
+    )
+    advisor_target_scan_time: int = _field(
+        200,
+        "how long the advisor wants a full scan to take",
+        kind="knob",
+        unit="s",
+        log=True,
+        ge=1,
+        le=UINT_MAX,
+        source="sysfs ksm/advisor_target_scan_time",
+    )
+    khugepaged: Switch = _field(
+        0, "1: khugepaged runs by its own clock", kind="knob", source="sysfs transparent_hugepage/khugepaged/defrag"
+    )
+    khugepaged_pages_to_scan: int = _field(
+        4096,
+        "pages that khugepaged looks at in one burst",
+        kind="knob",
+        unit="pages",
+        log=True,
+        ge=1,
+        le=UINT_MAX,
+        source="sysfs transparent_hugepage/khugepaged/pages_to_scan",
+    )
     khugepaged_scan_sleep_millisecs: int = _field(
-        10_000, "how long khugepaged sleeps between two bursts", kind="knob", unit="ms", log=True, ge=0, le=UINT_MAX,
-        source="sysfs transparent_hugepage/khugepaged/scan_sleep_millisecs")  # fmt: skip
+        10_000,
+        "how long khugepaged sleeps between two bursts",
+        kind="knob",
+        unit="ms",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs transparent_hugepage/khugepaged/scan_sleep_millisecs",
+    )
     khugepaged_alloc_sleep_millisecs: int = _field(
-        60_000, "how long khugepaged sleeps after it got no huge page; only carried: here it always gets one",
-        kind="knob", unit="ms", log=True, ge=0, le=UINT_MAX,
-        source="sysfs transparent_hugepage/khugepaged/alloc_sleep_millisecs")  # fmt: skip
-    max_ptes_swap: int = _field(64, "most swapped-out entries of a range that khugepaged collapses", kind="knob",
-                                unit="pages", ge=0, le=511,
-                                source="sysfs transparent_hugepage/khugepaged/max_ptes_swap")  # fmt: skip
-    max_ptes_shared: int = _field(256, "most shared entries of a range that khugepaged collapses", kind="knob",
-                                  unit="pages", ge=0, le=511,
-                                  source="sysfs transparent_hugepage/khugepaged/max_ptes_shared")  # fmt: skip
+        60_000,
+        "how long khugepaged sleeps after it got no huge page; only carried: here it always gets one",
+        kind="knob",
+        unit="ms",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+        source="sysfs transparent_hugepage/khugepaged/alloc_sleep_millisecs",
+    )
+    max_ptes_swap: int = _field(
+        64,
+        "most swapped-out entries of a range that khugepaged collapses",
+        kind="knob",
+        unit="pages",
+        ge=0,
+        le=511,
+        source="sysfs transparent_hugepage/khugepaged/max_ptes_swap",
+    )
+    max_ptes_shared: int = _field(
+        256,
+        "most shared entries of a range that khugepaged collapses",
+        kind="knob",
+        unit="pages",
+        ge=0,
+        le=511,
+        source="sysfs transparent_hugepage/khugepaged/max_ptes_shared",
+    )
 
     # the machine
-    hz: Literal[100, 250, 300, 1000] = _field(250, "timer ticks a second: a sleep lasts whole ticks", kind="machine",
-                                              unit="1/s", source="CONFIG_HZ")  # fmt: skip
-    pages_per_thp: int = _field(512, "pages of a PMD-sized folio: a power of two; small sizes are for examples",
-                                kind="machine", unit="pages", ge=4, le=512)  # fmt: skip
+    hz: Literal[100, 250, 300, 1000] = _field(
+        250, "timer ticks a second: a sleep lasts whole ticks", kind="machine", unit="1/s", source="CONFIG_HZ"
+    )
+    pages_per_thp: int = _field(
+        512,
+        "pages of a PMD-sized folio: a power of two; small sizes are for examples",
+        kind="machine",
+        unit="pages",
+        ge=4,
+        le=512,
+    )
     nodes: int = _field(1, "NUMA nodes; process i's memory is on node i modulo nodes", kind="machine", ge=1, le=8)
-    policy: Policy = _field("none", "who turns ksmd's knobs while the scenario runs: nobody, or ksmtuned, by how much "
-                            "of host_mib is free", kind="machine", source="thread 3c")  # fmt: skip
-    host_mib: int = _field(16_384, "memory of the host, as policies see it; the model never runs out of memory",
-                           kind="machine", unit="MiB", log=True, ge=1, le=2**30)  # fmt: skip
-    ksm_start_seconds: float = _field(0.0, "when run becomes 1; 0 = run is as given from the start", kind="machine",
-                                      unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
-    pressure_rate: float = _field(0.0, "memory pressure: folios of the deferred split queue that the shrinker is asked "
-                                  "to scan each second", kind="machine", unit="folios/s", log=True, step=0.5,
-                                  slider=(0, 64), ge=0, le=1e6,
-                                  allow_inf_nan=False, source="thp-split Q3")  # fmt: skip
-    migration_rate: float = _field(0.0, "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
-                                   kind="machine", unit="MiB/s", log=True, step=0.5, slider=(0, 32), ge=0, le=1e6,
-                                   allow_inf_nan=False, source="thp-split 3.7")  # fmt: skip
-    migration_huge_share: Share = _field(1.0, "chance that there is a huge page to migrate a huge page to; otherwise "
-                                         "it is split first", kind="machine", step=0.01,
-                                         source="thp-split 3.6")  # fmt: skip
-    costs: str = _field("epyc-6.18", "name of the set of measured costs of ksmd's steps", kind="machine",
-                        source="costs; or a file of `mmlab calibrate`, *.yaml",
-                        pattern=r"^[\w.+-]+$|\.ya?ml$")  # fmt: skip
+    policy: Policy = _field(
+        "none",
+        "who turns ksmd's knobs while the scenario runs: nobody, or ksmtuned, by how much of host_mib is free",
+        kind="machine",
+        source="thread 3c",
+    )
+    host_mib: int = _field(
+        16_384,
+        "memory of the host, as policies see it; the model never runs out of memory",
+        kind="machine",
+        unit="MiB",
+        log=True,
+        ge=1,
+        le=2**30,
+    )
+    ksm_start_seconds: float = _field(
+        0.0,
+        "when run becomes 1; 0 = run is as given from the start",
+        kind="machine",
+        unit="s",
+        ge=0,
+        le=1e9,
+        allow_inf_nan=False,
+    )
+    pressure_rate: float = _field(
+        0.0,
+        "memory pressure: folios of the deferred split queue that the shrinker is asked to scan each second",
+        kind="machine",
+        unit="folios/s",
+        log=True,
+        step=0.5,
+        slider=(0, 64),
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        source="thp-split Q3",
+    )
+    migration_rate: float = _field(
+        0.0,
+        "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
+        kind="machine",
+        unit="MiB/s",
+        log=True,
+        step=0.5,
+        slider=(0, 32),
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        source="thp-split 3.7",
+    )
+    migration_huge_share: Share = _field(
+        1.0,
+        "chance that there is a huge page to migrate a huge page to; otherwise it is split first",
+        kind="machine",
+        step=0.01,
+        source="thp-split 3.6",
+    )
+    costs: str = _field(
+        "epyc-6.18",
+        "name of the set of measured costs of ksmd's steps",
+        kind="machine",
+        source="costs; or a file of `mmlab calibrate`, *.yaml",
+        pattern=r"^[\w.+-]+$|\.ya?ml$",
+    )
 
     # the workload, of each process
-    memory_mib: int = _field(1024, "memory of each process, whole THPs", kind="workload", unit="MiB", log=True,
-                             step=2, slider=(16, 4096), ge=1, le=2**24)  # fmt: skip
-    thp_coverage: Share = _field(1.0, "share of the 2 MiB blocks that are THPs: the first floor(share × blocks)",
-                                 kind="workload", step=0.01)  # fmt: skip
+    memory_mib: int = _field(
+        1024,
+        "memory of each process, whole THPs",
+        kind="workload",
+        unit="MiB",
+        log=True,
+        step=2,
+        slider=(16, 4096),
+        ge=1,
+        le=2**24,
+    )
+    thp_coverage: Share = _field(
+        1.0, "share of the 2 MiB blocks that are THPs: the first floor(share × blocks)", kind="workload", step=0.01
+    )
     zero_fraction: Share = _field(0.0, "share of the pages that are filled with zeroes", kind="workload", step=0.01)
-    duplicate_fraction: Share = _field(0.0, "share of the non-zero pages that have equals, spread evenly and dealt "
-                                       "round robin into duplicate_groups", kind="workload", step=0.01)  # fmt: skip
-    duplicate_groups: int = _field(1, "how many different contents the duplicates have; processes share them",
-                                   kind="workload", unit="contents", log=True, slider=(1, 100_000), ge=1,
-                                  le=2**31 - 1)  # fmt: skip
-    layout: Layout = _field("zero-first", "where the zero-filled pages lie: zero-first, zero-last, interleaved (within "
-                            "each block), random (anywhere), bimodal (nearly all in nearly empty blocks)",
-                            kind="workload")  # fmt: skip
+    duplicate_fraction: Share = _field(
+        0.0,
+        "share of the non-zero pages that have equals, spread evenly and dealt round robin into duplicate_groups",
+        kind="workload",
+        step=0.01,
+    )
+    duplicate_groups: int = _field(
+        1,
+        "how many different contents the duplicates have; processes share them",
+        kind="workload",
+        unit="contents",
+        log=True,
+        slider=(1, 100_000),
+        ge=1,
+        le=2**31 - 1,
+    )
+    layout: Layout = _field(
+        "zero-first",
+        "where the zero-filled pages lie: zero-first, zero-last, interleaved (within "
+        "each block), random (anywhere), bimodal (nearly all in nearly empty blocks)",
+        kind="workload",
+    )
     key_order: KeyOrder = _field("ascending", "order in memcmp of the contents, along the addresses", kind="workload")
-    stray_zero_pages: int = _field(0, "zero-filled small pages ahead of the first block: they and unique small pages "
-                                   "fill one or more additional blocks", kind="workload", unit="pages", ge=0,
-                                   le=2**20)  # fmt: skip
-    folio_order: Order = _field(9, "order of the folios that thp_coverage speaks of: 9 is a THP, 4 is 64 KiB, 0 is "
-                                "small pages; below 9 the blocks have no MADV_HUGEPAGE", kind="workload",
-                                source="mthp E1")  # fmt: skip
-    merge_any: Switch = _field(0, "1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE",
-                               kind="workload", source="ksm-scan S12")  # fmt: skip
-    hot_fraction: Share = _field(0.0, "share of the non-zero pages that are written once in every hot_period_seconds, "
-                                 "each time with new content", kind="workload", step=0.01)  # fmt: skip
-    hot_period_seconds: float = _field(1.0, "how often each hot page is written", kind="workload", unit="s", log=True,
-                                       ge=0.05, le=1e9, allow_inf_nan=False)  # fmt: skip
-    warm_fraction: Share = _field(0.0, "share of the non-zero pages that are written once in every "
-                                  "warm_period_seconds; what is neither hot nor warm is cold",
-                                  kind="workload", step=0.01)  # fmt: skip
-    warm_period_seconds: float = _field(60.0, "how often each warm page is written", kind="workload", unit="s",
-                                        log=True, ge=0.05, le=1e9, allow_inf_nan=False)  # fmt: skip
-    boot_interval_seconds: float = _field(0.0, "process i boots at i × this time: its memory is populated and advised "
-                                          "then", kind="workload", unit="s", ge=0, le=1e6,
-                                          allow_inf_nan=False)  # fmt: skip
-    balloon_fraction: Share = _field(0.0, "share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, "
-                                     "those with most zero-filled pages first", kind="workload", step=0.01)  # fmt: skip
-    balloon_seconds: float = _field(60.0, "when it does, after its boot", kind="workload", unit="s", ge=0, le=1e9,
-                                    allow_inf_nan=False)  # fmt: skip
-    lifetime_seconds: float = _field(0.0, "when each process exits, after its boot; 0 = never", kind="workload",
-                                     unit="s", ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
+    stray_zero_pages: int = _field(
+        0,
+        "zero-filled small pages ahead of the first block: they and unique small pages "
+        "fill one or more additional blocks",
+        kind="workload",
+        unit="pages",
+        ge=0,
+        le=2**20,
+    )
+    folio_order: Order = _field(
+        9,
+        "order of the folios that thp_coverage speaks of: 9 is a THP, 4 is 64 KiB, 0 is "
+        "small pages; below 9 the blocks have no MADV_HUGEPAGE",
+        kind="workload",
+        source="mthp E1",
+    )
+    merge_any: Switch = _field(
+        0,
+        "1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE",
+        kind="workload",
+        source="ksm-scan S12",
+    )
+    hot_fraction: Share = _field(
+        0.0,
+        "share of the non-zero pages that are written once in every hot_period_seconds, each time with new content",
+        kind="workload",
+        step=0.01,
+    )
+    hot_period_seconds: float = _field(
+        1.0,
+        "how often each hot page is written",
+        kind="workload",
+        unit="s",
+        log=True,
+        ge=0.05,
+        le=1e9,
+        allow_inf_nan=False,
+    )
+    warm_fraction: Share = _field(
+        0.0,
+        "share of the non-zero pages that are written once in every "
+        "warm_period_seconds; what is neither hot nor warm is cold",
+        kind="workload",
+        step=0.01,
+    )
+    warm_period_seconds: float = _field(
+        60.0,
+        "how often each warm page is written",
+        kind="workload",
+        unit="s",
+        log=True,
+        ge=0.05,
+        le=1e9,
+        allow_inf_nan=False,
+    )
+    boot_interval_seconds: float = _field(
+        0.0,
+        "process i boots at i × this time: its memory is populated and advised then",
+        kind="workload",
+        unit="s",
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+    )
+    balloon_fraction: Share = _field(
+        0.0,
+        "share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, "
+        "those with most zero-filled pages first",
+        kind="workload",
+        step=0.01,
+    )
+    balloon_seconds: float = _field(
+        60.0, "when it does, after its boot", kind="workload", unit="s", ge=0, le=1e9, allow_inf_nan=False
+    )
+    lifetime_seconds: float = _field(
+        0.0,
+        "when each process exits, after its boot; 0 = never",
+        kind="workload",
+        unit="s",
+        ge=0,
+        le=1e9,
+        allow_inf_nan=False,
+    )
     processes: int = _field(1, "how many processes with such memory", kind="workload", slider=(1, 16), ge=1, le=10_000)
     seed: int = _field(0, "seed of everything that is random", kind="workload", ge=0, le=2**63 - 1)
 
     # the end, whichever comes first; 0 = does not end the run
-    horizon_seconds: float = _field(120.0, "end after this simulated time; 0 = no limit", kind="horizon", unit="s",
-                                    log=True, slider=(1, 600), ge=0, le=1e9, allow_inf_nan=False)  # fmt: skip
-    horizon_full_scans: int = _field(0, "end after this many full scans; 0 = no limit", kind="horizon",
-                                     unit="full scans", log=True, ge=0, le=UINT_MAX)  # fmt: skip
-    horizon_batches: int = _field(0, "end after this many batches; 0 = no limit", kind="horizon", unit="batches",
-                                  log=True, ge=0, le=UINT_MAX)  # fmt: skip
-    until_settled: bool = _field(False, "end once a full scan in which nothing was skipped has changed nothing",
-                                 kind="horizon")  # fmt: skip
-    sample_limit: int = _field(20_000, "most rows of the table of samples; a longer run is thinned evenly",
-                               kind="horizon", unit="rows", log=True, ge=100, le=10**8)  # fmt: skip
+    horizon_seconds: float = _field(
+        120.0,
+        "end after this simulated time; 0 = no limit",
+        kind="horizon",
+        unit="s",
+        log=True,
+        slider=(1, 600),
+        ge=0,
+        le=1e9,
+        allow_inf_nan=False,
+    )
+    horizon_full_scans: int = _field(
+        0,
+        "end after this many full scans; 0 = no limit",
+        kind="horizon",
+        unit="full scans",
+        log=True,
+        ge=0,
+        le=UINT_MAX,
+    )
+    horizon_batches: int = _field(
+        0, "end after this many batches; 0 = no limit", kind="horizon", unit="batches", log=True, ge=0, le=UINT_MAX
+    )
+    until_settled: bool = _field(
+        False, "end once a full scan in which nothing was skipped has changed nothing", kind="horizon"
+    )
+    sample_limit: int = _field(
+        20_000,
+        "most rows of the table of samples; a longer run is thinned evenly",
+        kind="horizon",
+        unit="rows",
+        log=True,
+        ge=100,
+        le=10**8,
+    )
 
     # richer scenarios
     process_list: tuple[ProcessSpec, ...] = Field((), description="processes one by one, instead of `processes`")
@@ -381,20 +711,27 @@ class Scenario(_Strict):
         if size & (size - 1):
             raise ValueError(f"pages_per_thp = {size} is not a power of two: use 4, 8, 16, 32, 64, 128, 256 or 512")
         if not (self.horizon_seconds or self.horizon_full_scans or self.horizon_batches or self.until_settled):
-            raise ValueError("the run would never end: set horizon_seconds, horizon_full_scans, horizon_batches "
-                             "or until_settled")  # fmt: skip
+            raise ValueError(
+                "the run would never end: set horizon_seconds, horizon_full_scans, horizon_batches or until_settled"
+            )
         if self.hot_fraction + self.warm_fraction > 1:
-            raise ValueError(f"hot_fraction = {self.hot_fraction} and warm_fraction = {self.warm_fraction} are more "
-                             "than all pages: their sum must be at most 1")  # fmt: skip
+            raise ValueError(
+                f"hot_fraction = {self.hot_fraction} and warm_fraction = {self.warm_fraction} are more "
+                "than all pages: their sum must be at most 1"
+            )
         if self.ksm_start_seconds and self.run != 1:
-            raise ValueError(f"ksm_start_seconds = {self.ksm_start_seconds:g} sets run to 1 then, but run = "
-                             f"{self.run}: remove one of the two")  # fmt: skip
+            raise ValueError(
+                f"ksm_start_seconds = {self.ksm_start_seconds:g} sets run to 1 then, but run = "
+                f"{self.run}: remove one of the two"
+            )
         self._check_repeats()
         for i, spec in enumerate(self.specs):
             if spec.memory_mib is not None and spec.memory_mib * 256 % size:
                 where = f"process_list {i}: " if self.process_list else ""
-                raise ValueError(f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be even, "
-                                 f"e.g. {spec.memory_mib + 1}")  # fmt: skip
+                raise ValueError(
+                    f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be even, "
+                    f"e.g. {spec.memory_mib + 1}"
+                )
             self._check_ranges(i, spec)
             self._check_times(i, spec)
         self._check_events()
@@ -439,14 +776,17 @@ class Scenario(_Strict):
         top = self.pages_per_thp.bit_length() - 1
         if spec.folio_order is not None and spec.folio_order not in (0, *range(2, top + 1), THP_ORDER):
             where = f"process_list {i}: " if self.process_list else ""
-            raise ValueError(f"{where}folio_order = {spec.folio_order}: it must be 0 or 2 … {top}, or "
-                             f"{THP_ORDER} for a THP")  # fmt: skip
+            raise ValueError(
+                f"{where}folio_order = {spec.folio_order}: it must be 0 or 2 … {top}, or {THP_ORDER} for a THP"
+            )
         if spec.orders is not None:
             at = 0
             for first, count, order in spec.orders:
                 if order not in (0, *range(2, top + 1), THP_ORDER) or first != at or count % (1 << min(order, top)):
-                    raise ValueError(f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
-                                     f"other from page 0, in whole folios of order 0 or 2 … {top}")  # fmt: skip
+                    raise ValueError(
+                        f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
+                        f"other from page 0, in whole folios of order 0 or 2 … {top}"
+                    )
                 at += count
             if at != pages:
                 raise ValueError(f"process_list {i}: orders cover {at} of {pages} pages; they must cover all")
@@ -460,8 +800,9 @@ class Scenario(_Strict):
             if e.node is not None and e.node >= self.nodes:
                 raise ValueError(f"events {i}: node = {e.node}: there are only nodes 0 … {self.nodes - 1}")
             if e.page is not None and e.page + (e.count or 1) > most:
-                raise ValueError(f"events {i}: pages {e.page} + {e.count or 1} end beyond the {most} pages of a "
-                                 "process")  # fmt: skip
+                raise ValueError(
+                    f"events {i}: pages {e.page} + {e.count or 1} end beyond the {most} pages of a process"
+                )
 
     @property
     def specs(self) -> tuple[ProcessSpec, ...]:
@@ -470,10 +811,11 @@ class Scenario(_Strict):
         if not self.process_list:
             return (ProcessSpec.model_construct(None, **own),) * self.processes
         return tuple(
-            p if p.contents is not None
+            p
+            if p.contents is not None
             else p.model_copy(update={n: v for n, v in own.items() if getattr(p, n) is None})
             for p in self.process_list
-        )  # fmt: skip
+        )
 
     def pages_of(self, spec: ProcessSpec) -> int:
         """Pages in the region of one of :attr:`specs`, the blocks with stray zero pages included."""
@@ -528,7 +870,7 @@ class Scenario(_Strict):
         path = Path(path)
         try:
             if path.name.endswith((".json.gz", ".json")):
-                from mmlab.trace import read
+                from mmlab.results.trace import read
 
                 scenario = cls.from_trace(read(path)).replace(**{"name": path.name.split(".")[0], **overrides})
             else:
@@ -549,13 +891,24 @@ class Scenario(_Strict):
         """
         asked = trace["scenario"]
         events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
-        return cls(**{
-            "sleep_millisecs": 0, "nodes": asked.get("nodes", 1), **asked["knobs"],
-            "kernel": str(trace["kernel"]).rpartition(" ")[2], "variant": trace["variant"],
-            "process_list": asked["processes"], "late": bool(asked.get("late", 0)),
-            "events": events, "horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0,
-            "stepped": True, "sample_limit": 10**8, "pages_per_thp": asked.get("pages_per_thp", 512),
-        })  # fmt: skip
+        return cls(
+            **{
+                "sleep_millisecs": 0,
+                "nodes": asked.get("nodes", 1),
+                **asked["knobs"],
+                "kernel": str(trace["kernel"]).rpartition(" ")[2],
+                "variant": trace["variant"],
+                "process_list": asked["processes"],
+                "late": bool(asked.get("late", 0)),
+                "events": events,
+                "horizon_batches": asked["batches"],
+                "horizon_seconds": 0.0,
+                "run": 0,
+                "stepped": True,
+                "sample_limit": 10**8,
+                "pages_per_thp": asked.get("pages_per_thp", 512),
+            }
+        )
 
 
 def _bounds(name: str) -> tuple[int, int]:
@@ -607,10 +960,21 @@ def flat_fields() -> dict[str, Parameter]:
         kind: Any = extra["kind"]
         step: Any = extra["step"]
         slider: Any = extra["slider"] or (None if low is None or high is None or high > 1000 else (low, high))
-        out[name] = Parameter(name=name, type=type(field.default), default=field.default, low=low, high=high,
-                              choices=tuple(args), unit=str(extra["unit"]), help=field.description or "", kind=kind,
-                              source=str(extra["source"]), step=step, log=bool(extra["log"]),
-                              slider=slider)  # fmt: skip
+        out[name] = Parameter(
+            name=name,
+            type=type(field.default),
+            default=field.default,
+            low=low,
+            high=high,
+            choices=tuple(args),
+            unit=str(extra["unit"]),
+            help=field.description or "",
+            kind=kind,
+            source=str(extra["source"]),
+            step=step,
+            log=bool(extra["log"]),
+            slider=slider,
+        )
     return out
 
 
@@ -628,11 +992,14 @@ def check_value(name: str, value: Any) -> None:
 
 SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
     "variant": (0, 0),
-    **{name: p.choices or _bounds(name) for name, p in flat_fields().items()
-       if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")},
+    **{
+        name: p.choices or _bounds(name)
+        for name, p in flat_fields().items()
+        if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
+    },
     "advisor_max_cpu": (0, UINT_MAX),  # sysfs takes any
     "advisor_target_scan_time": (0, UINT_MAX),  # 0: the event results in EINVAL
-}  # fmt: skip
+}
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values."""
 
 
@@ -663,9 +1030,14 @@ def _sentence(e: dict[str, Any]) -> str:
     if about and about.low is not None:
         low, high = _number(about.low), _number(about.high)
         must = f"at least {low}" if e["type"].startswith("greater") else f"{low} … {high}"
-        return f"{name} = {given!r} is out of range: it must be {must}{unit}." if "equal" in e["type"] else (
-            f"{name} = {given!r} is not {'a whole number' if about.type is int else 'a number'}: "
-            f"it must be {low} … {high}{unit}.")  # fmt: skip
+        return (
+            f"{name} = {given!r} is out of range: it must be {must}{unit}."
+            if "equal" in e["type"]
+            else (
+                f"{name} = {given!r} is not {'a whole number' if about.type is int else 'a number'}: "
+                f"it must be {low} … {high}{unit}."
+            )
+        )
     if about and about.choices:
         return f"{name} = {given!r}: it must be one of {about.allowed}."
     text = str(e["msg"]).replace("Input should be", "it must be").replace("String should", "it must")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mmlab.costs import cost_sets
+from mmlab.engine.costs import cost_sets
 from mmlab.scenario import EVENT_FIELDS, OPTIONAL, SETTABLE, WORKLOAD_FIELDS, Scenario
 from mmlab.variants import VARIANTS
 

@@ -35,8 +35,8 @@ import bench_sweep
 import bench_tune
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Run, Scenario, simulate
-from mmlab.kernel.compile import announced
-from mmlab.simulation import warm_up
+from mmlab.engine.clock import warm_up
+from mmlab.kernel.jit import announced
 
 EXPECTED = Path(__file__).with_suffix(".json")
 ROUNDS = 5
@@ -98,7 +98,7 @@ FIRST_RESULT = """
 from mmlab import Scenario, simulate
 simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics
 """
-EVERYTHING = f"{FIRST_RESULT}from mmlab.simulation import warm_up; warm_up()"
+EVERYTHING = f"{FIRST_RESULT}from mmlab.engine.clock import warm_up; warm_up()"
 
 
 def model() -> list[Goal]:
@@ -142,7 +142,7 @@ def model() -> list[Goal]:
 
 def kills() -> list[Goal]:
     """Sweeps whose parent, workers or Dask worker are killed at random, resumed and compared with undisturbed ones."""
-    tests = Path(__file__).with_name("test_sweep.py")
+    tests = Path(__file__).with_name("studies/test_sweep.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", "killed or dask"]
     done = subprocess.run(command, env={**os.environ, "MMLAB_KILLS": str(KILLS)}, check=False)
     what = f"sweeps killed {KILLS} times, and Dask's, against undisturbed ones: tests' exit status"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bench_goals import Goal, told
-from mmlab.calibrate import calibrate, read
+from mmlab.host.calibrate import calibrate, read
 
 RECORDING = Path(__file__).with_name("calibration-6.18.json.gz")
 """13 scenarios of 18 batches, Linux 6.18.44 on a 2-core AMD EPYC virtual machine shared with others."""
@@ -26,11 +26,14 @@ def main() -> list[Goal]:
         f"{batches} batches {found.rank_correlation:.3f}"
     )
     return [
-        Goal("ksmd's CPU time of a scenario that is left out of the fit, median error, %", 100 * found.median_error,
-             MOST_ERROR),
+        Goal(
+            "ksmd's CPU time of a scenario that is left out of the fit, median error, %",
+            100 * found.median_error,
+            MOST_ERROR,
+        ),
         Goal("… rank correlation over all batches", found.rank_correlation, LEAST_CORRELATION, least=True),
         Goal("recorded scenarios that the model does not repeat exactly", len(found.dropped), 0),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

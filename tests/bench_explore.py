@@ -18,9 +18,9 @@ import numpy as np
 
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Scenario, explore, simulate
-from mmlab.explorer import Explorer
+from mmlab.engine.clock import warm_up
+from mmlab.explorer.explorer import Explorer
 from mmlab.scenario import flat_fields
-from mmlab.simulation import warm_up
 
 COUNT, SEED = 200, 4
 SIMULATION, UPDATE = "one simulation, alone (ms)", "update, from callback to drawn (ms)"
@@ -67,12 +67,14 @@ async def updates(explorer: Explorer, count: int) -> list[dict[str, float]]:
         assert explorer.scenario == scenario
         simulated, computed = explorer.seconds
         size = sum(len(image.value) for image in explorer.images.values())
-        out.append({
-            "both simulations, in two threads (ms)": 1000 * simulated,
-            "drawing and tables (ms)": 1000 * (computed - simulated),
-            UPDATE: 1000 * took,
-            "its pictures (KiB)": size / 1024,
-        })  # fmt: skip
+        out.append(
+            {
+                "both simulations, in two threads (ms)": 1000 * simulated,
+                "drawing and tables (ms)": 1000 * (computed - simulated),
+                UPDATE: 1000 * took,
+                "its pictures (KiB)": size / 1024,
+            }
+        )
     explorer.latest.ask()
     return out
 

@@ -18,13 +18,24 @@ import numpy as np
 
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
-from mmlab.fleets import Host, Plan, fleet, host_rows, shrunk
-from mmlab.simulation import warm_up
+from mmlab.engine.clock import warm_up
+from mmlab.studies.fleet import Host, Plan, fleet, host_rows, shrunk
 
 FLEET = 100_000
-MIXED = Scenario(memory_mib=64, zero_fraction=0.4, duplicate_fraction=0.5, duplicate_groups=1000, key_order="random",
-                 layout="random", smart_scan=0, variant="ksm-opt-out", pages_to_scan=1000, horizon_full_scans=2,
-                 horizon_seconds=0.0, sample_limit=100)  # fmt: skip
+MIXED = Scenario(
+    memory_mib=64,
+    zero_fraction=0.4,
+    duplicate_fraction=0.5,
+    duplicate_groups=1000,
+    key_order="random",
+    layout="random",
+    smart_scan=0,
+    variant="ksm-opt-out",
+    pages_to_scan=1000,
+    horizon_full_scans=2,
+    horizon_seconds=0.0,
+    sample_limit=100,
+)
 
 
 def timed(scenario: Scenario) -> float:
@@ -51,10 +62,13 @@ def by_size(sizes: Sequence[int]) -> list[str]:
     line = f"s = {np.exp(log_first):.3f} × (MiB / {sizes[0]})^{power:.2f}"
     large = 256 * 1024
     whole = np.exp(log_first) * (large / sizes[0]) ** power
-    lines += ["", f"line through them (least squares of the logarithms): {line}.",
-              f"By it one host of 256 GiB ({large / sizes[-1]:g} times the largest that was measured here) takes "
-              f"{whole / 60:,.1f} minutes, and 100,000 of them, each by itself, {FLEET * whole / 3600:,.0f} "
-              "core-hours."]  # fmt: skip
+    lines += [
+        "",
+        f"line through them (least squares of the logarithms): {line}.",
+        f"By it one host of 256 GiB ({large / sizes[-1]:g} times the largest that was measured here) takes "
+        f"{whole / 60:,.1f} minutes, and 100,000 of them, each by itself, {FLEET * whole / 3600:,.0f} "
+        "core-hours.",
+    ]
     return lines
 
 
@@ -74,16 +88,28 @@ def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
         each = seconds[-1] / hosts[-1] / len(plan.variants)
         lines.append(f"| {hosts[-1]} | {seconds[-1]:.1f} | {each:.3f} | {error:,.0f} |")
     slope, first = np.polyfit(hosts, seconds, 1)
-    lines += ["", f"line: s = {first:.2f} + {slope:.4f} × hosts. All {FLEET:,} hosts at that size, none left "
-              f"out: {slope * FLEET / 3600:,.1f} core-hours."]  # fmt: skip
+    lines += [
+        "",
+        f"line: s = {first:.2f} + {slope:.4f} × hosts. All {FLEET:,} hosts at that size, none left "
+        f"out: {slope * FLEET / 3600:,.1f} core-hours.",
+    ]
     return lines
 
 
 def by_shrinking(true_mib: int = 1024, sizes: Sequence[int] = (256, 64, 16)) -> list[str]:
     """What comes out when a host is simulated smaller than it is."""
-    host = Scenario(memory_mib=true_mib, zero_fraction=0.4, duplicate_fraction=0.3, duplicate_groups=20_000,
-                    key_order="random", layout="bimodal", use_zero_pages=1, pages_to_scan=2000, horizon_seconds=15.0,
-                    sample_limit=100)  # fmt: skip
+    host = Scenario(
+        memory_mib=true_mib,
+        zero_fraction=0.4,
+        duplicate_fraction=0.3,
+        duplicate_groups=20_000,
+        key_order="random",
+        layout="bimodal",
+        use_zero_pages=1,
+        pages_to_scan=2000,
+        horizon_seconds=15.0,
+        sample_limit=100,
+    )
     lines = ["| simulated in, MiB | saved, GiB | ksmd CPU, % | THPs lost |", "|---|---|---|---|"]
     for mib in (true_mib, *sizes):
         small = Host("", host) if mib == true_mib else Host("", *shrunk(host, true_mib, mib))

@@ -18,10 +18,13 @@ import numpy as np
 import pandas as pd
 
 from bench_goals import Goal, told
-from mmlab import Scenario, calibrate, plots, simulate, workload
+from mmlab import Scenario, simulate
+from mmlab.engine import workload
+from mmlab.engine.clock import Simulation, warm_up
 from mmlab.errors import UserError
+from mmlab.figures import figures as plots
+from mmlab.host import calibrate
 from mmlab.presets import find
-from mmlab.simulation import Simulation, warm_up
 from mmlab.variants import resolve
 
 ROUNDS = 15

@@ -18,9 +18,9 @@ from statistics import fmean
 
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
-from mmlab.grid import Grid
-from mmlab.simulation import warm_up
-from mmlab.sweeps import Summary, plan, read_sweep, sweep
+from mmlab.engine.clock import warm_up
+from mmlab.studies.grid import Grid
+from mmlab.studies.sweep import Summary, plan, read_sweep, sweep
 
 MINUTES, EFFICIENCY, OVERHEAD_MS = 10.0, 0.9, 3.0
 """Limits for 10,000 scenarios on 2 cores."""

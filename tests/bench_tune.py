@@ -17,22 +17,25 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from bench_goals import Goal, told
-from mmlab.goals import Goals
+from mmlab.engine.clock import warm_up
 from mmlab.presets import presets
-from mmlab.search import RUNS, Found, exhaustive, tune
-from mmlab.settings import Setting, spaces
-from mmlab.simulation import warm_up
+from mmlab.studies.goals import Goals
+from mmlab.studies.settings import Setting, spaces
+from mmlab.studies.tune import RUNS, Found, exhaustive, tune
 
 TENTH, WITHIN = 0.1, 0.02
 SEEDS = (0, 1, 2)
 GRID: dict[str, Sequence[int]] = {
-    "pages_to_scan": [int(f"{digits}{'0' * zeroes}") for zeroes in range(4)
-                      for digits in (10, 12, 15, 18, 22, 27, 33, 39, 47, 56, 68, 82)],
+    "pages_to_scan": [
+        int(f"{digits}{'0' * zeroes}")
+        for zeroes in range(4)
+        for digits in (10, 12, 15, 18, 22, 27, 33, 39, 47, 56, 68, 82)
+    ],
     "advisor_target_scan_time": (1, 5, 20, 100),
     "advisor_max_cpu": (10, 30, 70),
     "advisor_min_pages_to_scan": (10, 50, 200, 1000),
     "advisor_max_pages_to_scan": (30_000,),
-}  # fmt: skip
+}
 """Levels of the grid where they are not those of the search; with max_ptes_none among the knobs also `THINNER` ones."""
 THINNER: dict[str, Sequence[int]] = {
     "pages_to_scan": [10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000],
@@ -82,8 +85,10 @@ def compare(
 
 def table(names: Sequence[str]) -> tuple[list[str], list[Comparison]]:
     """Lines of a Markdown table, and what they are of."""
-    lines = ["| goals | grid: settings, s | its least ksmd CPU, % | search: runs, s | ksmd CPU, % | against the grid |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| goals | grid: settings, s | its least ksmd CPU, % | search: runs, s | ksmd CPU, % | against the grid |",
+        "|---|---|---|---|---|---|",
+    ]
     all_made = []
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
@@ -111,11 +116,14 @@ def main(names: Sequence[str] = ()) -> list[Goal]:
     lines, made = table(names or list(presets("goals")))
     print("\n".join(lines))
     return [
-        Goal("tune: goals that the grid or the search does not reach",
-             sum(not (one.found.feasible and one.grid.feasible) for one in made), 0),
+        Goal(
+            "tune: goals that the grid or the search does not reach",
+            sum(not (one.found.feasible and one.grid.feasible) for one in made),
+            0,
+        ),
         Goal("… cost over the grid's least, at worst, %", max(100 * one.excess for one in made), 100 * WITHIN),
         Goal("… its runs over the grid's, at most, %", max(100 * one.share for one in made), 100 * TENTH),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

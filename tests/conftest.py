@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from mmlab import reports
+from mmlab.report import index as reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -25,7 +25,7 @@ SHIPPED = ROOT / "mmlab" / "recordings"
 TOGETHER = {
     "test_report_browser": "reports",
     "test_reports_same": "reports",
-    "test_explore_browser": "explorer",
+    "test_explorer_browser": "explorer",
     "test_lab": "lab",
     "test_sweep": "sweep",
     "test_wheel": "wheel",

@@ -35,7 +35,7 @@ from mmlab.kernel.state import (
     ZP_KSM,
     Machine,
 )
-from mmlab.run import Run
+from mmlab.results.run import Run
 
 
 def check(run: Run) -> None:
@@ -97,8 +97,15 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
     mapped = private + merged + parts + (huge_pmds << order) + zeropages
     assert mapped == (~np.isin(kind, (NONE, HUGE_ZP, SWAP, POISON))).sum()
     assert mapped == stat["anon_pages"] + stat["zeropage_entries"]
-    _equal(m, anon_pages=anon.sum(), ksm_entries=merged, zeropage_entries=zeropages, ksm_zero_pages=merged_zero,
-           huge_pmds=huge_pmds, swap_entries=(kind == SWAP).sum())  # fmt: skip
+    _equal(
+        m,
+        anon_pages=anon.sum(),
+        ksm_entries=merged,
+        zeropage_entries=zeropages,
+        ksm_zero_pages=merged_zero,
+        huge_pmds=huge_pmds,
+        swap_entries=(kind == SWAP).sum(),
+    )
 
     mapcount = np.bincount(frame[by_pte], minlength=len(live))
     assert (m.frame["mapcount"] == mapcount)[live].all(), "mapcount of a frame"
@@ -202,8 +209,13 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
     with_node = live & (m.frame["node"] >= 0)
     assert set(m.frame["node"][with_node].tolist()) <= set(nodes)
     shared = sum(length > 0 for length in lengths)
-    _equal(m, pages_shared=shared, pages_sharing=sum(lengths) - shared, stable_node_chains=len(chains),
-           stable_node_dups=dups_total)  # fmt: skip
+    _equal(
+        m,
+        pages_shared=shared,
+        pages_sharing=sum(lengths) - shared,
+        stable_node_chains=len(chains),
+        stable_node_dups=dups_total,
+    )
 
 
 def _unstable_tree(m: Machine) -> None:
@@ -253,8 +265,12 @@ def _items(m: Machine) -> None:
         assert mm["zero_pages"] == (m.pte["kind"][own] == ZP_KSM).sum()
         assert not exists[own].any() or mm["registered"]
     alive = m.mm[1:][m.mm["exited"][1:] == 0]
-    _equal(m, rmap_items=exists.sum(), proc_ksm_rmap_items=alive["rmap_items"].sum(),
-           proc_ksm_merging_pages=alive["merging_pages"].sum())  # fmt: skip
+    _equal(
+        m,
+        rmap_items=exists.sum(),
+        proc_ksm_rmap_items=alive["rmap_items"].sum(),
+        proc_ksm_merging_pages=alive["merging_pages"].sum(),
+    )
 
 
 def _address_spaces(m: Machine) -> None:

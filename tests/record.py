@@ -44,8 +44,20 @@ VM = Path("/proc/sys/vm")
 HERE = Path(__file__).resolve().parents[1] / "mmlab" / "recordings"
 
 PAGE, BLOCK = 4096, 2 << 20
-MADVISE = {"normal": 0, "dontneed": 4, "free": 8, "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15,
-           "cold": 20, "pageout": 21, "collapse": 25, "hwpoison": 100, "soft_offline": 101}  # fmt: skip
+MADVISE = {
+    "normal": 0,
+    "dontneed": 4,
+    "free": 8,
+    "mergeable": 12,
+    "unmergeable": 13,
+    "hugepage": 14,
+    "nohugepage": 15,
+    "cold": 20,
+    "pageout": 21,
+    "collapse": 25,
+    "hwpoison": 100,
+    "soft_offline": 101,
+}
 PROT_RW, MAP_ANON, MAP_FIXED = 3, 0x22, 0x10
 PR_SET_MEMORY_MERGE = 67
 SYS_USERFAULTFD, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 323, 0xC018AA3F, 0xC020AA00, 0x8010AA01
@@ -53,8 +65,13 @@ UFFDIO_REGISTER_MODE_WP = 2
 
 COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
     ksm_zero_pages stable_node_chains stable_node_dups general_profit""".split()
-SMAPS = {"Rss": "rss_kb", "Anonymous": "anonymous_kb", "AnonHugePages": "anonhugepages_kb", "KSM": "ksm_kb",
-         "Swap": "swap_kb"}  # fmt: skip
+SMAPS = {
+    "Rss": "rss_kb",
+    "Anonymous": "anonymous_kb",
+    "AnonHugePages": "anonhugepages_kb",
+    "KSM": "ksm_kb",
+    "Swap": "swap_kb",
+}
 KSM_STAT = "ksm_rmap_items ksm_zero_pages ksm_merging_pages ksm_process_profit".split()
 VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
     thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin""".split()
@@ -62,19 +79,31 @@ VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_spl
 QUIET = 10**9
 """A sleep that does not end, ms."""
 KNOBS = {
-    **{name: KSM / name for name in """use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes
+    **{
+        name: KSM / name
+        for name in """use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes
        stable_node_chains_prune_millisecs advisor_mode advisor_max_cpu advisor_min_pages_to_scan
-       advisor_max_pages_to_scan advisor_target_scan_time""".split()},
+       advisor_max_pages_to_scan advisor_target_scan_time""".split()
+    },
     "shrink_underused": THP / "shrink_underused",
     **{name: THP / "khugepaged" / name for name in ("max_ptes_none", "max_ptes_swap", "max_ptes_shared")},
-    **{f"khugepaged_{name}": THP / "khugepaged" / name
-       for name in ("pages_to_scan", "scan_sleep_millisecs", "alloc_sleep_millisecs")},
-}  # fmt: skip
+    **{
+        f"khugepaged_{name}": THP / "khugepaged" / name
+        for name in ("pages_to_scan", "scan_sleep_millisecs", "alloc_sleep_millisecs")
+    },
+}
 ADVISOR = [name for name in KNOBS if name.startswith("advisor_")]
 DEFAULTS = {
-    "use_zero_pages": 0, "pages_to_scan": 500, "smart_scan": 0, "max_page_sharing": 256, "shrink_underused": 1,
-    "max_ptes_none": 511, "stable_node_chains_prune_millisecs": 2000, "merge_across_nodes": 1, "swap_mib": 0,
-}  # fmt: skip
+    "use_zero_pages": 0,
+    "pages_to_scan": 500,
+    "smart_scan": 0,
+    "max_page_sharing": 256,
+    "shrink_underused": 1,
+    "max_ptes_none": 511,
+    "stable_node_chains_prune_millisecs": 2000,
+    "merge_across_nodes": 1,
+    "swap_mib": 0,
+}
 SAVED = [KSM / "sleep_millisecs", *KNOBS.values(), VM / "page-cluster", THP / "enabled", THP / "defrag"]
 
 
@@ -390,8 +419,13 @@ class Recorder:
             wall, cpu, before = time.monotonic(), self._cpu_ms(), self._switches()
             must(KSM / "run", 1)
             if self._settled(before, 0.5):
-                self.batches.append({"wall": [wall, time.monotonic()], "cpu": [cpu, self._cpu_ms()],
-                                     "full_scans": int(get(KSM / "full_scans"))})  # fmt: skip
+                self.batches.append(
+                    {
+                        "wall": [wall, time.monotonic()],
+                        "cpu": [cpu, self._cpu_ms()],
+                        "full_scans": int(get(KSM / "full_scans")),
+                    }
+                )
                 self._park()
             else:
                 must(KSM / "run", 0)
@@ -599,21 +633,28 @@ class Recorder:
                 put(path, value)
 
     def _trace(self) -> dict[str, Any]:
-        how = ("recorded on a running kernel, ksmd stepped a batch at a time by run 0 and 1, LRU batches drained after "
-               "each event, no readahead")  # fmt: skip
+        how = (
+            "recorded on a running kernel, ksmd stepped a batch at a time by run 0 and 1, LRU batches drained after "
+            "each event, no readahead"
+        )
         trace = {
             "format": "kernel-trace-1",
             "name": self.scenario["name"],
             "kernel": re.match(r"[\d.]+", os.uname().release)[0],  # type: ignore[index]
             "variant": "mainline",
             "how": how + "".join(f"; {text}" for text in (self.scenario.get("how"),) if text),
-            "scenario": {"knobs": self.knobs, "processes": self.scenario["processes"], "late": self.scenario["late"],
-                         "events": self.events, "batches": self.scenario["batches"]},
+            "scenario": {
+                "knobs": self.knobs,
+                "processes": self.scenario["processes"],
+                "late": self.scenario["late"],
+                "events": self.events,
+                "batches": self.scenario["batches"],
+            },
             "fields": self.fields,
             "samples": self.samples,
             "maps": self.maps,
             "frames": self.frames,
-        }  # fmt: skip
+        }
         if self.advised:
             trace["advisor"] = self._advised()
         return trace
@@ -627,8 +668,13 @@ class Recorder:
                 low = 0.0 if first is batch["wall"] else batch["wall"][0] - first[1]
                 elapsed = [low * 1e3, (batch["wall"][1] - first[0]) * 1e3]
                 used = [max(0.0, batch["cpu"][0] - cpu[1]), batch["cpu"][1] - cpu[0]]
-                out.append({"full_scan": batch["full_scans"], "elapsed_ms": [round(x, 1) for x in elapsed],
-                            "cpu_ms": [round(x, 2) for x in used]})  # fmt: skip
+                out.append(
+                    {
+                        "full_scan": batch["full_scans"],
+                        "elapsed_ms": [round(x, 1) for x in elapsed],
+                        "cpu_ms": [round(x, 2) for x in used],
+                    }
+                )
                 first, cpu, scans = None, batch["cpu"], batch["full_scans"]
         return out
 
@@ -657,15 +703,35 @@ def block(zero: int, unique: int = 0, same: int = 0, key: int = 0) -> list[list[
     return [run for run in ([0, zero, 0], [key, same, 0], [unique, rest, 1]) if run[1]]
 
 
-def scenario(name: str, about: str, processes: list[dict[str, Any]], events: list[tuple[Any, str, dict[str, Any]]],
-             batches: int, late: int = 0, how: str = "", folder: str = "", full_scans: int = 0,
-             **knobs: Any) -> None:  # fmt: skip
+def scenario(
+    name: str,
+    about: str,
+    processes: list[dict[str, Any]],
+    events: list[tuple[Any, str, dict[str, Any]]],
+    batches: int,
+    late: int = 0,
+    how: str = "",
+    folder: str = "",
+    full_scans: int = 0,
+    **knobs: Any,
+) -> None:
     """Add a scenario. `folder`, of traces that are not predicted; `full_scans` end a recording early."""
-    happen = [{"after": after if isinstance(after, dict) else {"batch": after}, "op": op, **what}
-              for after, op, what in events]  # fmt: skip
-    SCENARIOS[name] = {"name": f"live618-{name}", "about": about, "processes": processes, "events": happen,
-                       "batches": batches, "knobs": knobs, "late": late, "how": how, "folder": folder,
-                       "full_scans": full_scans}  # fmt: skip
+    happen = [
+        {"after": after if isinstance(after, dict) else {"batch": after}, "op": op, **what}
+        for after, op, what in events
+    ]
+    SCENARIOS[name] = {
+        "name": f"live618-{name}",
+        "about": about,
+        "processes": processes,
+        "events": happen,
+        "batches": batches,
+        "knobs": knobs,
+        "late": late,
+        "how": how,
+        "folder": folder,
+        "full_scans": full_scans,
+    }
 
 
 def at(batch: int, op: str, *range_: int, **what: Any) -> tuple[int, str, dict[str, Any]]:
@@ -676,65 +742,132 @@ def at(batch: int, op: str, *range_: int, **what: Any) -> tuple[int, str, dict[s
 OTHERS = "other memory of the process is MADV_UNMERGEABLE whenever ksmd may run"
 
 scenario(
-    "merge-any", "prctl(PR_SET_MEMORY_MERGE) 1 and 0: everything is merged, everything is given back",
+    "merge-any",
+    "prctl(PR_SET_MEMORY_MERGE) 1 and 0: everything is merged, everything is given back",
     [process(block(300, 10_000), block(100, 20_000, same=200, key=7), thp="H", mergeable=False)],
-    [at(0, "merge_any", process=0, value=1), at(5, "merge_any", process=0, value=0),
-     at(7, "merge_any", process=0, value=1)],
-    11, late=1, how=OTHERS, use_zero_pages=1, pages_to_scan=1200,
-)  # fmt: skip
+    [
+        at(0, "merge_any", process=0, value=1),
+        at(5, "merge_any", process=0, value=0),
+        at(7, "merge_any", process=0, value=1),
+    ],
+    11,
+    late=1,
+    how=OTHERS,
+    use_zero_pages=1,
+    pages_to_scan=1200,
+)
 scenario(
-    "merge-any-fork", "a child inherits MERGE_ANY; the parent gives it up, then exits; the child writes",
+    "merge-any-fork",
+    "a child inherits MERGE_ANY; the parent gives it up, then exits; the child writes",
     [process(block(300, 10_000), block(100, 20_000, same=200, key=7), thp="H", mergeable=False)],
-    [at(0, "merge_any", process=0, value=1), at(3, "fork", process=0), at(6, "write", 600, 30, process=1, key=9),
-     at(7, "merge_any", process=0, value=0), at(9, "fork", process=1), at(11, "exit", process=1)],
-    14, late=1, how=OTHERS, pages_to_scan=1500,
-)  # fmt: skip
+    [
+        at(0, "merge_any", process=0, value=1),
+        at(3, "fork", process=0),
+        at(6, "write", 600, 30, process=1, key=9),
+        at(7, "merge_any", process=0, value=0),
+        at(9, "fork", process=1),
+        at(11, "exit", process=1),
+    ],
+    14,
+    late=1,
+    how=OTHERS,
+    pages_to_scan=1500,
+)
 scenario(
-    "merge-any-unmergeable", "S17 under MERGE_ANY: without a mergeable area the mm is dropped, but MERGE_ANY stays "
+    "merge-any-unmergeable",
+    "S17 under MERGE_ANY: without a mergeable area the mm is dropped, but MERGE_ANY stays "
     "(a second prctl changes nothing, a child registers)",
     [process(block(100, 20_000, same=200, key=7), mergeable=False), process(block(0, 30_000, same=100, key=7))],
-    [at(0, "merge_any", process=0, value=1), at(4, "unmergeable", 0, 512, process=0),
-     at(7, "merge_any", process=0, value=1), at(9, "fork", process=0), at(11, "mergeable", 0, 256, process=0),
-     at(11, "mergeable", 0, 512, process=2), at(14, "merge_any", process=0, value=0),
-     at(16, "merge_any", process=0, value=1)],
-    19, how=OTHERS, pages_to_scan=1500,
-)  # fmt: skip
+    [
+        at(0, "merge_any", process=0, value=1),
+        at(4, "unmergeable", 0, 512, process=0),
+        at(7, "merge_any", process=0, value=1),
+        at(9, "fork", process=0),
+        at(11, "mergeable", 0, 256, process=0),
+        at(11, "mergeable", 0, 512, process=2),
+        at(14, "merge_any", process=0, value=0),
+        at(16, "merge_any", process=0, value=1),
+    ],
+    19,
+    how=OTHERS,
+    pages_to_scan=1500,
+)
 scenario(
-    "mergeable-dropped", "the same without MERGE_ANY: the mm is dropped, its child does not register",
+    "mergeable-dropped",
+    "the same without MERGE_ANY: the mm is dropped, its child does not register",
     [process(block(100, 20_000, same=200, key=7)), process(block(0, 30_000, same=100, key=7))],
-    [at(4, "unmergeable", 0, 512, process=0), at(7, "fork", process=0), at(9, "mergeable", 0, 256, process=0),
-     at(9, "fork", process=0)],
-    14, pages_to_scan=1500,
-)  # fmt: skip
+    [
+        at(4, "unmergeable", 0, 512, process=0),
+        at(7, "fork", process=0),
+        at(9, "mergeable", 0, 256, process=0),
+        at(9, "fork", process=0),
+    ],
+    14,
+    pages_to_scan=1500,
+)
 
 scenario(
-    "uffd-collapse", "a range armed by userfaultfd is collapsed only if no entry of it is none or a zeropage",
+    "uffd-collapse",
+    "a range armed by userfaultfd is collapsed only if no entry of it is none or a zeropage",
     [process(*(block(100, 1000 * i) for i in (1, 2, 3, 4)), huge=True)],
-    [at(0, "hugepage", 0, 2048), at(3, "dontneed", 200, 10), at(3, "uffd", 0, 1024, process=0, value=1),
-     at(3, "collapse", 0, 512), at(3, "collapse", 1024, 512), at(3, "read", 200, 10), at(3, "collapse", 0, 512),
-     at(4, "write", 0, 100, key=5), at(4, "write", 200, 10, key=6), at(4, "collapse", 0, 512),
-     at(5, "collapse", 512, 512), at(5, "uffd", 0, 1024, process=0, value=0), at(5, "collapse", 512, 1536)],
-    9, use_zero_pages=1, pages_to_scan=4000,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 2048),
+        at(3, "dontneed", 200, 10),
+        at(3, "uffd", 0, 1024, process=0, value=1),
+        at(3, "collapse", 0, 512),
+        at(3, "collapse", 1024, 512),
+        at(3, "read", 200, 10),
+        at(3, "collapse", 0, 512),
+        at(4, "write", 0, 100, key=5),
+        at(4, "write", 200, 10, key=6),
+        at(4, "collapse", 0, 512),
+        at(5, "collapse", 512, 512),
+        at(5, "uffd", 0, 1024, process=0, value=0),
+        at(5, "collapse", 512, 1536),
+    ],
+    9,
+    use_zero_pages=1,
+    pages_to_scan=4000,
+)
 for uzp in (0, 1):
     scenario(
-        f"uffd-split-uzp{uzp}", "ksmd and MADV_COLD split THPs armed by userfaultfd: zero-filled pages are remapped",
+        f"uffd-split-uzp{uzp}",
+        "ksmd and MADV_COLD split THPs armed by userfaultfd: zero-filled pages are remapped",
         [process(*(block(400, 1000 * i) for i in (1, 2, 3)), thp="HHH")],
-        [at(0, "uffd", 0, 1024, process=0, value=1), at(1, "cold", 513, 510), at(1, "cold", 1024, 300),
-         at(4, "fork", process=0)],
-        7, use_zero_pages=uzp, pages_to_scan=3000,
-    )  # fmt: skip
+        [
+            at(0, "uffd", 0, 1024, process=0, value=1),
+            at(1, "cold", 513, 510),
+            at(1, "cold", 1024, 300),
+            at(4, "fork", process=0),
+        ],
+        7,
+        use_zero_pages=uzp,
+        pages_to_scan=3000,
+    )
 scenario(
-    "uffd-cut", "registration cuts a huge PMD where it makes a VMA border, and a cut block is not born huge again",
+    "uffd-cut",
+    "registration cuts a huge PMD where it makes a VMA border, and a cut block is not born huge again",
     [process(block(0, 1000), block(0, 2000), thp="HH", huge=True)],
-    [at(0, "uffd", 100, 412, process=0, value=1), at(1, "dontneed", 0, 1024), at(1, "write", 5, 1, key=3),
-     at(1, "write", 600, 1, key=4), at(2, "uffd", 0, 1024, process=0, value=0), at(2, "dontneed", 0, 1024),
-     at(2, "write", 5, 1, key=3)],
-    4, pages_to_scan=3000,
-)  # fmt: skip
+    [
+        at(0, "uffd", 100, 412, process=0, value=1),
+        at(1, "dontneed", 0, 1024),
+        at(1, "write", 5, 1, key=3),
+        at(1, "write", 600, 1, key=4),
+        at(2, "uffd", 0, 1024, process=0, value=0),
+        at(2, "dontneed", 0, 1024),
+        at(2, "write", 5, 1, key=3),
+    ],
+    4,
+    pages_to_scan=3000,
+)
 
-CLOCK = {"khugepaged": 1, "khugepaged_scan_sleep_millisecs": QUIET, "khugepaged_alloc_sleep_millisecs": 60000,
-         "max_ptes_swap": 64, "max_ptes_shared": 256}  # fmt: skip
+CLOCK = {
+    "khugepaged": 1,
+    "khugepaged_scan_sleep_millisecs": QUIET,
+    "khugepaged_alloc_sleep_millisecs": 60000,
+    "max_ptes_swap": 64,
+    "max_ptes_shared": 256,
+}
 
 
 def wake(batch: int, millisecs: int) -> tuple[int, str, dict[str, Any]]:
@@ -742,43 +875,89 @@ def wake(batch: int, millisecs: int) -> tuple[int, str, dict[str, Any]]:
 
 
 scenario(
-    "khugepaged-clock", "khugepaged collapses pages_to_scan / 512 ranges each time it wakes",
+    "khugepaged-clock",
+    "khugepaged collapses pages_to_scan / 512 ranges each time it wakes",
     [process(*(block(0, 1000 * i) for i in range(1, 13)), mergeable=False)],
-    [at(0, "hugepage", 0, 6144), wake(0, 1000), at(0, "sleep", millisecs=500),
-     *(at(0, "sleep", millisecs=1000) for _ in range(4)),
-     at(0, "set", knob="khugepaged_pages_to_scan", value=512), at(0, "sleep", millisecs=1000),
-     at(0, "sleep", millisecs=1000), at(0, "sleep", millisecs=1000)],
-    1, khugepaged_pages_to_scan=1024, **CLOCK,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 6144),
+        wake(0, 1000),
+        at(0, "sleep", millisecs=500),
+        *(at(0, "sleep", millisecs=1000) for _ in range(4)),
+        at(0, "set", knob="khugepaged_pages_to_scan", value=512),
+        at(0, "sleep", millisecs=1000),
+        at(0, "sleep", millisecs=1000),
+        at(0, "sleep", millisecs=1000),
+    ],
+    1,
+    khugepaged_pages_to_scan=1024,
+    **CLOCK,
+)
 scenario(
-    "khugepaged-none", "khugepaged leaves ranges with more than max_ptes_none empty entries alone",
+    "khugepaged-none",
+    "khugepaged leaves ranges with more than max_ptes_none empty entries alone",
     [process(*(block(0, 1000 * i) for i in range(1, 8)), mergeable=False)],
-    [at(0, "hugepage", 0, 3584), *(at(0, "dontneed", 512 * i, n) for i, n in ((1, 99), (2, 100), (3, 101), (4, 511))),
-     at(0, "dontneed", 2560, 101), at(0, "read", 2560, 101), at(0, "dontneed", 3072, 512),
-     wake(0, QUIET // 2), at(0, "sleep", millisecs=300), at(0, "set", knob="max_ptes_none", value=101),
-     wake(0, QUIET // 2), at(0, "sleep", millisecs=300)],
-    1, khugepaged_pages_to_scan=8192, max_ptes_none=100, **CLOCK,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 3584),
+        *(at(0, "dontneed", 512 * i, n) for i, n in ((1, 99), (2, 100), (3, 101), (4, 511))),
+        at(0, "dontneed", 2560, 101),
+        at(0, "read", 2560, 101),
+        at(0, "dontneed", 3072, 512),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+        at(0, "set", knob="max_ptes_none", value=101),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+    ],
+    1,
+    khugepaged_pages_to_scan=8192,
+    max_ptes_none=100,
+    **CLOCK,
+)
 scenario(
-    "khugepaged-shared", "khugepaged leaves ranges with more than max_ptes_shared shared pages alone",
+    "khugepaged-shared",
+    "khugepaged leaves ranges with more than max_ptes_shared shared pages alone",
     [process(*(block(0, 1000 * i) for i in range(1, 5)), mergeable=False)],
-    [at(0, "fork", process=0), at(0, "hugepage", 0, 2048, process=0), at(0, "write", 512, 255, key=5),
-     at(0, "write", 1024, 256, key=6), at(0, "write", 1536, 512, key=8),
-     wake(0, QUIET // 2), at(0, "sleep", millisecs=300), at(0, "set", knob="max_ptes_shared", value=257),
-     wake(0, QUIET // 2), at(0, "sleep", millisecs=300)],  # a child's pages: whether accessed, DAMON may decide
-    1, khugepaged_pages_to_scan=8192, **CLOCK,
-)  # fmt: skip
+    [
+        at(0, "fork", process=0),
+        at(0, "hugepage", 0, 2048, process=0),
+        at(0, "write", 512, 255, key=5),
+        at(0, "write", 1024, 256, key=6),
+        at(0, "write", 1536, 512, key=8),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+        at(0, "set", knob="max_ptes_shared", value=257),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+    ],  # a child's pages: whether accessed, DAMON may decide
+    1,
+    khugepaged_pages_to_scan=8192,
+    **CLOCK,
+)
 for uzp in (0, 1):
     scenario(
-        f"khugepaged-pingpong-uzp{uzp}", "ksmd splits, khugepaged collapses, ksmd splits again",
+        f"khugepaged-pingpong-uzp{uzp}",
+        "ksmd splits, khugepaged collapses, ksmd splits again",
         [process(*(block(460, 1000 * i) for i in (1, 2, 3)), thp="HHH", huge=True)],
-        [*(event for batch in (3, 6, 9) for event in (wake(batch, QUIET // 2), at(batch, "sleep", millisecs=300))),
-         at(12, "set", knob="max_ptes_none", value=459), wake(12, QUIET // 2), at(12, "sleep", millisecs=300)],
-        14, use_zero_pages=uzp, pages_to_scan=2000, khugepaged_pages_to_scan=8192, **CLOCK,
-    )  # fmt: skip
+        [
+            *(event for batch in (3, 6, 9) for event in (wake(batch, QUIET // 2), at(batch, "sleep", millisecs=300))),
+            at(12, "set", knob="max_ptes_none", value=459),
+            wake(12, QUIET // 2),
+            at(12, "sleep", millisecs=300),
+        ],
+        14,
+        use_zero_pages=uzp,
+        pages_to_scan=2000,
+        khugepaged_pages_to_scan=8192,
+        **CLOCK,
+    )
 
-ADVISED = {"advisor_mode": "scan-time", "advisor_max_cpu": 70, "advisor_min_pages_to_scan": 500,
-               "advisor_max_pages_to_scan": 30000, "advisor_target_scan_time": 200}  # fmt: skip
+ADVISED = {
+    "advisor_mode": "scan-time",
+    "advisor_max_cpu": 70,
+    "advisor_min_pages_to_scan": 500,
+    "advisor_max_pages_to_scan": 30000,
+    "advisor_target_scan_time": 200,
+}
 
 
 def knob(batch: int, name: str, value: Any) -> tuple[int, str, dict[str, Any]]:
@@ -786,168 +965,357 @@ def knob(batch: int, name: str, value: Any) -> tuple[int, str, dict[str, Any]]:
 
 
 scenario(
-    "advisor-knobs", "a change of advisor_mode sets pages_to_scan, which can't be written in scan-time mode",
+    "advisor-knobs",
+    "a change of advisor_mode sets pages_to_scan, which can't be written in scan-time mode",
     [process(block(0, 1000))],
-    [knob(0, "pages_to_scan", 700), knob(0, "advisor_mode", "scan-time"), knob(0, "pages_to_scan", 300),
-     knob(0, "advisor_min_pages_to_scan", 40), knob(0, "advisor_mode", "scan-time"), knob(0, "advisor_mode", "none"),
-     knob(0, "pages_to_scan", 300), knob(0, "advisor_mode", "none"), knob(0, "advisor_mode", "scan-time"),
-     *(knob(0, f"advisor_{name}", 0) for name in
-       ("min_pages_to_scan", "max_pages_to_scan", "max_cpu")),
-     knob(0, "advisor_max_cpu", 100), knob(0, "advisor_mode", "none")],
-    3, **ADVISED | {"advisor_mode": "none"}, pages_to_scan=500,
-)  # fmt: skip
+    [
+        knob(0, "pages_to_scan", 700),
+        knob(0, "advisor_mode", "scan-time"),
+        knob(0, "pages_to_scan", 300),
+        knob(0, "advisor_min_pages_to_scan", 40),
+        knob(0, "advisor_mode", "scan-time"),
+        knob(0, "advisor_mode", "none"),
+        knob(0, "pages_to_scan", 300),
+        knob(0, "advisor_mode", "none"),
+        knob(0, "advisor_mode", "scan-time"),
+        *(knob(0, f"advisor_{name}", 0) for name in ("min_pages_to_scan", "max_pages_to_scan", "max_cpu")),
+        knob(0, "advisor_max_cpu", 100),
+        knob(0, "advisor_mode", "none"),
+    ],
+    3,
+    **ADVISED | {"advisor_mode": "none"},
+    pages_to_scan=500,
+)
 
 scenario(
-    "advisor-formula", "the scan-time advisor: its first results, history, and each of its four bounds",
+    "advisor-formula",
+    "the scan-time advisor: its first results, history, and each of its four bounds",
     [process(block(0, 1000)) | {"mergeable": [[0, 64]]}],
-    [at(34, "sleep", millisecs=6500), knob(37, "advisor_max_pages_to_scan", 100), knob(38, "advisor_mode", "none"),
-     knob(38, "advisor_min_pages_to_scan", 4), knob(38, "advisor_max_cpu", 12), knob(38, "advisor_target_scan_time", 2),
-     knob(38, "advisor_max_pages_to_scan", 30000), knob(38, "advisor_mode", "scan-time"),
-     at(40, "sleep", millisecs=4300), knob(55, "advisor_target_scan_time", 1), at(56, "sleep", millisecs=12500)],
-    59, how="ksmd had used less than 10 ms of CPU since boot (a change of advisor_mode makes all of it count)",
-    **ADVISED | {"advisor_min_pages_to_scan": 2, "advisor_target_scan_time": 1}, pages_to_scan=2,
-)  # fmt: skip
+    [
+        at(34, "sleep", millisecs=6500),
+        knob(37, "advisor_max_pages_to_scan", 100),
+        knob(38, "advisor_mode", "none"),
+        knob(38, "advisor_min_pages_to_scan", 4),
+        knob(38, "advisor_max_cpu", 12),
+        knob(38, "advisor_target_scan_time", 2),
+        knob(38, "advisor_max_pages_to_scan", 30000),
+        knob(38, "advisor_mode", "scan-time"),
+        at(40, "sleep", millisecs=4300),
+        knob(55, "advisor_target_scan_time", 1),
+        at(56, "sleep", millisecs=12500),
+    ],
+    59,
+    how="ksmd had used less than 10 ms of CPU since boot (a change of advisor_mode makes all of it count)",
+    **ADVISED | {"advisor_min_pages_to_scan": 2, "advisor_target_scan_time": 1},
+    pages_to_scan=2,
+)
 scenario(
-    "advisor-heavy", "the scan-time advisor with ksmd busy: check its results by S31 within the bounds in `advisor`",
+    "advisor-heavy",
+    "the scan-time advisor with ksmd busy: check its results by S31 within the bounds in `advisor`",
     [process([[1000, 131072, 1]]) | {"pages": 131072, "mergeable": [[0, 131072]]}],
-    [knob(0, "advisor_mode", "none"), knob(0, "advisor_mode", "scan-time"),
-     *(event for scan, target, cpu, top in
-       ((3, 1, 70, 30000), (4, 5, 70, 30000), (6, 5, 30, 30000), (8, 1, 90, 60000), (9, 3, 90, 4000))
-       for event in (({"full_scan": scan}, "set", {"knob": "advisor_target_scan_time", "value": target}),
-                     ({"full_scan": scan}, "set", {"knob": "advisor_max_cpu", "value": cpu}),
-                     ({"full_scan": scan}, "set", {"knob": "advisor_max_pages_to_scan", "value": top})))],
-    500, how="depends on time: not for comparison", folder="advisor", full_scans=11,
-    **ADVISED | {"advisor_min_pages_to_scan": 8000, "advisor_target_scan_time": 2}, pages_to_scan=8000,
-)  # fmt: skip
+    [
+        knob(0, "advisor_mode", "none"),
+        knob(0, "advisor_mode", "scan-time"),
+        *(
+            event
+            for scan, target, cpu, top in (
+                (3, 1, 70, 30000),
+                (4, 5, 70, 30000),
+                (6, 5, 30, 30000),
+                (8, 1, 90, 60000),
+                (9, 3, 90, 4000),
+            )
+            for event in (
+                ({"full_scan": scan}, "set", {"knob": "advisor_target_scan_time", "value": target}),
+                ({"full_scan": scan}, "set", {"knob": "advisor_max_cpu", "value": cpu}),
+                ({"full_scan": scan}, "set", {"knob": "advisor_max_pages_to_scan", "value": top}),
+            )
+        ),
+    ],
+    500,
+    how="depends on time: not for comparison",
+    folder="advisor",
+    full_scans=11,
+    **ADVISED | {"advisor_min_pages_to_scan": 8000, "advisor_target_scan_time": 2},
+    pages_to_scan=8000,
+)
 
 for uzp in (0, 1):
     scenario(
-        f"split-before-run-uzp{uzp}", "THPs are split before KSM runs; run=2 and MADV_UNMERGEABLE do not give the "
-        "remapped pages back",
+        f"split-before-run-uzp{uzp}",
+        "THPs are split before KSM runs; run=2 and MADV_UNMERGEABLE do not give the remapped pages back",
         [process(*(block(400, 1000 * i, same=50, key=7) for i in (1, 2, 3)), block(0, 9000, same=100), thp="HHH-")],
-        [at(0, "cold", 0, 511), at(0, "cold", 600, 1), knob(5, "run", 2), knob(6, "run", 1),
-         at(9, "unmergeable", 0, 2048)],
-        11, use_zero_pages=uzp, pages_to_scan=1500,
-    )  # fmt: skip
+        [
+            at(0, "cold", 0, 511),
+            at(0, "cold", 600, 1),
+            knob(5, "run", 2),
+            knob(6, "run", 1),
+            at(9, "unmergeable", 0, 2048),
+        ],
+        11,
+        use_zero_pages=uzp,
+        pages_to_scan=1500,
+    )
 scenario(
-    "dontneed-page-table", "MADV_DONTNEED of a whole block frees its page table: the next write there may get a THP",
+    "dontneed-page-table",
+    "MADV_DONTNEED of a whole block frees its page table: the next write there may get a THP",
     [process(*(block(0, 1000 * i) for i in range(1, 6)), thp="---HH", mergeable=False)],
-    [at(0, "hugepage", 0, 2560), at(0, "dontneed", 0, 512), at(0, "dontneed", 512, 256), at(0, "dontneed", 768, 256),
-     at(0, "dontneed", 1024, 511), at(0, "dontneed", 1536, 100), at(0, "dontneed", 1636, 412),
-     at(0, "dontneed", 2048, 512), at(0, "write", 5, 1, key=1), at(0, "write", 517, 1, key=2),
-     at(0, "write", 1029, 1, key=3), at(0, "write", 1541, 1, key=4), at(0, "write", 2053, 1, key=5),
-     at(0, "dontneed", 512, 1536), at(0, "write", 517, 1, key=2), at(0, "read", 1029, 1),
-     at(0, "write", 1541, 1, key=4),
-     at(0, "dontneed", 1024, 512), at(0, "read", 1029, 1)],
-    1, late=1,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 2560),
+        at(0, "dontneed", 0, 512),
+        at(0, "dontneed", 512, 256),
+        at(0, "dontneed", 768, 256),
+        at(0, "dontneed", 1024, 511),
+        at(0, "dontneed", 1536, 100),
+        at(0, "dontneed", 1636, 412),
+        at(0, "dontneed", 2048, 512),
+        at(0, "write", 5, 1, key=1),
+        at(0, "write", 517, 1, key=2),
+        at(0, "write", 1029, 1, key=3),
+        at(0, "write", 1541, 1, key=4),
+        at(0, "write", 2053, 1, key=5),
+        at(0, "dontneed", 512, 1536),
+        at(0, "write", 517, 1, key=2),
+        at(0, "read", 1029, 1),
+        at(0, "write", 1541, 1, key=4),
+        at(0, "dontneed", 1024, 512),
+        at(0, "read", 1029, 1),
+    ],
+    1,
+    late=1,
+)
 scenario(
-    "unmergeable-split", "fix-variants 5.5.2: a THP of an area that is not mergeable any more is split and remapped",
+    "unmergeable-split",
+    "fix-variants 5.5.2: a THP of an area that is not mergeable any more is split and remapped",
     [process(*(block(400, 1000 * i) for i in (1, 2, 3)), thp="HHH")],
     [at(1, "unmergeable", 512, 512), at(1, "cold", 512, 511), at(2, "mergeable", 512, 512)],
-    7, pages_to_scan=3000,
-)  # fmt: skip
+    7,
+    pages_to_scan=3000,
+)
 for uzp in (0, 1):
     scenario(
-        f"mlock-split-uzp{uzp}", "fix-variants 5.5.5: a THP is split while mlocked; munlock does not remap it, ksmd "
+        f"mlock-split-uzp{uzp}",
+        "fix-variants 5.5.5: a THP is split while mlocked; munlock does not remap it, ksmd "
         "merges its zero-filled pages",
         [process(*(block(400, 1000 * i) for i in (1, 2)), thp="HH")],
         [at(0, "mlock", 0, 512), at(3, "munlock", 0, 512), at(4, "mlock", 256, 512)],
-        9, use_zero_pages=uzp, pages_to_scan=3000,
-    )  # fmt: skip
+        9,
+        use_zero_pages=uzp,
+        pages_to_scan=3000,
+    )
 for uzp in (0, 1):
     scenario(
-        f"fork-split-uzp{uzp}", "fix-variants 5.5.6: ksmd splits forked THPs, both processes lose zero-filled pages",
+        f"fork-split-uzp{uzp}",
+        "fix-variants 5.5.6: ksmd splits forked THPs, both processes lose zero-filled pages",
         [process(*(block(400, 1000 * i) for i in (1, 2, 3)), thp="HHH")],
-        [at(0, "fork", process=0), at(1, "write", 512, 1, process=1, key=5), at(3, "write", 0, 20, process=1, key=6),
-         at(5, "exit", process=0)],
-        8, use_zero_pages=uzp, pages_to_scan=5000,
-    )  # fmt: skip
+        [
+            at(0, "fork", process=0),
+            at(1, "write", 512, 1, process=1, key=5),
+            at(3, "write", 0, 20, process=1, key=6),
+            at(5, "exit", process=0),
+        ],
+        8,
+        use_zero_pages=uzp,
+        pages_to_scan=5000,
+    )
 scenario(
-    "fork-unmergeable-split", "a THP shared with a child that is not mergeable: ksmd's split remaps it in both",
+    "fork-unmergeable-split",
+    "a THP shared with a child that is not mergeable: ksmd's split remaps it in both",
     [process(*(block(400, 1000 * i) for i in (1, 2)), thp="HH")],
     [at(0, "fork", process=0), at(0, "unmergeable", 0, 1024, process=1), at(0, "mlock", 512, 512, process=1)],
-    5, use_zero_pages=1, pages_to_scan=3000,
-)  # fmt: skip
+    5,
+    use_zero_pages=1,
+    pages_to_scan=3000,
+)
 
 SWAP = {"swap_mib": 64, "how": "swap on zram"}
 scenario(
-    "swap-thp", "W2 … W5: MADV_PAGEOUT of whole THPs, all-zero ones, and parts of THPs",
-    [process(block(460, 1000), block(511, 2000), block(512), block(460, 4000), block(512), block(0, 6000),
-             block(256, 7000), thp="HHHHH-H")],
-    [at(0, "pageout", 0, 1536), at(1, "read", 0, 5), at(1, "read", 458, 4), at(1, "read", 1020, 4),
-     at(1, "read", 1024, 3), at(1, "write", 1100, 2, key=9), at(1, "write", 480, 2, key=8),
-     at(1, "pageout", 1600, 300), at(1, "pageout", 2100, 100), at(1, "pageout", 2560, 10),
-     at(3, "pageout", 3072, 512), at(3, "read", 3070, 4), at(4, "read", 0, 3584)],
-    7, late=0, pages_to_scan=4000, use_zero_pages=0, **SWAP,
-)  # fmt: skip
+    "swap-thp",
+    "W2 … W5: MADV_PAGEOUT of whole THPs, all-zero ones, and parts of THPs",
+    [
+        process(
+            block(460, 1000),
+            block(511, 2000),
+            block(512),
+            block(460, 4000),
+            block(512),
+            block(0, 6000),
+            block(256, 7000),
+            thp="HHHHH-H",
+        )
+    ],
+    [
+        at(0, "pageout", 0, 1536),
+        at(1, "read", 0, 5),
+        at(1, "read", 458, 4),
+        at(1, "read", 1020, 4),
+        at(1, "read", 1024, 3),
+        at(1, "write", 1100, 2, key=9),
+        at(1, "write", 480, 2, key=8),
+        at(1, "pageout", 1600, 300),
+        at(1, "pageout", 2100, 100),
+        at(1, "pageout", 2560, 10),
+        at(3, "pageout", 3072, 512),
+        at(3, "read", 3070, 4),
+        at(4, "read", 0, 3584),
+    ],
+    7,
+    late=0,
+    pages_to_scan=4000,
+    use_zero_pages=0,
+    **SWAP,
+)
 scenario(
-    "swap-fork", "W7: swap entries duplicated by fork; faults in both processes, reads before writes and after",
+    "swap-fork",
+    "W7: swap entries duplicated by fork; faults in both processes, reads before writes and after",
     [process(block(20, 1000), mergeable=False)],
-    [at(0, "pageout", 0, 200), at(0, "fork", process=0), at(0, "read", 0, 30, process=0),
-     at(0, "read", 0, 30, process=1), at(0, "write", 20, 5, process=0, key=5), at(0, "write", 20, 5, process=1, key=6),
-     at(0, "read", 40, 10, process=1), at(0, "write", 40, 10, process=1, key=7), at(0, "read", 40, 10, process=0),
-     at(0, "write", 40, 10, process=0, key=8), at(0, "write", 60, 10, process=1, key=9),
-     at(0, "write", 60, 10, process=0, key=4), at(0, "dontneed", 80, 10, process=1), at(0, "read", 80, 10, process=0),
-     at(0, "write", 80, 10, process=0, key=3), at(0, "pageout", 0, 120, process=0), at(0, "exit", process=1),
-     at(0, "write", 100, 20, process=0, key=None)],
-    1, late=1, **SWAP,
-)  # fmt: skip
+    [
+        at(0, "pageout", 0, 200),
+        at(0, "fork", process=0),
+        at(0, "read", 0, 30, process=0),
+        at(0, "read", 0, 30, process=1),
+        at(0, "write", 20, 5, process=0, key=5),
+        at(0, "write", 20, 5, process=1, key=6),
+        at(0, "read", 40, 10, process=1),
+        at(0, "write", 40, 10, process=1, key=7),
+        at(0, "read", 40, 10, process=0),
+        at(0, "write", 40, 10, process=0, key=8),
+        at(0, "write", 60, 10, process=1, key=9),
+        at(0, "write", 60, 10, process=0, key=4),
+        at(0, "dontneed", 80, 10, process=1),
+        at(0, "read", 80, 10, process=0),
+        at(0, "write", 80, 10, process=0, key=3),
+        at(0, "pageout", 0, 120, process=0),
+        at(0, "exit", process=1),
+        at(0, "write", 100, 20, process=0, key=None),
+    ],
+    1,
+    late=1,
+    **SWAP,
+)
 scenario(
-    "swap-ksm", "F6: KSM pages are swapped out if mapped once, come back as ordinary pages, and merge again",
+    "swap-ksm",
+    "F6: KSM pages are swapped out if mapped once, come back as ordinary pages, and merge again",
     [process(block(50, 1000, same=60, key=7)), process(block(50, 2000, same=60, key=7))],
-    [at(3, "pageout", 0, 512, process=0), at(4, "dontneed", 50, 60, process=1), at(4, "dontneed", 51, 59, process=0),
-     at(4, "pageout", 0, 512, process=0), at(5, "read", 50, 1, process=0), at(5, "read", 0, 10, process=0),
-     at(6, "pageout", 200, 100, process=1), at(8, "read", 200, 100, process=1), at(9, "fork", process=0),
-     at(9, "pageout", 300, 100, process=0), at(10, "read", 110, 300, process=0), at(10, "write", 110, 300, process=2,
-                                                                                    key=None)],
-    14, pages_to_scan=2000, **SWAP,
-)  # fmt: skip
+    [
+        at(3, "pageout", 0, 512, process=0),
+        at(4, "dontneed", 50, 60, process=1),
+        at(4, "dontneed", 51, 59, process=0),
+        at(4, "pageout", 0, 512, process=0),
+        at(5, "read", 50, 1, process=0),
+        at(5, "read", 0, 10, process=0),
+        at(6, "pageout", 200, 100, process=1),
+        at(8, "read", 200, 100, process=1),
+        at(9, "fork", process=0),
+        at(9, "pageout", 300, 100, process=0),
+        at(10, "read", 110, 300, process=0),
+        at(10, "write", 110, 300, process=2, key=None),
+    ],
+    14,
+    pages_to_scan=2000,
+    **SWAP,
+)
 scenario(
-    "swap-khugepaged", "K4, K10: swapped entries and max_ptes_swap; MADV_COLLAPSE swaps in whatever it finds",
+    "swap-khugepaged",
+    "K4, K10: swapped entries and max_ptes_swap; MADV_COLLAPSE swaps in whatever it finds",
     [process(*(block(0, 1000 * i) for i in range(1, 5)), mergeable=False)],
-    [at(0, "hugepage", 0, 2048), at(0, "pageout", 0, 64), at(0, "pageout", 512, 65), at(0, "pageout", 1024, 512),
-     at(0, "pageout", 1536, 300), wake(0, QUIET // 2), at(0, "sleep", millisecs=300), at(0, "collapse", 512, 1024),
-     at(0, "set", knob="max_ptes_swap", value=511), wake(0, QUIET // 2), at(0, "sleep", millisecs=300),
-     at(0, "read", 1600, 60), wake(0, QUIET // 2), at(0, "sleep", millisecs=300)],
-    1, khugepaged_pages_to_scan=8192, **CLOCK, **SWAP,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 2048),
+        at(0, "pageout", 0, 64),
+        at(0, "pageout", 512, 65),
+        at(0, "pageout", 1024, 512),
+        at(0, "pageout", 1536, 300),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+        at(0, "collapse", 512, 1024),
+        at(0, "set", knob="max_ptes_swap", value=511),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+        at(0, "read", 1600, 60),
+        wake(0, QUIET // 2),
+        at(0, "sleep", millisecs=300),
+    ],
+    1,
+    khugepaged_pages_to_scan=8192,
+    **CLOCK,
+    **SWAP,
+)
 scenario(
-    "swap-free-cold", "W5, W6: MADV_FREE and MADV_COLD of parts of THPs, then MADV_PAGEOUT",
+    "swap-free-cold",
+    "W5, W6: MADV_FREE and MADV_COLD of parts of THPs, then MADV_PAGEOUT",
     [process(*(block(256, 1000 * i) for i in range(1, 7)), thp="HHHH--")],
-    [at(0, "free", 100, 300), at(0, "cold", 612, 300), at(0, "free", 1024, 512), at(0, "write", 1030, 1, key=5),
-     at(0, "free", 1536, 512), at(0, "free", 2048, 512), at(0, "write", 2100, 10, key=None), at(1, "pageout", 0, 3072),
-     at(2, "read", 0, 3072), at(2, "pageout", 2600, 300), at(2, "free", 2600, 100)],
-    4, pages_to_scan=4000, **SWAP,
-)  # fmt: skip
+    [
+        at(0, "free", 100, 300),
+        at(0, "cold", 612, 300),
+        at(0, "free", 1024, 512),
+        at(0, "write", 1030, 1, key=5),
+        at(0, "free", 1536, 512),
+        at(0, "free", 2048, 512),
+        at(0, "write", 2100, 10, key=None),
+        at(1, "pageout", 0, 3072),
+        at(2, "read", 0, 3072),
+        at(2, "pageout", 2600, 300),
+        at(2, "free", 2600, 100),
+    ],
+    4,
+    pages_to_scan=4000,
+    **SWAP,
+)
 
 for threshold in (255, 511, 0):
     scenario(
-        f"shrink-none{threshold}", "drop_caches lets the deferred-split shrinker scan its queue: which THPs are split",
-        [process(*(block(zero, 1000 * i) for i, zero in enumerate((0, 1, 255, 256, 257, 512, 300, 300, 300), 1)),
-                 thp="HHHHHHHHH", mergeable=False)],
-        [at(0, "dontneed", 3500, 10, process=0), at(0, "mlock", 3584, 512, process=0), at(0, "fork", process=0),
-         at(0, "dontneed", 4096, 100, process=0), at(0, "shrink", count=1000),
-         at(0, "munlock", 3584, 512, process=0), at(0, "shrink", count=1000), at(0, "dontneed", 512, 1, process=0),
-         at(0, "dontneed", 512, 1, process=1), at(0, "write", 1024, 300, process=0, key=0),
-         at(0, "shrink", count=1000)],
-        1, late=1, max_ptes_none=threshold,
-    )  # fmt: skip
+        f"shrink-none{threshold}",
+        "drop_caches lets the deferred-split shrinker scan its queue: which THPs are split",
+        [
+            process(
+                *(block(zero, 1000 * i) for i, zero in enumerate((0, 1, 255, 256, 257, 512, 300, 300, 300), 1)),
+                thp="HHHHHHHHH",
+                mergeable=False,
+            )
+        ],
+        [
+            at(0, "dontneed", 3500, 10, process=0),
+            at(0, "mlock", 3584, 512, process=0),
+            at(0, "fork", process=0),
+            at(0, "dontneed", 4096, 100, process=0),
+            at(0, "shrink", count=1000),
+            at(0, "munlock", 3584, 512, process=0),
+            at(0, "shrink", count=1000),
+            at(0, "dontneed", 512, 1, process=0),
+            at(0, "dontneed", 512, 1, process=1),
+            at(0, "write", 1024, 300, process=0, key=0),
+            at(0, "shrink", count=1000),
+        ],
+        1,
+        late=1,
+        max_ptes_none=threshold,
+    )
 scenario(
-    "shrink-ksm", "the shrinker splits mergeable THPs between ksmd's batches: nodes of the unstable tree die",
+    "shrink-ksm",
+    "the shrinker splits mergeable THPs between ksmd's batches: nodes of the unstable tree die",
     [process(block(300, 1000), block(100, 2000), block(400, 3000), thp="HHH")],
     [at(2, "shrink", count=1000), at(4, "shrink", count=1000)],
-    7, max_ptes_none=255, pages_to_scan=900,
-)  # fmt: skip
+    7,
+    max_ptes_none=255,
+    pages_to_scan=900,
+)
 scenario(
-    "shrink-knob", "fix-variants 5.5.3, 5.5.4: shrink_underused decides only whether new THPs are queued",
+    "shrink-knob",
+    "fix-variants 5.5.3, 5.5.4: shrink_underused decides only whether new THPs are queued",
     [process(*(block(400, 1000 * i) for i in (1, 2)), thp="H-", mergeable=False, huge=True)],
-    [at(0, "hugepage", 0, 1024, process=0), at(0, "set", knob="shrink_underused", value=0),
-     at(0, "collapse", 512, 512, process=0), at(0, "set", knob="max_ptes_none", value=0), at(0, "shrink", count=1000),
-     at(0, "set", knob="shrink_underused", value=1), at(0, "collapse", 0, 1024, process=0),
-     at(0, "shrink", count=1000)],
-    1, late=1,
-)  # fmt: skip
+    [
+        at(0, "hugepage", 0, 1024, process=0),
+        at(0, "set", knob="shrink_underused", value=0),
+        at(0, "collapse", 512, 512, process=0),
+        at(0, "set", knob="max_ptes_none", value=0),
+        at(0, "shrink", count=1000),
+        at(0, "set", knob="shrink_underused", value=1),
+        at(0, "collapse", 0, 1024, process=0),
+        at(0, "shrink", count=1000),
+    ],
+    1,
+    late=1,
+)
 
 MIXED = random.Random(1).sample(range(1000, 1000 + (1 << 14)), 1 << 14)
 COSTS: dict[str, tuple[list[list[int]], str, dict[str, int]]] = {
@@ -972,11 +1340,15 @@ COSTS: dict[str, tuple[list[list[int]], str, dict[str, int]]] = {
 for name, (contents, kind, knobs) in COSTS.items():
     blocks = sum(count for _, count, _ in contents) // 512
     scenario(
-        f"cost-{name}", "what ksmd's steps cost",
-        [process(*([] for _ in range(blocks)), thp=blocks * kind) | {"contents": contents}], [],
-        60 if "batches" in name else 40 if "skipped" in name else 16, how="depends on time: not for comparison",
-        folder="costs", **{"pages_to_scan": 4096, "smart_scan": 0} | knobs,
-    )  # fmt: skip
+        f"cost-{name}",
+        "what ksmd's steps cost",
+        [process(*([] for _ in range(blocks)), thp=blocks * kind) | {"contents": contents}],
+        [],
+        60 if "batches" in name else 40 if "skipped" in name else 16,
+        how="depends on time: not for comparison",
+        folder="costs",
+        **{"pages_to_scan": 4096, "smart_scan": 0} | knobs,
+    )
 
 
 # -- by hand --------------------------------------------------------------------------------------------------------
@@ -1007,7 +1379,7 @@ def main() -> None:
         parser.error(f"no scenario {', '.join(stray)}: --list shows all")
     if not (args.names or args.all):
         parser.error("name scenarios, or give --all (--list shows them)")
-    from mmlab.trace import write
+    from mmlab.results.trace import write
 
     try:
         for name in SCENARIOS if args.all else names:

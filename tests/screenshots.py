@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from mmlab.report import report
-from test_explore_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
+from explorer.test_explorer_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
+from mmlab.report.execute import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import ROOT, SHIPPED
 from mmlab import cli, simulate
-from mmlab import trace as traces
+from mmlab.results import trace as traces
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS
 

@@ -18,8 +18,8 @@ import pytest
 
 from conftest import ROOT
 from mmlab.errors import UserError
-from mmlab.jupyter import this_interpreter
-from mmlab.report import notebook_defaults, read_params, resolve_parameters
+from mmlab.report.execute import notebook_defaults, read_params, resolve_parameters
+from mmlab.report.jupyter import this_interpreter
 from mmlab.scenario import flat_fields
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

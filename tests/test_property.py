@@ -13,7 +13,7 @@ import pytest
 
 import randomscenario
 import reference
-from mmlab import trace
+from mmlab.results import trace
 
 SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "100"))
 OCCURRENCES = (

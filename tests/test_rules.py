@@ -61,13 +61,13 @@ LEFT_OUT = {
     "ksm-merge D8": ("follows from M4", "W9"),
     "ksm-merge D9": ("follows from M5", "W10 test_variants.py::test_one_stray_zero_page_cures_the_pace"),
     "ksm-merge T7": ("follows from T3 to T6", "W5 X4 test_variants.py::test_regression_2"),
-    "khugepaged P1": ("follows from K4 and Z1", "test_activity.py::test_khugepaged_collapses_what_ksmd_split"),
+    "khugepaged P1": ("follows from K4 and Z1", "test_daemons.py::test_khugepaged_collapses_what_ksmd_split"),
     "khugepaged P2": ("follows from K4, K9 and M7", "recordings/live618-khugepaged-pingpong-*"),
     "khugepaged P3": ("follows from K1, S23 and S25", "recordings/live618-khugepaged-pingpong-*"),
     "khugepaged P4": ("follows from K4", "recordings/live618-khugepaged-none* recordings/live618-khugepaged-shared*"),
     "khugepaged P5": ("follows from K4 and Q4", "test_rules.py::test_shrinker_and_khugepaged_agree"),
     "khugepaged P6": ("follows from K6", "test_rules.py::test_collapse_of_zeropages_placed_by_ksmd"),
-    "khugepaged P7": ("follows from K1", "test_activity.py::test_khugepaged_sleeps_whole_ticks"),
+    "khugepaged P7": ("follows from K1", "test_daemons.py::test_khugepaged_sleeps_whole_ticks"),
     "mthp E2": ("not modelled: no scenario enables a size below the THP for faults", ""),
     "mthp E14": (
         "follows from E13, D5, D7 and D9",
@@ -260,12 +260,14 @@ def function(docstring: str, name: str = "f") -> str:
     [
         ("Fork (ksm-merge F4).", ["ksm-merge F4"]),
         ("As F4 and M5d have it; thp-split.md 3.6", ["ksm-merge F4", "ksm-merge M5"]),
-        ("(ksm-scan S19, S22; thp-split H8.5,\n    Q1b and Z4, mthp E9)",
-         ["ksm-scan S19", "ksm-scan S22", "thp-split H8", "thp-split Q1", "thp-split Z4", "mthp E9"]),
+        (
+            "(ksm-scan S19, S22; thp-split H8.5,\n    Q1b and Z4, mthp E9)",
+            ["ksm-scan S19", "ksm-scan S22", "thp-split H8", "thp-split Q1", "thp-split Z4", "mthp E9"],
+        ),
         ("(fix-variants 5.1, 5.5.3)", ["fix-variants 5.1", "fix-variants 5.5.3"]),
         ("Linux 6.12, V0, Z460A52, X1, ab-F4, 5.1", []),
     ],
-)  # fmt: skip
+)
 def test_what_counts_as_a_mention(docstring: str, rules: list[str]) -> None:
     homes, strays = find({"m.py": function(docstring)})
     assert (sorted(homes), strays) == (sorted(rules), [])
@@ -291,8 +293,11 @@ def test_each_fault_is_reported() -> None:
     assert complaints(of_a_module, LEFT_OUT) == ["ksm-merge F4: no docstring of a function or class names it"]
     twice = sources | {"n.py": "class C:\n    " + function("(M6)").replace("\n", "\n    ")}
     assert complaints(twice, LEFT_OUT) == ["ksm-merge M6: left out, but n.py:2 C.f names it"]
-    fakes = {"ksm-merge F99": ("why", "W1"), "ksm-merge M6": ("why", "W13 test_rules.py::test_nothing recordings/no-*"),
-             "ksm-merge M12": ("why", "")}  # fmt: skip
+    fakes = {
+        "ksm-merge F99": ("why", "W1"),
+        "ksm-merge M6": ("why", "W13 test_rules.py::test_nothing recordings/no-*"),
+        "ksm-merge M12": ("why", ""),
+    }
     assert complaints(sources, LEFT_OUT | fakes) == [
         "ksm-merge F99: left out, but there is no such rule",
         "ksm-merge M6: W13 is not there",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from conftest import ROOT, SHIPPED
 from mmlab import scenario as module
 from mmlab.errors import UserError
+from mmlab.results.trace import read
 from mmlab.scenario import EVENT_FIELDS, SETTABLE, Scenario, flat_fields
-from mmlab.trace import read
 
 FLAT = sorted(
     p for p in (ROOT / "params").glob("*.yaml") if not {"process_list", "events"} & set(yaml.safe_load(p.read_text()))
@@ -226,8 +226,18 @@ def test_too_large_for_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_op_is_strict() -> None:
-    good = {"page": 0, "count": 1, "key": 5, "prot": 1, "knob": "run", "value": 1, "full_scans": 1, "millisecs": 1,
-            "node": 0, "huge": 1}  # fmt: skip
+    good = {
+        "page": 0,
+        "count": 1,
+        "key": 5,
+        "prot": 1,
+        "knob": "run",
+        "value": 1,
+        "full_scans": 1,
+        "millisecs": 1,
+        "node": 0,
+        "huge": 1,
+    }
     for op, fields in EVENT_FIELDS.items():
         event = {"after": {"batch": 1}, "op": op} | {k: v for k, v in good.items() if k in fields}
         Scenario(memory_mib=2, events=[event])
@@ -238,8 +248,14 @@ def test_every_op_is_strict() -> None:
 
 def test_knobs_that_events_may_set() -> None:
     assert {"run", "variant", "pages_to_scan", "use_zero_pages"} <= set(SETTABLE)
-    for knob, value in {"variant": "legacy", "advisor_mode": "scan-time", "merge_across_nodes": 0, "khugepaged": 1,
-                        "khugepaged_scan_sleep_millisecs": 0, "max_ptes_swap": 511}.items():  # fmt: skip
+    for knob, value in {
+        "variant": "legacy",
+        "advisor_mode": "scan-time",
+        "merge_across_nodes": 0,
+        "khugepaged": 1,
+        "khugepaged_scan_sleep_millisecs": 0,
+        "max_ptes_swap": 511,
+    }.items():
         Scenario(events=[{"after": {"full_scan": 2}, "op": "set", "knob": knob, "value": value}])
     assert SETTABLE["advisor_mode"] == ("none", "scan-time")
     assert "swap_mib" not in SETTABLE

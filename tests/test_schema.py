@@ -12,9 +12,9 @@ import yaml
 import randomscenario
 from conftest import ROOT
 from mmlab import cli
-from mmlab.costs import cost_table
+from mmlab.engine.costs import cost_table
+from mmlab.engine.events import OPS
 from mmlab.errors import UserError
-from mmlab.events import OPS
 from mmlab.scenario import EVENT_FIELDS, SETTABLE, Event, Scenario, flat_fields, read_yaml
 from mmlab.schema import schema, text
 from mmlab.variants import resolve
@@ -117,8 +117,19 @@ def test_bounds_are_the_scenarios(name: str) -> None:
         assert not accepted({name: value}), value
 
 
-SAMPLES = {"process": 0, "page": 0, "count": 1, "key": 7, "prot": 1, "knob": "run", "value": 1, "node": 0, "huge": 1,
-           "full_scans": 1, "millisecs": 5}  # fmt: skip
+SAMPLES = {
+    "process": 0,
+    "page": 0,
+    "count": 1,
+    "key": 7,
+    "prot": 1,
+    "knob": "run",
+    "value": 1,
+    "node": 0,
+    "huge": 1,
+    "full_scans": 1,
+    "millisecs": 5,
+}
 """A value for each field that some op takes."""
 
 

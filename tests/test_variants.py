@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmlab.engine.clock import simulate
 from mmlab.errors import UserError
-from mmlab.run import Run
+from mmlab.results.run import Run
 from mmlab.scenario import Scenario
-from mmlab.simulation import simulate
 from mmlab.variants import CALLERS, VARIANTS, SplitContext, Variant, resolve
 
 # fix-variants 5.4, with the callers one by one and ksmd's own splits (5.2). knob: only if shrink_underused is on
@@ -219,8 +219,9 @@ def test_regression_1_undone(name: str, variant: str, knob: int, how: str) -> No
     if how == "unmergeable":
         event = {"op": "unmergeable", "page": 0, "count": 16384}
     load = {"memory_mib": 64, "zero_fraction": 460 / 512, "pages_to_scan": 500, "horizon_full_scans": 3}
-    asked = Scenario(**load, variant=variant, shrink_underused=knob, use_zero_pages=1,
-                     events=[{"after": {"full_scan": 3}, **event}])  # type: ignore[arg-type]  # fmt: skip
+    asked = Scenario(
+        **load, variant=variant, shrink_underused=knob, use_zero_pages=1, events=[{"after": {"full_scan": 3}, **event}]
+    )  # type: ignore[arg-type]
     end = simulate(asked).rows[-1]
     assert end["anon_pages"] == end["frames"] == (1664 if name != "Y" else 16384)
     assert end["ksm_zero_pages"] == 0
@@ -275,8 +276,12 @@ def not_mergeable_while_running(c: SplitContext) -> bool:
 
 
 def test_own_function_is_like_the_named_variant() -> None:
-    asked = Scenario(memory_mib=4, zero_fraction=0.5, horizon_seconds=2.0,
-                     events=[{"after": {"batch": 13}, "op": "split", "page": 0, "count": 512}])  # type: ignore[list-item]  # fmt: skip
+    asked = Scenario(
+        memory_mib=4,
+        zero_fraction=0.5,
+        horizon_seconds=2.0,
+        events=[{"after": {"batch": 13}, "op": "split", "page": 0, "count": 512}],
+    )  # type: ignore[list-item]
     own = simulate(asked, variant=not_mergeable_while_running)
     named = simulate(asked, variant="v1-mergeable")
     other = simulate(asked, variant="mainline")

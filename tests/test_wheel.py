@@ -52,8 +52,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     def run(*command: object) -> str:
         program, *arguments = map(str, command)
-        done = subprocess.run([folder / "bin" / program, *arguments], cwd=home, env=environment, text=True,
-                              capture_output=True, timeout=900, check=False)  # fmt: skip
+        done = subprocess.run(
+            [folder / "bin" / program, *arguments],
+            cwd=home,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=900,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

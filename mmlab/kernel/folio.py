@@ -3,7 +3,7 @@
 An anonymous folio's reference count is its mapcount plus its pins (thp-split H5); it is freed when both are 0.
 """
 
-from mmlab.kernel.compile import compiled, entry
+from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import (
     ANON,
     FREE,

@@ -1,6 +1,5 @@
 """Splitting huge pages (mm/huge_memory.c, mm/migrate.c; thp-split.md 3.2 to 3.4)."""
 
-from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import (
     deferred_split_folio,
     folio_get,
@@ -12,6 +11,7 @@ from mmlab.kernel.folio import (
     put_frame,
     release_folio,
 )
+from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import (
     ANON,
     CALLER_KSM,

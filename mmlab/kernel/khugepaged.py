@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import (
     folio_likely_mapped_shared,
     folio_remove_rmap_ptes,
@@ -10,6 +9,7 @@ from mmlab.kernel.folio import (
     lru_add_drain,
     mlock_drain,
 )
+from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import do_swap_page, map_huge_page, pte_writable, unmap_zeropage
 from mmlab.kernel.state import (
     ANON,

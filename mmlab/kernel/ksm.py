@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, entry, get_word, inlined, set_word, trailing_zeros
 from mmlab.kernel.folio import (
     folio_get,
     folio_put,
@@ -12,6 +11,7 @@ from mmlab.kernel.folio import (
     put_frame,
 )
 from mmlab.kernel.huge_memory import split_huge_page
+from mmlab.kernel.jit import compiled, entry, get_word, inlined, set_word, trailing_zeros
 from mmlab.kernel.memory import break_ksm
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import (

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import (
     alloc_folio,
     alloc_frame,
@@ -16,6 +15,7 @@ from mmlab.kernel.folio import (
     mlock_folio,
 )
 from mmlab.kernel.huge_memory import split_huge_pmd
+from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import (
     ANON,
     DIRTY,

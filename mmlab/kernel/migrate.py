@@ -1,8 +1,8 @@
 """Migration and memory failure: pages that move, or go bad (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
-from mmlab.kernel.compile import compiled, entry
 from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain, mlock_drain
 from mmlab.kernel.huge_memory import split_folio
+from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import ANON, CALLER_OTHER, KSM, NID_SHIFT, POISON, POISONED
 from mmlab.kernel.unstable_tree import unmap_pte
 

@@ -1,6 +1,6 @@
 """What /proc/PID/pagemap and /proc/kpageflags would tell of every page (trace-format.md)."""
 
-from mmlab.kernel.compile import entry
+from mmlab.kernel.jit import entry
 from mmlab.kernel.state import ANON, HUGE_ZP, KSM, PMD_HUGE, SWAP, ZP_CLEAN, ZP_KSM
 
 __all__ = ["count_frames", "page_letters"]

@@ -5,7 +5,7 @@ the colour, as in the kernel: parent * 2 + red. Functions that change a tree ret
 searches meet a dead node depends on it (ksm-merge D4).
 """
 
-from mmlab.kernel.compile import compiled
+from mmlab.kernel.jit import compiled
 
 __all__ = ["rb_erase", "rb_insert", "rb_replace_node"]
 

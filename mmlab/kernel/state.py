@@ -12,7 +12,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmlab.kernel.compile import Tables
+from mmlab.kernel.jit import Tables
 
 __all__ = ["Machine", "machine"]
 
@@ -209,7 +209,7 @@ mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio
     [(name, np.int64) for name in ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")]
 )
 
-# What ksmd and khugepaged do, counted for their CPU time; mmlab.costs says what each costs
+# What ksmd and khugepaged do, counted for their CPU time; mmlab.engine.costs says what each costs
 (
     VISIT,
     VISIT_THP,

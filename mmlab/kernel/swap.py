@@ -4,9 +4,9 @@ A SWAP entry has -2 - slot in place of its frame; a small page in the swap cache
 The swap cache's reference is the `cache` of the slot, not a pin (thp-split H5).
 """
 
-from mmlab.kernel.compile import compiled
 from mmlab.kernel.folio import folio_remove_rmap_ptes, free_folio, free_slot, put_frame
 from mmlab.kernel.huge_memory import split_folio, split_huge_pmd
+from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import (
     ANON,
     CALLER_OTHER,

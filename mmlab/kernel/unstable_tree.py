@@ -13,7 +13,7 @@ Measured: 262,144 unique pages in random order took 350 ns each in the tree, and
 
 import numpy as np
 
-from mmlab.kernel.compile import compiled, inlined
+from mmlab.kernel.jit import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
 from mmlab.kernel.state import (
     CACHED_LEVELS,

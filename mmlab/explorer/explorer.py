@@ -1,0 +1,300 @@
+"""The explorer: sliders for a scenario's parameters, and beside them what two fix variants make of it.
+
+    >>> import mmlab
+    >>> explorer = mmlab.explore("all_zero", compare="ksm-opt-out", memory_mib=16)
+    >>> explorer.update()
+    >>> explorer.controls["pages_to_scan"].value = 100
+    >>> [int(run.rows["thp_split_page"][-1]) for run in explorer.runs.values()]
+    [8, 8]
+
+As the last line of a notebook's cell it shows itself: sliders, figures, a page map and a table. A slider that moves has
+the scenario simulated again, in threads, so that the kernel goes on listening: figures follow the slider as fast as
+they can, and what takes long is given up as soon as there is something newer. Without a running event loop, such as in
+a script, each change is computed at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from mmlab import export, presets
+from mmlab.engine.clock import simulate
+from mmlab.errors import UserError, unknown
+from mmlab.explorer.comparison import Board, Comparison, Frame, frames
+from mmlab.explorer.debounce import Job, Latest
+from mmlab.explorer.layout import Desk
+from mmlab.explorer.widgets import control, variants
+from mmlab.kernel.jit import announced
+from mmlab.results.run import Run
+from mmlab.scenario import Scenario, flat_fields, read_yaml
+from mmlab.variants import VARIANTS, Predicate, Variant, resolve
+
+__all__ = ["CONTROLS", "Explorer", "explore"]
+
+CONTROLS = (
+    "pages_to_scan",
+    "sleep_millisecs",
+    "max_ptes_none",
+    "use_zero_pages",
+    "smart_scan",
+    "shrink_underused",
+    "khugepaged",
+    "memory_mib",
+    "thp_coverage",
+    "zero_fraction",
+    "duplicate_fraction",
+    "duplicate_groups",
+    "layout",
+    "pressure_rate",
+    "horizon_seconds",
+)
+"""Fields of the scenario that have a control unless told otherwise."""
+START = "regression_uzp1"
+KEPT_PAGES = 2_000_000
+"""Runs are kept for up to so many simulated pages in all, 160 MB."""
+
+
+def explore(
+    scenario: Scenario | str | Path | None = None,
+    compare: str | Variant | Predicate = "ksm-opt-out",
+    *,
+    variant: str | Variant | Predicate | None = None,
+    controls: Sequence[str] = CONTROLS,
+    **changes: Any,
+) -> Explorer:
+    """Sliders for a scenario, and what two variants make of it; the value of a notebook's cell.
+
+    Parameters
+    ----------
+    scenario
+        What to start from: a scenario, a params file, or the name of one of ``params/``. Default: 1 GiB of THPs, 460 of
+        512 pages zero-filled.
+    compare
+        The variant beside the scenario's own: a name, a `Variant`, or a predicate of your own.
+    variant
+        Another one than the scenario's, such as a predicate of your own.
+    controls
+        Fields of the scenario that get a control, in this order.
+    **changes
+        Fields of the scenario to change.
+
+    Raises
+    ------
+    UserError
+        A name is unknown, or a value out of range.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = Scenario.load(presets.find(START if scenario is None else scenario))
+    return Explorer(scenario.replace(**changes), resolve(variant or scenario.variant), resolve(compare), controls)
+
+
+class Runs:
+    """The latest runs, by scenario and variant."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[Scenario, Variant], Run] = OrderedDict()
+        self.lock = Lock()
+
+    def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
+        """A run, simulated unless it is here; with its table and its metrics, which take time, too."""
+        key = (scenario.replace(name="", variant="mainline"), variant)
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        run = simulate(scenario, variant=variant, progress=progress)
+        _ = run.samples, run.metrics, run.uncertainty
+        with self.lock:
+            self.kept[key] = run
+            while len(self.kept) > 2 and sum(kept.total_pages for kept, _ in self.kept) > KEPT_PAGES:
+                self.kept.popitem(last=False)
+        return run
+
+
+class Explorer(Desk):
+    """What :func:`explore` returns.
+
+    Attributes
+    ----------
+    controls : dict
+        By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
+    shown : Comparison
+        What is shown; None before the first :meth:`update`.
+    seconds : tuple
+        What its simulations took, and all of it.
+    """
+
+    def __init__(
+        self, scenario: Scenario, variant: Variant, compare: Variant, controls: Sequence[str] = CONTROLS
+    ) -> None:
+        fields = flat_fields()
+        for name in controls:
+            if name not in fields:
+                raise UserError(unknown("control", name, fields, "Plain fields of the scenario can have one."))
+        self.known = {**VARIANTS, variant.name: variant, compare.name: compare}
+        self.start = self.base = scenario.replace(variant=variant.name)
+        self.start_compare = compare.name
+        made = {name: control(fields[name], getattr(scenario, name)) for name in controls if name != "variant"}
+        made["variant"] = variants("variant", self.known, variant.name)
+        made["compare"] = variants("compare", self.known, compare.name)
+        super().__init__(made, flat_presets())
+        self.board, self.cache, self.latest = Board(), Runs(), Latest(self.look, self.refuse)
+        self.shown: Comparison | None = None
+        self.seconds = 0.0, 0.0
+        self._drawing = Lock()
+        self._setting = False
+        for widget in (*made.values(), self.whole):
+            widget.observe(self._changed, "value")
+        self.preset.observe(self._preset, "value")
+        self.reset.on_click(self._reset)
+        self.save.on_click(self._save)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.box)  # type: ignore[no-untyped-call]
+        self.update()
+
+    # --- what the controls ask for ----------------------------------------------------------------------------------
+
+    @property
+    def scenario(self) -> Scenario:
+        """What the controls say.
+
+        Raises
+        ------
+        UserError
+            They say something that is not allowed.
+        """
+        fields = flat_fields()
+        values = {name: fields[name].type(made.value) for name, made in self.controls.items() if name in fields}
+        return self.base.replace(**values)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """What is shown: label → run."""
+        return self.shown.runs if self.shown else {}
+
+    def use(self, scenario: Scenario, compare: str | None = None) -> None:
+        """Set all controls to a scenario; its other fields are taken over, too."""
+        if compare is None and (compare := self.controls["compare"].value) == scenario.variant:
+            compare = "mainline" if compare != "mainline" else "ksm-opt-out"
+        self.base = scenario
+        with self._together():
+            for name, made in self.controls.items():
+                made.value = compare if name == "compare" else getattr(scenario, name)
+        self._changed()
+
+    def update(self) -> None:
+        """Compute what the controls ask for and show it before this returns; then, in a notebook, the page maps."""
+        jobs = self._jobs()
+        if jobs:
+            self.latest.now(jobs[0])
+            self.latest.later(*jobs[1:])
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Within it, controls change and nothing is computed yet."""
+        self._setting = True
+        try:
+            yield
+        finally:
+            self._setting = False
+
+    def _changed(self, _: Any = None) -> None:
+        if not self._setting:
+            self.latest.ask(*self._jobs())
+
+    def _reset(self, _: Any = None) -> None:
+        with self._together():
+            self.preset.value = ""
+        self.use(self.start, self.start_compare)
+
+    def _preset(self, change: Any) -> None:
+        if self._setting:
+            return
+        try:
+            self.use(Scenario.load(presets.find(change["new"])) if change["new"] else self.start)
+        except UserError as error:
+            self.refuse(error)
+
+    def _jobs(self) -> list[Job]:
+        """What to compute: the comparison, then the page maps in between. Nothing if something is wrong."""
+        names = [self.controls[name].value for name in ("variant", "compare")]
+        chosen = [self.known[name] for name in names]
+        others = {n: v for n, v in export.changed(self.base).items() if n not in (*self.controls, "name")}
+        self.explain(chosen, others)
+        try:
+            scenario = self.scenario
+            scenario.check_memory()
+        except UserError as error:
+            self.refuse(error)
+            return []
+        labels = names if names[0] != names[1] else [names[0], f"{names[1]} again"]
+        asked, whole = dict(zip(labels, chosen, strict=True)), bool(self.whole.value)
+
+        def compare(job: Job) -> tuple[Comparison, tuple[float, float]]:
+            return self._compare(job, scenario, asked, whole)
+
+        return [
+            Job(compare, self._show),
+            Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …"),
+        ]
+
+    # --- computing, in threads --------------------------------------------------------------------------------------
+
+    def _compare(
+        self, job: Job, scenario: Scenario, asked: Mapping[str, Variant], whole: bool
+    ) -> tuple[Comparison, tuple[float, float]]:
+        reporters = {label: job.reporter(label) for label in asked}
+
+        def one(label: str) -> Run:
+            return self.cache.get(scenario, asked[label], reporters[label])
+
+        def note(text: str) -> None:
+            job.note = text
+
+        with announced(note), ThreadPoolExecutor(len(asked)) as pool:
+            runs = dict(zip(asked, pool.map(one, asked), strict=True))
+        simulated = job.age
+        with self._drawing:
+            job.check()
+            return self.board.compare(runs, whole), (simulated, job.age)
+
+    def _frames(self, job: Job) -> list[Frame]:
+        """The page maps through time of what is shown."""
+        assert self.shown is not None
+
+        def again(run: Run, where: set[tuple[int, int]]) -> Run:
+            report = job.reporter(run.variant)
+            return simulate(run.scenario, variant=self.known[run.variant], maps_at=where, progress=report)
+
+        return frames(self.shown.runs, self.shown.end, again)
+
+    def _show(self, found: tuple[Comparison, tuple[float, float]]) -> None:
+        self.shown, self.seconds = found
+        self.show(self.shown, self.seconds)
+
+    # --- taking it along --------------------------------------------------------------------------------------------
+
+    def yaml(self) -> str:
+        """What the controls say, as a params file."""
+        about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
+        return export.as_yaml(self.scenario, self.controls, about)
+
+    def _save(self, _: Any = None) -> None:
+        try:
+            self.say(f"Saved as {export.save(self.path.value, self.yaml())}")
+        except UserError as error:
+            self.say(f"Not saved: {error}")
+
+
+def flat_presets() -> list[str]:
+    """Names of the files of ``params/`` without lists of processes or events."""
+    return [name for name, path in presets.presets().items() if not {"process_list", "events"} & read_yaml(path).keys()]

@@ -1,0 +1,143 @@
+"""The ping-pong between ksmd and khugepaged: ksmd splits, khugepaged collapses again (khugepaged.md, P1 … P7).
+
+khugepaged's turn is the time in which it looks at every block once. What a run comes to is measured after its first
+turn, when every block that will come back has had its chance:
+
+>>> from mmlab.engine.clock import simulate
+>>> s = Scenario(memory_mib=8, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=500, khugepaged=1, horizon_seconds=60)
+>>> turn_seconds(s)
+10.0
+>>> loop = measure(simulate(s))
+>>> round(loop.collapses_per_hour, -1), loop.swing_mib
+(1440.0, 4.0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmlab.results.run import PAGES_PER_MIB, Run
+from mmlab.scenario import Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Loop", "block_maps", "collapses", "measure", "moments", "turn_seconds", "zero_pages_of_blocks"]
+
+Where = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What ksmd and khugepaged do to each other in a run, after khugepaged's first turn.
+
+    Attributes
+    ----------
+    collapses_per_hour, in_vain_per_hour
+        Blocks that khugepaged collapsed, and huge pages that it allocated for a collapse that failed (K8).
+    splits_per_hour
+        THPs split, whoever did it.
+    swing_mib, mean_mib
+        Most less fewest frames, and frames on the average over time, MiB.
+    thps
+        Huge pages on the average over time.
+    ksmd_cpu, khugepaged_cpu
+        CPU time, seconds an hour; khugepaged's by estimated costs.
+    """
+
+    collapses_per_hour: float
+    in_vain_per_hour: float
+    splits_per_hour: float
+    swing_mib: float
+    mean_mib: float
+    thps: float
+    ksmd_cpu: float
+    khugepaged_cpu: float
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything is still collapsed."""
+        return self.collapses_per_hour > 0
+
+
+def turn_seconds(s: Scenario) -> float:
+    """How long khugepaged takes to look at all blocks once, s: its sleeps (K1)."""
+    return s.khugepaged_scan_sleep_millisecs / 1000 * -(-s.total_pages // s.khugepaged_pages_to_scan)
+
+
+def measure(run: Run, after: float = 0.0) -> Loop:
+    """What the run comes to in whole turns of khugepaged after its first, or in the second half of a shorter run.
+
+    Parameters
+    ----------
+    run
+        One with khugepaged, or the same without it.
+    after
+        Nor before this time, s: when ksmd needs longer than a turn until it has given back what it can.
+    """
+    rows, turn = run.rows, turn_seconds(run.scenario)
+    start = int(np.searchsorted(rows["time_ns"], min(max(turn, after) * 1e9, int(rows["time_ns"][-1]) / 2)))
+    bursts = start + np.flatnonzero(np.diff(rows["khugepaged_cpu_ns"][start:]) > 0) + 1
+    a_turn = max(1, round(1000 * turn / max(1, run.scenario.khugepaged_scan_sleep_millisecs)))
+    whole = (len(bursts) - 1) // a_turn * a_turn
+    rows = rows[bursts[0] : bursts[whole] + 1] if whole > 0 else rows[start:]
+    times = np.diff(rows["time_ns"])
+    seconds = max(float(times.sum()) / 1e9, 1e-9)
+
+    def hourly(name: str) -> float:
+        return 3600 * float(rows[name][-1] - rows[name][0]) / seconds
+
+    def mean(name: str) -> float:
+        return float((rows[name][:-1] * times).sum() / max(times.sum(), 1)) if len(times) else float(rows[name][-1])
+
+    tried, done = hourly("thp_collapse_alloc"), hourly("pages_collapsed")
+    return Loop(
+        collapses_per_hour=done,
+        in_vain_per_hour=tried - done,
+        splits_per_hour=hourly("thp_split_page"),
+        swing_mib=float(rows["frames"].max() - rows["frames"].min()) / PAGES_PER_MIB,
+        mean_mib=mean("frames") / PAGES_PER_MIB,
+        thps=mean("huge_pmds"),
+        ksmd_cpu=hourly("ksmd_cpu_ns") / 1e9,
+        khugepaged_cpu=hourly("khugepaged_cpu_ns") / 1e9,
+    )
+
+
+def moments(run: Run, count: int = 150) -> set[Where]:
+    """Where to take page maps of a run, for `simulate(maps_at=…)`: at even times, and around bursts of collapses."""
+    rows = run.rows
+    even = np.searchsorted(rows["time_ns"], np.linspace(0, rows["time_ns"][-1], count))
+    bursts = np.flatnonzero(np.diff(rows["pages_collapsed"]) > 0)
+    chosen = np.unique(np.concatenate([even, bursts, bursts + 1]))
+    return {(int(rows["batch"][i]), int(rows["rank"][i])) for i in chosen}
+
+
+def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The run's page maps, all processes one after the other: times, s, and letters[time, block, page]."""
+    size = run.scenario.pages_per_thp
+    time = {(int(row["batch"]), int(row["rank"])): float(row["time_ns"]) / 1e9 for row in run.rows}
+    taken = [where for where in sorted(run.maps) if where in time]
+    blocks = [np.concatenate([part[: len(part) // size * size] for part in run.maps[where]]) for where in taken]
+    return np.array([time[where] for where in taken]), np.stack(blocks).reshape(len(taken), -1, size)
+
+
+def collapses(run: Run) -> pd.DataFrame:
+    """Each block that became huge from one page map of the run to the next: columns time_s, block."""
+    import pandas as pd
+
+    time, letters = block_maps(run)
+    huge = (letters == ord("H")).all(axis=2)
+    when, block = np.nonzero(huge[1:] & ~huge[:-1])
+    return pd.DataFrame({"time_s": time[when + 1], "block": block})
+
+
+def zero_pages_of_blocks(s: Scenario) -> np.ndarray:
+    """How many pages of each 2 MiB block are zero-filled at the start, over all processes."""
+    from mmlab.engine import workload
+
+    size = s.pages_per_thp
+    counts = [(i.keys[: len(i.keys) // size * size] == 0).reshape(-1, size).sum(1) for i in workload.build(s)]
+    return np.concatenate(counts)

@@ -1,0 +1,572 @@
+"""Grids and sweeps: what they run, that nothing is run twice, and that nothing is lost whoever is killed.
+
+MMLAB_KILLS says how many kills there are of parents and workers (3; `make nightly`: 10).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mmlab import Scenario, cli, read_sweep, simulate, sweep
+from mmlab import workers as crew
+from mmlab.engine.costs import UNSURE
+from mmlab.errors import UserError
+from mmlab.report.provenance import PACKAGE, digest, model_digest
+from mmlab.results.run import Metrics
+from mmlab.studies import sweep as sweeps
+from mmlab.studies.grid import Grid
+
+KILLS = int(os.environ.get("MMLAB_KILLS") or 3)
+TINY = {"memory_mib": 2, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "pages_to_scan": 200, "horizon_full_scans": 3}
+MMLAB = [sys.executable, "-c", "from mmlab.cli import main; main()"]
+
+
+# -- grids ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_grid_is_every_combination() -> None:
+    grid = Grid(
+        vary={
+            "variant": ["mainline", "legacy"],
+            "thp_coverage": {"low": 0, "high": 0.3, "step": 0.1},
+            "pages_to_scan": {"low": 10, "high": 1000, "count": 5, "log": True},
+        }
+    )
+    points = grid.points()
+    assert len(points) == 2 * 4 * 5
+    assert len({tuple(point.values()) for point in points}) == len(points)
+    assert sorted({p["thp_coverage"] for p in points}) == [0.0, 0.1, 0.2, 0.3], "as they would be written"
+    assert sorted({p["pages_to_scan"] for p in points}) == [10, 32, 100, 316, 1000]
+    assert all(isinstance(p["pages_to_scan"], int) for p in points)
+    assert Grid(vary={"max_ptes_none": {"low": 0, "high": 1, "count": 5}}).points() == [
+        {"max_ptes_none": 0},
+        {"max_ptes_none": 1},
+    ]
+    assert Grid().points() == [{}]
+
+
+AXES = {
+    "thp_coverage": {"low": 0, "high": 1},
+    "pages_to_scan": {"low": 10, "high": 10_000, "log": True},
+    "max_ptes_none": {"low": 1, "high": 4},
+    "zero_fraction": {"low": 0, "high": 1, "count": 4},
+    "variant": ["mainline", "legacy"],
+}
+
+
+@pytest.mark.parametrize("design", ["latin_hypercube", "sobol"])
+def test_sampled_designs_fill_every_axis_evenly(design: str) -> None:
+    points = pd.DataFrame(Grid(vary=AXES, design=design, samples=64, seed=3).points())
+    assert np.bincount((points["thp_coverage"] * 64).astype(int), minlength=64).tolist() == [1] * 64
+    decades = np.log10(points["pages_to_scan"] + 0.5)
+    assert decades.between(1, 4.01).all()
+    assert np.bincount(decades.astype(int), minlength=4)[1:].min() >= 20
+    for name, values in {"max_ptes_none": 4, "zero_fraction": 4, "variant": 2}.items():
+        assert points[name].value_counts().tolist() == [64 // values] * values
+    again, other = (Grid(vary=AXES, design=design, samples=64, seed=seed).points() for seed in (3, 4))
+    assert again == points.to_dict("records") != other
+
+
+def test_a_sobol_design_grows() -> None:
+    small, large = (Grid(vary=AXES, design="sobol", samples=n).points() for n in (32, 64))
+    assert large[:32] == small
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"bas": {}}, 'unknown key "bas": did you mean "base"?'),
+        ({"base": {"memory": 4}}, 'base: unknown key "memory": did you mean "memory_mib"?'),
+        ({"base": {"memory_mib": 0}}, "base: memory_mib = 0 is out of range: it must be at least 1 (MiB)."),
+        ({"base": {"params": "all_zeros"}}, 'unknown params file "all_zeros": did you mean "all_zero"'),
+        ({"base": {"params": 5}}, "base: params = 5: it must be a params file, or the name of a shipped one"),
+        ({"vary": {"pages_to_scna": [1]}}, 'vary: unknown parameter "pages_to_scna": did you mean "pages_to_scan"'),
+        ({"vary": {"pages_to_scan": [100, -1]}}, "vary: pages_to_scan = -1 is out of range"),
+        ({"vary": {"pages_to_scan": 100}}, "pages_to_scan = 100: it must be a list, [100], or a range"),
+        ({"vary": {"pages_to_scan": []}}, "pages_to_scan: the list is empty"),
+        ({"vary": {"pages_to_scan": [[1]]}}, "pages_to_scan = [1]: a list holds numbers, names"),
+        ({"vary": {"pages_to_scan": {"low": 1, "high": 9}}}, "needs step or count in each range, e.g. {low: 1"),
+        ({"vary": {"pages_to_scan": {"lo": 1, "high": 9}}}, 'unknown key "lo": did you mean "low"'),
+        ({"vary": {"pages_to_scan": {"low": 9, "high": 1, "count": 2}}}, "low = 9 is not below high = 1"),
+        ({"vary": {"seed": {"low": 0, "high": 9, "count": 3, "log": True}}}, "seed: log needs a low above 0"),
+        ({"vary": {"seed": {"low": 0, "high": 9, "count": 3, "step": 1}}}, "step goes with neither count nor log"),
+        ({"vary": {"thp_coverage": {"low": 0, "high": 2, "count": 3}}}, "thp_coverage = 2 is out of range"),
+        ({"vary": {"variant": ["v1-serie"]}}, "did you mean 'v1-series'?"),
+        ({"vary": {"variant": {"low": 1, "high": 2}}}, "variant takes a list, e.g. ['mainline']"),
+        ({"vary": {"costs": ["fre"]}}, "costs: 'fre' is not known"),
+        ({"vary": {"name": ["a"]}}, "name is free text and changes no result"),
+        ({"design": "sobl"}, "design = 'sobl': it must be one of full, latin_hypercube, sobol"),
+        ({"vary": AXES, "design": "sobol"}, "design = sobol needs samples"),
+        (
+            {"vary": AXES, "design": "sobol", "samples": 100},
+            "samples = 100: a Sobol design fills space evenly with a power of two: 64 or 128",
+        ),
+        ({"vary": {"seed": [1]}, "samples": 4}, "samples = 4 goes with design: latin_hypercube or sobol"),
+        ({"vary": {n: {"low": 1, "high": 2e3, "step": 1} for n in ("seed", "pages_to_scan")}}, "1,000,000 is the most"),
+    ],
+)
+def test_a_mistake_in_a_grid_is_one_sentence(said: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError) as found:
+        Grid(**said)
+    assert complaint in str(found.value)
+
+
+def test_a_grid_file_names_a_params_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("pages_to_scan: 7\nseed: 3\n")
+    (tmp_path / "grid.yaml").write_text("base: {params: mine.yaml, seed: 4}\nvary: {smart_scan: [0, 1]}\n")
+    grid = Grid.load(tmp_path / "grid.yaml")
+    assert grid.base == {"pages_to_scan": 7, "seed": 4}
+    (tmp_path / "grid.yaml").write_text("base: mine\n")
+    with pytest.raises(UserError, match=r"grid\.yaml: unknown params file"):
+        Grid.load(tmp_path / "grid.yaml")
+    with pytest.raises(UserError, match="budget_and_thps"):
+        Grid.load("budget_and_thp")
+
+
+def test_the_shipped_grids_are_possible(root: Path, tmp_path: Path) -> None:
+    files = sorted((root / "params" / "grids").glob("*.yaml"))
+    assert files
+    explained = (root / "params" / "README.md").read_text(encoding="utf-8")
+    for file in files:
+        found = sweeps.plan(file.stem, tmp_path)
+        assert found.items
+        assert not found.invalid
+        assert f"`grids/{file.name}`" in explained
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+class Here:
+    """A crew of one, in this process."""
+
+    died = ()
+    tries = 3
+
+    def __init__(self, jobs: int) -> None:
+        self.idle = 1
+
+    def workers(self) -> int:
+        return 1
+
+    def room(self) -> int:
+        return self.idle
+
+    def submit(self, function, task):
+        self.idle, future = 0, Future()
+        future.set_result(function(task))
+        return future
+
+    def done(self, future) -> None:
+        self.idle = 1
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "Processes", Here)
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    """Four scenarios that run, and four that are impossible."""
+    return Grid(base=TINY, vary={"use_zero_pages": [0, 1], "seed": [0, 1], "pages_per_thp": [512, 500]})
+
+
+@pytest.fixture(scope="module")
+def swept(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sweeps.Summary]:
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps, "Processes", Here)
+        return folder, sweep(grid, folder, samples=True)
+
+
+def test_a_row_says_what_the_run_comes_to(grid: Grid, swept: tuple[Path, sweeps.Summary]) -> None:
+    folder, summary = swept
+    assert (summary.scenarios, summary.there, summary.ran, summary.failed) == (8, 0, 4, 4)
+    rows = read_sweep(folder)
+    assert len(rows) == 8
+    assert not set(sweeps._parameters()) & set(Metrics.describe())
+    for row in rows.to_dict("records"):
+        values = {name: row[name] for name in ("use_zero_pages", "seed", "pages_per_thp")}
+        if row["pages_per_thp"] == 500:
+            assert row["error"].startswith("pages_per_thp = 500 is not a power of two")
+            assert pd.isna(row["freed_mib"])
+            continue
+        scenario = Scenario(**TINY, **values)
+        run = simulate(scenario)
+        found = {name: None if pd.isna(row[name]) else row[name] for name in asdict(run.metrics)}
+        assert found == asdict(run.metrics)
+        assert {name: row[f"se_{name}"] for name in UNSURE} == dict.fromkeys(UNSURE, 0.0) | run.uncertainty
+        assert pd.isna(row["error"])
+        assert {n: row[n] for n in sweeps._parameters()} == {n: getattr(scenario, n) for n in sweeps._parameters()}
+        samples = pd.read_parquet(folder / "_samples" / f"{row['hash']}.parquet")
+        assert (samples.pop("hash") == row["hash"]).all()
+        pd.testing.assert_frame_equal(samples, run.samples)
+    assert rows["use_zero_pages"].is_monotonic_increasing, "in order of their parameters"
+
+
+def test_the_folder_is_one_table_to_others(swept: tuple[Path, sweeps.Summary]) -> None:
+    """For DuckDB as the documentation says it, and for whoever reads all Parquet of a folder."""
+    import duckdb
+
+    folder, _ = swept
+    rows = read_sweep(folder)
+    found = duckdb.sql(f"SELECT use_zero_pages, max(merge_rate) FROM '{folder}/*.parquet' GROUP BY ALL ORDER BY ALL")
+    assert found.fetchall() == list(rows.groupby("use_zero_pages")["merge_rate"].max().items())
+    joined = duckdb.sql(f"SELECT count(*) FROM '{folder}/*.parquet' JOIN '{folder}/_samples/*.parquet' USING (hash)")
+    total = sum(pq.read_metadata(path).num_rows for path in (folder / "_samples").iterdir())
+    assert joined.fetchall() == [(total,)]
+    assert ds.dataset(folder, format="parquet", exclude_invalid_files=True).count_rows() == len(rows)
+
+
+@pytest.mark.usefixtures("here")
+def test_only_what_is_new_is_run(grid: Grid, swept: tuple[Path, sweeps.Summary]) -> None:
+    folder, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    again = sweep(grid, folder, jobs=1, samples=True)
+    assert (again.there, again.ran, again.failed) == (8, 0, 4)
+    said = sweeps.plan(Grid(base={**TINY, "name": "other", "run": 1}, vary={"seed": [0, 1]}), folder)
+    assert said.there == 2, "the same scenarios, in other words"
+    scenarios = [Scenario(**TINY, use_zero_pages=u, seed=s) for u in (0, 1) for s in (1, 2)]
+    grown = sweep([*scenarios, {**TINY, "pages_to_scan": 0, "horizon_seconds": 0}], folder, jobs=1)
+    assert (grown.scenarios, grown.there, grown.ran, grown.failed) == (5, 2, 3, 1)
+    rows = read_sweep(folder)
+    assert len(rows) == 8 + 3
+    assert rows["error"][rows["pages_to_scan"] == 0].str.startswith("pages_to_scan: 0 means that no full").tolist() == [
+        True
+    ], "a run that fails is a row with its error"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for path in folder.glob("*-error.parquet"):
+        path.unlink()
+    assert len(sweeps.plan(grid, folder).invalid) == 4, "what failed is tried again once its files are removed"
+    more = sweep([scenarios[3]], folder, jobs=1, samples=True)
+    assert (more.ran, len(read_sweep(folder))) == (1, 6), "samples that were not wanted before; no row twice"
+    assert len(list((folder / "_samples").iterdir())) == 5
+
+
+@pytest.mark.usefixtures("here")
+def test_another_model_runs_all_anew(tmp_path: Path) -> None:
+    grid = Grid(base=TINY, vary={"seed": [0, 1]})
+    sweep(grid, tmp_path, jobs=1)
+    now = read_sweep(tmp_path)
+    for path in list(tmp_path.glob("*.parquet")):
+        table = pq.read_table(path)
+        for name in ("hash", "model"):
+            place, old = table.schema.get_field_index(name), [value[::-1] for value in table[name].to_pylist()]
+            table = table.set_column(place, name, [old])
+        path.unlink()
+        pq.write_table(table.drop_columns("settled_s"), tmp_path / f"old-{path.name}")
+    assert sweep(grid, tmp_path, jobs=1).ran == 2
+    pd.testing.assert_frame_equal(read_sweep(tmp_path), now)
+    both = read_sweep(tmp_path, all_models=True)
+    assert sorted(both["model"].unique()) == sorted([model_digest(), model_digest()[::-1]])
+    assert len(both) == 4
+
+
+def test_the_hash_covers_all_that_decides(tmp_path: Path) -> None:
+    """The digest of the model is of exactly the modules that a simulation loads; and costs count by what they say."""
+    code = "import sys, mmlab.engine.clock; print(*(m.__file__ for n, m in sys.modules.items() if n[:6] == 'mmlab.'))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    text = f"{digest(PACKAGE, map(Path, loaded))} numpy {np.__version__}"
+    assert sweeps.hashlib.sha256(text.encode()).hexdigest() == model_digest()
+
+    shipped = next((PACKAGE / "cost_sets").glob("*.yaml"))
+    own = tmp_path / "own.yaml"
+    own.write_bytes(shipped.read_bytes())
+    hashes = [sweeps._check({"costs": costs}, {})[0] for costs in (shipped.stem, str(own), "free")]
+    values = yaml.safe_load(own.read_text())
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert values
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_damaged_or_taken_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no sweep in it \(no sweep\.json\)"):
+        read_sweep(tmp_path)
+    grid = Grid(base=TINY)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another sweep is writing there"):
+            sweep(grid, tmp_path)
+    (tmp_path / "part.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"part\.parquet: this is no part of a sweep, or it is damaged"):
+        sweep(grid, tmp_path, jobs=1)
+    with pytest.raises(UserError, match="name another folder"):
+        sweep(grid, tmp_path / "part.parquet")
+    with pytest.raises(UserError, match=r"none of these scenarios is possible. The first: pages_per_thp = 500"):
+        sweep(Grid(base={**TINY, "pages_per_thp": 500}), tmp_path / "new", jobs=1)
+    assert not any((tmp_path / "new").glob("[!.]*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "grid.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump({"base": TINY, "vary": {"seed": [1, 2], "pages_per_thp": [512, 100]}}))
+
+    def run(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["sweep", str(file), "-o", str(out), *args])
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    status, said, _ = run("--dry-run")
+    assert status == 0
+    assert f"{out}: 4 scenarios, 0 are there, 2 to run, 2 impossible\n  pages_per_thp = 100 is not" in said
+    assert not out.exists()
+    status, said, _ = run("--jobs", "1")
+    assert status == 1, "there are rows with errors"
+    assert "4 scenarios, 0 were there, 2 run in " in said
+    assert said.endswith("2 with errors\n")
+    assert json.loads((out / "sweep.json").read_text())["grid"]["vary"] == {"seed": [1, 2], "pages_per_thp": [512, 100]}
+    status, _, said = run("--scheduler", "foo://x")
+    assert (status, "--scheduler foo://x: no Dask scheduler answers there" in said) == (2, True)
+    file.write_text("vary: {seeds: [1]}")
+    status, _, said = run()
+    assert (status, said.startswith(f'mmlab: {file}: vary: unknown parameter "seeds": did you mean "seed"')) == (
+        2,
+        True,
+    )
+
+
+# -- workers and parents that die -----------------------------------------------------------------------------------
+
+
+class Mortal(Here):
+    """A worker that one scenario kills, whatever else is in its task."""
+
+    died = (BrokenExecutor,)
+    tasks: ClassVar[list[int]] = []
+
+    def submit(self, function, task):
+        self.tasks.append(len(task.items))
+        if all(item.point["seed"] != 13 for item in task.items):
+            return super().submit(function, task)
+        self.idle, future = 0, Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+
+def test_a_scenario_that_kills_workers_is_a_row_with_its_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "Processes", Mortal)
+    found = sweep(Grid(base=TINY, vary={"seed": list(range(10, 18))}), tmp_path)
+    assert (found.ran, found.failed) == (8, 1)
+    assert Mortal.tasks == [4, 2, 2, 1, 1, 1, 1, 2, 1, 1], "half of the suspects at a time, then one alone"
+    rows = read_sweep(tmp_path).set_index("seed")
+    assert rows["error"].dropna().to_dict() == {
+        13: "its worker was killed, again and again, perhaps for want of memory"
+    }
+    assert rows["freed_mib"].isna().sum() == 1
+
+
+MANY = {
+    "base": TINY,
+    "vary": {
+        "seed": list(range(60)),
+        "use_zero_pages": [0, 1],
+        "variant": ["mainline", "legacy"],
+        "thp_coverage": [0, 1],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid of 480 scenarios."""
+    file = tmp_path_factory.mktemp("grid") / "many.yaml"
+    file.write_text(yaml.safe_dump(MANY))
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Its rows, all from one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps, "Processes", Here)
+        sweep(many, folder)
+    return read_sweep(folder)
+
+
+@contextmanager
+def started(many: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A sweep in a process; nothing of it is left in the end."""
+    command = [*MMLAB, "sweep", many, "-o", folder, "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            for one in (*_children(process.pid), process):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _workers(pid: int) -> list[psutil.Process]:
+    """Not the process of multiprocessing that keeps track of resources."""
+    out = []
+    for child in _children(pid):
+        with suppress(psutil.NoSuchProcess):
+            out += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return out
+
+
+def _gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=30)[1]
+
+
+def test_killed_at_random_it_loses_nothing(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    """By turns the parent and a worker are killed, and it is started again until all is there."""
+    rng, kills = random.Random(5), 0
+    for turn in range(100):
+        folder = tmp_path / str(turn)
+        returned = None
+        while returned != 0:
+            with started(many, folder) as process:
+                while kills < KILLS and process.poll() is None:
+                    parts, in_the_midst = set(folder.glob("*.parquet")), rng.random() < 0.8
+                    while in_the_midst and process.poll() is None and parts == set(folder.glob("*.parquet")):
+                        time.sleep(0.01)
+                    time.sleep(rng.uniform(0, 0.3))
+                    workers = _workers(process.pid)
+                    if kills % 2 == 0 and workers:
+                        rng.choice(workers).kill()
+                        kills += 1
+                    elif kills % 2 and process.poll() is None:
+                        process.kill()
+                        assert _gone(workers), "workers go with their parent"
+                        kills += 1
+                _, err = process.communicate(timeout=120)
+                returned = process.returncode
+                assert returned in (0, -signal.SIGKILL), err
+        pd.testing.assert_frame_equal(read_sweep(folder), undisturbed)
+        assert sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet")) == len(undisturbed)
+        assert not list(folder.glob(".*.tmp"))
+        if kills == KILLS:
+            return
+    pytest.fail("it was always too late to kill anything")
+
+
+def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump({"base": TINY, "vary": {"seed": list(range(8000))}}))
+    with started(more, tmp_path) as process:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob("*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = _workers(process.pid)
+        for one in (process, *workers):  # as a terminal does
+            one.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"mmlab: {tmp_path}: the same command goes on with what is not there yet" in err
+    assert "Traceback" not in err
+    assert workers
+    assert _gone(workers)
+    assert 0 < len(read_sweep(tmp_path)) < 8000
+
+
+# -- Dask -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dask_cluster_whose_worker_dies(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    """A LocalCluster replaces the worker itself."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        killed: list[int] = []
+
+        def progress(done: int, total: int) -> None:
+            if 0 < done < total and not killed:
+                killed.append(next(iter(cluster.workers.values())).pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+        found = sweep(many, tmp_path, scheduler=cluster.scheduler_address, progress=progress)
+    assert killed
+    assert (found.ran, found.failed) == (480, 0)
+    pd.testing.assert_frame_equal(read_sweep(tmp_path), undisturbed)
+
+
+def test_a_cluster_without_workers_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = crew.Cluster.__new__(crew.Cluster)
+    cluster.client, cluster.address, cluster.busy = SimpleNamespace(ncores=dict), "tcp://there:1", set()
+    cluster.seen = time.monotonic()
+    assert cluster.room() > 0
+    cluster.seen -= crew.PATIENCE
+    with pytest.raises(UserError, match="tcp://there:1 has had no workers for 60 s: what was finished is kept"):
+        cluster.room()
+
+
+def test_dask_workers_in_processes_of_their_own(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    """A scheduler and two workers by Dask's own commands; one worker is killed, and the other finishes."""
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
+    scheduler_file = tmp_path / "scheduler.json"
+    commands = [
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file"],
+        *[[*dask, "worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--scheduler-file"]] * 2,
+    ]
+    running = [
+        subprocess.Popen(
+            [*command, scheduler_file], env=quiet, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for command in commands
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not scheduler_file.exists() or not scheduler_file.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = json.loads(scheduler_file.read_text())["address"]
+        folder = tmp_path / "rows"
+        while True:
+            try:
+                found = sweep(
+                    many,
+                    folder,
+                    scheduler=address,
+                    progress=lambda done, total: running[1].kill() if 0 < done < total else None,
+                )
+                break
+            except UserError as error:
+                if "this cluster has no workers: start some" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        assert running[1].wait() == -signal.SIGKILL
+        assert found.failed == 0
+        pd.testing.assert_frame_equal(read_sweep(folder), undisturbed)
+        with pytest.raises(UserError, match=r"the Dask scheduler at tcp://.* is lost.* the same sweep goes on"):
+            sweep(many, tmp_path / "other", scheduler=address, progress=lambda *_: running[0].kill())
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
