@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmlab.errors import UserError, unknown
+from mmlab.params import find_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -615,7 +616,6 @@ def report(
       mmlab report 01_regression 02_other_splits --each -f all_zero -f bimodal -o two-by-two/
       mmlab report --all
     """
-    from mmlab import presets
     from mmlab.report import execute as one
     from mmlab.report import index as many
 
@@ -630,7 +630,7 @@ def report(
             raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
         if each and not params:
             raise click.UsageError("--each makes a report for each -f FILE: name some.")
-        files = [presets.find(name) for name in params]
+        files = [find_params(name) for name in params]
         groups = [(file,) for file in files] if each else [tuple(files)]
         pairs = [(one.find_notebook(name), group) for name in notebooks for group in groups]
         if page and len(pairs) > 1:
@@ -768,7 +768,7 @@ def params(names: tuple[str, ...]) -> None:
     fields = flat_fields()
     for name in names:
         if name not in fields:
-            raise UserError(unknown("parameter", name, fields, "`mmlab params` prints all of them."))
+            raise unknown("parameter", name, fields, "`mmlab params` prints all of them.")
     for p in sorted(fields.values(), key=lambda p: ("knob", "machine", "workload", "horizon").index(p.kind)):
         if names and p.name not in names:
             continue
@@ -849,7 +849,7 @@ def _check(variant: str | None, overrides: dict[str, Any]) -> None:
 
     for name in overrides:
         if name not in flat_fields():
-            raise UserError(unknown("parameter", name, flat_fields(), "`mmlab params` explains every one."))
+            raise unknown("parameter", name, flat_fields(), "`mmlab params` explains every one.")
     names = [name for name in (variant, overrides.get("variant")) if name is not None]
     for name in names:
         resolve(name)

@@ -1,43 +1,103 @@
 """The one exception that tells a user about a mistake of theirs.
 
-Everything in mmlab that checks what comes from outside (a parameter, a file, a size) raises :class:`UserError` with a
-complete message: which parameter or file, which value, what is allowed, and what to do. The command line prints that
-message alone and exits with status 2; a notebook shows it as the error's text.
+Everything in mmlab that checks input (a parameter, a file, a size) raises `UserError` with the same four facts: which
+parameter, which value, what is allowed, and the way out. The message is composed of them here and nowhere else. The
+command line prints it and exits with status 2; a notebook shows it in place of a traceback.
+
+>>> raise UserError(parameter="pages_to_scan", value=-1, allowed="at least 0 (pages)")
+Traceback (most recent call last):
+mmlab.errors.UserError: pages_to_scan = -1 is not allowed: it must be at least 0 (pages).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+__all__ = ["UserError", "located", "unknown"]
+
+MISSING = object()
 
 
 class UserError(Exception):
-    """A mistake in what was asked for, never a fault of the model. The message is complete in itself."""
+    """A mistake in what was asked for, never a fault of the model.
+
+    Parameters
+    ----------
+    problem
+        What is wrong, where "is not allowed" does not say it: a clause without a full stop.
+    parameter, value
+        The parameter (or file) and the value that was given. Without `value` the message names the parameter only.
+    allowed
+        What is allowed instead; follows "it must be".
+    hint
+        The way out: a sentence.
+    where
+        The file, list element or option in which the mistake was made; stands first.
+    """
+
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        parameter: str = "",
+        value: object = MISSING,
+        allowed: str = "",
+        hint: str = "",
+        where: str = "",
+    ) -> None:
+        super().__init__(problem)
+        self.problem, self.parameter, self.allowed, self.hint, self.where = problem, parameter, allowed, hint, where
+        self.value = None if value is MISSING else value
+        self._subject = parameter if value is MISSING else f"{parameter} = {value!r}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (self.__dict__,)
+
+    def __str__(self) -> str:
+        subject, problem = self._subject, self.problem
+        text = f"{subject} is not allowed" if subject and not problem else ": ".join(filter(None, (subject, problem)))
+        if self.allowed:
+            text += f": it must be {self.allowed}"
+        text = text if text.endswith((".", "?", "!")) else f"{text}."
+        return " ".join(filter(None, (f"{self.where}:" if self.where else "", text, self.hint)))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback: in a notebook, too, the message is enough."""
+        """Return what IPython shows in place of a traceback: in a notebook, too, the message is enough."""
         return [f"{type(self).__name__}: {self}"]
 
 
-def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> str:
-    """Sentence for a name that does not exist, with the nearest names that do.
+def _again(fields: dict[str, object]) -> UserError:
+    error = UserError()
+    error.__dict__.update(fields)
+    return error
 
-    Examples
-    --------
-    >>> unknown("key", "pages_to_scna", ["pages_to_scan", "seed"])
-    'unknown key "pages_to_scna": did you mean "pages_to_scan"?'
-    >>> unknown("variant", "zzz", ["legacy", "mainline"])
-    'unknown variant "zzz": it must be one of legacy, mainline'
+
+def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
+    """Return the error for a name that does not exist, with the nearest names that do.
+
+    >>> str(unknown("key", "pages_to_scna", ["pages_to_scan", "seed"]))
+    "unknown key 'pages_to_scna': did you mean 'pages_to_scan'?"
+    >>> str(unknown("variant", "zzz", ["legacy", "mainline"]))
+    "unknown variant 'zzz': it must be one of legacy, mainline."
     """
     known = list(known)
+    problem, allowed = f"unknown {what} {name!r}", f"one of {', '.join(known)}"
     near = get_close_matches(str(name), known, n=2, cutoff=0.6)
     if near:
-        text = f'unknown {what} "{name}": did you mean {" or ".join(f"{chr(34)}{n}{chr(34)}" for n in near)}?'
-    elif len(known) <= 30:
-        text = f'unknown {what} "{name}": it must be one of {", ".join(known)}'
-    else:
-        text = f'unknown {what} "{name}"'
-    return f"{text} {hint}".rstrip()
+        problem += f": did you mean {' or '.join(map(repr, near))}?"
+    error = UserError(problem, allowed="" if near or len(known) > 30 else allowed, hint=hint)
+    error.parameter, error.value, error.allowed = what, name, error.allowed
+    return error
+
+
+@contextmanager
+def located(where: str | Path) -> Iterator[None]:
+    """Name the place of a mistake (a file, an option) in every `UserError` that leaves this context."""
+    try:
+        yield
+    except UserError as error:
+        error.where = ": ".join(filter(None, (str(where), error.where))) if str(where) != error.where else error.where
+        raise

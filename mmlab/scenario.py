@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from mmlab.errors import UserError, unknown
+from mmlab.params import read_yaml
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
@@ -1020,7 +1020,7 @@ def _sentence(e: dict[str, Any]) -> str:
         model = models.get(str(loc[0]), Scenario) if len(loc) > 1 else Scenario
         model = After if "after" in loc[:-1] else model
         where = f"{' '.join(map(str, loc[:-1]))}: " if len(loc) > 1 else ""
-        return where + unknown("key", loc[-1], model.model_fields, "`mmlab params` explains every parameter.")
+        return where + str(unknown("key", loc[-1], model.model_fields, "`mmlab params` explains every parameter."))
     if e["type"] == "missing":
         return f"{name} is missing"
     if e["type"] == "value_error":
@@ -1042,33 +1042,6 @@ def _sentence(e: dict[str, Any]) -> str:
         return f"{name} = {given!r}: it must be one of {about.allowed}."
     text = str(e["msg"]).replace("Input should be", "it must be").replace("String should", "it must")
     return f"{name} = {given!r}: {about.help if about and 'pattern' in e['type'] else text}."
-
-
-class _UniqueKeys(yaml.CSafeLoader):
-    """Plain YAML, but a key given twice is an error instead of the last one winning in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f'"{key.value}" is given twice', key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a params file, unchecked; UserError if it can't be read, is no mapping or names a key twice."""
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: this is not YAML: {' '.join(str(error).split())}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f"{path}: a scenario file holds `name: value` lines, one a parameter")
-    return data
 
 
 def _mem_available() -> int | None:

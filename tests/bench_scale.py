@@ -24,7 +24,7 @@ from mmlab.engine.clock import Simulation, warm_up
 from mmlab.errors import UserError
 from mmlab.figures import figures as plots
 from mmlab.host import calibrate
-from mmlab.presets import find
+from mmlab.params import find_params
 from mmlab.variants import resolve
 
 ROUNDS = 15
@@ -159,7 +159,7 @@ def peak_bytes() -> int:
 def one_size(gib: int) -> None:
     """In a process of its own: prints seconds, and bytes and seconds a page, as JSON."""
     warm_up()
-    scenario = Scenario.load(find("mixed_guests"), memory_mib=1024 * gib)
+    scenario = Scenario.load(find_params("mixed_guests"), memory_mib=1024 * gib)
     before, start = peak_bytes(), time.process_time()
     run = simulate(scenario)
     seconds = time.process_time() - start
@@ -175,7 +175,7 @@ def sizes(largest: int, figure: str = "") -> list[Goal]:
         if gib > largest:
             break
         try:
-            Scenario.load(find("mixed_guests"), memory_mib=1024 * gib).check_memory()
+            Scenario.load(find_params("mixed_guests"), memory_mib=1024 * gib).check_memory()
         except UserError as error:
             print(f"{gib:,} GiB: not run. {error}")
             break

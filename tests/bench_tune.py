@@ -18,10 +18,10 @@ from multiprocessing import get_context
 
 from bench_goals import Goal, told
 from mmlab.engine.clock import warm_up
-from mmlab.presets import presets
+from mmlab.params import params_files
 from mmlab.studies.goals import Goals
 from mmlab.studies.settings import Setting, spaces
-from mmlab.studies.tune import RUNS, Found, exhaustive, tune
+from mmlab.studies.tune import RUNS, TuneResult, exhaustive, tune
 
 TENTH, WITHIN = 0.1, 0.02
 SEEDS = (0, 1, 2)
@@ -57,8 +57,8 @@ def grid(goals: Goals) -> Iterator[Setting]:
 class Comparison:
     """The best of a grid, and what the search found in at most a tenth of its runs."""
 
-    grid: Found
-    found: Found
+    grid: TuneResult
+    found: TuneResult
 
     @property
     def excess(self) -> float:
@@ -75,7 +75,11 @@ class Comparison:
 
 
 def compare(
-    goals: Goals, settings: Sequence[Setting], seed: int, executor: Executor | None = None, whole: Found | None = None
+    goals: Goals,
+    settings: Sequence[Setting],
+    seed: int,
+    executor: Executor | None = None,
+    whole: TuneResult | None = None,
 ) -> Comparison:
     """Search with a tenth of the grid's runs (at most what the command line would take)."""
     whole = whole or exhaustive(goals, settings, executor=executor)
@@ -113,7 +117,7 @@ def table(names: Sequence[str]) -> tuple[list[str], list[Comparison]]:
 
 def main(names: Sequence[str] = ()) -> list[Goal]:
     warm_up()
-    lines, made = table(names or list(presets("goals")))
+    lines, made = table(names or list(params_files("goals")))
     print("\n".join(lines))
     return [
         Goal(

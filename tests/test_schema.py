@@ -15,7 +15,8 @@ from mmlab import cli
 from mmlab.engine.costs import cost_table
 from mmlab.engine.events import OPS
 from mmlab.errors import UserError
-from mmlab.scenario import EVENT_FIELDS, SETTABLE, Event, Scenario, flat_fields, read_yaml
+from mmlab.params import read_yaml
+from mmlab.scenario import EVENT_FIELDS, SETTABLE, Event, Scenario, flat_fields
 from mmlab.schema import schema, text
 from mmlab.variants import resolve
 

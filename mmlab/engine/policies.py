@@ -147,7 +147,7 @@ def resolve(policy: PolicyLike | None) -> Policy | None:
         return None
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise UserError(unknown("policy", policy, ["none", *POLICIES]))
+            raise unknown("policy", policy, ["none", *POLICIES])
         return POLICIES[policy]
     if not isinstance(policy, Policy):
         decide, interval = policy if isinstance(policy, tuple) else (policy, getattr(policy, "interval", 60.0))

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.costs import error_at, one_digit
 from mmlab.export import as_python
 from mmlab.figures import figures as plots
 from mmlab.figures import panels
 from mmlab.results.run import Metrics, Run
+from mmlab.results.uncertainty import error_at, one_digit
 from mmlab.studies import compare as differences
 
 __all__ = ["CELLS", "SIGNS", "Board", "Comparison", "Frame", "frames", "last_frame"]

@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mmlab import export, presets
+from mmlab import export
 from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.explorer.comparison import Board, Comparison, Frame, frames
@@ -31,8 +31,9 @@ from mmlab.explorer.debounce import Job, Latest
 from mmlab.explorer.layout import Desk
 from mmlab.explorer.widgets import control, variants
 from mmlab.kernel.jit import announced
+from mmlab.params import find_params, params_files, read_yaml
 from mmlab.results.run import Run
-from mmlab.scenario import Scenario, flat_fields, read_yaml
+from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
 __all__ = ["CONTROLS", "Explorer", "explore"]
@@ -90,7 +91,7 @@ def explore(
         A name is unknown, or a value out of range.
     """
     if not isinstance(scenario, Scenario):
-        scenario = Scenario.load(presets.find(START if scenario is None else scenario))
+        scenario = Scenario.load(find_params(START if scenario is None else scenario))
     return Explorer(scenario.replace(**changes), resolve(variant or scenario.variant), resolve(compare), controls)
 
 
@@ -136,7 +137,7 @@ class Explorer(Desk):
         fields = flat_fields()
         for name in controls:
             if name not in fields:
-                raise UserError(unknown("control", name, fields, "Plain fields of the scenario can have one."))
+                raise unknown("control", name, fields, "Plain fields of the scenario can have one.")
         self.known = {**VARIANTS, variant.name: variant, compare.name: compare}
         self.start = self.base = scenario.replace(variant=variant.name)
         self.start_compare = compare.name
@@ -220,7 +221,7 @@ class Explorer(Desk):
         if self._setting:
             return
         try:
-            self.use(Scenario.load(presets.find(change["new"])) if change["new"] else self.start)
+            self.use(Scenario.load(find_params(change["new"])) if change["new"] else self.start)
         except UserError as error:
             self.refuse(error)
 
@@ -297,4 +298,4 @@ class Explorer(Desk):
 
 def flat_presets() -> list[str]:
     """Names of the files of ``params/`` without lists of processes or events."""
-    return [name for name, path in presets.presets().items() if not {"process_list", "events"} & read_yaml(path).keys()]
+    return [name for name, path in params_files().items() if not {"process_list", "events"} & read_yaml(path).keys()]

@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mmlab import __version__, presets
+from mmlab import __version__
 from mmlab.errors import UserError
-from mmlab.files import write
+from mmlab.params import shipped_folder, write_atomically
 from mmlab.report.jupyter import environment, this_interpreter
 
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
@@ -36,7 +36,7 @@ MANIFEST = ".mmlab.sha256"
 def clone() -> Path | None:
     """The top of the clone that this library is in, if it is in one: there, notebooks are opened in place."""
     top = Path(__file__).parents[2]
-    return top if presets.folder("notebooks").parent == top else None
+    return top if shipped_folder("notebooks").parent == top else None
 
 
 def copy(folder: Path, source: Path | None = None) -> list[str]:
@@ -60,7 +60,7 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
     UserError
         The folder cannot be written.
     """
-    source = source or presets.folder("notebooks").parent
+    source = source or shipped_folder("notebooks").parent
     if folder.resolve() == source.resolve():
         return []
     added, said = 0, []
@@ -72,20 +72,22 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
             target, digest, before = folder / name, _digest(content), known.get(name)
             there = _digest(target.read_bytes()) if target.exists() else None
             if there is None:
-                write(target, content)
+                write_atomically(target, content)
                 added += 1
             elif there == before != digest:
-                write(target, content)
+                write_atomically(target, content)
                 said.append(f"{target}: updated to mmlab {__version__}")
             elif there != digest and before == digest:
                 said.append(f"{target}: you have changed it, so it stays")
             elif there != digest:
                 beside = target.with_name(f"{target.stem}.{__version__}-{digest[:6]}{target.suffix}")
                 if not beside.exists():
-                    write(beside, content)
+                    write_atomically(beside, content)
                 said.append(f"{target}: you have changed it, so it stays; what is shipped is beside it: {beside.name}")
             known[name] = digest
-        write(folder / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())).encode())
+        write_atomically(
+            folder / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())).encode()
+        )
     except OSError as error:
         raise UserError(f"{folder}: {error.filename or folder}: {error.strerror}; name another folder") from None
     return [*([f"{folder}: {added} files copied"] if added else []), *said]

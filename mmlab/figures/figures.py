@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmlab.engine.costs import error_at, one_digit
 from mmlab.figures.notebook import figure_of as figure_of  # `as`: notebooks call all of these as functions of plots
 from mmlab.figures.notebook import headline as headline
 from mmlab.figures.notebook import png as png
@@ -27,6 +26,7 @@ from mmlab.figures.notebook import show as show
 from mmlab.figures.notebook import sure as sure
 from mmlab.figures.notebook import table as table
 from mmlab.figures.notebook import with_errors
+from mmlab.results.uncertainty import error_at, one_digit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

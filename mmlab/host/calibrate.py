@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from mmlab import files
 from mmlab.engine.clock import Simulation
 from mmlab.engine.costs import STEPS
 from mmlab.errors import UserError
+from mmlab.params import write_atomically
 from mmlab.results import trace as traces
 from mmlab.scenario import Scenario
 from mmlab.variants import resolve
@@ -376,7 +376,7 @@ def write(path: Path, text: str) -> None:
         When it can't be written there.
     """
     try:
-        files.write(path, text.encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 

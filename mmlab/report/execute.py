@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mmlab import presets
 from mmlab.errors import UserError, unknown
-from mmlab.files import write
+from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
 from mmlab.report.jupyter import environment, this_interpreter
 from mmlab.report.provenance import Provenance, ingredients, provenance
@@ -221,7 +220,7 @@ def report(
 
 def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = None) -> Path:
     """Make one report. ``bar``: what tqdm is to know of a bar over the cells; None: no bar."""
-    from mmlab.engine.costs import trust
+    from mmlab.engine.costs import describe_accuracy
     from mmlab.scenario import Scenario
 
     inputs, parameters = request.check(), request.parameters
@@ -256,10 +255,10 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             provenance=made_of,
             command=request.command(),
             digest=request.notebook_digest,
-            trust=trust(next((str(p.value) for p in parameters if p.name == "costs"), default_costs)),
+            trust=describe_accuracy(next((str(p.value) for p in parameters if p.name == "costs"), default_costs)),
         )
         write_tables(request.data, saved, tables)
-    write(request.page, text.encode())
+    write_atomically(request.page, text.encode())
     if error:
         raise ReportFailed(request.page, error)
     return request.page
@@ -281,7 +280,7 @@ def find_notebook(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in sorted(presets.folder("notebooks").glob("*.ipynb"))}
+    shipped = {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
     stem = path.name.removesuffix(".ipynb")
     if stem in shipped and path.parent.name in ("", "notebooks"):
         return shipped[stem]
@@ -348,7 +347,6 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
 
 def read_params(file: Path) -> dict[str, object]:
     """A flat params file: plain scalars only, as papermill can inject them."""
-    from mmlab.scenario import read_yaml
 
     values = read_yaml(file)
     for name, value in values.items():

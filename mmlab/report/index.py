@@ -22,9 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlab import presets
 from mmlab.errors import UserError, unknown
-from mmlab.files import write
+from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically
 from mmlab.report.execute import ReportFailed, Request, make
 from mmlab.report.page import TEMPLATES, About
 from mmlab.report.provenance import Exactness, Provenance, provenance, versions
@@ -58,9 +57,8 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     UserError
         The declaration names a notebook or params file that there is not.
     """
-    from mmlab.scenario import read_yaml
 
-    folder = presets.folder("notebooks")
+    folder = shipped_folder("notebooks")
     notebooks = {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
     declared = read_yaml(folder / DECLARED)
     for name, files in declared.items():
@@ -69,7 +67,7 @@ def standard(out: Path = Path("reports")) -> list[Request]:
         if not isinstance(files, list) or not files:
             raise UserError(f"{folder / DECLARED}: {name} must be a list of params files, such as [{OWN}, all_zero]")
     pairs = [(file, params) for name, file in notebooks.items() for params in declared.get(name, [OWN])]
-    return [Request(file, () if params == OWN else (presets.find(params),)).inside(out) for file, params in pairs]
+    return [Request(file, () if params == OWN else (find_params(params),)).inside(out) for file, params in pairs]
 
 
 def to_make(requests: Sequence[Request], again: bool = False) -> list[Request]:
@@ -167,14 +165,14 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
         files += [request.page.name, *tables, *([first["thumbnail"]] if first else [])]
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = templates.get_template("reports.html.j2").render(groups=groups, exactness=exactness)
-    write(folder / INDEX, f"{text.rstrip()}\n".encode())
+    write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())
 
     for stale in {folder / name for name in set(_listed(folder / SUMS)) - set(files)}:
         stale.unlink(missing_ok=True)
         if stale.parent.is_dir() and not any(stale.parent.iterdir()):
             stale.parent.rmdir()
     lines = [f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)]
-    write(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
+    write_atomically(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
     return folder / INDEX
 
 
@@ -205,5 +203,5 @@ def _thumbnail(page: Path, file: Path) -> dict[str, Any]:
     small = picture.resize((WIDTH, height), Image.Resampling.LANCZOS).crop((0, 0, WIDTH, min(height, HEIGHT)))
     out = io.BytesIO()
     small.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    write(file, out.getvalue())
+    write_atomically(file, out.getvalue())
     return {"size": small.size, "alt": str(image["alt"]), "thumbnail": f"{THUMBNAILS}/{file.name}"}

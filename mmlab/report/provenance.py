@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import mmlab
-from mmlab import presets
+from mmlab.params import shipped_folder
 
 __all__ = [
     "Exactness",
@@ -140,7 +140,7 @@ def model_digest() -> str:
 @cache
 def ingredients() -> str:
     """SHA-256 of everything that reports can depend on besides notebook and parameters: library, recordings, params."""
-    folder = presets.folder()
+    folder = shipped_folder()
     parts = [source_digest(), digest(RECORDINGS, RECORDINGS.glob("*")), digest(folder, folder.glob("*.yaml"))]
     return hashlib.sha256(json.dumps([mmlab.__version__, versions(), parts]).encode()).hexdigest()
 

@@ -241,7 +241,7 @@ class Run:
     @cached_property
     def uncertainty(self) -> dict[str, float]:
         """Standard errors of the metrics that come from the costs of steps."""
-        from mmlab.engine.costs import standard_errors
+        from mmlab.results.uncertainty import standard_errors
 
         return standard_errors(self)
 

@@ -32,13 +32,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmlab import presets
 from mmlab.engine import policies
 from mmlab.engine.clock import Simulation
-from mmlab.engine.costs import STEPS, uncertainty
+from mmlab.engine.costs import STEPS
 from mmlab.errors import UserError, unknown
+from mmlab.params import find_params, read_yaml
 from mmlab.results.run import Run
-from mmlab.scenario import Scenario, flat_fields, read_yaml
+from mmlab.results.uncertainty import cpu_errors
+from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.goals import Reference
 from mmlab.variants import resolve
 
@@ -125,7 +126,7 @@ class Kind:
         base: dict[str, Any] = {}
         if params is not None:
             near = beside / str(params) if beside else None
-            base = read_yaml(near if near and near.is_file() else presets.find(params))
+            base = read_yaml(near if near and near.is_file() else find_params(params))
         known = flat_fields()
         for key, value in given.items():
             if key not in known:
@@ -287,7 +288,7 @@ class Plan:
         known = ("hosts", "mix", "samples", "seed", "variants", "simulate_mib")
         for name in values:
             if name not in known:
-                raise UserError(unknown("key", name, known))
+                raise unknown("key", name, known)
         mix = values.get("mix")
         if not isinstance(mix, list) or not mix or not all(isinstance(entry, dict) for entry in mix):
             raise UserError("mix: it must be a list of kinds of hosts, such as - {params: bimodal, weight: 0.4}")
@@ -318,7 +319,7 @@ class Plan:
         UserError
             As :meth:`of`; the message begins with the file's name.
         """
-        path = presets.find(path, "fleets")
+        path = find_params(path, "fleets")
         try:
             asked = {name: value for name, value in overrides.items() if value is not None}
             return cls.of(read_yaml(path) | asked, path.parent)
@@ -348,7 +349,7 @@ def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
         run = host.simulate(variant)
         measured, last = reference.measures(run), run.rows[-1]
         frames, thps = int(last["frames"]), int(last["huge_pmds"])
-        error = uncertainty(run)
+        error = cpu_errors(run)
         row = {
             "memory": frames * host.factor,
             "saved": (reference.frames - frames) * host.factor,

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from mmlab import presets
 from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
+from mmlab.params import find_params, params_files, read_yaml
 from mmlab.results.run import PAGES_PER_MIB, Metrics, Run
-from mmlab.scenario import Scenario, read_yaml
+from mmlab.scenario import Scenario
 from mmlab.variants import resolve
 
 __all__ = ["MEASURES", "Goals", "Limit", "Reference", "seconds"]
@@ -229,7 +229,7 @@ class Goals:
         if isinstance(workload, Mapping):
             workload = Scenario(**workload)
         elif not isinstance(workload, Scenario):
-            workload = Scenario.load(presets.find(workload))
+            workload = Scenario.load(find_params(workload))
         if variant is not None:
             changes["variant"] = variant
         span = workload.horizon_seconds if within is None else seconds(within)
@@ -251,7 +251,7 @@ class Goals:
         if not limits:
             raise UserError('goals: there are none: say at least one, such as "saved >= 90 %"')
         if minimise not in MEASURES:
-            raise UserError(unknown("measure", minimise, MEASURES))
+            raise unknown("measure", minimise, MEASURES)
         from mmlab.studies.settings import BY
 
         for name in by:
@@ -269,12 +269,12 @@ class Goals:
         UserError
             As those do; or there is neither file.
         """
-        if str(what) in presets.presets("goals") or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
+        if str(what) in params_files("goals") or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
             return cls.load(what, **overrides)
         given = {name: value for name, value in overrides.items() if value}
-        if not Path(what).is_file() and str(what) not in presets.presets():
-            names = [*presets.presets("goals"), *presets.presets()]
-            raise UserError(unknown("workload", what, names, "Name a params file, a goals file, or one of params/."))
+        if not Path(what).is_file() and str(what) not in params_files():
+            names = [*params_files("goals"), *params_files()]
+            raise unknown("workload", what, names, "Name a params file, a goals file, or one of params/.")
         if "goals" not in given:
             raise UserError(f'{what} is a workload without goals: add some, such as --goal "saved >= 90 %"')
         return cls.of(what, **given | given.pop("set", {}))
@@ -290,7 +290,7 @@ class Goals:
         UserError
             The file can't be read or says something that is not allowed; the message begins with its name.
         """
-        path = presets.find(path, "goals")
+        path = find_params(path, "goals")
         try:
             values = read_yaml(path)
             for name, value in overrides.items():
@@ -299,7 +299,7 @@ class Goals:
             known = ("workload", "variant", "within", "goals", "minimise", "by", "levels", "set")
             for name in values:
                 if name not in known:
-                    raise UserError(unknown("key", name, known))
+                    raise unknown("key", name, known)
             for name in ("workload", "goals"):
                 if name not in values:
                     raise UserError(f"{name} is missing: a goals file needs workload and goals")

@@ -27,10 +27,10 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mmlab import presets
 from mmlab.engine.costs import cost_table
 from mmlab.errors import UserError, unknown
-from mmlab.scenario import Scenario, check_value, flat_fields, read_yaml
+from mmlab.params import find_params, read_yaml
+from mmlab.scenario import Scenario, check_value, flat_fields
 from mmlab.variants import resolve
 
 __all__ = ["Axis", "Grid", "Point", "Range"]
@@ -125,7 +125,7 @@ class Grid(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Grid:
         """Read a grid file; or one of ``params/grids/``, by its name. A params file may lie beside it."""
-        path = presets.find(path, "grids")
+        path = find_params(path, "grids")
         data = read_yaml(path)
         try:
             base = data.get("base")
@@ -145,7 +145,7 @@ class Grid(BaseModel):
         if isinstance(base, dict) and "params" in base:
             if not isinstance(base["params"], str):
                 raise ValueError(f"params = {base['params']!r}: it must be a params file, or the name of a shipped one")
-            return {**read_yaml(presets.find(base["params"])), **{n: v for n, v in base.items() if n != "params"}}
+            return {**read_yaml(find_params(base["params"])), **{n: v for n, v in base.items() if n != "params"}}
         return base
 
     @field_validator("vary", mode="before")
@@ -180,9 +180,7 @@ class Grid(BaseModel):
             if name not in Scenario.model_fields:
                 raise ValueError(
                     "base: "
-                    + unknown(
-                        "key", name, ["params", *Scenario.model_fields], "`mmlab params` explains every parameter."
-                    )
+                    + str(unknown("key", name, ["params", *Scenario.model_fields], "`mmlab params` explains them."))
                 )
             _allowed("base", name, value)
         for name, axis in self.vary.items():
@@ -287,7 +285,7 @@ def _sentence(e: Any, model: type[BaseModel] = Grid) -> str:
     """One of pydantic's findings: what, which value, what is allowed."""
     name, given = " ".join(str(part) for part in e["loc"]), e.get("input")
     if e["type"] == "extra_forbidden":
-        return unknown("key", name, model.model_fields)
+        return str(unknown("key", name, model.model_fields))
     if e["type"] == "missing":
         return f"{name} is missing"
     if e["type"] == "value_error":

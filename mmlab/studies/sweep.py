@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmlab
-from mmlab import files
-from mmlab.engine.costs import UNSURE, cost_set
+from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError
+from mmlab.params import write_atomically
 from mmlab.report.provenance import model_digest
+from mmlab.results.uncertainty import UNSURE
 from mmlab.scenario import Parameter, Scenario, flat_fields
 from mmlab.studies.grid import Grid, Point
 from mmlab.workers import Cluster, Crew, Processes
@@ -352,7 +353,7 @@ def _parts(folder: Path, columns: list[str] | None = None) -> Iterator[tuple[Pat
 def _write(path: Path, content: bytes) -> None:
     """All of it or nothing, and to stay."""
     try:
-        files.write(path, content, to_stay=True)
+        write_atomically(path, content, to_stay=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; what was written before is kept, the same sweep goes on") from None
 

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmlab.engine.clock import simulate
-from mmlab.engine.costs import standard_errors
 from mmlab.engine.policies import Policy
 from mmlab.errors import UserError
+from mmlab.results.uncertainty import standard_errors
 from mmlab.scenario import Scenario
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference
 from mmlab.studies.settings import PACE, Setting, Space, spaces
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["Binding", "Found", "Trial", "exhaustive", "tune"]
+__all__ = ["ConstraintReport", "Trial", "TuneResult", "exhaustive", "tune"]
 
 RUNS = 240
 """Runs that a search may take unless told otherwise."""
@@ -89,7 +89,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Binding:
+class ConstraintReport:
     """What a limit costs.
 
     Attributes
@@ -227,7 +227,7 @@ def tune(
     seed: int = 0,
     executor: Executor | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Found:
+) -> TuneResult:
     """Find the cheapest setting that meets the goals, in at most `runs` runs.
 
     Parameters
@@ -273,7 +273,7 @@ def tune(
         aim = _score(goals.minimise, others) if feasible else _nearest(limit, others)
         polish(aim, len(trials.done) + left // (len(goals.limits) - i))
     polish(score, runs)
-    return Found(goals, trials.reference, tuple(trials.done.values()), seed)
+    return TuneResult(goals, trials.reference, tuple(trials.done.values()), seed)
 
 
 def exhaustive(
@@ -282,12 +282,12 @@ def exhaustive(
     *,
     executor: Executor | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Found:
+) -> TuneResult:
     """Run all these settings (such as `Space.grid`) instead of searching: what `tune` is measured against."""
     asked = tuple(settings)
     trials = _Trials(goals, len(asked), executor, progress)
     trials.run(asked, len(asked))
-    return Found(goals, trials.reference, tuple(trials.done.values()))
+    return TuneResult(goals, trials.reference, tuple(trials.done.values()))
 
 
 def _leaders(trials: _Trials, score: Score) -> list[Trial]:
@@ -310,7 +310,7 @@ def _nearest(limit: Limit, others: Sequence[Limit]) -> Score:
 
 
 @dataclass(frozen=True)
-class Found:
+class TuneResult:
     """What a search has found; see `text` for all of it in words.
 
     Attributes
@@ -355,7 +355,7 @@ class Found:
         )
 
     @cached_property
-    def bindings(self) -> tuple[Binding, ...]:
+    def bindings(self) -> tuple[ConstraintReport, ...]:
         """What each limit costs."""
         out = []
         for limit in self.goals.limits:
@@ -367,7 +367,7 @@ class Found:
             else:
                 near = [trial for trial in allowed if math.isfinite(trial.value(limit.measure))]
             nearest = min(near, key=lambda trial, limit=limit: trial.violation([limit]), default=None)  # type: ignore[misc]
-            out.append(Binding(limit, self.best.value(limit.measure), nearest, free))
+            out.append(ConstraintReport(limit, self.best.value(limit.measure), nearest, free))
         return tuple(out)
 
     @cached_property
@@ -441,7 +441,7 @@ class Found:
         error = self.best.errors.get(self.goals.minimise)
         return f" ± {_n(error)}, from what steps cost" if error else ""
 
-    def _why(self, binding: Binding) -> str:
+    def _why(self, binding: ConstraintReport) -> str:
         """In words what a limit costs, or what would have to give."""
         limit, name = binding.limit, self.goals.minimise
         unit = MEASURES[limit.measure][0]

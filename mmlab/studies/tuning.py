@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from mmlab.engine.clock import simulate
-from mmlab.engine.costs import dearer, error_at, uncertainty
 from mmlab.engine.policies import View
 from mmlab.errors import UserError
 from mmlab.results.run import PAGES_PER_MIB, Run
+from mmlab.results.uncertainty import cpu_errors, error_at, scale_costs
 from mmlab.scenario import Scenario
-from mmlab.studies.verdict import alike, scan_seconds
+from mmlab.studies.verdict import group_equal, scan_seconds
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
 __all__ = ["Goal", "Point", "Tuning", "Work", "commands"]
@@ -152,7 +152,7 @@ class Tuning:
         runs = {name: simulate(patient, variant=name) for name in variants}
         self.possible_mib = max(float(self.saved(run).max()) for run in runs.values())
         self.long = {name: self.measure(run) for name, run in runs.items()}
-        self.groups = alike({name: run.rows for name, run in runs.items()})
+        self.groups = group_equal({name: run.rows for name, run in runs.items()})
         ladder = [round(10 ** (i / 3), 1 - i // 3) for i in range(33)]
         patience = self.scenario.horizon_seconds
         self.budgets = [int(b) for b in ladder if b <= pages and self._scan_seconds(int(b)) <= patience] + [pages + 1]
@@ -189,7 +189,7 @@ class Tuning:
         there = np.flatnonzero((saved >= self.goal_mib) & (self.possible_mib > 0))
         at = int(there[0]) if len(there) else -1
         row, most = run.rows[at], run.rows[saved.argmax()]
-        others = [dearer(run, errors).rows[at] for errors in (1, -1)]
+        others = [scale_costs(run, errors).rows[at] for errors in (1, -1)]
         return Point(
             pages_to_scan=run.scenario.pages_to_scan,
             reached=len(there) > 0,
@@ -203,7 +203,7 @@ class Tuning:
             shown_mib=float(most["pages_sharing"] + most["ksm_zero_pages"]) / PAGES_PER_MIB,
             thps_split=int(most["thp_split_page"]),
             seconds_error=error_at(run, at),
-            cpu_error=uncertainty(run)[0] * float(row["ksmd_cpu_ns"]) / 1e9,
+            cpu_error=cpu_errors(run)[0] * float(row["ksmd_cpu_ns"]) / 1e9,
             cpu_percent_error=max(abs(_percent(other) - _percent(row)) for other in others),
         )
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mmlab.engine.costs import error_of, one_digit
 from mmlab.errors import UserError, unknown
+from mmlab.results.uncertainty import error_of, one_digit
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
 from mmlab.variants import CALLERS, VARIANTS, Predicate, SplitContext, Variant, resolve
@@ -47,7 +47,7 @@ __all__ = [
     "Question",
     "Scene",
     "Verdict",
-    "alike",
+    "group_equal",
     "over_time",
     "possible",
     "scene_runs",
@@ -931,10 +931,10 @@ def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str,
     return out
 
 
-def alike(values: Mapping[str, Any]) -> dict[str, list[str]]:
+def group_equal(values: Mapping[str, Any]) -> dict[str, list[str]]:
     """Variants whose values (numbers, tuples or arrays) are equal: label → their names, in the order given.
 
-    >>> alike({"mainline": 1, "ksm-opt-out": 2, "skip-zeropage": 1})
+    >>> group_equal({"mainline": 1, "ksm-opt-out": 2, "skip-zeropage": 1})
     {'V0 V6 mainline …': ['mainline', 'skip-zeropage'], 'V2 ksm-opt-out': ['ksm-opt-out']}
     """
     groups: dict[bytes, list[str]] = {}
@@ -959,7 +959,7 @@ def over_time(runs: Mapping[str, Run], series: Callable[[Run], np.ndarray], what
     seen = {name: values[name][np.searchsorted(times[name], grid, side="right") - 1] for name in runs}
     return pd.concat(
         pd.DataFrame({"simulated time (s)": times[names[0]], what: values[names[0]], "variants": label})
-        for label, names in alike(seen).items()
+        for label, names in group_equal(seen).items()
     )
 
 
@@ -968,7 +968,7 @@ def _asked(keys: Iterable[str]) -> list[Question]:
     for key in keys:
         found = {k: q for k, q in QUESTIONS.items() if k == key or (len(key) == 1 and k.startswith(key))}
         if not found:
-            raise UserError(unknown("question", key, QUESTIONS, f"There are {', '.join(QUESTIONS)}."))
+            raise unknown("question", key, QUESTIONS, f"There are {', '.join(QUESTIONS)}.")
         wanted |= found
     return [q for key, q in QUESTIONS.items() if key in wanted]
 

@@ -112,7 +112,7 @@ def test_a_browser_that_rounds_to_the_slider_s_steps_changes_nothing() -> None:
 
 def test_shows_what_simulate_gives(explorer: Explorer) -> None:
     """Label → run; every metric of both and the difference in the table; a sentence for each."""
-    scenario = Scenario.load(mmlab.presets.find("regression_uzp1")).replace(**SMALL)
+    scenario = Scenario.load(mmlab.find_params("regression_uzp1")).replace(**SMALL)
     assert list(explorer.runs) == ["mainline", "ksm-opt-out"]
     for name, run in explorer.runs.items():
         expected = simulate(scenario, variant=name)
@@ -317,7 +317,7 @@ def test_presets(name: str) -> None:
     made.latest.now = asked.append  # type: ignore[method-assign, assignment]
     made._preset({"new": name})
     assert asked
-    loaded = Scenario.load(mmlab.presets.find(name))
+    loaded = Scenario.load(mmlab.find_params(name))
     assert made.scenario == loaded
     assert made.controls["compare"].value != loaded.variant
     for field in changed(loaded).keys() - {*CONTROLS, "name", "variant"}:
@@ -379,7 +379,7 @@ def test_explains_the_variants(explorer: Explorer) -> None:
 
 
 def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
-    explorer.use(Scenario.load(mmlab.presets.find("guests_activity")).replace(memory_mib=2), "legacy")
+    explorer.use(Scenario.load(mmlab.find_params("guests_activity")).replace(memory_mib=2), "legacy")
     path = tmp_path / "mine.yaml"
     explorer.path.value = str(path)
     explorer.save.click()
@@ -402,7 +402,7 @@ def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
 
 
 def test_rich_scenarios_and_variants_of_your_own_are_taken_along(tmp_path: Path) -> None:
-    rich = Scenario.load(mmlab.presets.find("qemu_guests"))
+    rich = Scenario.load(mmlab.find_params("qemu_guests"))
     path = save(tmp_path / "rich.yaml", as_yaml(rich))
     assert Scenario.load(path) == rich
     names: dict[str, Any] = {}

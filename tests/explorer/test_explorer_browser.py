@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest import ROOT
-from mmlab import Scenario, presets
+from mmlab import Scenario
 from mmlab.explorer.explorer import CONTROLS
 from mmlab.explorer.widgets import Number, Switch, control
+from mmlab.params import find_params
 from mmlab.scenario import flat_fields
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def test_presets_and_reset(lab: Lab) -> None:
     start = lab.changes(lab.page.get_by_role("button", name="Reset").click)
     assert "of 1,024 MiB" in start["summary"]
     values = [lab.value(name) for name in NUMBERS]
-    shipped = Scenario.load(presets.find("regression_uzp1"))
+    shipped = Scenario.load(find_params("regression_uzp1"))
     assert values == [getattr(shipped, name) for name in NUMBERS]
     seen = lab.changes(lambda: lab.page.get_by_label("preset", exact=True).select_option("guests_activity"))
     assert "of 256 MiB" in seen["summary"]

@@ -12,10 +12,11 @@ import yaml
 
 import bench_calibrate
 from mmlab import Run, Scenario, cli, simulate
-from mmlab.engine.costs import STEPS, UNSURE, cost_set, cost_sets, cost_table, dearer, error_of, uncertainty
+from mmlab.engine.costs import STEPS, cost_set, cost_sets, cost_table
 from mmlab.errors import UserError
 from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
 from mmlab.results.trace import from_run
+from mmlab.results.uncertainty import UNSURE, cpu_errors, error_of, scale_costs
 
 NAMES = list(STEPS)
 TRUE = {
@@ -220,11 +221,11 @@ def test_cost_file_round_trip(found: Calibration, tmp_path: Path) -> None:
     assert (run.machine.costs == np.rint(costs.ns)).all()
     assert int(run.rows["ksmd_cpu_ns"][-1]) == int(run.machine.steps[:-2] @ run.machine.costs[:-2])
     own = simulate(Scenario(memory_mib=4, costs=str(path), pages_to_scan=1000, horizon_full_scans=3))
-    assert uncertainty(own)[0] == costs.error
-    assert 0.1 < uncertainty(run)[0] < 0.5, "small batches and skipped pages: much of it is estimated"
+    assert cpu_errors(own)[0] == costs.error
+    assert 0.1 < cpu_errors(run)[0] < 0.5, "small batches and skipped pages: much of it is estimated"
     run.machine.steps[:] = 0
     run.machine.steps[NAMES.index("split")] = 5
-    assert uncertainty(run) == (pytest.approx(1.0), 0.0), "an estimate alone"
+    assert cpu_errors(run) == (pytest.approx(1.0), 0.0), "an estimate alone"
     path.write_text(path.read_text(encoding="utf-8").replace("  visit: ", "  visit: 1"), encoding="utf-8")
     assert cost_table(str(path))[0] > 10_000, "a file that has changed is read again"
 
@@ -393,7 +394,7 @@ def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found
         return simulate(Scenario(**{**base, **setting, "costs": str(path)}))
 
     run, others = at(1.0), [at(1 + more), at(1 - more)]
-    assert uncertainty(run) == (pytest.approx(more), 0.0)
+    assert cpu_errors(run) == (pytest.approx(more), 0.0)
     assert {"ksmd_cpu_ms"} <= set(run.uncertainty) <= set(UNSURE)
     for name in UNSURE:
         value = getattr(run.metrics, name) or 0.0
@@ -409,7 +410,7 @@ def test_error_of_any_measure() -> None:
     for name in ("settled_s", "merge_rate", "freed_rate", "ksmd_cpu_ms"):
         error = error_of(run, lambda run, name=name: getattr(run.metrics, name))
         assert error == pytest.approx(run.uncertainty[name], rel=0.05), name
-    later = dearer(run)
+    later = scale_costs(run)
     assert later.metrics.freed_mib == run.metrics.freed_mib
     assert later.page_map().tobytes() == run.page_map().tobytes()
     assert (later.rows["time_ns"] >= run.rows["time_ns"]).all()

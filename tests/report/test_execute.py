@@ -14,8 +14,8 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from mmlab import presets
 from mmlab.errors import UserError
+from mmlab.params import shipped_folder
 from mmlab.report import execute as reports
 from mmlab.report.execute import ReportFailed, Request, notebook_defaults, report, resolve_parameters
 from mmlab.report.page import About
@@ -193,7 +193,7 @@ def test_exactness_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (two.traces, two.traces_exact, two.samples, two.samples_exact) == (2, 1, 2 * samples, 2 * samples - 1)
 
 
-@pytest.mark.parametrize("source", sorted(presets.folder("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", sorted(shipped_folder("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_parameters_are_read_as_papermill_reads_them(source: Path) -> None:
     theirs = papermill.inspect_notebook(str(source))
     assert list(theirs) == list(notebook_defaults(source))

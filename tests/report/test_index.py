@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from conftest import ROOT
-from mmlab import cli, presets
+from mmlab import cli
 from mmlab.errors import UserError
 from mmlab.report import index as reports
 from mmlab.report import provenance
@@ -65,7 +65,7 @@ def live_in(home: Path, patched: pytest.MonkeyPatch) -> None:
     """There mmlab finds notebooks and params files. Exactness has its test in test_report."""
     few = Provenance("1", "f" * 64, provenance.versions(), Exactness(3, 2, 9, 8, 7, 6, 5, 4))
     patched.setattr(reports, "provenance", lambda jobs: few)
-    patched.setattr(presets, "folder", lambda name="params": home / name)
+    patched.setattr("mmlab.report.index.shipped_folder", lambda name="params": home / name)
     patched.chdir(home)
 
 

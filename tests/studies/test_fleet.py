@@ -13,7 +13,7 @@ import pytest
 from mmlab import Scenario, cli, simulate
 from mmlab.engine.costs import STEPS
 from mmlab.errors import UserError
-from mmlab.presets import presets
+from mmlab.params import params_files
 from mmlab.studies.fleet import MEASURES, Host, Plan, fleet, host_rows, shrunk
 from mmlab.studies.goals import Reference
 
@@ -196,15 +196,17 @@ def test_mistakes(values: dict[str, Any], message: str) -> None:
         fleet(values)
 
 
-@pytest.mark.parametrize("name", sorted(presets("fleets")))
+@pytest.mark.parametrize("name", sorted(params_files("fleets")))
 def test_shipped_fleets(name: str) -> None:
     plan = Plan.load(name)
     assert plan.hosts == 100_000
     assert len(plan.sampled()) == plan.samples * len(plan.kinds)
-    head = presets("fleets")[name].read_text(encoding="utf-8")
+    head = params_files("fleets")[name].read_text(encoding="utf-8")
     assert re.match(r"# .+[.?]\n#\n", head)
     assert "\n# Watch: " in head
-    assert f"`fleets/{name}.yaml`" in (presets("fleets")[name].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"`fleets/{name}.yaml`" in (params_files("fleets")[name].parents[1] / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,10 @@ import bench_tune
 from mmlab import Scenario, cli, simulate
 from mmlab.engine.policies import Ksmtuned, View
 from mmlab.errors import UserError
-from mmlab.presets import presets
+from mmlab.params import params_files
 from mmlab.studies.goals import Goals, Limit, Reference, seconds
 from mmlab.studies.settings import LEVELS, Setting, Space, spaces
-from mmlab.studies.tune import Found, Trial, exhaustive, tune
+from mmlab.studies.tune import Trial, TuneResult, exhaustive, tune
 
 GUESTS = Scenario(
     memory_mib=4,
@@ -243,11 +243,11 @@ def test_commands_of_ksmtuned() -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> Found:
+def found() -> TuneResult:
     return tune(Goals.of(GUESTS, ["saved >= 90 %", "ksmd_cpu <= 10 %"], by=["fixed"]), runs=80, seed=1)
 
 
-def test_found_is_what_a_run_comes_to(found: Found) -> None:
+def test_found_is_what_a_run_comes_to(found: TuneResult) -> None:
     assert found.feasible
     scenario, _ = found.best.setting.apply(found.goals.scenario)
     assert found.reference.measures(simulate(scenario)) == found.best.measures
@@ -259,14 +259,14 @@ def test_found_is_what_a_run_comes_to(found: Found) -> None:
     assert all(t.violation(found.goals.limits) for t in cheaper)
 
 
-def test_the_same_seed_and_any_jobs(found: Found) -> None:
+def test_the_same_seed_and_any_jobs(found: TuneResult) -> None:
     with ThreadPoolExecutor(2) as pool:
         again = tune(found.goals, runs=80, seed=1, executor=pool)
     assert again.trials == found.trials
     assert tune(found.goals, runs=80, seed=2).trials != found.trials
 
 
-def test_the_front(found: Found) -> None:
+def test_the_front(found: TuneResult) -> None:
     front = found.front
     assert found.best in front
     for trial in front:
@@ -280,7 +280,7 @@ def test_the_front(found: Found) -> None:
     assert table["saved"].is_monotonic_increasing
 
 
-def test_what_binds(found: Found) -> None:
+def test_what_binds(found: TuneResult) -> None:
     saved, cpu = found.bindings
     assert saved.nearest is not None
     assert saved.nearest.value("saved") < 90
@@ -338,7 +338,7 @@ def test_equals_are_decided_by_what_the_kernel_has() -> None:
     measures: dict[str, float | None] = {"saved": 50.0, "ksmd_cpu": 1.0}
     usual, other = (Trial(Setting.of("fixed", {"smart_scan": on}), measures, {}) for on in (1, 0))
     reference = Reference(100, 1, 50)
-    assert Found(goals, reference, (other, usual)).best is usual
+    assert TuneResult(goals, reference, (other, usual)).best is usual
 
 
 @pytest.mark.parametrize(
@@ -393,16 +393,18 @@ def test_as_good_as_a_grid_in_a_tenth_of_its_runs(name: str, by: str, grid: dict
 # -- files, command line, figure --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(presets("goals")))
+@pytest.mark.parametrize("name", sorted(params_files("goals")))
 def test_shipped_goals(name: str) -> None:
     """They say what they are and what to watch, and something can be saved."""
     goals = Goals.load(name)
     assert Reference.of(goals.scenario).possible > 1000
     assert len(goals.limits) >= 2
-    head = presets("goals")[name].read_text(encoding="utf-8")
+    head = params_files("goals")[name].read_text(encoding="utf-8")
     assert re.match(r"# .+[.?]\n#\n", head)
     assert "\n# Watch: " in head
-    assert presets("goals")[name].name in (presets("goals")[name].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert params_files("goals")[name].name in (params_files("goals")[name].parents[1] / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_goals_file(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert 'did you mean "one_image"' in err
 
 
-def test_figure(found: Found) -> None:
+def test_figure(found: TuneResult) -> None:
     from matplotlib import pyplot
 
     ax = found.plot()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mmlab.engine.costs import one_digit
 from mmlab.errors import UserError
+from mmlab.results.uncertainty import one_digit
 from mmlab.scenario import Scenario
 from mmlab.studies import verdict as module
 from mmlab.studies.verdict import BASE, CODES, QUESTIONS, SCENES, Verdict, verdict

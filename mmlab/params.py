@@ -1,0 +1,109 @@
+"""Files: the shipped ones by name, YAML read strictly, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmlab.errors import UserError, unknown
+
+__all__ = ["find_params", "params_files", "read_yaml", "shipped_folder", "write_atomically"]
+
+KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
+"""Folders within ``params/``, and what to call a file of each."""
+
+
+def shipped_folder(name: str = "params") -> Path:
+    """Return where ``params`` or ``notebooks`` are: beside the library in a clone, else under ``share/mmlab``.
+
+    Raises
+    ------
+    UserError
+        They are in none of these places.
+    """
+    here = Path(__file__)
+    prefixes = [Path(sys.prefix), *here.parents[4:5]]  # the latter is above lib/python3.X/site-packages/mmlab
+    places = (here.parents[1] / name, *(prefix / "share" / "mmlab" / name for prefix in prefixes))
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"the folder is in none of {', '.join(map(str, places))}", parameter=name, hint="Reinstall mmlab.")
+
+
+def params_files(kind: str = "") -> dict[str, Path]:
+    """Return every file of ``params/``, or of one of its folders (`KINDS`), by its name without the ending."""
+    return {path.stem: path for path in sorted((shipped_folder() / kind).glob("*.yaml"))}
+
+
+def find_params(name: str | Path, kind: str = "") -> Path:
+    """Return a file by its path, or one of `params_files` by its name.
+
+    Raises
+    ------
+    UserError
+        There is neither.
+
+    Examples
+    --------
+    >>> find_params("all_zero").name, find_params("one_image", "goals").name
+    ('all_zero.yaml', 'one_image.yaml')
+    """
+    path, shipped = Path(name), params_files(kind)
+    if path.is_file():
+        return path
+    if str(name) in shipped:
+        return shipped[str(name)]
+    where = f"params/{kind}/" if kind else "params/"
+    raise unknown(KINDS[kind], str(name), shipped, f"Name a file, or one of {where} without its ending.")
+
+
+class _UniqueKeys(yaml.CSafeLoader):
+    """Plain YAML in which a key given twice is an error; a plain loader would silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f'"{key.value}" is given twice', key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the unchecked values of a YAML file of ``name: value`` lines.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, is not a mapping, or gives a key twice.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
+    except OSError as error:
+        raise UserError(error.strerror or str(error), parameter=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"this is not YAML: {' '.join(str(error).split())}", parameter=str(path)) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise UserError("a scenario file holds `name: value` lines, one a parameter", parameter=str(path))
+    return data
+
+
+def write_atomically(path: Path, content: bytes, *, to_stay: bool = False) -> None:
+    """Write to a temporary file in the same (created) folder, then rename it; with `to_stay`, flush it to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            if to_stay:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
