@@ -10,11 +10,9 @@ import fnmatch
 import os
 import sys
 import textwrap
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ import click
 
 from mmlab.errors import UserError, unknown
 from mmlab.params import find_params
+from mmlab.workers import cpus, each, executor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -479,7 +478,7 @@ def tune(
     with _steps() as progress, ExitStack() as stack:
         pool: Executor | None = None
         if jobs > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn")))
+            pool = stack.enter_context(executor(jobs))
         found = search.tune(asked, runs=runs or search.RUNS, seed=seed, executor=pool, progress=progress)
     click.echo(found.text())
     if table:
@@ -584,7 +583,7 @@ def fleet_(
 @click.option("--again", is_flag=True, help="With --all: make also what would come out as it is.")
 @click.option(
     "--jobs",
-    default=len(os.sched_getaffinity(0)),
+    default=cpus(),
     type=click.IntRange(1, 1024),
     help="Reports made at a time. Default: one a core.",
 )
@@ -899,16 +898,16 @@ def _bar(wanted: bool) -> Iterator[Callable[[float], None] | None]:
 
 
 @contextmanager
-def _steps() -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar over many runs on a terminal's stderr: takes runs done, runs in all, and what was run."""
+def _steps(wanted: bool = True) -> Iterator[Callable[[float, float, str], None] | None]:
+    """Show a bar over many runs where stderr is a terminal; yield its progress function."""
     from tqdm import tqdm
 
-    if not sys.stderr.isatty():
+    if not wanted or not sys.stderr.isatty():
         yield None
         return
     with tqdm(unit="run", leave=False, file=sys.stderr) as bar:
 
-        def update(done: int, total: int, what: str) -> None:
+        def update(done: float, total: float, what: str) -> None:
             bar.total = total
             bar.set_postfix_str(what)
             bar.update(done - bar.n)
@@ -917,23 +916,8 @@ def _steps() -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 def _each(function: Callable[[Path], _Result], paths: list[Path], jobs: int) -> Iterator[_Result]:
-    """Results in the order of the files, with a progress bar over them on a terminal's stderr."""
-    from tqdm import tqdm
-
-    hidden = len(paths) < 2 or not sys.stderr.isatty()
-    with tqdm(total=len(paths), unit="file", disable=hidden, leave=False, file=sys.stderr) as progress:
-        if jobs == 1 or len(paths) < 2:
-            with _announced():
-                for path in paths:
-                    progress.set_postfix_str(path.name)
-                    yield function(path)
-                    progress.update()
-            return
+    """Yield the results in the order of the files, with a progress bar where there are several."""
+    if jobs > 1 and len(paths) > 1:  # otherwise every process would compile
         _warm_up()
-        pool = ProcessPoolExecutor(min(jobs, len(paths)), mp_context=get_context("spawn"))
-        try:
-            for result in pool.map(function, paths):
-                yield result
-                progress.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with _announced(), _steps(len(paths) > 1) as progress:
+        yield from each(function, paths, jobs, progress)

@@ -37,8 +37,8 @@ from mmlab.params import write_atomically
 from mmlab.report.provenance import model_digest
 from mmlab.results.uncertainty import UNSURE
 from mmlab.scenario import Parameter, Scenario, flat_fields
+from mmlab.studies.crew import Cluster, Crew, Processes
 from mmlab.studies.grid import Grid, Point
-from mmlab.workers import Cluster, Crew, Processes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,11 +30,11 @@ import pytest
 import yaml
 
 from mmlab import Scenario, cli, read_sweep, simulate, sweep
-from mmlab import workers as crew
 from mmlab.errors import UserError
 from mmlab.report.provenance import PACKAGE, digest, model_digest
 from mmlab.results.run import Metrics
 from mmlab.results.uncertainty import UNSURE
+from mmlab.studies import crew
 from mmlab.studies import sweep as sweeps
 from mmlab.studies.grid import Grid
 
