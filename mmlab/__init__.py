@@ -1,45 +1,11 @@
-"""mmlab: a page-exact model of KSM, transparent huge pages and the zero-page remap."""
+"""A page-exact model of KSM, transparent huge pages and the zero-page remap.
 
-from importlib import import_module
-from typing import Any
+The public names are those of `__init__.pyi`. Each loads its module when it is first used, so that `import mmlab` is
+quick: compiled code, pandas and matplotlib load when they are needed.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "Scenario": "scenario",
-    "Run": "results.run",
-    "simulate": "engine.clock",
-    "Variant": "variants",
-    "VARIANTS": "variants",
-    "SplitContext": "variants",
-    "explore": "explorer.explorer",
-    "sweep": "studies.sweep",
-    "read_sweep": "studies.sweep",
-    "Goals": "studies.goals",
-    "tune": "studies.tune",
-    "fleet": "studies.fleet",
-}
-__all__ = [
-    "VARIANTS",
-    "Goals",
-    "Run",
-    "Scenario",
-    "SplitContext",
-    "Variant",
-    "__version__",
-    "explore",
-    "fleet",
-    "read_sweep",
-    "simulate",
-    "sweep",
-    "tune",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Compiled code, pandas and matplotlib load when first needed."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'mmlab' has no attribute {name!r}")
-    value = getattr(import_module(f"mmlab.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]

@@ -1,0 +1,38 @@
+from .engine.clock import simulate
+from .engine.policies import Ksmtuned, Policy, View, schedule
+from .errors import UserError
+from .explorer.explorer import explore
+from .results.run import Metrics, Run
+from .scenario import Scenario
+from .spec.rules import rule
+from .studies.fleet import fleet
+from .studies.goals import Goals
+from .studies.sweep import read_sweep, sweep
+from .studies.tune import tune
+from .studies.verdict import verdict
+from .variants import VARIANTS, SplitContext, Variant
+
+__all__ = [
+    "VARIANTS",
+    "Goals",
+    "Ksmtuned",
+    "Metrics",
+    "Policy",
+    "Run",
+    "Scenario",
+    "SplitContext",
+    "UserError",
+    "Variant",
+    "View",
+    "explore",
+    "fleet",
+    "read_sweep",
+    "rule",
+    "schedule",
+    "simulate",
+    "sweep",
+    "tune",
+    "verdict",
+]
+
+__version__: str

@@ -1,0 +1,232 @@
+"""Find a rule of the specification: its text, the code that implements it, and what shows that it holds.
+
+A rule is named by its file and number (`ksm-merge M5d`); the number alone will do, since no two files use the same
+letter. A rule's home is every function or class of mmlab whose docstring cites it. Two files beside this one say more:
+`shown.yaml` says what shows a rule, and is written by `tests/evidence.py`, which follows the reference model through
+the recordings and worked examples; `notes.yaml` is kept by hand and says why a rule has no home, and what a home
+leaves out.
+
+>>> print(rule("M5d"))  # doctest: +ELLIPSIS
+ksm-merge M5d (2.1 Decision sequence)
+...
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmlab.errors import UserError, unknown
+from mmlab.params import read_yaml
+
+__all__ = ["FILES", "Rule", "homes_in", "rule", "rules", "search"]
+
+HERE = Path(__file__).parent
+FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants")
+"""The files that state rules. The others explain: costs, trace-format, thread, worked-examples, README."""
+NUMBER = r"(?:[A-Z]\d+(?:\.\d+|[a-z])?|\d\.\d+(?:\.\d+)?)"
+CITATION = re.compile(rf"(?:\b({'|'.join(FILES)})(?:\.md)? |(?<![\w.-]))({NUMBER}(?:(?:, | and | to ){NUMBER})*)(?!\w)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule, or a part of one.
+
+    Attributes
+    ----------
+    file, number, section
+        Where it stands: ``ksm-merge``, ``M5d``, ``2.1 Decision sequence``.
+    text
+        Markdown, as in the specification.
+    whole
+        Number of the rule that it is, or belongs to: homes and evidence are kept for whole rules.
+    kernel
+        Kernel functions that it names.
+    """
+
+    file: str
+    number: str
+    section: str
+    text: str
+    whole: str
+    kernel: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File and number of the whole rule."""
+        return f"{self.file} {self.whole}"
+
+    @property
+    def versions(self) -> str:
+        """The kernel versions that the text distinguishes; it was read from 6.12.117 otherwise."""
+        found = sorted(
+            set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", self.text)), key=lambda v: [*map(int, v.split("."))]
+        )
+        return ", ".join(found) or "6.12.117; no difference known"
+
+    @property
+    def homes(self) -> list[str]:
+        """``file:line function`` of each function and class of mmlab whose docstring cites the rule."""
+        return _homes().get(self.name, [])
+
+    @property
+    def note(self) -> dict[str, str]:
+        """`follows`: why it has no home of its own; `leaves_out`: what its home does not model."""
+        return _yaml("notes").get(self.name, {})
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What shows the rule: `recordings` (a few names), `of` (how many there are), `examples`, `tests`."""
+        return _yaml("shown").get(self.name, {})
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Everything beside the text, as pairs of a title and a sentence."""
+        shown, note = self.shown, self.note
+        recordings = ", ".join(shown.get("recordings", ()))
+        more = shown.get("of", 0) - len(shown.get("recordings", ()))
+        pairs = [
+            ("kernel", ", ".join(self.kernel)),
+            ("versions", self.versions),
+            ("mmlab", "\n".join(self.homes) or note.get("follows", "")),
+            ("not modelled", note.get("leaves_out", "")),
+            ("recordings", f"{recordings} and {more:,} more" if more > 0 else recordings),
+            ("examples", ", ".join(shown.get("examples", ()))),
+            ("tests", "\n".join(shown.get("tests", ()))),
+        ]
+        return [(title, text) for title, text in pairs if text]
+
+    def __str__(self) -> str:
+        facts = [f"{title:13}{text.replace(chr(10), chr(10) + ' ' * 13)}" for title, text in self.facts()]
+        return "\n".join([f"{self.file} {self.number} ({self.section})", "", self.text, "", *facts])
+
+    def _repr_markdown_(self) -> str:
+        facts = "\n".join(f"| {title} | {text.replace(chr(10), '<br>')} |" for title, text in self.facts())
+        return f"**{self.file} {self.number}** ({self.section})\n\n{self.text}\n\n| | |\n|---|---|\n{facts}\n"
+
+
+@cache
+def rules() -> dict[str, Rule]:
+    """Return every whole rule by its file and number, in the order of the specification."""
+    return {
+        rule.name: rule for file in FILES for rule in _parse(file, (HERE / f"{file}.md").read_text(encoding="utf-8"))
+    }
+
+
+def _parse(file: str, text: str) -> Iterator[Rule]:
+    """Yield the rules of a file: paragraphs that start with a number and, in fix-variants, sections and their items."""
+    for part in re.split(r"(?m)^##? ", text)[1:]:
+        title, _, body = part.partition("\n")
+        own = re.findall(r"(?m)^([A-Z]\d+)\. ", body)
+        if file == "fix-variants":
+            section = title.split()[0]
+            items = re.findall(r"(?ms)^(\d+)\. (.*?)(?=^\d+\. |\Z)", body) if section == "5.5" else []
+            if re.fullmatch(r"5\.[1-4]", section):
+                yield _rule(file, section, title, body)
+            for number, words in items:
+                yield _rule(file, f"{section}.{number}", title, words)
+        for number in own:
+            words = re.search(rf"(?ms)^{number}\. (.*?)(?=^[A-Z]\d+\. |^#|\Z)", body)
+            assert words
+            yield _rule(file, number, title, words[1])
+
+
+def _rule(file: str, number: str, title: str, text: str) -> Rule:
+    named = dict.fromkeys(re.findall(r"\(`([a-z_]\w*_\w+)", text) + re.findall(r"`([a-z_]\w*_\w+)", title))
+    section = re.sub(r"\s*\(?`[^`]*`[^)]*\)?,?", "", title).strip()
+    return Rule(file, number, section, text.strip(), number, tuple(named))
+
+
+def resolve(citation: str) -> Rule | None:
+    """Return the rule, or the part of a rule, that a citation such as ``ksm-merge M5d`` or ``M5d`` names, if any."""
+    match = re.fullmatch(rf"(?:({'|'.join(FILES)})(?:\.md)? )?({NUMBER})", citation.strip())
+    if not match:
+        return None
+    file, number = match.groups()
+    by_number = {r.number: r for r in rules().values() if file in (None, r.file)}
+    if number in by_number:
+        return by_number[number]
+    whole, part = re.fullmatch(r"(.+?)\.?(\d+|[a-z])", number).groups()  # type: ignore[union-attr]
+    found = by_number.get(whole)
+    if not found:
+        return None
+    item = re.search(rf"(?ms)^( *){part}\. .*?(?=^\1(?:\d+|[a-z])\. |\Z)|^\| {part} \| [^\n]*", found.text)
+    if not item and f"({part})" not in found.text:
+        return None
+    return replace(found, number=number, text=item[0].strip() if item else found.text)
+
+
+def rule(citation: str) -> Rule:
+    """Return a rule of the specification, or a part of one.
+
+    Parameters
+    ----------
+    citation
+        ``ksm-merge M5d``, or the number alone.
+
+    Raises
+    ------
+    UserError
+        There is no such rule.
+    """
+    found = resolve(citation)
+    if found is None:
+        known = [name for r in rules().values() for name in (r.number, r.name)]
+        raise unknown("rule", citation, known, "`mmlab rule --list` lists all.")
+    return found
+
+
+def search(words: str) -> list[Rule]:
+    """Return the rules whose text or section has these words, whatever their case.
+
+    Raises
+    ------
+    UserError
+        None has.
+    """
+    found = [r for r in rules().values() if words.lower() in f"{r.section} {r.text} {' '.join(r.kernel)}".lower()]
+    if not found:
+        raise UserError("no rule has these words", parameter="rule", value=words, hint="`mmlab rule --list` lists all.")
+    return found
+
+
+def citations(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (file or "", number) of everything in a text that reads like a citation of a rule or a section."""
+    letters = {r.number[0] for r in rules().values() if r.number[0].isalpha()}
+    for file, numbers in CITATION.findall(" ".join(text.split())):
+        for number in re.findall(NUMBER, numbers):
+            if file or number[0] in letters:
+                yield file, number
+
+
+def homes_in(source: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (qualified name, line, docstring) of the module (whose name is empty), its functions and classes."""
+
+    def walk(node: ast.AST, name: str) -> Iterator[tuple[str, int, str]]:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield name, getattr(node, "lineno", 1), text
+        for child in ast.iter_child_nodes(node):
+            own = child.name if isinstance(child, ast.ClassDef | ast.FunctionDef) else ""
+            yield from walk(child, ".".join(filter(None, (name, own))))
+
+    yield from walk(ast.parse(source), "")
+
+
+@cache
+def _homes() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(set(HERE.parent.rglob("*.py")) - set(HERE.glob("*.py"))):
+        for name, line, text in homes_in(path.read_text(encoding="utf-8")):
+            cited = [resolve(" ".join(filter(None, pair))) for pair in citations(text) if name]
+            for rule_name in dict.fromkeys(rule.name for rule in cited if rule):
+                found.setdefault(rule_name, []).append(f"{path.relative_to(HERE.parents[1])}:{line} {name}")
+    return found
+
+
+@cache
+def _yaml(name: str) -> dict[str, Any]:
+    return read_yaml(HERE / f"{name}.yaml")
