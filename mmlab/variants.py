@@ -15,14 +15,18 @@ not VM_LOCKED (thp-split Z1).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
+from typing import TYPE_CHECKING
 
 from mmlab.errors import UserError
 
-__all__ = ["CALLERS", "VARIANTS", "SplitContext", "Variant", "resolve"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CALLERS", "VARIANTS", "SplitContext", "Variant", "possible", "resolve", "truth_table"]
 
 CALLERS = ("ksm", "underused", "partially_mapped", "other")
 """Who split the folio: ksmd; the shrinker, by what made it split; anything else (migration, reclaim, debugfs, …)."""
@@ -157,3 +161,48 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     names = ", ".join(VARIANTS)
     raise UserError(f"variant: {variant!r} is not known{hint or '.'} Choose one of {names}, or pass a function.")
+
+
+def possible(context: SplitContext) -> bool:
+    """Return whether a context can happen: ksmd splits only while it runs, since `run` changes between batches (S6)."""
+    return context.ksm_running or context.caller != "ksm"
+
+
+def truth_table(variants: Iterable[str | Variant | Predicate] = tuple(VARIANTS)) -> pd.DataFrame:
+    """Return every answer of some variants: one row for each of the 32 contexts (index), a column a variant, booleans.
+
+    Raises
+    ------
+    UserError
+        A predicate raised, returned something else than true or false, or gave two answers to the same question.
+
+    Examples
+    --------
+    >>> truth_table(["mainline", "ksm-opt-out"]).sum().to_dict()
+    {'mainline': 32, 'ksm-opt-out': 24}
+    """
+    import pandas as pd
+
+    contexts = [SplitContext(c, *flags) for c in CALLERS for flags in product((False, True), repeat=3)]
+    columns = {v.name: [_answer(v, c) for c in contexts] for v in map(resolve, variants)}
+    return pd.DataFrame(columns, index=pd.Index(contexts, dtype=object), dtype=bool)
+
+
+def _answer(variant: Variant, context: SplitContext) -> bool:
+    try:
+        answers = [variant.predicate(context) for _ in range(2)]
+    except Exception as error:
+        problem = f"it raised {type(error).__name__}: {error}, when asked about {context}"
+        hint = f"A predicate may look at {', '.join(vars(context))} and shrinker."
+        raise UserError(problem, parameter=f"variant {variant.name}", hint=hint) from error
+    if not all(answer in (True, False) for answer in answers):
+        problem, allowed = (
+            f"it answered {answers[0]!r} to {context}",
+            "True (the shared zeropage) or False (the page stays)",
+        )
+        raise UserError(problem, parameter=f"variant {variant.name}", value=answers[0], allowed=allowed)
+    if answers[0] != answers[1]:
+        problem = f"it gave two different answers to {context}"
+        hint = "A predicate may depend on nothing else."
+        raise UserError(problem, parameter=f"variant {variant.name}", hint=hint)
+    return bool(answers[0])

@@ -1,4 +1,4 @@
-"""Write mmlab/spec/shown.yaml: for each rule, what exercises it (recordings, worked examples) and the tests that cite it.
+"""Write mmlab/spec/shown.yaml: what exercises each rule (recordings, worked examples), and the tests that cite it.
 
 The reference model cites each rule where it acts. A recording (or a worked example) exercises a rule if predicting it
 executes a line that cites the rule, or the first statement of a function or class whose docstring does. The smallest
