@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report reports test nightly lint lab bench screenshots clean
+.PHONY: help setup report reports test quick nightly lint format lines lab bench screenshots clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -22,6 +22,9 @@ report: $(READY) ## all reports: HTML pages with their data, and the index, in r
 
 reports: report
 
+quick: $(READY) ## exactness and unit tests only (two minutes)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m quick
+
 test: $(READY) ## lint, types, all tests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@echo "Tests (on $(JOBS) processes)"
@@ -32,10 +35,17 @@ nightly: $(READY) ## 2,000 random scenarios; sweeps killed ten times; all report
 	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/studies/test_sweep.py -k 'kill or dies'
 	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/report/test_reports_same.py
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff (rules and layout) and mypy
 	@echo "Lint and types"
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "make format lays these out anew:" >&2; $(BIN)/ruff format --check . >&2; exit 1; }
 	@$(BIN)/mypy
+
+format: $(READY) ## lays out all code
+	@$(BIN)/ruff format .
+
+lines: $(READY) ## lines of code, room by room, against their budgets
+	@$(BIN)/python tests/lines.py
 
 lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 	@$(BIN)/mmlab lab
@@ -60,6 +70,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Making the virtual environment $(VENV) with $$($(PYTHON) --version)"; \
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }; fi
 	@echo "Installing mmlab and the pinned packages of constraints.txt into $(VENV) (a minute or two, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@install="$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .[dev]"; \
+	  $$install --quiet || { echo "That failed; once more with all that pip says:" >&2; $$install; }
 	@$(BIN)/mmlab compile
 	@touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import sys
 import textwrap
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -739,6 +740,35 @@ def _plain(file: Path) -> dict[str, Any]:
     values = read_params(file)
     _check(None, values)
     return values
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="[RULE | WORDS]…")
+@click.option("--list", "every", is_flag=True, help="All rules, a line each.")
+def rule(words: tuple[str, ...], every: bool) -> None:
+    """Print rules of the specification: their text, the code that implements them, and what shows that they hold.
+
+    A RULE is a number, with or without its file. Other WORDS list the rules whose text has them.
+
+    \b
+    Examples:
+      mmlab rule M5d
+      mmlab rule ksm-merge M5d thp-split Q3.2
+      mmlab rule "dead node"
+      mmlab rule --list
+    """
+    from mmlab.spec.rules import FILES, resolve, rules, search
+    from mmlab.spec.rules import rule as find
+
+    cited = re.findall(rf"(?:(?:{'|'.join(FILES)}) )?\S+", " ".join(words))
+    if words and any(map(resolve, cited)):
+        click.echo("\n\n".join(str(find(one)) for one in cited))
+        return
+    if not (words or every):
+        raise click.UsageError("name a rule, or words to search for, or ask for --list")
+    for found in rules().values() if every else search(" ".join(words)):
+        start = " ".join(found.text.split())
+        click.echo(f"{found.name:20}{start[:90]}{' …' if len(start) > 90 else ''}")
 
 
 @cli.command()

@@ -56,7 +56,11 @@ def test_every_rule_has_a_home_or_a_reason() -> None:
 def test_every_citation_resolves() -> None:
     found = {}
     for path in [*sorted((ROOT / "mmlab").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]:
-        for name, line, text in homes_in(path.read_text(encoding="utf-8")) if path != Path(__file__) else ():
+        for name, line, text in (
+            homes_in(path.read_text(encoding="utf-8"))
+            if path.name not in ("test_spec.py", "worked_examples.py")
+            else ()
+        ):
             if wrong := strays(text):
                 found[f"{path.relative_to(ROOT)}:{line} {name}"] = wrong
     for path in [ROOT / "README.md", *sorted(HERE.glob("*.md")), *sorted((ROOT / "params").rglob("*.*"))]:
@@ -72,7 +76,7 @@ def test_every_citation_resolves() -> None:
 
 
 @cache
-def test_functions(name: str) -> frozenset[str]:
+def functions_of(name: str) -> frozenset[str]:
     paths = list((ROOT / "tests").rglob(Path(name).name))
     return frozenset(found for path in paths for found in re.findall(r"(?m)^def (test_\w+)", path.read_text()))
 
@@ -86,7 +90,7 @@ def test_what_shows_a_rule_exists() -> None:
         assert set(shown.get("examples", ())) <= worked_examples.SETTINGS.keys(), name
         for test in shown.get("tests", ()):
             file, _, function = test.partition("::")
-            assert function in test_functions(file), (name, test)
+            assert function in functions_of(file), (name, test)
 
 
 @pytest.mark.parametrize(
@@ -141,5 +145,5 @@ def test_in_a_notebook_and_on_the_command_line() -> None:
     assert "thp-split Q4 (" in both
     listed = run(cli, ["rule", "--list"]).output.splitlines()
     assert len(listed) == 165
-    assert [r.name for r in search("same-thp")] == ["ksm-merge M5", "mthp E13"]
-    assert run(cli, ["rule", "same-THP"]).output.splitlines()[0].startswith("ksm-merge M5 ")
+    assert [r.name for r in search("break_cow on both")] == ["ksm-merge M5"]
+    assert run(cli, ["rule", "break_cow", "on", "both"]).output.startswith("ksm-merge M5 ")

@@ -219,7 +219,7 @@ def homes_in(source: str) -> Iterator[tuple[str, int, str]]:
 @cache
 def _homes() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for path in sorted(set(HERE.parent.rglob("*.py")) - set(HERE.glob("*.py"))):
+    for path in sorted({*HERE.parent.rglob("*.py")} - {*HERE.glob("*.py"), HERE.parent / "cli.py"}):
         for name, line, text in homes_in(path.read_text(encoding="utf-8")):
             cited = [resolve(" ".join(filter(None, pair))) for pair in citations(text) if name]
             for rule_name in dict.fromkeys(rule.name for rule in cited if rule):

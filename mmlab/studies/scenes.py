@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
@@ -52,9 +52,10 @@ SECONDS_BEFORE = 0.5
 """When one-time events happen: before ksmd, khugepaged or the shrinker has done anything."""
 
 SCENES: dict[str, Scene] = {}
+S = TypeVar("S", bound=Callable[..., Scenario])
 
 
-def scene(build: Scene) -> Scene:
+def scene(build: S) -> S:
     """Register a scene under the function's name."""
     SCENES[build.__name__.strip("_").replace("_", "-")] = build
     return build

@@ -27,7 +27,8 @@ from mmlab.errors import UserError
 from mmlab.results.run import PAGES_PER_MIB, Run
 from mmlab.results.uncertainty import cpu_errors, error_at, scale_costs
 from mmlab.scenario import Scenario
-from mmlab.studies.verdict import group_equal, scan_seconds
+from mmlab.studies.scenes import scan_seconds
+from mmlab.studies.verdict import group_equal
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
 __all__ = ["Goal", "Point", "Tuning", "Work", "commands"]

@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -71,9 +71,10 @@ NEAR, SAME = 0.02, 0.05
 Measure = Callable[[Run], float | None]
 AnyVariant = str | Variant | Predicate
 MEASURES: dict[str, Measure] = {}
+M = TypeVar("M", bound=Measure)
 
 
-def measure(function: Measure) -> Measure:
+def measure(function: M) -> M:
     """Register a measure under the function's name."""
     MEASURES[function.__name__] = function
     return function
@@ -145,7 +146,7 @@ def remapped_since_ksm(run: Run) -> float:
 @measure
 def freed(run: Run) -> float:
     """Return the memory freed from the start to the end, MiB."""
-    return run.metrics.freed_mib
+    return float(run.metrics.freed_mib)
 
 
 @measure
@@ -157,7 +158,7 @@ def freed_unseen(run: Run) -> float:
 @measure
 def cpu_per_mib(run: Run) -> float | None:
     """Return ksmd's CPU time for each MiB freed, ms."""
-    return run.metrics.ksmd_cpu_ms / freed(run) if freed(run) > 0 else None
+    return float(run.metrics.ksmd_cpu_ms) / freed(run) if freed(run) > 0 else None
 
 
 @measure
@@ -270,7 +271,7 @@ class Verdict:
     def better(self, one: str, other: str) -> list[str]:
         """Return the questions in which one variant is better than another, by more than 2 % of the row's range."""
         places = self.places
-        return places.index[places[one] > places[other] + NEAR].tolist()
+        return [str(key) for key in places.index[places[one] > places[other] + NEAR]]
 
     def pareto(self) -> dict[str, list[str]]:
         """Return {variant: those that dominate it}: never worse, and better in something. None: it is on the front."""
@@ -344,7 +345,7 @@ def verdict(
     base: Scenario | None = None,
     variants: Iterable[AnyVariant] = tuple(VARIANTS),
     questions: Iterable[str] = tuple(QUESTIONS),
-    progress: Callable[[float, float, str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Verdict:
     """Ask the questions of every variant.
 
