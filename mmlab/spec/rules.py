@@ -77,12 +77,14 @@ class Rule:
     @property
     def note(self) -> dict[str, str]:
         """`follows`: why it has no home of its own; `leaves_out`: what its home does not model."""
-        return _yaml("notes").get(self.name, {})
+        note: dict[str, str] = _yaml("notes").get(self.name, {})
+        return note
 
     @property
     def shown(self) -> dict[str, Any]:
         """What shows the rule: `recordings` (a few names), `of` (how many there are), `examples`, `tests`."""
-        return _yaml("shown").get(self.name, {})
+        shown: dict[str, Any] = _yaml("shown").get(self.name, {})
+        return shown
 
     def facts(self) -> list[tuple[str, str]]:
         """Everything beside the text, as pairs of a title and a sentence."""
