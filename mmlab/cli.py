@@ -833,7 +833,7 @@ def compile_() -> None:
 
 def _warm_up() -> None:
     """Compile before anything is timed, forked or drawn, and say so."""
-    from mmlab.engine.clock import warm_up
+    from mmlab.kernel.jit import warm_up
 
     with _announced():
         warm_up()

@@ -35,8 +35,7 @@ import bench_sweep
 import bench_tune
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Run, Scenario, simulate
-from mmlab.engine.clock import warm_up
-from mmlab.kernel.jit import announced
+from mmlab.kernel.jit import announced, warm_up
 
 EXPECTED = Path(__file__).with_suffix(".json")
 ROUNDS = 5
@@ -98,7 +97,7 @@ FIRST_RESULT = """
 from mmlab import Scenario, simulate
 simulate(Scenario(zero_fraction=460 / 512, pages_to_scan=1000)).metrics
 """
-EVERYTHING = f"{FIRST_RESULT}from mmlab.engine.clock import warm_up; warm_up()"
+EVERYTHING = f"{FIRST_RESULT}from mmlab.kernel.jit import warm_up; warm_up()"
 
 
 def model() -> list[Goal]:

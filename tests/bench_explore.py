@@ -18,8 +18,8 @@ import numpy as np
 
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Scenario, explore, simulate
-from mmlab.engine.clock import warm_up
 from mmlab.explorer.explorer import Explorer
+from mmlab.kernel.jit import warm_up
 from mmlab.scenario import flat_fields
 
 COUNT, SEED = 200, 4

@@ -18,7 +18,7 @@ import numpy as np
 
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
-from mmlab.engine.clock import warm_up
+from mmlab.kernel.jit import warm_up
 from mmlab.studies.fleet import Host, Plan, fleet, host_rows, shrunk
 
 FLEET = 100_000

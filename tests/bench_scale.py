@@ -20,10 +20,11 @@ import pandas as pd
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
 from mmlab.engine import workload
-from mmlab.engine.clock import Simulation, warm_up
+from mmlab.engine.clock import Simulation
 from mmlab.errors import UserError
 from mmlab.figures import figures as plots
 from mmlab.host import calibrate
+from mmlab.kernel.jit import warm_up
 from mmlab.params import find_params
 from mmlab.variants import resolve
 

@@ -18,7 +18,7 @@ from statistics import fmean
 
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
-from mmlab.engine.clock import warm_up
+from mmlab.kernel.jit import warm_up
 from mmlab.studies.grid import Grid
 from mmlab.studies.sweep import Summary, plan, read_sweep, sweep
 

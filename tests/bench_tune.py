@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 from bench_goals import Goal, told
-from mmlab.engine.clock import warm_up
+from mmlab.kernel.jit import warm_up
 from mmlab.params import params_files
 from mmlab.studies.goals import Goals
 from mmlab.studies.settings import Setting, spaces

@@ -47,7 +47,7 @@ from mmlab.results.run import Run, page_letters, physical_frames
 from mmlab.scenario import EVENT_FIELDS, THP_ORDER, After, Event, Scenario
 from mmlab.variants import Predicate, Variant, resolve
 
-__all__ = ["Interrupted", "simulate", "warm_up"]
+__all__ = ["Interrupted", "simulate"]
 
 CHUNK = 4096
 """Most batches that run in compiled code before Python looks again."""
@@ -136,28 +136,6 @@ def _noticed_ctrl_c() -> Iterator[Callable[[], bool]]:
         yield lambda: hit
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def warm_up() -> None:
-    """Compile all of the model, or load it from numba's cache on disk: one scenario with an event of every kind."""
-    events: list[dict[str, object]] = [
-        {"op": op, **{name: 1 for name in EVENT_FIELDS[op] if name not in ("process", "knob", "node")}}
-        for op in sorted(OPS.keys() - {"set", "exit"})
-    ]
-    events += [{"op": "set", "knob": "max_page_sharing", "value": 4}, {"op": "set", "knob": "run", "value": 2}]
-    events += [{"op": "exit", "process": 1}]
-    simulate(
-        Scenario(
-            memory_mib=2,
-            zero_fraction=0.5,
-            hot_fraction=0.5,
-            khugepaged=1,
-            khugepaged_scan_sleep_millisecs=100,
-            horizon_seconds=1.0,
-            events=tuple({"after": {"batch": 2}, **e} for e in events),  # type: ignore[arg-type]
-        ),
-        maps_at="end",
-    )
 
 
 # --- samples --------------------------------------------------------------------------------------------------------

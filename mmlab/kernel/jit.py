@@ -1,47 +1,63 @@
 """How the model is compiled.
 
-A machine of a dozen arrays would be passed to each compiled function as a hundred words; here it is one address, of a
-table that holds each array's address and length. Compiled code reads `m.page[i].field` as if `m` were a tuple of
-arrays.
+Passing a machine of two dozen arrays to each compiled function would take a hundred words, so a machine is passed as
+one address: that of a table that holds each array's address and length. Compiled code reads `m.page[i].field` as if
+`m` were a tuple of arrays. Measured on the 1 GiB regression, variant legacy, 120 simulated seconds took 0.9 s with a
+tuple of arrays and 0.5 s with the address.
 
-Measured on the 1 GiB regression, variant legacy: 30 simulated seconds took 14 s as a tuple of arrays with numba's
-reference counts and 0.4 s without them; 120 simulated seconds then went from 0.9 to 0.5 s with one address in place of
-the tuple. The cold compile fell to less than half.
+Each function is compiled for one signature: `Tables` states the types of its parameters by their names. numba would
+otherwise compile a function again for each combination of int32, int64 and literal arguments. Functions that Python
+calls (`entry`) are compiled when they are first called, under numba's own lock, and cached on disk.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import update_wrapper
 from hashlib import sha256
+from importlib import import_module
+from inspect import signature
+from itertools import product
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import numpy as np
 from llvmlite import ir
-from numba._dynfunc import make_function
+from numba import from_dtype, njit, typeof
 from numba.core import event, types
-from numba.core.cgutils import raw_memcpy
-from numba.core.codegen import CPUCodeLibrary
-from numba.core.cpu import CPUContext
-from numba.core.datamodel import models, register_default
-from numba.core.registry import CPUDispatcher
-from numba.core.types.misc import unliteral
-from numba.core.typing import signature
-from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_global
-from numba.extending import NativeValue, infer_getattr, intrinsic, lower_builtin, lower_getattr_generic, unbox
-from numba.np.numpy_support import from_dtype
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import NumbaError
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import (
+    NativeValue,
+    infer_getattr,
+    intrinsic,
+    lower_builtin,
+    lower_getattr_generic,
+    models,
+    register_model,
+    type_callable,
+    typeof_impl,
+    unbox,
+)
 
-__all__ = ["Tables", "announced", "compiled", "entry", "get_word", "inlined", "set_word", "trailing_zeros"]
+__all__ = ["Tables", "announced", "compiled", "entry", "get_word", "inlined", "set_word", "trailing_zeros", "warm_up"]
 
-_INT64 = ir.IntType(64)
+_WORD = ir.IntType(64)
+
+# --- types ----------------------------------------------------------------------------------------------------------
 
 
 class TableType(types.Type):  # type: ignore[misc]
-    """numba's type of one array of a machine: an address of its address and length.
+    """numba's type of one array of a machine: a pointer to the array's address and length.
 
-    Unlike numba's own arrays it does not ask of each index whether it is negative.
+    Unlike numba's own arrays it does not check each index for being negative.
     """
 
     def __init__(self, dtype: types.Type) -> None:
@@ -50,98 +66,82 @@ class TableType(types.Type):  # type: ignore[misc]
 
 
 class MachineType(types.Type):  # type: ignore[misc]
-    """numba's type of a machine; `tables` maps each attribute to its type."""
+    """numba's type of a machine; `tables` maps each attribute to its type.
 
-    def __init__(self, tables: Mapping[str, TableType]) -> None:
-        self.tables = dict(tables)
-        super().__init__(name=f"Machine_{_sources_digest()}")
+    The type's name contains a digest of all files of this package, which keeps numba's cache on disk valid: numba
+    itself recompiles a function only when the function's own file changes, not when one that it calls does.
+    """
 
-
-def _sources_digest() -> str:
-    """Changes with any file of this package. As part of the type's name it keeps numba's cache on disk true: numba
-    itself compiles a function anew only when the function's own file changes, not when one that it calls does."""
-    digest = sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    def __init__(self, dtypes: dict[str, np.dtype]) -> None:
+        self.tables = {name: TableType(from_dtype(dtype)) for name, dtype in dtypes.items()}
+        sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+        super().__init__(name=f"Machine_{sha256(sources).hexdigest()[:16]}")
 
 
-@register_default(MachineType)
-@register_default(TableType)
-class _Address(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _INT64)
+register_model(MachineType)(models.OpaqueModel)
+register_model(TableType)(models.OpaqueModel)
 
 
 @infer_getattr
 class _MachineAttributes(AttributeTemplate):  # type: ignore[misc]
     key = MachineType
 
-    def generic_resolve(self, typ: MachineType, attr: str) -> TableType | None:
-        return typ.tables.get(attr)
+    def generic_resolve(self, machine: MachineType, name: str) -> TableType | None:
+        return machine.tables.get(name)
 
 
 @lower_getattr_generic(MachineType)
-def _lower_table(context: Any, builder: Any, typ: MachineType, address: Any, attr: str) -> Any:
-    return builder.add(address, ir.Constant(_INT64, 16 * list(typ.tables).index(attr)))
+def _lower_table(context: Any, builder: Any, machine: MachineType, pointer: Any, name: str) -> Any:
+    return builder.gep(pointer, [ir.Constant(_WORD, 16 * list(machine.tables).index(name))])
 
 
-@infer_global(operator.getitem)
-class _GetItem(AbstractTemplate):  # type: ignore[misc]
-    def generic(self, args: Any, kws: Any) -> Any:
-        if isinstance(args[0], TableType) and isinstance(args[1], types.Integer):
-            return signature(args[0].dtype, args[0], types.int64)
+@type_callable(operator.getitem)
+def _type_getitem(context: Any) -> Callable[[Any, Any], Any]:
+    def typer(table: Any, index: Any) -> Any:
+        if isinstance(table, TableType) and isinstance(index, types.Integer):
+            return table.dtype(table, types.int64)
         return None
 
+    return typer
 
-@infer_global(operator.setitem)
-class _SetItem(AbstractTemplate):  # type: ignore[misc]
-    def generic(self, args: Any, kws: Any) -> Any:
-        if isinstance(args[0], TableType) and isinstance(args[1], types.Integer):
-            return signature(types.none, args[0], types.int64, args[0].dtype)
+
+@type_callable(operator.setitem)
+def _type_setitem(context: Any) -> Callable[[Any, Any, Any], Any]:
+    def typer(table: Any, index: Any, value: Any) -> Any:
+        if isinstance(table, TableType) and isinstance(index, types.Integer):
+            return types.none(table, types.int64, table.dtype)
         return None
 
+    return typer
 
-@infer_global(len)
-class _Len(AbstractTemplate):  # type: ignore[misc]
-    def generic(self, args: Any, kws: Any) -> Any:
-        return signature(types.int64, args[0]) if isinstance(args[0], TableType) else None
+
+@type_callable(len)
+def _type_len(context: Any) -> Callable[[Any], Any]:
+    return lambda table: types.int64 if isinstance(table, TableType) else None
 
 
 def _word(builder: Any, table: Any, slot: int) -> Any:
-    """The table's address (0) or length (1); both are constant for the whole call."""
-    pointer = builder.inttoptr(builder.add(table, ir.Constant(_INT64, 8 * slot)), _INT64.as_pointer())
-    load = builder.load(pointer)
+    """Return the table's address (slot 0) or length (slot 1); both are constant for the whole call."""
+    words = builder.bitcast(table, _WORD.as_pointer())
+    load = builder.load(builder.gep(words, [ir.Constant(_WORD, slot)]))
     load.set_metadata("invariant.load", builder.module.add_metadata([]))
     return load
 
 
-def _item(context: Any, builder: Any, typ: TableType, table: Any, index: Any) -> Any:
-    """Pointer to an element."""
-    size = ir.Constant(_INT64, context.get_abi_sizeof(context.get_data_type(typ.dtype)))
-    if isinstance(typ.dtype, types.Record):
-        size = ir.Constant(_INT64, typ.dtype.size)
-    start = builder.inttoptr(_word(builder, table, 0), ir.IntType(8).as_pointer())
-    return builder.gep(start, [builder.mul(index, size)], inbounds=True)
+def _item(context: Any, builder: Any, table: TableType, pointer: Any, index: Any) -> Any:
+    """Return the pointer to an element."""
+    kind = context.get_data_type(table.dtype)
+    return builder.gep(builder.inttoptr(_word(builder, pointer, 0), kind.as_pointer()), [index], inbounds=True)
 
 
 @lower_builtin(operator.getitem, TableType, types.Integer)
 def _lower_getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    pointer = _item(context, builder, sig.args[0], *args)
-    kind = context.get_value_type(sig.return_type)
-    if isinstance(sig.return_type, types.Record):  # numba holds a record by its address
-        return builder.bitcast(pointer, kind)
-    return builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    return context.unpack_value(builder, sig.return_type, _item(context, builder, sig.args[0], *args))
 
 
 @lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
 def _lower_setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    table, index, value = args
-    pointer = _item(context, builder, sig.args[0], table, index)
-    if isinstance(sig.args[2], types.Record):
-        raw_memcpy(builder, pointer, value, ir.Constant(_INT64, sig.args[2].size), ir.Constant(_INT64, 1))
-    else:
-        builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    context.pack_value(builder, sig.args[2], args[2], _item(context, builder, sig.args[0], *args[:2]))
     return context.get_dummy_value()
 
 
@@ -150,17 +150,9 @@ def _lower_len(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return _word(builder, args[0], 1)
 
 
-@unbox(MachineType)
-def _unbox_machine(typ: MachineType, machine: Any, c: Any) -> NativeValue:
-    address = c.pyapi.object_getattr_string(machine, "address")
-    value = c.pyapi.long_as_longlong(address)
-    c.pyapi.decref(address)
-    return NativeValue(value)
-
-
 @intrinsic
 def trailing_zeros(context: Any, word: Any) -> Any:
-    """Position of the lowest bit that is set in a uint64 other than 0."""
+    """Return the position of the lowest set bit of a uint64 other than 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
@@ -170,22 +162,22 @@ def trailing_zeros(context: Any, word: Any) -> Any:
 
 @intrinsic
 def get_word(context: Any, table: Any, index: Any) -> Any:
-    """A record of 8 bytes as a uint64, its first byte the lowest."""
+    """Return a record of 8 bytes as a uint64, its first byte the lowest."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _item(context, builder, signature.args[0], *args)
-        return builder.load(builder.bitcast(pointer, _INT64.as_pointer()))
+        return builder.load(builder.bitcast(pointer, _WORD.as_pointer()))
 
     return types.uint64(table, types.int64), codegen
 
 
 @intrinsic
 def set_word(context: Any, table: Any, index: Any, word: Any) -> Any:
-    """… and back."""
+    """Store a uint64 as a record of 8 bytes, its lowest byte first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _item(context, builder, signature.args[0], *args[:2])
-        builder.store(args[2], builder.bitcast(pointer, _INT64.as_pointer()))
+        builder.store(args[2], builder.bitcast(pointer, _WORD.as_pointer()))
         return context.get_dummy_value()
 
     return types.none(table, types.int64, types.uint64), codegen
@@ -194,18 +186,19 @@ def set_word(context: Any, table: Any, index: Any, word: Any) -> Any:
 class Tables:
     """A machine: a subclass declares each array as `name: Annotated[np.ndarray, dtype]`.
 
-    It is made with the arrays' lengths (0 when left out). An array is replaced by assigning another one of its dtype.
+    The constructor takes the arrays' lengths (default 0). Assigning an array of the same dtype replaces one.
+    `parameters` maps the names of compiled functions' parameters to their types; "m" is the machine, and a name that
+    is not listed is an int64. A name with several types has its functions compiled for each.
     """
 
-    _numba_type_: ClassVar[MachineType]
+    parameters: ClassVar[dict[str, list[types.Type]]] = {}
     address: int
+    _dtypes: ClassVar[dict[str, np.dtype]]
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls, include_extras=True).items()
         cls._dtypes = {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}
-        cls._numba_type_ = MachineType({name: TableType(from_dtype(t)) for name, t in cls._dtypes.items()})
-
-    _dtypes: ClassVar[dict[str, np.dtype]]
+        cls.parameters["m"] = [MachineType(cls._dtypes)]
 
     def __init__(self, **lengths: int) -> None:
         table = np.zeros(2 * len(self._dtypes), np.int64)
@@ -219,71 +212,143 @@ class Tables:
         self.__dict__[name] = array
 
 
-_compiling: list[bool] = []
-"""For each function that numba is in the middle of compiling, the innermost last: is it one of many parts?"""
+@typeof_impl.register(Tables)
+def _typeof_machine(machine: Tables, context: Any) -> Any:
+    return machine.parameters["m"][0]
 
 
-def _finalize(library: CPUCodeLibrary) -> None:
-    """Link a function with those that it calls; of a part do no more.
-
-    numba would optimize each part with all that it calls, and emit machine code for it, which is done again for every
-    caller up to the function that Python calls. Done only there, the cold compile takes half the time.
-    """
-    if not getattr(library, "is_part", False):
-        _numba_finalize(library)
-        return
-    for other in dict.fromkeys(library._linking_libraries):
-        library._final_module.link_in(other._get_module_for_linking(), preserve=True)
-    library._finalized = True
+@unbox(MachineType)
+def _unbox_machine(kind: MachineType, machine: Any, c: Any) -> NativeValue:
+    address = c.pyapi.object_getattr_string(machine, "address")
+    value = c.pyapi.long_as_longlong(address)
+    c.pyapi.decref(address)
+    return NativeValue(c.builder.inttoptr(value, ir.IntType(8).as_pointer()))
 
 
-def _get_executable(context: CPUContext, library: CPUCodeLibrary, fndesc: Any, env: Any) -> Any:
-    """What numba knows a compiled function by; a part cannot be called from Python and has no address."""
-    if not (_compiling and _compiling[-1]):
-        return _numba_get_executable(context, library, fndesc, env)
-    library.is_part = True
-    name = fndesc.qualname.split(".")[-1]
-    return make_function(fndesc.lookup_module(), name, name, 0, env, (library,))
+# --- compilation ----------------------------------------------------------------------------------------------------
 
 
-_numba_finalize, CPUCodeLibrary.finalize = CPUCodeLibrary.finalize, _finalize
-_numba_get_executable, CPUContext.get_executable = CPUContext.get_executable, _get_executable
+class _PartCompiler(Compiler):  # type: ignore[misc]
+    """Compiler of functions that only compiled functions call: what it makes is linked, but not optimized or emitted.
 
-
-class _OneSignature(CPUDispatcher):  # type: ignore[misc]
-    """Compiles a function once: every integer argument is an int64, whatever field or constant it comes from.
-
-    numba would compile it anew for an int32 from a record, an int64 and a literal, which triples the cold start.
+    numba would optimize and emit each function with all that it calls, and do so again for every caller up to the
+    function that Python calls. Done only there, `mmlab compile` took 20 s of CPU time instead of 34 (medians of
+    five cold runs in turns), so more than a quarter hangs on it. numba's hook for it, `pipeline_class`, is limited to
+    the function that is being decorated: other code in the process is compiled as usual.
     """
 
-    def compile(self, sig: Any) -> Any:
-        _compiling.append("no_cpython_wrapper" in self.targetoptions)
-        try:
-            return super().compile(sig)
-        finally:
-            _compiling.pop()
-
-    def get_call_template(self, args: Any, kws: Any) -> Any:
-        return super().get_call_template(tuple(map(self._wide, args)), kws)
-
-    @staticmethod
-    def _wide(arg: Any) -> Any:
-        plain = unliteral(arg)
-        return types.int64 if isinstance(plain, types.Integer) and plain is not types.uint64 else plain
+    def compile_extra(self, function: Callable[..., Any]) -> Any:
+        self.state.library = _Part(self.state.targetctx.codegen(), function.__qualname__)
+        self.state.flags.no_compile = True
+        result = super().compile_extra(function)
+        handle = result.library.__reduce__  # numba knows a compiled function by a built-in one; nobody calls this one
+        self.state.targetctx.insert_user_function(handle, result.fndesc, [result.library])
+        return result._replace(entry_point=handle)
 
 
-def _compiled(function: Callable[..., Any], **options: object) -> _OneSignature:
-    # without numba's reference counts (_nrt): the model never allocates in compiled code
-    dispatcher = _OneSignature(
-        function, targetoptions={"nopython": True, "error_model": "numpy", "_nrt": False, "nogil": True, **options}
-    )
-    if "no_cpython_wrapper" not in options:  # what Python calls is cached on disk, with all that it calls
-        dispatcher.enable_caching()
-    return dispatcher
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+
+_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "_nrt": False}  # _nrt: no reference counts
+
+
+class Function:
+    """A function of the model, compiled when Python first calls it or when a function that calls it is compiled."""
+
+    entries: ClassVar[list[Function]] = []
+
+    def __init__(self, function: Callable[..., Any], **options: object) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self.options = {**_OPTIONS, **options}
+        self.ready: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        return (self.ready or self.compile())(*args)
+
+    def compile(self) -> Any:
+        """Return the function as numba compiled it; the first call compiles it, under numba's own lock."""
+        with global_compiler_lock:
+            if self.ready is None:
+                self.ready = self._cached() if self in self.entries else self._specialized(self._dispatcher())
+            return self.ready
+
+    def _dispatcher(self) -> Any:
+        return njit(**self.options)(self.function)
+
+    def _specialized(self, dispatcher: Any) -> Any:
+        """Compile for the declared types and for no others: numba converts arguments to them."""
+        if not dispatcher.signatures:
+            for kinds in product(*map(_types_of, signature(self.function).parameters)):
+                dispatcher.compile(kinds)
+        dispatcher.disable_compile()
+        return dispatcher
+
+    def _cached(self) -> Any:
+        """Load from numba's cache on disk or compile; what cannot be loaded is dropped, and compiled again."""
+        for _ in range(2):
+            dispatcher = self._dispatcher()
+            try:
+                dispatcher.enable_caching()
+                return self._specialized(dispatcher)
+            except NumbaError:
+                raise
+            except Exception:
+                if dispatcher.signatures:  # compiled, but not saved
+                    break
+                with suppress(OSError):
+                    dispatcher.recompile()  # empties its cache
+        else:
+            dispatcher = self._dispatcher()
+        warnings.warn(_UNCACHED, RuntimeWarning, stacklevel=2)
+        return self._specialized(dispatcher)
+
+
+_UNCACHED = (
+    "mmlab: the compiled model cannot be saved, so each start compiles it again (about 20 s). Set the environment "
+    "variable NUMBA_CACHE_DIR to a folder that can be written."
+)
+
+
+def _types_of(parameter: str) -> list[types.Type]:
+    return Tables.parameters.get(parameter, [types.int64])
+
+
+@typeof_impl.register(Function)
+def _typeof_function(function: Function, context: Any) -> Any:
+    return typeof(function.compile())
+
+
+def compiled(function: Callable[..., Any]) -> Function:
+    """Compile a function of the model that only other compiled functions call."""
+    return Function(function, pipeline_class=_PartCompiler, no_cpython_wrapper=True)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into its only caller where a call for each page would be expensive (10 to 20 % of a run)."""
+    return njit(inline="always", **_OPTIONS)(function)
+
+
+def entry(function: Callable[..., Any]) -> Function:
+    """Compile a function of the model that Python calls too; it is cached on disk, with all that it calls."""
+    Function.entries.append(Function(function))
+    return Function.entries[-1]
+
+
+def warm_up() -> None:
+    """Compile all of the model, or load it from the cache on disk."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
+    for function in list(Function.entries):
+        function.compile()
 
 
 class _OnCompilation(event.Listener):  # type: ignore[misc]
-    """Says so once when numba begins to compile, because its cache on disk has nothing."""
+    """Announce once that numba starts to compile, because its cache on disk has nothing."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
         self.say: Callable[[str], object] | None = say
@@ -299,21 +364,6 @@ class _OnCompilation(event.Listener):  # type: ignore[misc]
 
 @contextmanager
 def announced(say: Callable[[str], object]) -> Iterator[None]:
-    """Within this context the first compilation is announced through `say`."""
+    """Announce the first compilation within this context through `say`."""
     with event.install_listener("numba:compile", _OnCompilation(say)):
         yield
-
-
-def compiled(function: Callable[..., Any]) -> _OneSignature:
-    """Compile a function of the model that only other compiled functions call."""
-    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def inlined(function: Callable[..., Any]) -> _OneSignature:
-    """Compile a function into its only caller, where a call for each page would be dear (10 to 20 % of a run)."""
-    return _compiled(function, inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def entry(function: Callable[..., Any]) -> _OneSignature:
-    """Compile a function of the model that Python calls too."""
-    return _compiled(function, no_cfunc_wrapper=True)

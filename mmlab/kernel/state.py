@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Annotated
 
 import numpy as np
+from numba import from_dtype, types
 
-from mmlab.kernel.jit import Tables
+from mmlab.kernel.jit import Tables, TableType
 
-__all__ = ["Machine", "machine"]
+__all__ = ["Machine", "keep_freed_memory", "machine"]
 
 # --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
@@ -287,20 +288,30 @@ class Machine(Tables):
     """pages that `memory.write_listed_pages` writes"""
 
 
-def _keep_memory() -> None:
-    """A machine's arrays come from memory that a former one has left.
+Tables.parameters.update(
+    key=[types.uint64],
+    kkey=[types.uint64],
+    t=[TableType(from_dtype(page_t)), TableType(from_dtype(node_t))],
+    orders=[types.Array(types.uint8, 1, "C", readonly=True)],
+    letters=[types.uint8[::1]],
+    seen=[types.uint8[::1]],
+    rows=[from_dtype(stat_t)[::1]],
+    mthp_rows=[from_dtype(mthp_t)[:, ::1]],
+)
+"""Parameters of compiled functions that are neither the machine, `m`, nor an int64."""
 
-    Otherwise glibc gives that back at the end of a run, and the next one gets it anew, a page fault for each 4 KiB: a
-    tenth of a short run's time, and more of it in two threads or processes at once. At most 256 MiB are kept; arrays of
-    more than 32 MiB are always given back.
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory of former machines for new ones.
+
+    By default glibc returns it to the kernel at the end of a run, and the next run takes a page fault for each 4 KiB:
+    a tenth of a short run's time, and more with several threads or processes at once. At most 256 MiB are kept; arrays
+    of more than 32 MiB are always returned.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
         mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
-
-
-_keep_memory()
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
