@@ -21,6 +21,7 @@ import click
 
 from mmlab.errors import UserError, unknown
 from mmlab.params import find_params
+from mmlab.workers import keep_freed_memory
 from mmlab.workers import cpus, each, executor
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the console script: turns mistakes into one message on stderr and an exit status."""
+    keep_freed_memory()
     try:
         status = cli.main(args, prog_name="mmlab", standalone_mode=False)
     except click.ClickException as error:

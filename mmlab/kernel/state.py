@@ -6,8 +6,6 @@ is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB p
 only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
 """
 
-import ctypes
-from contextlib import suppress
 from typing import Annotated
 
 import numpy as np
@@ -15,7 +13,7 @@ from numba import from_dtype, types
 
 from mmlab.kernel.jit import Tables, TableType
 
-__all__ = ["Machine", "keep_freed_memory", "machine"]
+__all__ = ["Machine", "machine"]
 
 # --- one virtual page -----------------------------------------------------------------------------------------------
 # What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
@@ -299,19 +297,6 @@ Tables.parameters.update(
     mthp_rows=[from_dtype(mthp_t)[:, ::1]],
 )
 """Parameters of compiled functions that are neither the machine, `m`, nor an int64."""
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of former machines for new ones.
-
-    By default glibc returns it to the kernel at the end of a run, and the next run takes a page fault for each 4 KiB:
-    a tenth of a short run's time, and more with several threads or processes at once. At most 256 MiB are kept; arrays
-    of more than 32 MiB are always returned.
-    """
-    with suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
