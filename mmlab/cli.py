@@ -21,8 +21,7 @@ import click
 
 from mmlab.errors import UserError, unknown
 from mmlab.params import find_params
-from mmlab.workers import keep_freed_memory
-from mmlab.workers import cpus, each, executor
+from mmlab.workers import cpus, each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
