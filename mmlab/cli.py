@@ -155,7 +155,7 @@ def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out
     try:
         with _bar(bar) as progress:
             if out is None:
-                scenario = Scenario.load(path, **_for_file(path, overrides))
+                scenario = traces.load(path, **_for_file(path, overrides))
                 run = simulate(scenario, variant=variant, progress=progress)
                 return _Result(f"{path}\n{textwrap.indent(run.summary(), '  ')}")
             if path.name.endswith(TRACE):
@@ -818,8 +818,9 @@ def schema() -> None:
       # yaml-language-server: $schema=scenario.schema.json
     """
     from mmlab import schema as schemas
+    from mmlab.engine.costs import cost_sets
 
-    click.echo(schemas.text(), nl=False)
+    click.echo(schemas.text(cost_sets()), nl=False)
 
 
 @cli.command("compile")

@@ -51,18 +51,21 @@ class UserError(Exception):
         super().__init__(problem)
         self.problem, self.parameter, self.allowed, self.hint, self.where = problem, parameter, allowed, hint, where
         self.value = None if value is MISSING else value
+        self.others: tuple[UserError, ...] = ()
+        """Mistakes that were found at the same time."""
         self._subject = parameter if value is MISSING else f"{parameter} = {value!r}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _again, (self.__dict__,)
 
     def __str__(self) -> str:
-        subject, problem = self._subject, self.problem
-        text = f"{subject} is not allowed" if subject and not problem else ": ".join(filter(None, (subject, problem)))
+        subject, problem = self._subject, self.problem or "is not allowed"
+        text = (" " if problem.startswith("is ") else ": ").join(filter(None, (subject, problem)))
         if self.allowed:
             text += f": it must be {self.allowed}"
         text = text if text.endswith((".", "?", "!")) else f"{text}."
-        return " ".join(filter(None, (f"{self.where}:" if self.where else "", text, self.hint)))
+        text = " ".join(filter(None, (f"{self.where}:" if self.where else "", text, self.hint)))
+        return "\n".join((text, *map(str, self.others)))
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback: in a notebook, too, the message is enough."""

@@ -11,7 +11,7 @@ import yaml
 
 from mmlab.errors import UserError, unknown
 
-__all__ = ["find_params", "params_files", "read_yaml", "shipped_folder", "write_atomically"]
+__all__ = ["find_params", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically"]
 
 KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
@@ -84,14 +84,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
     except OSError as error:
-        raise UserError(error.strerror or str(error), parameter=str(path)) from None
+        raise UserError(error.strerror or str(error), where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"this is not YAML: {' '.join(str(error).split())}", parameter=str(path)) from None
+        raise UserError(f"this is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError("a scenario file holds `name: value` lines, one a parameter", parameter=str(path))
+        raise UserError("a scenario file holds `name: value` lines, one for each parameter", where=str(path))
     return data
+
+
+def save_new(path: str | Path, text: str) -> Path:
+    """Write a new file, never over another one, and return its absolute path.
+
+    Raises
+    ------
+    UserError
+        The file exists, or cannot be written.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError("it exists and was left alone", where=str(path), hint="Name another file.") from None
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Name another file.") from None
+    return path
 
 
 def write_atomically(path: Path, content: bytes, *, to_stay: bool = False) -> None:

@@ -1,9 +1,11 @@
 """The scenario: the one strict parameter model.
 
-A scenario says everything that a run depends on: ksmd's knobs, the machine, the memory of one or several processes,
-what happens to them and when the run ends. The same model reads flat YAML files (plain scalars, which papermill takes
-with ``-f``), richer YAML files (a list of processes, a list of events), the scenario part of a kernel trace, sliders
-and the command line. Every field carries its bounds, unit, help and source; an unknown key is an error.
+A scenario states everything a run depends on: ksmd's knobs, the machine, the memory of one or several processes, what
+happens to them, and when the run ends. Flat YAML files (plain scalars, which papermill takes with ``-f``), rich YAML
+files (with a list of processes and a list of events), recordings, sliders and the command line all end up here. Each
+field is declared once, with its bounds, unit and source; the text below it is its help. An unknown key is an error.
+
+To add a parameter, add a field to `Scenario`. To add an event, add a class here and a function to ``engine/events.py``.
 
 >>> Scenario(memory_mib=64, zero_fraction=0.5).total_pages
 16384
@@ -14,14 +16,38 @@ mmlab.errors.UserError: pages_to_scan = -1 is out of range: it must be at least 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml
+from mmlab.variants import VARIANTS
+
+__all__ = [
+    "EVENTS",
+    "SETTABLE",
+    "THP_ORDER",
+    "WORKLOAD_FIELDS",
+    "After",
+    "Event",
+    "Parameter",
+    "ProcessEvent",
+    "ProcessSpec",
+    "RangeEvent",
+    "Scenario",
+    "Set",
+    "check_knob",
+    "check_value",
+    "flat_fields",
+]
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
@@ -32,166 +58,364 @@ UINT_MAX = 2**32 - 1
 
 Kind = Literal["knob", "machine", "workload", "horizon"]
 Switch = Annotated[int, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Index = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+UInt = Annotated[int, Field(ge=0, le=UINT_MAX)]
+Entries = Annotated[int, Field(ge=0, le=511)]
+Key = Annotated[int, Field(ge=0, le=MAX_KEY)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Period = Annotated[float, Field(ge=0.05, le=1e9)]
+Rate = Annotated[float, Field(ge=0, le=1e6)]
+Kernel = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
+"""A kernel series; YAML reads 6.18 as a number."""
 Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
 KeyOrder = Literal["ascending", "random"]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Policy = Literal["none", "ksmtuned"]
-Order = Literal[0, 2, 3, 4, 5, 6, 7, 8, 9]
-Key = Annotated[int, Field(ge=0, le=MAX_KEY)]
 Range = tuple[Index, Count]
-Run3 = tuple[Key, Count, int]
-
-
-def _field(
-    default: Any,
-    help: str,
-    *,
-    kind: Kind,
-    unit: str = "",
-    source: str = "",
-    step: float | None = None,
-    log: bool = False,
-    slider: tuple[float, float] | None = None,
-    **bounds: Any,
-) -> Any:
-    """A field with what sliders, ``mmlab params`` and messages need to know about it; ``slider`` is the usual range."""
-    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log, "slider": slider}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A frozen model in which unknown keys are errors and the text below a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
+    )
+
+    def check(self) -> None:
+        """Raise a `UserError` if the fields, each valid, do not fit together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.check()
+        except UserError as error:
+            raise ValueError(error) from None  # pydantic adds the place, and `_explain` reads both
+        return self
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
 
 
 class After(_Strict):
-    """When an event happens: after a batch, after the batch that completes a full scan, or at a simulated time.
-
-    With `every` it happens at `seconds` and again every so many seconds.
-    """
+    """When an event happens: after a batch, after the batch that completes a full scan, or at a simulated time."""
 
     batch: Index | None = None
+    """after this many batches; 0: before ksmd starts"""
     full_scan: Index | None = None
+    """after the batch that completes this full scan"""
     seconds: Seconds | None = None
-    every: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
+    """at this simulated time (s)"""
+    every: Annotated[float, Field(ge=0.001)] | None = None
+    """repeat the event at this interval, from `seconds` on (s)"""
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
+    def check(self) -> None:
         if sum(v is not None for v in (self.batch, self.full_scan, self.seconds)) != 1:
-            raise ValueError("needs exactly one of batch, full_scan, seconds, e.g. after: {seconds: 30}")
+            raise UserError("needs exactly one of batch, full_scan and seconds", hint="E.g. after: {seconds: 30}.")
         if self.every is not None and self.seconds is None:
-            raise ValueError("every goes with seconds, e.g. after: {seconds: 30, every: 10}")
-        return self
+            raise UserError(
+                "goes with seconds only", parameter="every", value=self.every, hint="E.g. {seconds: 30, every: 10}."
+            )
 
 
-_RANGE = ("process", "page", "count")
-EVENT_FIELDS: dict[str, tuple[str, ...]] = {
-    "write": (*_RANGE, "key"),
-    **dict.fromkeys(
-        (
-            "read",
-            "dontneed",
-            "free",
-            "cold",
-            "pageout",
-            "collapse",
-            "mergeable",
-            "unmergeable",
-            "hugepage",
-            "nohugepage",
-            "mlock",
-            "munlock",
-            "munmap",
-            "split",
-        ),
-        _RANGE,
-    ),
-    "mprotect": (*_RANGE, "prot"),
-    "fork": ("process",),
-    "exit": ("process",),
-    "shrink": ("count",),
-    "split_all": (),
-    "khugepaged": ("full_scans",),
-    "compact": (),
-    "set": ("knob", "value"),
-    "sleep": ("millisecs",),
-    "migrate": (*_RANGE, "node", "huge"),
-    "merge_any": ("process", "value"),
-    "uffd": (*_RANGE, "value"),
-    "memory_failure": ("process", "page"),
-}
-"""What each op takes besides ``after`` and ``op``. ``process`` (0), ``node`` (the folio stays on its node) and ``huge``
-(1: a huge page can be had to migrate to) may be left out, and ``key`` may be null."""
-OPTIONAL = {"process", "node", "huge"}
+EVENTS: dict[str, type[Event]] = {}
+"""The class of each operation, by the name of the operation (`op`)."""
 
 
 class Event(_Strict):
-    """Something done to the machine from outside, at a given point of the run (system call, madvise, sysfs write)."""
+    """Something done to the machine from outside at a given point of the run (trace-format, Events)."""
 
     after: After
+    """when it happens"""
     op: str
+    """what happens"""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Register a class that names its operation."""
+        EVENTS.update(dict.fromkeys(get_args(cls.model_fields["op"].annotation), cls))
+
+    def sets(self, knob: str) -> bool:  # noqa: ARG002
+        """Return whether this event writes the knob."""
+        return False
+
+    def check_within(self, processes: int, pages: int, nodes: int) -> None:
+        """Raise a `UserError` if the event names a process, page or node beyond these numbers of them."""
+
+
+class ProcessEvent(Event):
+    """An event that happens to one process."""
+
     process: Index = 0
-    page: Index | None = None
-    count: Count | None = None
-    key: Key | None = None
-    prot: Literal[1, 3] | None = None
-    knob: str | None = None
-    value: int | str | None = None
+    """number of the process, from 0 in order of birth"""
+
+    def check_within(self, processes: int, pages: int, nodes: int) -> None:  # noqa: ARG002
+        _check_index("process", self.process, processes)
+
+
+class RangeEvent(ProcessEvent):
+    """An event that happens to a range of pages of one process."""
+
+    page: Index
+    """first page of the range, from 0 within the process"""
+    count: Count
+    """number of pages"""
+
+    def check_within(self, processes: int, pages: int, nodes: int) -> None:
+        super().check_within(processes, pages, nodes)
+        _check_index("page", self.page, pages, self.count)
+
+
+class Write(RangeEvent):
+    """Write each page."""
+
+    op: Literal["write"]
+    key: Key | None
+    """new content: equal keys are equal pages, their order is memcmp's, 0 is the zero page; null rewrites what is there
+    (read, then written)"""
+
+
+class Read(RangeEvent):
+    """Read each page."""
+
+    op: Literal["read"]
+
+
+class Dontneed(RangeEvent):
+    """madvise(MADV_DONTNEED)"""
+
+    op: Literal["dontneed"]
+
+
+class Free(RangeEvent):
+    """madvise(MADV_FREE)"""
+
+    op: Literal["free"]
+
+
+class Cold(RangeEvent):
+    """madvise(MADV_COLD)"""
+
+    op: Literal["cold"]
+
+
+class Pageout(RangeEvent):
+    """madvise(MADV_PAGEOUT)"""
+
+    op: Literal["pageout"]
+
+
+class Collapse(RangeEvent):
+    """madvise(MADV_COLLAPSE)"""
+
+    op: Literal["collapse"]
+
+
+class Mergeable(RangeEvent):
+    """madvise(MADV_MERGEABLE)"""
+
+    op: Literal["mergeable"]
+
+
+class Unmergeable(RangeEvent):
+    """madvise(MADV_UNMERGEABLE)"""
+
+    op: Literal["unmergeable"]
+
+
+class Hugepage(RangeEvent):
+    """madvise(MADV_HUGEPAGE)"""
+
+    op: Literal["hugepage"]
+
+
+class Nohugepage(RangeEvent):
+    """madvise(MADV_NOHUGEPAGE)"""
+
+    op: Literal["nohugepage"]
+
+
+class Mlock(RangeEvent):
+    """mlock: lock the range and populate it."""
+
+    op: Literal["mlock"]
+
+
+class Munlock(RangeEvent):
+    """munlock"""
+
+    op: Literal["munlock"]
+
+
+class Munmap(RangeEvent):
+    """munmap"""
+
+    op: Literal["munmap"]
+
+
+class Split(RangeEvent):
+    """Split the range's folios through debugfs split_huge_pages."""
+
+    op: Literal["split"]
+
+
+class Mprotect(RangeEvent):
+    """mprotect"""
+
+    op: Literal["mprotect"]
+    prot: Literal[1, 3]
+    """1: read only, 3: read and write"""
+
+
+class Fork(ProcessEvent):
+    """Fork a child process, which gets the next number."""
+
+    op: Literal["fork"]
+
+
+class Exit(ProcessEvent):
+    """Kill and reap the process."""
+
+    op: Literal["exit"]
+
+
+class Shrink(Event):
+    """Ask the shrinker of the deferred split queue to scan folios."""
+
+    op: Literal["shrink"]
+    count: Count
+    """number of folios"""
+
+
+class SplitAll(Event):
+    """Split the folios of all processes through debugfs split_huge_pages."""
+
+    op: Literal["split_all"]
+
+
+class Khugepaged(Event):
+    """Let khugepaged make full scans at once."""
+
+    op: Literal["khugepaged"]
+    full_scans: Count
+    """number of full scans"""
+
+
+class Compact(Event):
+    """Compact all memory."""
+
+    op: Literal["compact"]
+
+
+class Set(Event):
+    """Write a sysfs knob, or boot another variant."""
+
+    op: Literal["set"]
+    knob: str
+    """which knob"""
+    value: int | str
+    """its new value"""
+
+    def check(self) -> None:
+        check_knob(self.knob, self.value)
+
+    def sets(self, knob: str) -> bool:
+        return self.knob == knob
+
+
+class Sleep(Event):
+    """Let time pass."""
+
+    op: Literal["sleep"]
+    millisecs: Index
+    """how long (ms)"""
+
+
+class Migrate(RangeEvent):
+    """Migrate the range's folios; a huge page that can have no huge page is split first."""
+
+    op: Literal["migrate"]
     node: Index | None = None
-    huge: Switch | None = None
-    full_scans: Count | None = None
-    millisecs: Index | None = None
+    """NUMA node to migrate to; default: each folio's own"""
+    huge: Switch = 1
+    """1: a huge page can be allocated to migrate a huge page to"""
 
-    @model_validator(mode="after")
-    def _fields_of_op(self) -> Self:
-        if self.op not in EVENT_FIELDS:
-            raise ValueError(unknown("op", self.op, EVENT_FIELDS))
-        wanted = EVENT_FIELDS[self.op]
-        given = self.model_fields_set - {"after", "op"}
-        if stray := sorted(given - set(wanted)):
-            raise ValueError(f"op {self.op} takes {', '.join(wanted) or 'nothing more'}: remove {', '.join(stray)}")
-        optional = OPTIONAL | ({"key"} if "key" in given else set())
-        missing = [name for name in wanted if name not in optional and getattr(self, name) is None]
-        if missing:
-            raise ValueError(
-                f"op {self.op} needs {', '.join(missing)} (key: null rewrites what is there)"
-                if "key" in missing
-                else f"op {self.op} needs {', '.join(missing)}"
-            )
-        if self.op == "set":
-            assert self.knob is not None and self.value is not None
-            check_knob(self.knob, self.value)
-        elif "value" in wanted and self.value not in (0, 1):
-            raise ValueError(f"value = {self.value!r} is out of range: op {self.op} takes 1 (on) or 0 (off)")
-        return self
+    def check_within(self, processes: int, pages: int, nodes: int) -> None:
+        super().check_within(processes, pages, nodes)
+        _check_index("node", self.node, nodes)
 
 
-def check_knob(knob: str, value: int | str) -> None:
-    """ValueError unless a knob of that name may be set to the value while the scenario runs."""
-    if knob not in SETTABLE:
-        raise ValueError(unknown("knob", knob, SETTABLE))
-    allowed = SETTABLE[knob]
-    if isinstance(allowed[0], str):
-        if value not in allowed:
-            raise ValueError(f"{knob} = {value!r}: it must be one of {', '.join(map(str, allowed))}")
-    elif knob == "variant":
-        if not isinstance(value, str):
-            raise ValueError("knob variant takes the name of a variant")
-    elif not isinstance(value, int) or not allowed[0] <= value <= int(allowed[1]):
-        raise ValueError(f"{knob} = {value!r} is out of range: it must be {allowed[0]} … {allowed[1]}")
+class MergeAny(ProcessEvent):
+    """prctl(PR_SET_MEMORY_MERGE)"""
+
+    op: Literal["merge_any"]
+    value: Switch
+    """1: on, 0: off"""
 
 
-class ProcessSpec(_Strict):
-    """One process of a rich scenario: one region of memory, populated by writes before the run starts.
+class Uffd(RangeEvent):
+    """Register the range with userfaultfd, or unregister it."""
 
-    Either ``pages`` and ``contents`` say what is in it page by page, or the workload fields do (those left out are
-    the scenario's). Ranges are ``[first page, count]``.
+    op: Literal["uffd"]
+    value: Switch
+    """1: register, 0: unregister"""
+
+
+class MemoryFailure(ProcessEvent):
+    """Let the hardware poison a page."""
+
+    op: Literal["memory_failure"]
+    page: Index
+    """which page, from 0 within the process"""
+
+    def check_within(self, processes: int, pages: int, nodes: int) -> None:
+        super().check_within(processes, pages, nodes)
+        _check_index("page", self.page, pages)
+
+
+if TYPE_CHECKING:
+    AnyEvent = Event
+else:  # each operation's class by its `op`; type checkers cannot read a union that is put together here
+    AnyEvent = Annotated[Union[tuple(EVENTS.values())], Field(discriminator="op")]  # noqa: UP007
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _check_index(parameter: str, index: int | None, size: int, count: int = 1) -> None:
+    """Raise a `UserError` if `count` things from `index` on are more than there are (`size`)."""
+    if index is not None and index + count > size:
+        problem = "is out of range" if count == 1 else f"with count = {count} this ends beyond the last one, {size - 1}"
+        raise UserError(
+            problem, parameter=parameter, value=index, allowed=f"0 … {size - count}" if size > count else "0"
+        )
+
+
+def check_knob(knob: str, value: object) -> None:
+    """Check that the knob may be set to the value while a scenario runs.
+
+    Raises
+    ------
+    UserError
+        There is no such knob, or it does not take the value.
     """
+    if knob not in SETTABLE:
+        raise unknown("knob", knob, SETTABLE)
+    first, *_, last = choices = SETTABLE[knob]
+    if knob == "variant" and value not in VARIANTS:
+        raise unknown("variant", value, VARIANTS)
+    if isinstance(first, str) and value not in choices:
+        raise UserError(parameter=knob, value=value, allowed=f"one of {_listed(choices)}")
+    if isinstance(first, int) and not (isinstance(value, int) and first <= value <= last):
+        raise UserError("is out of range", parameter=knob, value=value, allowed=f"{first} … {last}")
 
-    pages: Count | None = None
-    contents: tuple[Run3, ...] | None = None
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class Workload(_Strict):
+    """What may be said of one process as of all: what is left out is the scenario's."""
+
     memory_mib: Count | None = None
     thp_coverage: Share | None = None
     zero_fraction: Share | None = None
@@ -201,610 +425,350 @@ class ProcessSpec(_Strict):
     key_order: KeyOrder | None = None
     stray_zero_pages: Index | None = None
     folio_order: int | None = None
-    thp: tuple[Range, ...] | None = Field(None, description="ranges with MADV_HUGEPAGE; default: thp_coverage")
-    mergeable: tuple[Range, ...] | None = Field(None, description="ranges with MADV_MERGEABLE; default: everything")
-    orders: tuple[tuple[Index, Count, int], ...] | None = Field(None, description="[[first page, count, order], …]")
+
+
+WORKLOAD_FIELDS = tuple(Workload.model_fields)
+
+
+class ProcessSpec(Workload):
+    """One process of a rich scenario: one region of memory, populated by writes before the run starts.
+
+    Either `pages` and `contents` say what is in it page by page, or the workload fields do.
+    """
+
+    pages: Count | None = None
+    """size in pages; goes with `contents`"""
+    contents: tuple[tuple[Key, Count, int], ...] | None = None
+    """[[first key, count, step], …], one key for each page: 0 is the zero page; goes with `pages`"""
+    thp: tuple[Range, ...] | None = None
+    """[[first page, count], …]: ranges with MADV_HUGEPAGE; default: thp_coverage"""
+    mergeable: tuple[Range, ...] | None = None
+    """[[first page, count], …]: ranges with MADV_MERGEABLE; default: everything"""
+    orders: tuple[tuple[Index, Count, int], ...] | None = None
+    """[[first page, count, order], …]: orders of the folios, for all pages"""
     nohugepage_after_populate: bool = False
-    merge_any: Switch | None = Field(None, description="1: PR_SET_MEMORY_MERGE; default: the scenario's")
-    forbids_zeropages: Switch = Field(0, description="1: never maps the shared zeropage, as a KVM guest on s390")
-    node: Index | None = Field(None, description="NUMA node of its memory; default: its number modulo nodes")
-    boots_at_seconds: Seconds | None = Field(None, description="default: its number × boot_interval_seconds")
-    exits_at_seconds: Seconds | None = Field(None, description="default: lifetime_seconds after its boot")
+    """the ranges of `thp` get MADV_NOHUGEPAGE once they are populated"""
+    merge_any: Switch | None = None
+    """1: PR_SET_MEMORY_MERGE; default: the scenario's"""
+    forbids_zeropages: Switch = 0
+    """1: never maps the shared zeropage, as a KVM guest on s390"""
+    node: Index | None = None
+    """NUMA node of its memory; default: its number modulo nodes"""
+    boots_at_seconds: Seconds | None = None
+    """when it boots (s); default: its number × boot_interval_seconds"""
+    exits_at_seconds: Seconds | None = None
+    """when it exits (s); default: lifetime_seconds after its boot"""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.pages is None) != (self.contents is None):
-            raise ValueError("pages and contents belong together: give both, or neither (then memory_mib … decide)")
-        if self.contents is not None:
-            if given := sorted(self.model_fields_set & set(WORKLOAD_FIELDS)):
-                raise ValueError(f"contents decide what the pages hold: remove {', '.join(given)}")
-            total = sum(count for _, count, _ in self.contents)
-            if total != self.pages:
-                raise ValueError(f"contents are {total} pages long, but pages = {self.pages}: they must be equal")
-            for first, count, step in self.contents:
-                if not 0 <= first + (count - 1) * step <= MAX_KEY:
-                    raise ValueError(f"contents [{first}, {count}, {step}]: keys must stay within 0 … 2^64 - 1")
-        return self
+    def check(self) -> None:
+        if (self.contents is None) != (self.pages is None):
+            raise UserError("pages and contents belong together", hint="Give both, or neither.")
+        if self.contents is None:
+            return
+        if given := sorted(self.model_fields_set & set(WORKLOAD_FIELDS)):
+            raise UserError("contents decide what the pages hold", hint=f"Remove {', '.join(given)}.")
+        total = sum(count for _, count, _ in self.contents)
+        if total != self.pages:
+            raise UserError(parameter="pages", value=self.pages, allowed=f"{total}, the length of contents")
+        for first, count, step in self.contents:
+            if not 0 <= first + (count - 1) * step <= MAX_KEY:
+                raise UserError("its keys leave 0 … 2^64 - 1", parameter="contents", value=[first, count, step])
 
 
-WORKLOAD_FIELDS = (
-    "memory_mib",
-    "thp_coverage",
-    "zero_fraction",
-    "duplicate_fraction",
-    "duplicate_groups",
-    "layout",
-    "key_order",
-    "stray_zero_pages",
-    "folio_order",
+# --- the scenario ---------------------------------------------------------------------------------------------------
+
+
+def _field(
+    kind: Kind,
+    default: Any,
+    unit: str = "",
+    source: str = "",
+    *,
+    step: float | None = None,
+    log: bool = False,
+    slider: tuple[float, float] | None = None,
+    **bounds: Any,
+) -> Any:
+    """Return a field with what sliders, ``mmlab params`` and messages need; `slider` is the usual range."""
+    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log, "slider": slider}
+    return Field(default, json_schema_extra=extra, **bounds)
+
+
+_knob, _machine, _workload, _horizon = (partial(_field, kind) for kind in get_args(Kind))
+_KSM, _THP, _KHUGEPAGED = (
+    f"sysfs {d}/{{}}" for d in ("ksm", "transparent_hugepage", "transparent_hugepage/khugepaged")
 )
 
 
 class Scenario(_Strict):
-    """Everything a run depends on. Immutable; :meth:`replace` gives a changed copy.
+    """Everything a run depends on. Immutable; `replace` returns a changed copy.
 
-    Knobs are by default what they are in the kernel (the advisor's: ksm-scan S30), but ``run`` is 1.
+    Knobs have the kernel's defaults (the advisor's: ksm-scan S30), except that ``run`` is 1.
 
     Raises
     ------
     UserError
-        When a key is unknown or a value is not allowed; the message says what would be.
+        A key is unknown or a value is not allowed; the message says what is.
     """
 
-    name: str = _field("", "free text that names the run", kind="workload")
-    variant: str = _field(
-        "mainline",
-        "which kernel variant decides whether a split remaps zero-filled pages; `mmlab variants` lists them",
-        kind="machine",
-        source="fix-variants",
-    )
-    kernel: str = _field(
-        "6.12",
-        "kernel series whose details are imitated: 6.1, 6.12 or 6.18",
-        kind="machine",
-        pattern=r"^6\.(1|12|18)(\.\d+)?$",
-    )
+    name: str = _workload("")
+    """free text that names the run"""
+    variant: str = _machine("mainline", source="fix-variants")
+    """which kernel variant decides whether a split remaps zero-filled pages; `mmlab variants` lists them"""
+    kernel: Kernel = _machine("6.12", pattern=r"^6\.(1|12|18)(\.\d+)?$")
+    """kernel series whose details are imitated: 6.1, 6.12 or 6.18"""
 
     # ksmd's knobs, /sys/kernel/mm/ksm, and two of /sys/kernel/mm/transparent_hugepage
-    use_zero_pages: Switch = _field(
-        0,
-        "1: ksmd maps zero-filled pages to the shared zeropage instead of merging them with each other",
-        kind="knob",
-        source="sysfs ksm/use_zero_pages",
-    )
-    pages_to_scan: int = _field(
-        100,
-        "pages that ksmd visits in one batch",
-        kind="knob",
-        unit="pages",
-        log=True,
-        slider=(10, 10_000),
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs ksm/pages_to_scan",
-    )
-    sleep_millisecs: int = _field(
-        20,
-        "how long ksmd sleeps between two batches",
-        kind="knob",
-        unit="ms",
-        log=True,
-        slider=(1, 1000),
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs ksm/sleep_millisecs",
-    )
-    smart_scan: Switch = _field(
-        1,
-        "1: pages that could not be merged lately are skipped in more and more full scans",
-        kind="knob",
-        source="sysfs ksm/smart_scan",
-    )
-    max_page_sharing: int = _field(
-        256,
-        "how many mappings one KSM page may have before a duplicate is made",
-        kind="knob",
-        unit="mappings",
-        log=True,
-        ge=2,
-        le=2**31 - 1,
-        source="sysfs ksm/max_page_sharing",
-    )
-    stable_node_chains_prune_millisecs: int = _field(
-        2000,
-        "how often a chain of KSM pages is pruned of stale members",
-        kind="knob",
-        unit="ms",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs ksm/stable_node_chains_prune_millisecs",
-    )
-    merge_across_nodes: Switch = _field(
-        1,
-        "0: only pages of one NUMA node are merged with each other",
-        kind="knob",
-        source="sysfs ksm/merge_across_nodes",
-    )
-    run: int = _field(
-        1,
-        "value of run at the start: 0 stopped, 1 running, 2 unmerge. The kernel boots with 0; here "
-        "ksmd runs unless told otherwise",
-        kind="knob",
-        ge=0,
-        le=2,
-        source="sysfs ksm/run",
-    )
-    shrink_underused: Switch = _field(
-        1,
-        "1: new THPs are queued so that the shrinker may split underused ones",
-        kind="knob",
-        source="sysfs transparent_hugepage/shrink_underused",
-    )
-    max_ptes_none: int = _field(
-        511,
-        "most empty entries that khugepaged fills; a THP with more zero-filled pages is underused",
-        kind="knob",
-        unit="pages",
-        ge=0,
-        le=511,
-        source="sysfs transparent_hugepage/khugepaged/max_ptes_none",
-    )
-    swap_mib: int = _field(0, "size of the swap area", kind="knob", unit="MiB", ge=0, le=2**20)
-    advisor_mode: Literal["none", "scan-time"] = _field(
-        "none",
-        "scan-time: ksmd chooses pages_to_scan itself, so that a full scan takes advisor_target_scan_time",
-        kind="knob",
-        source="sysfs ksm/advisor_mode, ksm-scan S29",
-    )
-    advisor_max_cpu: int = _field(
-        70,
-        "most CPU time that the advisor lets ksmd use",
-        kind="knob",
-        unit="%",
-        ge=0,
-        le=100,
-        source="sysfs ksm/advisor_max_cpu",
-    )
-    advisor_min_pages_to_scan: int = _field(
-        500,
-        "pages_to_scan that the advisor starts from",
-        kind="knob",
-        unit="pages",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs ksm/advisor_min_pages_to_scan",
-    )
-    advisor_max_pages_to_scan: int = _field(
-        30_000,
-        "largest pages_to_scan that the advisor chooses",
-        kind="knob",
-        unit="pages",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs ksm/advisor_max_pages_to_scan",
-    )
-    advisor_target_scan_time: int = _field(
-        200,
-        "how long the advisor wants a full scan to take",
-        kind="knob",
-        unit="s",
-        log=True,
-        ge=1,
-        le=UINT_MAX,
-        source="sysfs ksm/advisor_target_scan_time",
-    )
-    khugepaged: Switch = _field(
-        0, "1: khugepaged runs by its own clock", kind="knob", source="sysfs transparent_hugepage/khugepaged/defrag"
-    )
-    khugepaged_pages_to_scan: int = _field(
-        4096,
-        "pages that khugepaged looks at in one burst",
-        kind="knob",
-        unit="pages",
-        log=True,
-        ge=1,
-        le=UINT_MAX,
-        source="sysfs transparent_hugepage/khugepaged/pages_to_scan",
-    )
-    khugepaged_scan_sleep_millisecs: int = _field(
-        10_000,
-        "how long khugepaged sleeps between two bursts",
-        kind="knob",
-        unit="ms",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs transparent_hugepage/khugepaged/scan_sleep_millisecs",
-    )
-    khugepaged_alloc_sleep_millisecs: int = _field(
-        60_000,
-        "how long khugepaged sleeps after it got no huge page; only carried: here it always gets one",
-        kind="knob",
-        unit="ms",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-        source="sysfs transparent_hugepage/khugepaged/alloc_sleep_millisecs",
-    )
-    max_ptes_swap: int = _field(
-        64,
-        "most swapped-out entries of a range that khugepaged collapses",
-        kind="knob",
-        unit="pages",
-        ge=0,
-        le=511,
-        source="sysfs transparent_hugepage/khugepaged/max_ptes_swap",
-    )
-    max_ptes_shared: int = _field(
-        256,
-        "most shared entries of a range that khugepaged collapses",
-        kind="knob",
-        unit="pages",
-        ge=0,
-        le=511,
-        source="sysfs transparent_hugepage/khugepaged/max_ptes_shared",
-    )
+    use_zero_pages: Switch = _knob(0, source=_KSM)
+    """1: ksmd maps zero-filled pages to the shared zeropage instead of merging them with each other"""
+    pages_to_scan: UInt = _knob(100, "pages", _KSM, log=True, slider=(10, 10_000))
+    """pages that ksmd visits in one batch"""
+    sleep_millisecs: UInt = _knob(20, "ms", _KSM, log=True, slider=(1, 1000))
+    """how long ksmd sleeps between two batches"""
+    smart_scan: Switch = _knob(1, source=_KSM)
+    """1: pages that could not be merged recently are skipped in more and more full scans"""
+    max_page_sharing: int = _knob(256, "mappings", _KSM, log=True, ge=2, le=2**31 - 1)
+    """largest number of mappings of one KSM page; beyond it a duplicate is made"""
+    stable_node_chains_prune_millisecs: UInt = _knob(2000, "ms", _KSM, log=True)
+    """how often a chain of KSM pages is pruned of stale members"""
+    merge_across_nodes: Switch = _knob(1, source=_KSM)
+    """0: only pages of one NUMA node are merged with each other"""
+    run: int = _knob(1, source=_KSM, ge=0, le=2)
+    """value of run at the start: 0 stopped, 1 running, 2 unmerge. The kernel boots with 0; here the default is 1"""
+    shrink_underused: Switch = _knob(1, source=_THP)
+    """1: new THPs are queued so that the shrinker may split underused ones"""
+    max_ptes_none: Entries = _knob(511, "pages", _KHUGEPAGED)
+    """largest number of empty entries that khugepaged fills; a THP with more zero-filled pages is underused"""
+    swap_mib: int = _knob(0, "MiB", ge=0, le=2**20)
+    """size of the swap area"""
+    advisor_mode: Literal["none", "scan-time"] = _knob("none", source=f"{_KSM}, ksm-scan S29")
+    """scan-time: ksmd chooses pages_to_scan itself so that a full scan takes advisor_target_scan_time"""
+    advisor_max_cpu: int = _knob(70, "%", _KSM, ge=0, le=100)
+    """largest share of a CPU that the advisor lets ksmd use"""
+    advisor_min_pages_to_scan: UInt = _knob(500, "pages", _KSM, log=True)
+    """pages_to_scan that the advisor starts from"""
+    advisor_max_pages_to_scan: UInt = _knob(30_000, "pages", _KSM, log=True)
+    """largest pages_to_scan that the advisor chooses"""
+    advisor_target_scan_time: int = _knob(200, "s", _KSM, log=True, ge=1, le=UINT_MAX)
+    """duration of a full scan that the advisor aims at"""
+    khugepaged: Switch = _knob(0, source="sysfs transparent_hugepage/khugepaged/defrag")
+    """1: khugepaged runs by its own clock"""
+    khugepaged_pages_to_scan: int = _knob(4096, "pages", _KHUGEPAGED, log=True, ge=1, le=UINT_MAX)
+    """pages that khugepaged looks at in one burst"""
+    khugepaged_scan_sleep_millisecs: UInt = _knob(10_000, "ms", _KHUGEPAGED, log=True)
+    """how long khugepaged sleeps between two bursts"""
+    khugepaged_alloc_sleep_millisecs: UInt = _knob(60_000, "ms", _KHUGEPAGED, log=True)
+    """how long khugepaged sleeps after it got no huge page; no effect, since here it always gets one"""
+    max_ptes_swap: Entries = _knob(64, "pages", _KHUGEPAGED)
+    """largest number of swapped-out entries in a range that khugepaged collapses"""
+    max_ptes_shared: Entries = _knob(256, "pages", _KHUGEPAGED)
+    """largest number of shared entries in a range that khugepaged collapses"""
 
     # the machine
-    hz: Literal[100, 250, 300, 1000] = _field(
-        250, "timer ticks a second: a sleep lasts whole ticks", kind="machine", unit="1/s", source="CONFIG_HZ"
+    hz: Literal[100, 250, 300, 1000] = _machine(250, "1/s", "CONFIG_HZ")
+    """timer ticks per second: a sleep lasts whole ticks"""
+    pages_per_thp: int = _machine(512, "pages", ge=4, le=512)
+    """pages of a PMD-sized folio, a power of two; small sizes are for examples"""
+    nodes: int = _machine(1, ge=1, le=8)
+    """NUMA nodes; the memory of process i is on node i modulo nodes"""
+    policy: Literal["none", "ksmtuned"] = _machine("none", source="thread 3c")
+    """who sets ksmd's knobs during the run: nobody, or ksmtuned, depending on how much of host_mib is free"""
+    host_mib: int = _machine(16_384, "MiB", log=True, ge=1, le=2**30)
+    """memory of the host as policies see it; the model never runs out of memory"""
+    ksm_start_seconds: Seconds = _machine(0.0, "s")
+    """when run becomes 1; 0 = run is as given from the start"""
+    pressure_rate: Rate = _machine(0.0, "folios/s", "thp-split Q3", log=True, step=0.5, slider=(0, 64))
+    """memory pressure: folios of the deferred split queue that the shrinker is asked to scan each second"""
+    migration_rate: Rate = _machine(0.0, "MiB/s", "thp-split 3.7", log=True, step=0.5, slider=(0, 32))
+    """memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks"""
+    migration_huge_share: Share = _machine(1.0, source="thp-split 3.6", step=0.01)
+    """probability that a huge page can be allocated to migrate a huge page to; otherwise it is split first"""
+    costs: str = _machine(
+        "epyc-6.18", source="costs; or a file of `mmlab calibrate`, *.yaml", pattern=r"^[\w.+-]+$|\.ya?ml$"
     )
-    pages_per_thp: int = _field(
-        512,
-        "pages of a PMD-sized folio: a power of two; small sizes are for examples",
-        kind="machine",
-        unit="pages",
-        ge=4,
-        le=512,
-    )
-    nodes: int = _field(1, "NUMA nodes; process i's memory is on node i modulo nodes", kind="machine", ge=1, le=8)
-    policy: Policy = _field(
-        "none",
-        "who turns ksmd's knobs while the scenario runs: nobody, or ksmtuned, by how much of host_mib is free",
-        kind="machine",
-        source="thread 3c",
-    )
-    host_mib: int = _field(
-        16_384,
-        "memory of the host, as policies see it; the model never runs out of memory",
-        kind="machine",
-        unit="MiB",
-        log=True,
-        ge=1,
-        le=2**30,
-    )
-    ksm_start_seconds: float = _field(
-        0.0,
-        "when run becomes 1; 0 = run is as given from the start",
-        kind="machine",
-        unit="s",
-        ge=0,
-        le=1e9,
-        allow_inf_nan=False,
-    )
-    pressure_rate: float = _field(
-        0.0,
-        "memory pressure: folios of the deferred split queue that the shrinker is asked to scan each second",
-        kind="machine",
-        unit="folios/s",
-        log=True,
-        step=0.5,
-        slider=(0, 64),
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        source="thp-split Q3",
-    )
-    migration_rate: float = _field(
-        0.0,
-        "memory that is migrated (compaction, NUMA balancing): random 2 MiB blocks",
-        kind="machine",
-        unit="MiB/s",
-        log=True,
-        step=0.5,
-        slider=(0, 32),
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        source="thp-split 3.7",
-    )
-    migration_huge_share: Share = _field(
-        1.0,
-        "chance that there is a huge page to migrate a huge page to; otherwise it is split first",
-        kind="machine",
-        step=0.01,
-        source="thp-split 3.6",
-    )
-    costs: str = _field(
-        "epyc-6.18",
-        "name of the set of measured costs of ksmd's steps",
-        kind="machine",
-        source="costs; or a file of `mmlab calibrate`, *.yaml",
-        pattern=r"^[\w.+-]+$|\.ya?ml$",
-    )
+    """name of the set of measured costs of ksmd's steps"""
 
     # the workload, of each process
-    memory_mib: int = _field(
-        1024,
-        "memory of each process, whole THPs",
-        kind="workload",
-        unit="MiB",
-        log=True,
-        step=2,
-        slider=(16, 4096),
-        ge=1,
-        le=2**24,
-    )
-    thp_coverage: Share = _field(
-        1.0, "share of the 2 MiB blocks that are THPs: the first floor(share × blocks)", kind="workload", step=0.01
-    )
-    zero_fraction: Share = _field(0.0, "share of the pages that are filled with zeroes", kind="workload", step=0.01)
-    duplicate_fraction: Share = _field(
-        0.0,
-        "share of the non-zero pages that have equals, spread evenly and dealt round robin into duplicate_groups",
-        kind="workload",
-        step=0.01,
-    )
-    duplicate_groups: int = _field(
-        1,
-        "how many different contents the duplicates have; processes share them",
-        kind="workload",
-        unit="contents",
-        log=True,
-        slider=(1, 100_000),
-        ge=1,
-        le=2**31 - 1,
-    )
-    layout: Layout = _field(
-        "zero-first",
-        "where the zero-filled pages lie: zero-first, zero-last, interleaved (within "
-        "each block), random (anywhere), bimodal (nearly all in nearly empty blocks)",
-        kind="workload",
-    )
-    key_order: KeyOrder = _field("ascending", "order in memcmp of the contents, along the addresses", kind="workload")
-    stray_zero_pages: int = _field(
-        0,
-        "zero-filled small pages ahead of the first block: they and unique small pages "
-        "fill one or more additional blocks",
-        kind="workload",
-        unit="pages",
-        ge=0,
-        le=2**20,
-    )
-    folio_order: Order = _field(
-        9,
-        "order of the folios that thp_coverage speaks of: 9 is a THP, 4 is 64 KiB, 0 is "
-        "small pages; below 9 the blocks have no MADV_HUGEPAGE",
-        kind="workload",
-        source="mthp E1",
-    )
-    merge_any: Switch = _field(
-        0,
-        "1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE",
-        kind="workload",
-        source="ksm-scan S12",
-    )
-    hot_fraction: Share = _field(
-        0.0,
-        "share of the non-zero pages that are written once in every hot_period_seconds, each time with new content",
-        kind="workload",
-        step=0.01,
-    )
-    hot_period_seconds: float = _field(
-        1.0,
-        "how often each hot page is written",
-        kind="workload",
-        unit="s",
-        log=True,
-        ge=0.05,
-        le=1e9,
-        allow_inf_nan=False,
-    )
-    warm_fraction: Share = _field(
-        0.0,
-        "share of the non-zero pages that are written once in every "
-        "warm_period_seconds; what is neither hot nor warm is cold",
-        kind="workload",
-        step=0.01,
-    )
-    warm_period_seconds: float = _field(
-        60.0,
-        "how often each warm page is written",
-        kind="workload",
-        unit="s",
-        log=True,
-        ge=0.05,
-        le=1e9,
-        allow_inf_nan=False,
-    )
-    boot_interval_seconds: float = _field(
-        0.0,
-        "process i boots at i × this time: its memory is populated and advised then",
-        kind="workload",
-        unit="s",
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-    )
-    balloon_fraction: Share = _field(
-        0.0,
-        "share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, "
-        "those with most zero-filled pages first",
-        kind="workload",
-        step=0.01,
-    )
-    balloon_seconds: float = _field(
-        60.0, "when it does, after its boot", kind="workload", unit="s", ge=0, le=1e9, allow_inf_nan=False
-    )
-    lifetime_seconds: float = _field(
-        0.0,
-        "when each process exits, after its boot; 0 = never",
-        kind="workload",
-        unit="s",
-        ge=0,
-        le=1e9,
-        allow_inf_nan=False,
-    )
-    processes: int = _field(1, "how many processes with such memory", kind="workload", slider=(1, 16), ge=1, le=10_000)
-    seed: int = _field(0, "seed of everything that is random", kind="workload", ge=0, le=2**63 - 1)
+    memory_mib: int = _workload(1024, "MiB", log=True, step=2, slider=(16, 4096), ge=1, le=2**24)
+    """memory of each process, whole THPs"""
+    thp_coverage: Share = _workload(1.0, step=0.01)
+    """share of the 2 MiB blocks that are THPs: the first floor(share × blocks)"""
+    zero_fraction: Share = _workload(0.0, step=0.01)
+    """share of the pages that are filled with zeroes"""
+    duplicate_fraction: Share = _workload(0.0, step=0.01)
+    """share of the non-zero pages that have duplicates, spread evenly and dealt round robin into duplicate_groups"""
+    duplicate_groups: int = _workload(1, "contents", log=True, slider=(1, 100_000), ge=1, le=2**31 - 1)
+    """number of different contents of the duplicates; processes share them"""
+    layout: Layout = _workload("zero-first")
+    """where the zero-filled pages lie: zero-first, zero-last, interleaved (within each block), random (anywhere),
+    bimodal (nearly all in nearly empty blocks)"""
+    key_order: KeyOrder = _workload("ascending")
+    """memcmp order of the contents along the addresses"""
+    stray_zero_pages: int = _workload(0, "pages", ge=0, le=2**20)
+    """zero-filled small pages ahead of the first block: they and unique small pages fill one or more additional
+    blocks"""
+    folio_order: Literal[0, 2, 3, 4, 5, 6, 7, 8, 9] = _workload(9, source="mthp E1")
+    """order of the folios that thp_coverage is about: 9 is a THP, 4 is 64 KiB, 0 is small pages; below 9 the blocks
+    have no MADV_HUGEPAGE"""
+    merge_any: Switch = _workload(0, source="ksm-scan S12")
+    """1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE"""
+    hot_fraction: Share = _workload(0.0, step=0.01)
+    """share of the non-zero pages that are written once in every hot_period_seconds, each time with new content"""
+    hot_period_seconds: Period = _workload(1.0, "s", log=True)
+    """how often each hot page is written"""
+    warm_fraction: Share = _workload(0.0, step=0.01)
+    """share of the non-zero pages that are written once in every warm_period_seconds; pages neither hot nor warm are
+    cold"""
+    warm_period_seconds: Period = _workload(60.0, "s", log=True)
+    """how often each warm page is written"""
+    boot_interval_seconds: Rate = _workload(0.0, "s")
+    """process i boots at i × this time: its memory is populated and advised then"""
+    balloon_fraction: Share = _workload(0.0, step=0.01)
+    """share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, those with most zero-filled pages
+    first"""
+    balloon_seconds: Seconds = _workload(60.0, "s")
+    """when each process does so, after its boot"""
+    lifetime_seconds: Seconds = _workload(0.0, "s")
+    """when each process exits, after its boot; 0 = never"""
+    processes: int = _workload(1, slider=(1, 16), ge=1, le=10_000)
+    """number of processes with such memory"""
+    seed: int = _workload(0, ge=0, le=2**63 - 1)
+    """seed of everything that is random"""
 
     # the end, whichever comes first; 0 = does not end the run
-    horizon_seconds: float = _field(
-        120.0,
-        "end after this simulated time; 0 = no limit",
-        kind="horizon",
-        unit="s",
-        log=True,
-        slider=(1, 600),
-        ge=0,
-        le=1e9,
-        allow_inf_nan=False,
-    )
-    horizon_full_scans: int = _field(
-        0,
-        "end after this many full scans; 0 = no limit",
-        kind="horizon",
-        unit="full scans",
-        log=True,
-        ge=0,
-        le=UINT_MAX,
-    )
-    horizon_batches: int = _field(
-        0, "end after this many batches; 0 = no limit", kind="horizon", unit="batches", log=True, ge=0, le=UINT_MAX
-    )
-    until_settled: bool = _field(
-        False, "end once a full scan in which nothing was skipped has changed nothing", kind="horizon"
-    )
-    sample_limit: int = _field(
-        20_000,
-        "most rows of the table of samples; a longer run is thinned evenly",
-        kind="horizon",
-        unit="rows",
-        log=True,
-        ge=100,
-        le=10**8,
-    )
+    horizon_seconds: Seconds = _horizon(120.0, "s", log=True, slider=(1, 600))
+    """end after this simulated time; 0 = no limit"""
+    horizon_full_scans: UInt = _horizon(0, "full scans", log=True)
+    """end after this many full scans; 0 = no limit"""
+    horizon_batches: UInt = _horizon(0, "batches", log=True)
+    """end after this many batches; 0 = no limit"""
+    until_settled: bool = _horizon(False)
+    """end once a full scan in which nothing was skipped has changed nothing"""
+    sample_limit: int = _horizon(20_000, "rows", log=True, ge=100, le=10**8)
+    """largest number of rows of the table of samples; a longer run is thinned evenly"""
 
-    # richer scenarios
-    process_list: tuple[ProcessSpec, ...] = Field((), description="processes one by one, instead of `processes`")
-    late: bool = Field(False, description="memory becomes mergeable only by events")
-    events: tuple[Event, ...] = Field((), description="what happens to the processes over time")
-    stepped: bool = Field(False, description="as traces are recorded: run is set to 1 after the events of batch 0")
+    # rich scenarios
+    process_list: tuple[ProcessSpec, ...] = ()
+    """processes one by one, instead of `processes`"""
+    late: bool = False
+    """memory becomes mergeable only by events"""
+    events: tuple[AnyEvent, ...] = ()
+    """what happens to the processes over time"""
+    stepped: bool = False
+    """run is set to 1 after the events of batch 0, and ksmd is stepped batch by batch, as in recordings"""
 
     def __init__(self, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise UserError(_explain(error)) from None
+            raise _explain(error) from None
 
-    @field_validator("kernel", mode="before")
-    @classmethod
-    def _kernel_of_yaml(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, float) else value  # YAML takes 6.18 for a number
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def check(self) -> None:
         size = self.pages_per_thp
         if size & (size - 1):
-            raise ValueError(f"pages_per_thp = {size} is not a power of two: use 4, 8, 16, 32, 64, 128, 256 or 512")
-        if not (self.horizon_seconds or self.horizon_full_scans or self.horizon_batches or self.until_settled):
-            raise ValueError(
-                "the run would never end: set horizon_seconds, horizon_full_scans, horizon_batches or until_settled"
+            raise UserError(
+                "is not a power of two",
+                parameter="pages_per_thp",
+                value=size,
+                allowed="4, 8, 16, 32, 64, 128, 256 or 512",
+            )
+        ends = ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
+        if not any(getattr(self, name) for name in ends):
+            raise UserError(
+                "the run would never end", parameter=ends[0], value=0, hint=f"Set one of {', '.join(ends)}."
             )
         if self.hot_fraction + self.warm_fraction > 1:
-            raise ValueError(
-                f"hot_fraction = {self.hot_fraction} and warm_fraction = {self.warm_fraction} are more "
-                "than all pages: their sum must be at most 1"
+            raise UserError(
+                f"with warm_fraction = {self.warm_fraction} this is more than all pages",
+                parameter="hot_fraction",
+                value=self.hot_fraction,
+                allowed=f"at most {1 - self.warm_fraction:g}",
             )
         if self.ksm_start_seconds and self.run != 1:
-            raise ValueError(
-                f"ksm_start_seconds = {self.ksm_start_seconds:g} sets run to 1 then, but run = "
-                f"{self.run}: remove one of the two"
+            raise UserError(
+                f"sets run to 1 then, but run = {self.run}",
+                parameter="ksm_start_seconds",
+                value=self.ksm_start_seconds,
+                hint="Remove one of the two.",
             )
         self._check_repeats()
-        for i, spec in enumerate(self.specs):
-            if spec.memory_mib is not None and spec.memory_mib * 256 % size:
-                where = f"process_list {i}: " if self.process_list else ""
-                raise ValueError(
-                    f"{where}memory_mib = {spec.memory_mib} is not whole THPs of 2 MiB: it must be even, "
-                    f"e.g. {spec.memory_mib + 1}"
-                )
-            self._check_ranges(i, spec)
-            self._check_times(i, spec)
-        self._check_events()
-        return self
+        for i, spec in enumerate(self.specs if self.process_list else self.specs[:1]):
+            with located(f"process_list {i}" if self.process_list else ""):
+                self._check_process(i, spec)
+        if self.events:
+            self._check_events()
 
     def _check_repeats(self) -> None:
-        """What repeats for ever does not let a run end that waits for ksmd."""
+        """Refuse a run without a time limit in which something repeats for ever: ksmd may never reach its end."""
         if self.horizon_seconds or self.stepped:
             return
         names = "policy khugepaged pressure_rate migration_rate hot_fraction warm_fraction".split()
-        found = [n for n in names if getattr(self, n) not in (0, "none")]
+        found = [name for name in names if getattr(self, name) not in (0, "none")]
         if any(e.after.every is not None for e in self.events):
             found.append("an event with every")
         if found:
-            raise ValueError(f"horizon_seconds = 0 with {', '.join(found)}: the run might never end: set it to more")
+            raise UserError(
+                f"with {', '.join(found)} the run might never end",
+                parameter="horizon_seconds",
+                value=0,
+                allowed="above 0",
+            )
 
-    def _check_times(self, i: int, spec: ProcessSpec) -> None:
-        if spec.node is not None and spec.node >= self.nodes:
-            raise ValueError(f"process_list {i}: node = {spec.node}: there are only nodes 0 … {self.nodes - 1}")
-        boots, exits = self.boots_at(i), self.exits_at(i)
+    def _check_process(self, i: int, spec: ProcessSpec) -> None:
+        pages, top = self.pages_of(spec), self.pages_per_thp.bit_length() - 1
+        orders = sorted({0, *range(2, top + 1), THP_ORDER})
+        mib, exits, boots = spec.memory_mib, self.exits_at(i), self.boots_at(i)
+        if mib is not None and mib * 256 % self.pages_per_thp:
+            raise UserError(
+                "is not whole THPs of 2 MiB", parameter="memory_mib", value=mib, allowed=f"even, e.g. {mib + 1}"
+            )
+        for name in ("thp", "mergeable"):
+            for first, count in getattr(spec, name) or ():
+                if first + count > pages:
+                    raise UserError(parameter=name, value=[first, count], allowed=f"within the {pages} pages")
+        if spec.folio_order is not None and spec.folio_order not in orders:
+            raise UserError(parameter="folio_order", value=spec.folio_order, allowed=f"one of {_listed(orders)}")
+        end = 0
+        for first, count, order in spec.orders or ():
+            if order not in orders or first != end or count % (1 << min(order, top)):
+                raise UserError(
+                    parameter="orders",
+                    value=[first, count, order],
+                    allowed=f"whole folios of order {_listed(orders)}, from the end of the range before it",
+                )
+            end += count
+        if spec.orders is not None and end != pages:
+            raise UserError(f"they cover {end} of {pages} pages", parameter="orders", hint="Cover all.")
+        _check_index("node", spec.node, self.nodes)
         if exits is not None and exits <= boots:
-            raise ValueError(f"process_list {i}: exits_at_seconds = {exits:g} is not after its boot at {boots:g} s")
+            raise UserError(f"is not after its boot at {boots:g} s", parameter="exits_at_seconds", value=exits)
+
+    def _check_events(self) -> None:
+        processes = len(self.specs) + sum(e.op == "fork" for e in self.events)
+        pages = max(map(self.pages_of, self.specs))
+        for i, event in enumerate(self.events):
+            try:
+                event.check_within(processes, pages, self.nodes)
+            except UserError as error:
+                error.where = f"events {i}"
+                raise
 
     def boots_at(self, process: int) -> float:
-        """When a process boots, s."""
+        """Return when a process boots, s."""
         own = self.process_list[process].boots_at_seconds if self.process_list else None
         return process * self.boot_interval_seconds if own is None else own
 
     def exits_at(self, process: int) -> float | None:
-        """When a process exits, s; None: never."""
+        """Return when a process exits, s; None: never."""
         own = self.process_list[process].exits_at_seconds if self.process_list else None
         if own is None and self.lifetime_seconds:
             return self.boots_at(process) + self.lifetime_seconds
         return own
 
-    def _check_ranges(self, i: int, spec: ProcessSpec) -> None:
-        pages = self.pages_of(spec)
-        for name in ("thp", "mergeable"):
-            for first, count in getattr(spec, name) or ():
-                if first + count > pages:
-                    raise ValueError(f"process_list {i}: {name} [{first}, {count}] ends beyond the {pages} pages")
-        top = self.pages_per_thp.bit_length() - 1
-        if spec.folio_order is not None and spec.folio_order not in (0, *range(2, top + 1), THP_ORDER):
-            where = f"process_list {i}: " if self.process_list else ""
-            raise ValueError(
-                f"{where}folio_order = {spec.folio_order}: it must be 0 or 2 … {top}, or {THP_ORDER} for a THP"
-            )
-        if spec.orders is not None:
-            at = 0
-            for first, count, order in spec.orders:
-                if order not in (0, *range(2, top + 1), THP_ORDER) or first != at or count % (1 << min(order, top)):
-                    raise ValueError(
-                        f"process_list {i}: orders [{first}, {count}, {order}]: ranges must follow each "
-                        f"other from page 0, in whole folios of order 0 or 2 … {top}"
-                    )
-                at += count
-            if at != pages:
-                raise ValueError(f"process_list {i}: orders cover {at} of {pages} pages; they must cover all")
+    def sets(self, knob: str) -> bool:
+        """Return whether an event of this scenario writes the knob."""
+        return any(e.sets(knob) for e in self.events)
 
-    def _check_events(self) -> None:
-        born = len(self.specs) + sum(e.op == "fork" for e in self.events)
-        for i, e in enumerate(self.events):
-            if e.process >= born:
-                raise ValueError(f"events {i}: process = {e.process}: there are only processes 0 … {born - 1}")
-            most = max(map(self.pages_of, self.specs))
-            if e.node is not None and e.node >= self.nodes:
-                raise ValueError(f"events {i}: node = {e.node}: there are only nodes 0 … {self.nodes - 1}")
-            if e.page is not None and e.page + (e.count or 1) > most:
-                raise ValueError(
-                    f"events {i}: pages {e.page} + {e.count or 1} end beyond the {most} pages of a process"
-                )
-
-    @property
+    @cached_property
     def specs(self) -> tuple[ProcessSpec, ...]:
         """The processes one by one, with every workload field filled in (unless they have contents)."""
         own = {name: getattr(self, name) for name in WORKLOAD_FIELDS}
@@ -818,7 +782,7 @@ class Scenario(_Strict):
         )
 
     def pages_of(self, spec: ProcessSpec) -> int:
-        """Pages in the region of one of :attr:`specs`, the blocks with stray zero pages included."""
+        """Return the number of pages of one of `specs`, including the blocks with stray zero pages."""
         if spec.pages is not None:
             return spec.pages
         assert spec.memory_mib is not None and spec.stray_zero_pages is not None
@@ -830,30 +794,32 @@ class Scenario(_Strict):
         return sum(map(self.pages_of, self.specs))
 
     def check_memory(self) -> None:
-        """Refuse what would not fit into this computer's free memory.
+        """Check that the run fits into this computer's free memory, where /proc/meminfo tells it.
 
         Raises
         ------
         UserError
-            When about 56 bytes a page are more than MemAvailable of /proc/meminfo (not checked where there is none).
+            About 56 bytes a page are more than MemAvailable.
         """
         free, need = _mem_available(), self.total_pages * BYTES_PER_PAGE
         if free is not None and need > free:
-            fits = max(2, free // BYTES_PER_PAGE // 256 // max(1, len(self.specs)) // 2 * 2)
+            fits = max(2, free // BYTES_PER_PAGE // 256 // len(self.specs) // 2 * 2)
             raise UserError(
-                f"memory_mib: {self.total_pages * 4 / 2**20:,.1f} GiB of simulated memory need {need / 2**30:,.1f} GiB "
-                f"(about {BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here. "
-                f"Use at most {fits:,} MiB a process, or fewer processes."
+                f"{self.total_pages * 4 / 2**20:,.1f} GiB of simulated memory need {need / 2**30:,.1f} GiB "
+                f"({BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here",
+                parameter="memory_mib",
+                value=self.memory_mib,
+                allowed=f"at most {fits:,} MiB a process",
+                hint="Or simulate fewer processes.",
             )
 
     def replace(self, **changes: Any) -> Scenario:
-        """A copy with some fields changed, validated like a new one."""
-        kept = {name: getattr(self, name) for name in self.model_fields_set}
-        return Scenario(**{**kept, **changes})
+        """Return a copy with some fields changed, validated like a new one."""
+        return Scenario(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Scenario:
-        """Read a YAML file, flat or rich, or the scenario of a kernel trace (``.json.gz``).
+        """Read a YAML file, flat or rich. `mmlab.results.trace.load` reads recordings too.
 
         Parameters
         ----------
@@ -865,62 +831,81 @@ class Scenario(_Strict):
         Raises
         ------
         UserError
-            When the file can't be read or says something that is not allowed; the message begins with its name.
+            The file can't be read, says something that is not allowed, or needs more memory than there is.
         """
-        path = Path(path)
-        try:
-            if path.name.endswith((".json.gz", ".json")):
-                from mmlab.results.trace import read
-
-                scenario = cls.from_trace(read(path)).replace(**{"name": path.name.split(".")[0], **overrides})
-            else:
-                scenario = cls(**{**read_yaml(path), **overrides})
+        with located(path):
+            scenario = cls(**{**read_yaml(Path(path)), **overrides})
             scenario.check_memory()
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
         return scenario
 
-    @classmethod
-    def from_trace(cls, trace: dict[str, Any]) -> Scenario:
-        """The scenario of a trace, as recorded: stepped batch by batch, ending after its last batch.
+    def changed(self) -> dict[str, Any]:
+        """Return the fields that are not at their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
-        Reads only ``kernel`` (a prediction's names the imitated one at its end), ``variant`` and ``scenario``, and of
-        these nothing that is an answer.
-        Knobs that a trace lacks are the defaults, but a trace without ``sleep_millisecs`` was made without sleeping.
+    def as_python(self, variants: Sequence[str]) -> str:
+        """Return a script that runs the scenario under these variants; your own variant is a name in the script.
+
+        >>> print(Scenario(zero_fraction=0.5).as_python(["mainline", "mine"]), end="")
+        from mmlab import Scenario, simulate
+        <BLANKLINE>
+        scenario = Scenario(
+            zero_fraction=0.5,
+        )
+        for variant in ('mainline', mine):
+            run = simulate(scenario, variant=variant)
+            print(run.variant, run.summary(), sep="\\n")
         """
-        asked = trace["scenario"]
-        events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
-        return cls(
-            **{
-                "sleep_millisecs": 0,
-                "nodes": asked.get("nodes", 1),
-                **asked["knobs"],
-                "kernel": str(trace["kernel"]).rpartition(" ")[2],
-                "variant": trace["variant"],
-                "process_list": asked["processes"],
-                "late": bool(asked.get("late", 0)),
-                "events": events,
-                "horizon_batches": asked["batches"],
-                "horizon_seconds": 0.0,
-                "run": 0,
-                "stepped": True,
-                "sample_limit": 10**8,
-                "pages_per_thp": asked.get("pages_per_thp", 512),
-            }
+        fields = "".join(f"    {name}={value!r},\n" for name, value in self.changed().items() if name != "variant")
+        names = ", ".join(repr(name) if name in VARIANTS else name for name in variants)
+        return (
+            f"from mmlab import Scenario, simulate\n\nscenario = Scenario(\n{fields})\nfor variant in ({names}):\n"
+            '    run = simulate(scenario, variant=variant)\n    print(run.variant, run.summary(), sep="\\n")\n'
         )
 
+    def as_yaml(self, always: Collection[str] = (), about: str = "") -> str:
+        """Return the scenario as a params file, each line with its meaning.
 
-def _bounds(name: str) -> tuple[int, int]:
-    field = Scenario.model_fields[name]
-    low = [m.ge for m in field.metadata if hasattr(m, "ge")]
-    high = [m.le for m in field.metadata if hasattr(m, "le")]
-    return int(low[0]), int(high[0])
+        Parameters
+        ----------
+        always
+            Fields to write even where they are at their defaults.
+        about
+            A comment for the first line.
+
+        Raises
+        ------
+        UserError
+            The variant is a function of yours, which a file cannot name.
+
+        >>> print(Scenario(seed=7).as_yaml(), end="")
+        seed: 7                         # seed of everything that is random
+        """
+        if self.variant not in VARIANTS:
+            raise unknown("variant", self.variant, VARIANTS, "A params file cannot name a function of yours.")
+        lines = [f"# {about}\n\n"] if about else []
+        for name, value in ({n: getattr(self, n) for n in flat_fields() if n in always} | self.changed()).items():
+            line = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000)
+            if field := flat_fields().get(name):
+                line = f"{line.strip():31} # {field.help}{field.unit and f' ({field.unit})'}\n"
+            lines.append(line)
+        return "".join(lines)
+
+
+def _mem_available() -> int | None:
+    """Return the bytes of memory that are free for a new program, or None where /proc does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+# --- what is known of a field ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What there is to know about one flat field: for sliders, the parameters cells of notebooks, and help texts."""
+    """One flat field as sliders, notebooks' parameter cells and help texts need it."""
 
     name: str
     type: type
@@ -935,65 +920,69 @@ class Parameter:
     step: float | None
     log: bool
     slider: tuple[float, float] | None
-    """The range of its slider, the usual values; what is allowed may be more."""
+    """The range of its slider, i.e. the usual values; the allowed range may be wider."""
 
     @property
     def allowed(self) -> str:
-        """The allowed range in words."""
+        """The allowed values in words."""
         if self.choices:
-            return ", ".join(map(str, self.choices))
-        if self.low is None:
+            return _listed(self.choices)
+        if self.low is None or self.high is None:
             return "true, false" if self.type is bool else ""
-        return f"{self.low:g} … {_number(self.high)}"
+        return f"{self.low:g} … {self.high if isinstance(self.high, int) else format(self.high, 'g')}"
 
 
-def flat_fields() -> dict[str, Parameter]:
-    """Every plain parameter in its order, by name: what a flat YAML file, a slider or ``--set`` may give."""
+@cache
+def flat_fields() -> Mapping[str, Parameter]:
+    """Return every plain parameter by name, in order: what a flat YAML file, a slider or ``--set`` may give."""
     out = {}
     for name, field in Scenario.model_fields.items():
-        extra = field.json_schema_extra
-        if not isinstance(extra, dict):
+        if not isinstance(field.json_schema_extra, dict):
             continue
-        args = getattr(field.annotation, "__args__", ())
-        low = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
-        high = next((m.le for m in field.metadata if hasattr(m, "le")), None)
-        kind: Any = extra["kind"]
-        step: Any = extra["step"]
-        slider: Any = extra["slider"] or (None if low is None or high is None or high > 1000 else (low, high))
+        extra: dict[str, Any] = {**field.json_schema_extra}
+        low, high = (next((getattr(m, end) for m in field.metadata if hasattr(m, end)), None) for end in ("ge", "le"))
         out[name] = Parameter(
             name=name,
             type=type(field.default),
             default=field.default,
             low=low,
             high=high,
-            choices=tuple(args),
-            unit=str(extra["unit"]),
-            help=field.description or "",
-            kind=kind,
-            source=str(extra["source"]),
-            step=step,
-            log=bool(extra["log"]),
-            slider=slider,
+            choices=get_args(field.annotation),
+            help=" ".join((field.description or "").split()),
+            **extra
+            | {
+                "source": extra["source"].format(name.removeprefix("khugepaged_")),
+                "slider": extra["slider"] or (None if low is None or high is None or high > 1000 else (low, high)),
+            },
         )
-    return out
+    return MappingProxyType(out)
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    field = Scenario.model_fields[name]
+    annotation: Any = Annotated[field.annotation, field]  # type: ignore[valid-type]
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 def check_value(name: str, value: Any) -> None:
-    """UserError unless a field of :class:`Scenario` may have the value, as far as that does not depend on others."""
-    field = Scenario.model_fields[name]
-    if name == "kernel" and isinstance(value, float):
-        value = str(value)
+    """Check one value of a field of `Scenario` as far as that does not depend on other fields.
+
+    Raises
+    ------
+    UserError
+        The field does not take the value.
+    """
     try:
-        TypeAdapter(cast(Any, Annotated[field.annotation, field])).validate_python(value)
+        _adapter(name).validate_python(value)
     except ValidationError as error:
-        found = [{**e, "loc": (name, *e["loc"])} for e in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(map(_sentence, found)))) from None
+        raise _explain(error, name) from None
 
 
-SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
-    "variant": (0, 0),
+SETTABLE: dict[str, tuple[Any, ...]] = {
+    "variant": tuple(VARIANTS),
     **{
-        name: p.choices or _bounds(name)
+        name: p.choices or (int(p.low or 0), int(p.high or 0))
         for name, p in flat_fields().items()
         if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
     },
@@ -1003,51 +992,67 @@ SETTABLE: dict[str, tuple[int, int] | tuple[str, ...]] = {
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values."""
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else str(int(value)) if float(value).is_integer() else f"{value:g}"
+# --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's findings as sentences: parameter, value, what is allowed, the way out."""
-    return "\n".join(dict.fromkeys(_sentence(dict(e)) for e in error.errors(include_url=False)))
+def _explain(error: ValidationError, *prefix: str) -> UserError:
+    """Return pydantic's findings as one `UserError`: the first one, followed by the others."""
+    found = [_translated(e, (*prefix, *e["loc"])) for e in error.errors(include_url=False)]
+    first, *others = {str(e): e for e in found}.values()
+    first.others = tuple(others)
+    return first
 
 
-def _sentence(e: dict[str, Any]) -> str:
-    loc, ctx, given = [x for x in e["loc"] if x not in ("int", "str")], e.get("ctx", {}), e.get("input")
-    name = " ".join(str(x) for x in loc)
-    if e["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"process_list": ProcessSpec, "events": Event}
-        model = models.get(str(loc[0]), Scenario) if len(loc) > 1 else Scenario
-        model = After if "after" in loc[:-1] else model
-        where = f"{' '.join(map(str, loc[:-1]))}: " if len(loc) > 1 else ""
-        return where + str(unknown("key", loc[-1], model.model_fields, "`mmlab params` explains every parameter."))
-    if e["type"] == "missing":
-        return f"{name} is missing"
-    if e["type"] == "value_error":
-        return f"{name}: {ctx['error']}" if name else str(ctx["error"])
-    about = flat_fields().get(str(loc[0])) if len(loc) == 1 else None
-    unit = f" ({about.unit})" if about and about.unit else ""
-    if about and about.low is not None:
-        low, high = _number(about.low), _number(about.high)
-        must = f"at least {low}" if e["type"].startswith("greater") else f"{low} … {high}"
-        return (
-            f"{name} = {given!r} is out of range: it must be {must}{unit}."
-            if "equal" in e["type"]
-            else (
-                f"{name} = {given!r} is not {'a whole number' if about.type is int else 'a number'}: "
-                f"it must be {low} … {high}{unit}."
+def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
+    """Return one of pydantic's findings with place, parameter, value, what is allowed, and the way out."""
+    where, model, path = _place(loc)
+    kind, ctx, name = e["type"], e.get("ctx", {}), " ".join(map(str, path))
+    meaning = " ".join((getattr(model.model_fields.get(name), "description", None) or "").split())
+    error: UserError
+    if kind == "value_error":
+        (error,) = ctx["error"].args
+        where += path
+    elif kind == "extra_forbidden":
+        error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
+    elif kind == "union_tag_invalid":
+        error = unknown("op", ctx["tag"], EVENTS)
+    elif kind in ("missing", "union_tag_not_found"):
+        error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or "op")
+    else:
+        problem, allowed = "is not allowed", e["msg"].partition(" be ")[2]
+        for start, text in _PROBLEMS.items():
+            problem = text if kind.startswith(start) else problem
+        about = flat_fields().get(name) if model is Scenario else None
+        if "than" in kind:
+            allowed = allowed.replace("greater than or equal to", "at least").replace(
+                "less than or equal to", "at most"
             )
-        )
-    if about and about.choices:
-        return f"{name} = {given!r}: it must be one of {about.allowed}."
-    text = str(e["msg"]).replace("Input should be", "it must be").replace("String should", "it must")
-    return f"{name} = {given!r}: {about.help if about and 'pattern' in e['type'] else text}."
+        if about and "least" not in allowed:
+            allowed = f"{'one of ' if about.choices else ''}{about.allowed}"
+        unit = f" ({about.unit})" if about and about.unit and allowed else ""
+        hint = f"{meaning[0].upper()}{meaning[1:]}." if kind == "string_pattern_mismatch" else ""
+        error = UserError(problem, parameter=name, value=e["input"], allowed=allowed + unit, hint=hint)
+    error.where = " ".join(map(str, where)) or error.where
+    return error
 
 
-def _mem_available() -> int | None:
-    """Bytes of memory that are free for a new program, or None where /proc does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+_PROBLEMS = {
+    "greater": "is out of range",
+    "less": "is out of range",
+    "finite": "is out of range",
+    "int": "is not a whole number",
+    "float": "is not a number",
+}
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel], list[int | str]]:
+    """Return where a finding is: the element of a list, its model, and the path of the field within it."""
+    model: type[BaseModel] = Scenario
+    where, path = [], [x for x in loc if x not in ("int", "str")]
+    if len(path) > 1 and path[0] in ("events", "process_list"):
+        where, path, model = path[:2], path[2:], ProcessSpec
+        if where[0] == "events" and path:
+            model, path = EVENTS[str(path[0])], path[1:]
+    if len(path) > 1 and path[0] == "after":
+        where, path, model = [*where, "after"], path[1:], After
+    return where, model, path

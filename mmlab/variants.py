@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from typing import TYPE_CHECKING
 
-from mmlab.errors import UserError
+from mmlab.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,10 +156,7 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
         return Variant(name, variant, "you", "your own code", summary)
     if variant in VARIANTS:
         return VARIANTS[variant]
-    near = get_close_matches(variant, VARIANTS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(VARIANTS)
-    raise UserError(f"variant: {variant!r} is not known{hint or '.'} Choose one of {names}, or pass a function.")
+    raise unknown("variant", variant, VARIANTS, "Or pass a function of your own.")
 
 
 def possible(context: SplitContext) -> bool:

@@ -36,6 +36,7 @@ from mmlab.kernel.state import (
     Machine,
 )
 from mmlab.results.run import Run
+from mmlab.scenario import Set
 
 
 def check(run: Run) -> None:
@@ -308,7 +309,7 @@ def _rows(run: Run) -> None:
         assert (rows[name] >= 0).all() or name == "freed_by_batch", name
     for name in COUNT_UP:
         assert (np.diff(rows[name]) >= 0).all(), f"{name} falls"
-    budgets = [e.value for e in scenario.events if e.knob == "pages_to_scan" and isinstance(e.value, int)]
+    budgets = [e.value for e in scenario.events if isinstance(e, Set) and e.sets("pages_to_scan")]
     budget = max([scenario.pages_to_scan, *budgets, rows["pages_to_scan"].max()])
     batches = np.diff(rows["batch"])
     assert (np.diff(rows["pages_scanned"]) <= budget * batches).all()

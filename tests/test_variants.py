@@ -296,10 +296,13 @@ def test_own_function_is_like_the_named_variant() -> None:
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(UserError, match=r"variant: 'v1-mergable' is not known; did you mean 'v1-mergeable'\?.*legacy"):
+    with pytest.raises(UserError, match="v1-mergeable") as error:
         resolve("v1-mergable")
-    with pytest.raises(UserError, match=r"'zzz' is not known\. Choose one of legacy, .*skip-zeropage"):
+    assert (error.value.parameter, error.value.value) == ("variant", "v1-mergable")
+    with pytest.raises(UserError) as error:
         simulate(Scenario(), variant="zzz")
+    assert (error.value.value, error.value.allowed) == ("zzz", f"one of {', '.join(VARIANTS)}")
     change = [{"after": {"batch": 0}, "op": "set", "knob": "variant", "value": "mainlin"}]
-    with pytest.raises(UserError, match=r"did you mean 'mainline'\?"):
-        simulate(Scenario(memory_mib=2, events=change))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="mainline") as error:
+        Scenario(memory_mib=2, events=change)
+    assert (error.value.where, error.value.value) == ("events 0", "mainlin")

@@ -44,7 +44,7 @@ from mmlab.kernel.state import (
     stat_t,
 )
 from mmlab.results.run import Run, page_letters, physical_frames
-from mmlab.scenario import EVENT_FIELDS, THP_ORDER, After, Event, Scenario
+from mmlab.scenario import THP_ORDER, After, Event, ProcessEvent, RangeEvent, Scenario, Set
 from mmlab.variants import Predicate, Variant, resolve
 
 __all__ = ["Interrupted", "simulate"]
@@ -256,7 +256,7 @@ class Simulation:
             raise UserError(f"horizon_seconds = 0 with policy {policy.name}: the run might never end: set it to more.")
         no_time = not scenario.sleep_millisecs and not cost_table(scenario.costs).any()
         scans = scenario.horizon_full_scans or scenario.until_settled
-        set_later = any(e.knob == "pages_to_scan" for e in scenario.events)
+        set_later = scenario.sets("pages_to_scan")
         if no_time and not scenario.horizon_batches and not (scans and scenario.pages_to_scan):
             raise UserError(
                 f"costs: {scenario.costs!r} with sleep_millisecs = 0: time would stand still. Choose another cost set, "
@@ -275,9 +275,8 @@ class Simulation:
     def aligned(self, pages: int) -> int:
         return (pages + (1 << self.order) - 1) >> self.order << self.order
 
-    def pages(self, e: Event) -> tuple[int, int]:
+    def pages(self, e: RangeEvent) -> tuple[int, int]:
         """The event's range as indices of `Machine.page`."""
-        assert e.page is not None and e.count is not None
         base = int(self.m.mm[e.process + 1]["base"])
         return base + e.page, base + e.page + e.count
 
@@ -344,7 +343,7 @@ class Simulation:
 
     def set_knob(self, knob: str, value: int | str) -> int:
         """A write to sysfs; 0 or errno. khugepaged wakes at once when it or its sleep is set."""
-        event = Event(after=After(seconds=self.now / SECOND), op="set", knob=knob, value=value)
+        event = Set(after=After(seconds=self.now / SECOND), op="set", knob=knob, value=value)
         result = OPS["set"](self, event)
         if knob in ("khugepaged", "khugepaged_scan_sleep_millisecs"):
             self.khugepaged.next_ns = self.now if self.m.state[0]["khugepaged"] else FOREVER
@@ -436,18 +435,17 @@ class Simulation:
 
     def _event(self, i: int) -> None:
         stat, e = self.m.stat[0], self.scenario.events[i]
-        touched = len(self.m.page) if e.op == "khugepaged" else e.count or 0
+        touched = len(self.m.page) if e.op == "khugepaged" else getattr(e, "count", 0)
         self.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << self.order))
-        if e.process >= len(self.spaces.vmas):
+        if isinstance(e, ProcessEvent) and e.process >= len(self.spaces.vmas):
             raise UserError(
                 f"events {i}: op {e.op} of process {e.process}: only processes 0 to {len(self.spaces.vmas) - 1} "
                 "have been born by then; processes are numbered in order of birth"
             )
         stat["freed_by_batch"] = 0
-        if "process" in EVENT_FIELDS[e.op] and (self.m.mm[e.process + 1]["exited"] or e.process in self.unborn):
+        if isinstance(e, ProcessEvent) and (self.m.mm[e.process + 1]["exited"] or e.process in self.unborn):
             self.results[i] = errno.ESRCH
-        elif e.op == "set":
-            assert e.knob is not None and e.value is not None
+        elif isinstance(e, Set):
             self.results[i] = self.set_knob(e.knob, e.value)
         else:
             self.results[i] = OPS[e.op](self, e)

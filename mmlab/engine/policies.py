@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmlab.engine.daemons import FOREVER, SECOND, Timer
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ADVISOR_MODES, KNOBS
 from mmlab.scenario import check_knob
 
@@ -170,10 +170,8 @@ def timer(s: Simulation, policy: Policy) -> Timer:
         nonlocal calls
         view = look(s, calls)
         for knob, value in policy.decide(view).items():
-            try:
+            with located(f"policy {policy.name} at {view.time_s:g} s"):
                 check_knob(knob, value)
-            except ValueError as error:
-                raise UserError(f"policy {policy.name} at {view.time_s:g} s: {error}") from None
             if view.knobs.get(knob) != value:
                 s.set_knob(knob, value)
         calls += 1

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.export import as_python
 from mmlab.figures import figures as plots
 from mmlab.figures import panels
 from mmlab.results.run import Metrics, Run
@@ -168,7 +167,7 @@ class Board:
         """
         both = list(runs.values())
         end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else panels.until(both)
-        code = as_python(both[0].scenario, [run.variant for run in both])
+        code = both[0].scenario.as_python([run.variant for run in both])
         return Comparison(
             dict(runs),
             end,

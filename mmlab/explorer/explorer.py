@@ -23,7 +23,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mmlab import export
 from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.explorer.comparison import Board, Comparison, Frame, frames
@@ -31,8 +30,9 @@ from mmlab.explorer.debounce import Job, Latest
 from mmlab.explorer.layout import Desk
 from mmlab.explorer.widgets import control, variants
 from mmlab.kernel.jit import announced
-from mmlab.params import find_params, params_files, read_yaml
+from mmlab.params import find_params, params_files, read_yaml, save_new
 from mmlab.results.run import Run
+from mmlab.results.trace import load
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
@@ -91,7 +91,7 @@ def explore(
         A name is unknown, or a value out of range.
     """
     if not isinstance(scenario, Scenario):
-        scenario = Scenario.load(find_params(START if scenario is None else scenario))
+        scenario = load(find_params(START if scenario is None else scenario))
     return Explorer(scenario.replace(**changes), resolve(variant or scenario.variant), resolve(compare), controls)
 
 
@@ -221,7 +221,7 @@ class Explorer(Desk):
         if self._setting:
             return
         try:
-            self.use(Scenario.load(find_params(change["new"])) if change["new"] else self.start)
+            self.use(load(find_params(change["new"])) if change["new"] else self.start)
         except UserError as error:
             self.refuse(error)
 
@@ -229,7 +229,7 @@ class Explorer(Desk):
         """What to compute: the comparison, then the page maps in between. Nothing if something is wrong."""
         names = [self.controls[name].value for name in ("variant", "compare")]
         chosen = [self.known[name] for name in names]
-        others = {n: v for n, v in export.changed(self.base).items() if n not in (*self.controls, "name")}
+        others = {n: v for n, v in self.base.changed().items() if n not in (*self.controls, "name")}
         self.explain(chosen, others)
         try:
             scenario = self.scenario
@@ -287,11 +287,11 @@ class Explorer(Desk):
     def yaml(self) -> str:
         """What the controls say, as a params file."""
         about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
-        return export.as_yaml(self.scenario, self.controls, about)
+        return self.scenario.as_yaml(self.controls, about)
 
     def _save(self, _: Any = None) -> None:
         try:
-            self.say(f"Saved as {export.save(self.path.value, self.yaml())}")
+            self.say(f"Saved as {save_new(self.path.value, self.yaml())}")
         except UserError as error:
             self.say(f"Not saved: {error}")
 

@@ -168,7 +168,7 @@ def _of_trace(trace: dict[str, Any], path: str | Path) -> tuple[Scenario, list[d
     rows = [row for i, row in enumerate(trace["samples"]) if i not in after_events]
     name = str(trace.get("name") or Path(path).name)
     fields = [field.replace("lab_ksmd", "ksmd") for field in trace["fields"]]
-    return Scenario.from_trace(trace).replace(name=name), [dict(zip(fields, row, strict=True)) for row in rows]
+    return traces.scenario_of(trace).replace(name=name), [dict(zip(fields, row, strict=True)) for row in rows]
 
 
 class _Counting(Simulation):

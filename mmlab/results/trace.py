@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmlab import __version__
-from mmlab.errors import UserError
+from mmlab.errors import UserError, located
 from mmlab.scenario import SETTABLE, Scenario
 from mmlab.variants import Predicate, Variant
 
@@ -155,6 +155,65 @@ def _check(trace: Any, path: str | Path) -> None:
                 raise UserError(f"{path}: an entry of {name} has no {', '.join(keys)}")
 
 
+def scenario_of(trace: Trace) -> Scenario:
+    """Return the scenario of a recording, as it was recorded: stepped batch by batch, ending after its last batch.
+
+    Only `kernel` (a prediction's ends with the imitated one), `variant` and `scenario` are read, and of these nothing
+    that is an answer. Knobs that a recording lacks have their defaults, but a recording without `sleep_millisecs` was
+    made without sleeping.
+
+    Raises
+    ------
+    UserError
+        Something in it is not allowed.
+    """
+    asked = trace["scenario"]
+    events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
+    fixed = {"horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0, "stepped": True}
+    return Scenario(
+        **{"sleep_millisecs": 0, "nodes": asked.get("nodes", 1)}
+        | asked["knobs"]
+        | fixed
+        | {
+            "kernel": str(trace["kernel"]).rpartition(" ")[2],
+            "variant": trace["variant"],
+            "process_list": asked["processes"],
+            "late": bool(asked.get("late", 0)),
+            "events": events,
+            "sample_limit": 10**8,
+            "pages_per_thp": asked.get("pages_per_thp", 512),
+        }
+    )
+
+
+def load_scenario(path: str | Path, **overrides: Any) -> Scenario:
+    """Return the scenario of a recording in a file, named after the file.
+
+    Parameters
+    ----------
+    path
+        A ``.json.gz`` file.
+    **overrides
+        Fields that replace the recording's.
+
+    Raises
+    ------
+    UserError
+        The file can't be read, something in it is not allowed, or it needs more memory than there is.
+    """
+    trace = read(path)
+    with located(path):
+        scenario = scenario_of(trace).replace(**{"name": Path(path).name.split(".")[0], **overrides})
+        scenario.check_memory()
+    return scenario
+
+
+def load(path: str | Path, **overrides: Any) -> Scenario:
+    """Return the scenario of a YAML file (`Scenario.load`) or of a recording (`load_scenario`)."""
+    recorded = Path(path).name.endswith((ENDING, ".json"))
+    return load_scenario(path, **overrides) if recorded else Scenario.load(path, **overrides)
+
+
 def write(path: str | Path, trace: Trace) -> None:
     """Write a trace; the same trace gives the same bytes, and the file appears whole or not at all.
 
@@ -248,7 +307,7 @@ def rerun(
     from mmlab.engine.clock import simulate
 
     overrides = dict(overrides or {})
-    scenario = Scenario.from_trace(trace)
+    scenario = scenario_of(trace)
     if stray := sorted(set(overrides) - set(SETTABLE) - {"horizon_batches", "sleep_millisecs", "costs", "hz"}):
         raise UserError(
             f"{', '.join(stray)} can't be changed in the scenario of a trace, which says page by page what "

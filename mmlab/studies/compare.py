@@ -10,7 +10,7 @@ from math import isclose, isnan
 import pandas as pd
 
 from mmlab.results.run import Metrics, Run
-from mmlab.scenario import Scenario, flat_fields
+from mmlab.scenario import Scenario, Set, flat_fields
 
 __all__ = ["metrics", "parameters", "same_task"]
 
@@ -55,7 +55,7 @@ def _words(scenario: Scenario, name: str) -> str:
         count = len(scenario.process_list)
         return f"{count} process{'es' * (count > 1)}" if count else "none"
     if name == "events":
-        counts = Counter(f"set {e.knob}" if e.op == "set" else e.op for e in scenario.events)
+        counts = Counter(f"set {e.knob}" if isinstance(e, Set) else e.op for e in scenario.events)
         return ", ".join(f"{n} × {op}" if n > 1 else op for op, n in counts.items()) or "none"
     value = getattr(scenario, name)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -33,6 +33,7 @@ from mmlab.errors import UserError, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
 from mmlab.params import find_params, params_files, read_yaml
 from mmlab.results.run import PAGES_PER_MIB, Metrics, Run
+from mmlab.results.trace import load
 from mmlab.scenario import Scenario
 from mmlab.variants import resolve
 
@@ -129,7 +130,7 @@ class Reference:
     @classmethod
     def of(cls, scenario: Scenario) -> Reference:
         """At the scenario's `horizon_seconds`."""
-        started = tuple(event for event in scenario.events if event.knob != "run")
+        started = tuple(event for event in scenario.events if not event.sets("run"))
         off = scenario.replace(
             run=0,
             ksm_start_seconds=0.0,
@@ -229,13 +230,13 @@ class Goals:
         if isinstance(workload, Mapping):
             workload = Scenario(**workload)
         elif not isinstance(workload, Scenario):
-            workload = Scenario.load(find_params(workload))
+            workload = load(find_params(workload))
         if variant is not None:
             changes["variant"] = variant
         span = workload.horizon_seconds if within is None else seconds(within)
         if not span:
             raise UserError('within is missing: say how long it may take, such as "30 min"')
-        starts = any(event.knob == "run" for event in workload.events) or workload.ksm_start_seconds
+        starts = workload.sets("run") or workload.ksm_start_seconds
         asked = workload.replace(
             **{"run": workload.run if starts else 1, "policy": "none", "advisor_mode": "none", "sample_limit": 100}
             | changes

@@ -230,7 +230,7 @@ def spaces(scenario: Scenario, by: Sequence[str], levels: Mapping[str, Sequence[
     collapses = (
         scenario.khugepaged
         or scenario.pressure_rate
-        or any(event.op in ("khugepaged", "shrink") or event.knob == "khugepaged" for event in scenario.events)
+        or any(event.op in ("khugepaged", "shrink") or event.sets("khugepaged") for event in scenario.events)
     )
     idle = {"smart_scan"} if old else set()
     idle |= set() if collapses else {"max_ptes_none"}

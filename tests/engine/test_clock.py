@@ -21,7 +21,8 @@ from mmlab.engine.costs import STEPS, cost_table
 from mmlab.engine.events import OPS
 from mmlab.errors import UserError
 from mmlab.results.run import Run
-from mmlab.scenario import EVENT_FIELDS, Scenario
+from mmlab.results.trace import scenario_of
+from mmlab.scenario import EVENTS, RangeEvent, Scenario
 from mmlab.variants import VARIANTS
 
 SECOND = 1_000_000_000
@@ -334,7 +335,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_every_event_is_modelled() -> None:
-    assert set(EVENT_FIELDS) == set(OPS)
+    assert set(EVENTS) == set(OPS)
 
 
 def test_process_that_is_not_born_yet() -> None:
@@ -380,9 +381,7 @@ def test_conservation_of_shipped_parameters(path: Any) -> None:
         conservation.check(simulate(full))
         return
     scaled = [
-        e.model_copy(update={"page": e.page // 32, "count": max(1, e.count // 32)})
-        if e.page is not None and e.count
-        else e
+        e.model_copy(update={"page": e.page // 32, "count": max(1, e.count // 32)}) if isinstance(e, RangeEvent) else e
         for e in full.events
     ]
     run = simulate(full.replace(memory_mib=full.memory_mib // 32, events=tuple(scaled)))
@@ -394,7 +393,7 @@ def test_conservation_of_shipped_parameters(path: Any) -> None:
 @pytest.mark.parametrize("part", range(3))
 def test_conservation_in_random_scenarios(part: int) -> None:
     for seed in range(part, 30, 3):
-        asked = Scenario.from_trace(randomscenario.scenario(seed))
+        asked = scenario_of(randomscenario.scenario(seed))
         for batches in (asked.horizon_batches, asked.horizon_batches * (seed + 1) // 31):
             conservation.check(simulate(asked.replace(horizon_batches=max(1, batches))))
 

@@ -24,9 +24,9 @@ from mmlab.explorer.comparison import CELLS, Board, Frame
 from mmlab.explorer.debounce import Dropped, Job, Latest
 from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
 from mmlab.explorer.widgets import Number, Switch, control, explained
-from mmlab.export import as_python, as_yaml, changed, save
 from mmlab.figures import figures as plots
 from mmlab.figures import panels
+from mmlab.params import save_new
 from mmlab.results.run import Metrics, Run
 from mmlab.scenario import flat_fields
 
@@ -320,7 +320,7 @@ def test_presets(name: str) -> None:
     loaded = Scenario.load(mmlab.find_params(name))
     assert made.scenario == loaded
     assert made.controls["compare"].value != loaded.variant
-    for field in changed(loaded).keys() - {*CONTROLS, "name", "variant"}:
+    for field in loaded.changed().keys() - {*CONTROLS, "name", "variant"}:
         assert f"{field} =" in text(made.explained.value)
 
 
@@ -403,13 +403,13 @@ def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
 
 def test_rich_scenarios_and_variants_of_your_own_are_taken_along(tmp_path: Path) -> None:
     rich = Scenario.load(mmlab.find_params("qemu_guests"))
-    path = save(tmp_path / "rich.yaml", as_yaml(rich))
+    path = save_new(tmp_path / "rich.yaml", rich.as_yaml())
     assert Scenario.load(path) == rich
     names: dict[str, Any] = {}
-    exec(as_python(rich, []).partition("for variant")[0], names)
+    exec(rich.as_python([]).partition("for variant")[0], names)
     assert names["scenario"] == rich.replace(variant="mainline")
     with pytest.raises(UserError, match="variant = 'mine': a params file can only name one of legacy, mainline"):
-        as_yaml(rich.replace(variant="mine"))
+        rich.replace(variant="mine").as_yaml()
 
 
 def test_copied_python_does_the_same(explorer: Explorer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,7 @@ def test_time_axes_say_how_sure_they_are(runs: dict[str, Run]) -> None:
 
 
 def test_overlay(recorded: trace.Trace) -> None:
-    run = simulate(Scenario.from_trace(recorded))
+    run = simulate(trace.scenario_of(recorded))
     columns = {"rss_kb": "KiB", "pages_unshared": "pages"}
     table = plots.overlay_table(run, recorded, list(columns))
     assert len(table) == 2 * len(recorded["samples"])

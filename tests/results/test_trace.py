@@ -337,7 +337,7 @@ def test_incomplete_traces_are_named(tmp_path: Path, change: Any, words: str) ->
 def test_impossible_questions_are_refused(tmp_path: Path, change: Any, words: str) -> None:
     path = damaged(tmp_path, change)
     with pytest.raises(UserError, match=words) as error:
-        Scenario.load(path)
+        traces.load(path)
     assert str(error.value).startswith(str(path))
 
 
