@@ -348,8 +348,6 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
 
     Exit status 1: there are rows with errors.
     """
-    from tqdm import tqdm
-
     from mmlab.studies import sweep as sweeps
 
     if dry_run:
@@ -361,21 +359,12 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
         for row in todo.invalid[:5]:
             click.echo(f"  {row['error']}")
         return
-    with ExitStack() as bars:
-        bar: tqdm | None = None
-
-        def progress(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                hidden = not sys.stderr.isatty()
-                bar = bars.enter_context(tqdm(total=total, initial=done, unit="scenario", leave=False, disable=hidden))
-            bar.update(done - bar.n)
-
-        try:
+    try:
+        with _announced(), _steps() as progress:
             found = sweeps.sweep(grid, out, jobs=jobs, scheduler=scheduler, samples=samples, progress=progress)
-        except KeyboardInterrupt:
-            click.echo(f"\nmmlab: {out}: the same command goes on with what is not there yet", err=True)
-            raise
+    except KeyboardInterrupt:
+        click.echo(f"\nmmlab: {out}: the same command goes on with what is not there yet", err=True)
+        raise
     click.echo(
         f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
         f"{found.seconds:.1f} s, {found.failed:,} with errors"

@@ -1,16 +1,15 @@
 """Speed of a sweep: 10,000 scenarios of 64 MiB, three full scans each, against a plain loop over some of them.
 
     python tests/bench_sweep.py            10,000 scenarios
-    python tests/bench_sweep.py 1000       so many; the start of the processes weighs more then
+    python tests/bench_sweep.py 1000       1,000 of them; the start of the processes weighs more then
 
-Parallel efficiency: the time of the sweep on one process over the time on all cores times their number; means of both,
-which take turns, as a shared machine's speed changes. Overhead: what the processes take in all less the CPU
-time of the simulations and their metrics, for each scenario. Exit status 1 when a limit is not kept.
+Parallel efficiency is the time of the sweep on one process, divided by the time on all cores and by their number. Both
+are means of runs that take turns, because the speed of a shared machine changes. Overhead is the time of all processes
+less the CPU time of the simulations and their metrics, per scenario. Exit status 1: a limit is not kept.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from mmlab import Scenario, simulate
 from mmlab.kernel.jit import warm_up
 from mmlab.studies.grid import Grid
 from mmlab.studies.sweep import Summary, plan, read_sweep, sweep
+from mmlab.workers import cpus
 
 MINUTES, EFFICIENCY, OVERHEAD_MS = 10.0, 0.9, 3.0
 """Limits for 10,000 scenarios on 2 cores."""
@@ -30,7 +30,7 @@ ROUNDS = 2
 
 
 def grid(count: int) -> Grid:
-    """So many scenarios (200 or a multiple of it) of the mixed guests' memory."""
+    """Return a grid of `count` scenarios (a multiple of 200) of the mixed guests' memory."""
     return Grid(
         base={"params": "mixed_guests", "memory_mib": 64, "horizon_full_scans": 3},
         vary={
@@ -43,21 +43,20 @@ def grid(count: int) -> Grid:
 
 
 def loop(count: int) -> float:
-    """Seconds a scenario of a plain loop, in the sweep's order, over blocks of neighbours from all of the grid."""
-    asked = grid(count)
+    """Return the seconds per scenario of a plain loop in the sweep's order, over blocks from all parts of the grid."""
     with tempfile.TemporaryDirectory() as folder:
-        items = plan(asked, folder).items
+        items = plan(grid(count), folder).items
     starts = [i * (len(items) - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS)]
     begin = time.perf_counter()
     for start in starts:
         for item in items[start : start + BLOCK]:
-            run = simulate(Scenario(**{**asked.base, **item.point}))
+            run = simulate(Scenario(**item.values))
             run.metrics, run.uncertainty  # noqa: B018
     return (time.perf_counter() - begin) / (BLOCKS * BLOCK)
 
 
 def timed(count: int, jobs: int) -> tuple[Summary, float]:
-    """A sweep into a new folder, checked to be whole; and the seconds that it takes where all is there."""
+    """Sweep into a new folder and check the rows; also return the seconds of the same sweep when all rows are there."""
     with tempfile.TemporaryDirectory() as folder:
         found = sweep(grid(count), folder, jobs=jobs)
         rows = read_sweep(folder)
@@ -67,10 +66,10 @@ def timed(count: int, jobs: int) -> tuple[Summary, float]:
 
 
 def main(count: int = 10_000) -> list[Goal]:
-    """Print the table; the limits are those of 10,000 scenarios."""
+    """Print the table; the limits hold for 10,000 scenarios."""
     warm_up()
-    loop(200)  # whatever else loads at the first use
-    jobs = len(os.sched_getaffinity(0))
+    loop(200)  # load what is loaded at the first use
+    jobs = cpus()
     found, again = zip(*(timed(count, jobs if i % 2 == 0 else 1) for i in range(2 * ROUNDS + 1)), strict=True)
     plain = loop(count)
     on_all, on_one = found[::2], found[1::2]

@@ -5,6 +5,7 @@ MMLAB_KILLS says how many kills there are of parents and workers (3; `make night
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,13 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,17 +30,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import mmlab
 from mmlab import Scenario, cli, read_sweep, simulate, sweep
 from mmlab.errors import UserError
-from mmlab.report.provenance import PACKAGE, digest, model_digest
 from mmlab.results.run import Metrics
 from mmlab.results.uncertainty import UNSURE
-from mmlab.studies import crew
 from mmlab.studies import sweep as sweeps
 from mmlab.studies.grid import Grid
+from mmlab.studies.sweep import Item, Result, model_digest
 
 KILLS = int(os.environ.get("MMLAB_KILLS") or 3)
 TINY = {"memory_mib": 2, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "pages_to_scan": 200, "horizon_full_scans": 3}
+LONG = 300
+"""Seconds that nothing here takes, however busy the machine is."""
 MMLAB = [sys.executable, "-c", "from mmlab.cli import main; main()"]
 
 
@@ -94,43 +97,51 @@ def test_a_sobol_design_grows() -> None:
     assert large[:32] == small
 
 
+RANGE = {"low": 1, "high": 9}
+TOO_MANY = {n: {"low": 1, "high": 2e3, "step": 1} for n in ("seed", "pages_to_scan")}
+
+
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("said", "where", "parameter", "value", "way_out"),
     [
-        ({"bas": {}}, 'unknown key "bas": did you mean "base"?'),
-        ({"base": {"memory": 4}}, 'base: unknown key "memory": did you mean "memory_mib"?'),
-        ({"base": {"memory_mib": 0}}, "base: memory_mib = 0 is out of range: it must be at least 1 (MiB)."),
-        ({"base": {"params": "all_zeros"}}, 'unknown params file "all_zeros": did you mean "all_zero"'),
-        ({"base": {"params": 5}}, "base: params = 5: it must be a params file, or the name of a shipped one"),
-        ({"vary": {"pages_to_scna": [1]}}, 'vary: unknown parameter "pages_to_scna": did you mean "pages_to_scan"'),
-        ({"vary": {"pages_to_scan": [100, -1]}}, "vary: pages_to_scan = -1 is out of range"),
-        ({"vary": {"pages_to_scan": 100}}, "pages_to_scan = 100: it must be a list, [100], or a range"),
-        ({"vary": {"pages_to_scan": []}}, "pages_to_scan: the list is empty"),
-        ({"vary": {"pages_to_scan": [[1]]}}, "pages_to_scan = [1]: a list holds numbers, names"),
-        ({"vary": {"pages_to_scan": {"low": 1, "high": 9}}}, "needs step or count in each range, e.g. {low: 1"),
-        ({"vary": {"pages_to_scan": {"lo": 1, "high": 9}}}, 'unknown key "lo": did you mean "low"'),
-        ({"vary": {"pages_to_scan": {"low": 9, "high": 1, "count": 2}}}, "low = 9 is not below high = 1"),
-        ({"vary": {"seed": {"low": 0, "high": 9, "count": 3, "log": True}}}, "seed: log needs a low above 0"),
-        ({"vary": {"seed": {"low": 0, "high": 9, "count": 3, "step": 1}}}, "step goes with neither count nor log"),
-        ({"vary": {"thp_coverage": {"low": 0, "high": 2, "count": 3}}}, "thp_coverage = 2 is out of range"),
-        ({"vary": {"variant": ["v1-serie"]}}, "did you mean 'v1-series'?"),
-        ({"vary": {"variant": {"low": 1, "high": 2}}}, "variant takes a list, e.g. ['mainline']"),
-        ({"vary": {"costs": ["fre"]}}, "costs: 'fre' is not known"),
-        ({"vary": {"name": ["a"]}}, "name is free text and changes no result"),
-        ({"design": "sobl"}, "design = 'sobl': it must be one of full, latin_hypercube, sobol"),
-        ({"vary": AXES, "design": "sobol"}, "design = sobol needs samples"),
-        (
-            {"vary": AXES, "design": "sobol", "samples": 100},
-            "samples = 100: a Sobol design fills space evenly with a power of two: 64 or 128",
-        ),
-        ({"vary": {"seed": [1]}, "samples": 4}, "samples = 4 goes with design: latin_hypercube or sobol"),
-        ({"vary": {n: {"low": 1, "high": 2e3, "step": 1} for n in ("seed", "pages_to_scan")}}, "1,000,000 is the most"),
+        ({"bas": {}}, "", "key", "bas", "base"),
+        ({"base": {"memory": 4}}, "base", "key", "memory", "memory_mib"),
+        ({"base": {"memory_mib": 0}}, "base", "memory_mib", 0, "at least 1"),
+        ({"base": {"params": "all_zeros"}}, "base", "params file", "all_zeros", "all_zero"),
+        ({"base": {"params": 5}}, "base", "params", 5, "a params file"),
+        ({"vary": {"pages_to_scna": [1]}}, "vary", "parameter", "pages_to_scna", "pages_to_scan"),
+        ({"vary": {"pages_to_scan": [100, -1]}}, "vary", "pages_to_scan", -1, "0"),
+        ({"vary": {"pages_to_scan": 100}}, "vary", "pages_to_scan", 100, "a list such as"),
+        ({"vary": {"pages_to_scan": []}}, "vary", "pages_to_scan", [], "a list such as"),
+        ({"vary": {"pages_to_scan": [[1]]}}, "vary", "pages_to_scan", [1], ""),
+        ({"vary": {"pages_to_scan": RANGE}}, "vary", "pages_to_scan", None, "count: 5"),
+        ({"vary": {"pages_to_scan": {**RANGE, "lo": 1}}}, "vary: pages_to_scan", "key", "lo", "low"),
+        ({"vary": {"pages_to_scan": {"high": 9}}}, "vary: pages_to_scan", "low", None, "missing"),
+        ({"vary": {"pages_to_scan": {**RANGE, "count": 1}}}, "vary: pages_to_scan", "count", 1, "2"),
+        ({"vary": {"pages_to_scan": {**RANGE, "high": 1}}}, "vary: pages_to_scan", "low", 1, "below high = 1"),
+        ({"vary": {"seed": {"low": 0, "high": 9, "count": 3, "log": True}}}, "vary: seed", "low", 0, "above 0"),
+        ({"vary": {"seed": {**RANGE, "count": 3, "step": 1}}}, "vary: seed", "step", 1, "neither count nor log"),
+        ({"vary": {"seed": {**RANGE, "step": 1e-9}}}, "vary: seed", "step", 1e-9, "1,000,000"),
+        ({"vary": {"thp_coverage": {"low": 0, "high": 2, "count": 3}}}, "vary", "thp_coverage", 2, ""),
+        ({"vary": {"variant": ["v1-serie"]}}, "vary", "variant", "v1-serie", "v1-series"),
+        ({"vary": {"variant": RANGE}}, "vary", "variant", RANGE, "a list such as ['mainline']"),
+        ({"vary": {"costs": ["fre"]}}, "vary", "costs", "fre", "free"),
+        ({"vary": {"name": ["a"]}}, "vary", "name", None, "changes no result"),
+        ({"design": "sobl"}, "", "design", "sobl", "'full', 'latin_hypercube' or 'sobol'"),
+        ({"vary": AXES, "design": "sobol"}, "", "samples", None, "sobol"),
+        ({"samples": 8, "design": "sobol"}, "", "vary", None, "sobol"),
+        ({"vary": AXES, "design": "sobol", "samples": 100}, "", "samples", 100, "64 or 128"),
+        ({"vary": {"seed": [1]}, "samples": 4}, "", "samples", 4, "latin_hypercube or sobol"),
+        ({"vary": TOO_MANY}, "", "combinations", 4_000_000, "at most 1,000,000"),
     ],
 )
-def test_a_mistake_in_a_grid_is_one_sentence(said: dict[str, object], complaint: str) -> None:
+def test_a_mistake_in_a_grid(said: dict[str, Any], where: str, parameter: str, value: object, way_out: str) -> None:
     with pytest.raises(UserError) as found:
         Grid(**said)
-    assert complaint in str(found.value)
+    error = found.value
+    assert error.where == where
+    assert not error.parameter or (error.parameter, error.value) == (parameter, value)
+    assert way_out in str(error)
 
 
 def test_a_grid_file_names_a_params_file_beside_it(tmp_path: Path) -> None:
@@ -139,8 +150,9 @@ def test_a_grid_file_names_a_params_file_beside_it(tmp_path: Path) -> None:
     grid = Grid.load(tmp_path / "grid.yaml")
     assert grid.base == {"pages_to_scan": 7, "seed": 4}
     (tmp_path / "grid.yaml").write_text("base: mine\n")
-    with pytest.raises(UserError, match=r"grid\.yaml: unknown params file"):
+    with pytest.raises(UserError) as found:
         Grid.load(tmp_path / "grid.yaml")
+    assert (found.value.where, found.value.value) == (str(tmp_path / "grid.yaml"), "mine")
     with pytest.raises(UserError, match="budget_and_thps"):
         Grid.load("budget_and_thp")
 
@@ -159,36 +171,25 @@ def test_the_shipped_grids_are_possible(root: Path, tmp_path: Path) -> None:
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
-class Here:
-    """A crew of one, in this process."""
+class Here(Executor):
+    """One worker in this process."""
 
-    died = ()
-    tries = 3
+    _max_workers = 1
 
-    def __init__(self, jobs: int) -> None:
-        self.idle = 1
-
-    def workers(self) -> int:
-        return 1
-
-    def room(self) -> int:
-        return self.idle
-
-    def submit(self, function, task):
-        self.idle, future = 0, Future()
-        future.set_result(function(task))
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        future.set_result(function(*args, **kwargs))
         return future
 
-    def done(self, future) -> None:
-        self.idle = 1
 
-    def close(self) -> None:
-        pass
+@contextmanager
+def open_here(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
+    yield Here()
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "Processes", Here)
+    monkeypatch.setattr(sweeps, "executor", open_here)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def grid() -> Grid:
 def swept(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sweeps.Summary]:
     folder = tmp_path_factory.mktemp("swept")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "Processes", Here)
+        patch.setattr(sweeps, "executor", open_here)
         return folder, sweep(grid, folder, samples=True)
 
 
@@ -289,16 +290,20 @@ def test_another_model_runs_all_anew(tmp_path: Path) -> None:
 
 
 def test_the_hash_covers_all_that_decides(tmp_path: Path) -> None:
-    """The digest of the model is of exactly the modules that a simulation loads; and costs count by what they say."""
-    code = "import sys, mmlab.engine.clock; print(*(m.__file__ for n, m in sys.modules.items() if n[:6] == 'mmlab.'))"
+    """The digest of the model is of all modules that decide the results; and costs count by their numbers."""
+    code = "import sys, mmlab.engine.clock; print(*(n for n in sys.modules if n[:6] == 'mmlab.'))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    text = f"{digest(PACKAGE, map(Path, loaded))} numpy {np.__version__}"
-    assert sweeps.hashlib.sha256(text.encode()).hexdigest() == model_digest()
+    package = Path(mmlab.__file__).parent
+    digested = {path for pattern in sweeps.MODEL for path in package.glob(pattern)}
+    plain = {"mmlab.errors", "mmlab.params", "mmlab.workers"}  # they compute nothing
+    for name in loaded:
+        path = package.parent.joinpath(*name.split("."))
+        assert path.is_dir() or name in plain or path.with_suffix(".py") in digested
 
-    shipped = next((PACKAGE / "cost_sets").glob("*.yaml"))
+    shipped = next((package / "cost_sets").glob("*.yaml"))
     own = tmp_path / "own.yaml"
     own.write_bytes(shipped.read_bytes())
-    hashes = [sweeps._check({"costs": costs}, {})[0] for costs in (shipped.stem, str(own), "free")]
+    hashes = [sweeps._identify({"costs": costs}, {})[0] for costs in (shipped.stem, str(own), "free")]
     values = yaml.safe_load(own.read_text())
     assert hashes[0] == hashes[1] != hashes[2]
     assert values
@@ -306,21 +311,34 @@ def test_the_hash_covers_all_that_decides(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_what_is_damaged_or_taken_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no sweep in it \(no sweep\.json\)"):
-        read_sweep(tmp_path)
+    def refused(*args: Any, where: Path = tmp_path) -> UserError:
+        with pytest.raises(UserError) as found:
+            sweep(*args, jobs=1) if args else read_sweep(tmp_path)
+        assert found.value.parameter == str(where)
+        return found.value
+
+    assert "no sweep in it" in refused().problem
     grid = Grid(base=TINY)
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another sweep is writing there"):
-            sweep(grid, tmp_path)
-    (tmp_path / "part.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"part\.parquet: this is no part of a sweep, or it is damaged"):
-        sweep(grid, tmp_path, jobs=1)
-    with pytest.raises(UserError, match="name another folder"):
-        sweep(grid, tmp_path / "part.parquet")
+        assert "another sweep" in refused(grid, tmp_path).problem
+    part = tmp_path / "part.parquet"
+    part.write_bytes(b"PAR1 and no more")
+    assert "damaged" in refused(grid, tmp_path, where=part).problem
+    assert "another folder" in refused(grid, part, where=part).hint
     with pytest.raises(UserError, match=r"none of these scenarios is possible. The first: pages_per_thp = 500"):
         sweep(Grid(base={**TINY, "pages_per_thp": 500}), tmp_path / "new", jobs=1)
     assert not any((tmp_path / "new").glob("[!.]*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="do not let two sweeps write there at once"):
+        assert sweep(Grid(base=TINY), tmp_path).ran == 1
 
 
 @pytest.mark.usefixtures("here")
@@ -342,11 +360,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "4 scenarios, 0 were there, 2 run in " in said
     assert said.endswith("2 with errors\n")
     assert json.loads((out / "sweep.json").read_text())["grid"]["vary"] == {"seed": [1, 2], "pages_per_thp": [512, 100]}
-    status, _, said = run("--scheduler", "foo://x")
-    assert (status, "--scheduler foo://x: no Dask scheduler answers there" in said) == (2, True)
     file.write_text("vary: {seeds: [1]}")
     status, _, said = run()
-    assert (status, said.startswith(f'mmlab: {file}: vary: unknown parameter "seeds": did you mean "seed"')) == (
+    assert (status, said.startswith(f"mmlab: {file}: vary: unknown parameter 'seeds': did you mean 'seed'")) == (
         2,
         True,
     )
@@ -356,30 +372,67 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 class Mortal(Here):
-    """A worker that one scenario kills, whatever else is in its task."""
+    """A worker that one scenario kills, whatever else is in its chunk."""
 
-    died = (BrokenExecutor,)
-    tasks: ClassVar[list[int]] = []
+    def __init__(self, chunks: list[int]) -> None:
+        self.chunks, self.killed = chunks, False
 
-    def submit(self, function, task):
-        self.tasks.append(len(task.items))
-        if all(item.point["seed"] != 13 for item in task.items):
-            return super().submit(function, task)
-        self.idle, future = 0, Future()
-        future.set_exception(BrokenExecutor())
-        return future
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        if args:
+            self.chunks.append(len(args[0]))
+            self.killed |= any(item.values["seed"] == 13 for item in args[0])
+        if self.killed:
+            future.set_exception(BrokenExecutor())
+            return future
+        return super().submit(function, *args, **kwargs)
 
 
 def test_a_scenario_that_kills_workers_is_a_row_with_its_error(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sweeps, "Processes", Mortal)
+    lives: list[list[int]] = []
+
+    @contextmanager
+    def open_mortal(jobs: int, scheduler: str | None) -> Iterator[Executor]:
+        lives.append([])
+        yield Mortal(lives[-1])
+
+    monkeypatch.setattr(sweeps, "executor", open_mortal)
     found = sweep(Grid(base=TINY, vary={"seed": list(range(10, 18))}), tmp_path)
     assert (found.ran, found.failed) == (8, 1)
-    assert Mortal.tasks == [4, 2, 2, 1, 1, 1, 1, 2, 1, 1], "half of the suspects at a time, then one alone"
+    assert lives[0] == [4, 2]
+    assert all(set(life) == {1} for life in lives[1 : sweeps.DEATHS]), "suspects are chunks of their own"
+    assert all(life[-1] == 1 for life in lives[2 : sweeps.DEATHS]), "then alone"
     rows = read_sweep(tmp_path).set_index("seed")
-    assert rows["error"].dropna().to_dict() == {
-        13: "its worker was killed, again and again, perhaps for want of memory"
-    }
+    assert list(rows["error"].dropna().index) == [13]
+    assert "its worker was killed" in rows["error"][13]
     assert rows["freed_mib"].isna().sum() == 1
+
+
+def test_suspects_run_alone_after_a_second_death() -> None:
+    """Nothing else is under way beside one of them, and what follows waits."""
+    items = [Item(name, {}) for name in "abcdef"]
+    todo, deaths = deque(items), Counter({"a": 2, "b": 1, "c": 3, "d": 1})
+    busy: dict[Future[Result], list[Item]] = {}
+    seen: list[str] = []
+
+    class Watching(Here):
+        def submit(self, function, /, *args, **kwargs):
+            names = "".join(item.hash for chunk in (*busy.values(), args[0]) for item in chunk)
+            seen.append(names)
+            return super().submit(lambda chunk: Result(len(chunk)), *args)
+
+    pool = Watching()
+    assert sum(result.done for result in sweeps._keep_busy(pool, Result, todo, busy, deaths)) == 6
+    assert seen == ["a", "b", "c", "d", "de", "f"]
+
+
+def test_workers_that_cannot_start_are_said(tmp_path: Path) -> None:
+    """In a script that is not written for it, every worker runs the script again and dies of it."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import mmlab\nmmlab.sweep([{TINY}], {str(tmp_path / 'out')!r}, jobs=1)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "worker processes end as soon as they start" in done.stderr.splitlines()[-1]
 
 
 MANY = {
@@ -406,7 +459,7 @@ def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.Data
     """Its rows, all from one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "Processes", Here)
+        patch.setattr(sweeps, "executor", open_here)
         sweep(many, folder)
     return read_sweep(folder)
 
@@ -441,7 +494,7 @@ def _workers(pid: int) -> list[psutil.Process]:
 
 
 def _gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=30)[1]
+    return not psutil.wait_procs(processes, timeout=LONG)[1]
 
 
 def test_killed_at_random_it_loses_nothing(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
@@ -465,7 +518,7 @@ def test_killed_at_random_it_loses_nothing(many: Path, undisturbed: pd.DataFrame
                         process.kill()
                         assert _gone(workers), "workers go with their parent"
                         kills += 1
-                _, err = process.communicate(timeout=120)
+                _, err = process.communicate(timeout=LONG)
                 returned = process.returncode
                 assert returned in (0, -signal.SIGKILL), err
         pd.testing.assert_frame_equal(read_sweep(folder), undisturbed)
@@ -480,13 +533,13 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
     more = tmp_path / "more.yaml"
     more.write_text(yaml.safe_dump({"base": TINY, "vary": {"seed": list(range(8000))}}))
     with started(more, tmp_path) as process:
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob("*.parquet")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("*.parquet")):
+            assert process.poll() is None
             time.sleep(0.02)
         workers = _workers(process.pid)
         for one in (process, *workers):  # as a terminal does
             one.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LONG)
     assert process.returncode == 130
     assert f"mmlab: {tmp_path}: the same command goes on with what is not there yet" in err
     assert "Traceback" not in err
@@ -505,7 +558,7 @@ def test_a_dask_cluster_whose_worker_dies(many: Path, undisturbed: pd.DataFrame,
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
         killed: list[int] = []
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: float, total: float, what: str) -> None:
             if 0 < done < total and not killed:
                 killed.append(next(iter(cluster.workers.values())).pid)
                 os.kill(killed[0], signal.SIGKILL)
@@ -517,13 +570,16 @@ def test_a_dask_cluster_whose_worker_dies(many: Path, undisturbed: pd.DataFrame,
 
 
 def test_a_cluster_without_workers_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = crew.Cluster.__new__(crew.Cluster)
-    cluster.client, cluster.address, cluster.busy = SimpleNamespace(ncores=dict), "tcp://there:1", set()
-    cluster.seen = time.monotonic()
-    assert cluster.room() > 0
-    cluster.seen -= crew.PATIENCE
-    with pytest.raises(UserError, match="tcp://there:1 has had no workers for 60 s: what was finished is kept"):
-        cluster.room()
+    class Empty(Here):
+        _max_workers = 0
+
+        def submit(self, function, /, *args, **kwargs):
+            return Future()
+
+    monkeypatch.setattr(sweeps, "PATIENCE_S", 0.1)
+    with pytest.raises(UserError, match="the same sweep goes on") as found:
+        list(sweeps._keep_busy(Empty(), Result, deque([Item("a", {})]), {}, Counter()))
+    assert found.value.parameter == "scheduler"
 
 
 def test_dask_workers_in_processes_of_their_own(many: Path, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
@@ -542,7 +598,7 @@ def test_dask_workers_in_processes_of_their_own(many: Path, undisturbed: pd.Data
         for command in commands
     ]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONG
         while not scheduler_file.exists() or not scheduler_file.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -554,18 +610,18 @@ def test_dask_workers_in_processes_of_their_own(many: Path, undisturbed: pd.Data
                     many,
                     folder,
                     scheduler=address,
-                    progress=lambda done, total: running[1].kill() if 0 < done < total else None,
+                    progress=lambda done, total, what: running[1].kill() if 0 < done < total else None,
                 )
                 break
             except UserError as error:
-                if "this cluster has no workers: start some" not in str(error) or time.monotonic() > deadline:
+                if "the cluster has no workers" not in error.problem or time.monotonic() > deadline:
                     raise
-                time.sleep(0.2)
         assert running[1].wait() == -signal.SIGKILL
         assert found.failed == 0
         pd.testing.assert_frame_equal(read_sweep(folder), undisturbed)
-        with pytest.raises(UserError, match=r"the Dask scheduler at tcp://.* is lost.* the same sweep goes on"):
+        with pytest.raises(UserError, match="no Dask scheduler answers") as lost:
             sweep(many, tmp_path / "other", scheduler=address, progress=lambda *_: running[0].kill())
+        assert (lost.value.parameter, lost.value.value) == ("scheduler", address)
     finally:
         for process in running:
             process.kill()
