@@ -40,9 +40,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import mmlab
-from mmlab.engine.clock import simulate, warm_up
+from mmlab.engine.clock import simulate
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError
+from mmlab.kernel.jit import warm_up
 from mmlab.params import write_atomically
 from mmlab.results.run import Metrics, Run
 from mmlab.results.uncertainty import UNSURE
