@@ -75,7 +75,7 @@ async def updates(explorer: Explorer, count: int) -> list[dict[str, float]]:
                 "its pictures (KiB)": size / 1024,
             }
         )
-    explorer.latest.ask()
+    explorer.requests.ask()
     return out
 
 

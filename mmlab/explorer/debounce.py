@@ -1,8 +1,8 @@
-"""The latest of what is asked, computed in threads, while the event loop goes on listening.
+"""Run only the most recent request, in a thread, without blocking the event loop.
 
-What is shown while a slider moves is a compromise: to begin anew with each of its values would show nothing until it
-stops; to compute every value would lag behind. So there is one :class:`Job` at a time, and what it comes to is shown
-even if there is something newer by then, unless it takes longer than its patience: then it is dropped.
+What to show while a slider moves is a compromise: starting anew at each value would show nothing until the slider
+stops, and computing every value would lag behind. So there is one `Job` at a time, and its result is shown even if
+something newer was asked meanwhile, unless the job takes longer than its patience: then it is dropped.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Dropped", "Job", "Latest"]
+__all__ = ["Debounce", "Dropped", "Job"]
 
-DEBOUNCE = 0.03
-"""Seconds from a question to its computation: several questions at once become one."""
-LOOK = 0.05
-"""Seconds between two looks at how far a job is."""
+DELAY = 0.03
+"""Seconds from a request to its computation, so that several requests at once become one."""
+POLL = 0.05
+"""Seconds between two looks at a job's progress."""
 
 
 class Dropped(Exception):  # noqa: N818 (nothing went wrong)
-    """Nobody waits for this job any more."""
+    """Raised in a job that nobody waits for any more."""
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Job:
     Attributes
     ----------
     work
-        Computes it, in a thread; gets the job.
+        Computes it, in a thread; takes the job.
     show
-        Takes what it came to, in the event loop's thread.
+        Takes the result, in the event loop's thread.
     patience
-        Seconds that it may have taken when something newer is asked, to be finished and shown nevertheless.
+        Seconds after which the job is dropped if something newer was asked.
     idle
-        Seconds in which nothing newer is asked before it begins.
+        Seconds without a newer request before the job starts.
     shares
-        How far its parts are, 0 to 1.
+        Progress of each part, 0 to 1.
     note
-        What it is busy with, if that takes long.
+        What it is busy with, shown when that takes long.
     """
 
     work: Callable[[Job], Any]
@@ -57,21 +57,21 @@ class Job:
 
     @property
     def age(self) -> float:
-        """Seconds since it was begun."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     @property
     def share(self) -> float:
-        """How far it is."""
+        """Progress of the whole, 0 to 1."""
         return sum(self.shares.values()) / max(1, len(self.shares))
 
     def check(self) -> None:
-        """Raise :class:`Dropped` when nobody waits for it any more."""
+        """Raise `Dropped` when nobody waits for the job any more."""
         if self.dropped:
             raise Dropped
 
     def reporter(self, part: str) -> Callable[[float], None]:
-        """Takes how far a part is; :meth:`check` included."""
+        """Return a function that takes the progress of a part, and drops the job where that is due."""
         self.shares[part] = 0.0
 
         def report(share: float) -> None:
@@ -81,26 +81,26 @@ class Job:
         return report
 
 
-class Latest:
-    """Computes what was asked last.
+class Debounce:
+    """Runs the most recent request.
 
     Parameters
     ----------
-    look
-        Called with a job now and then while it is computed, to show how far it is, and at its end with None.
-    refuse
-        Takes an exception that a job came to.
+    status
+        Called with a job now and then while it runs, and at its end with None.
+    show_error
+        Takes an exception that a job raised.
     """
 
-    def __init__(self, look: Callable[[Job | None], None], refuse: Callable[[Exception], None]) -> None:
-        self.look, self.refuse = look, refuse
+    def __init__(self, status: Callable[[Job | None], None], show_error: Callable[[Exception], None]) -> None:
+        self.status, self.show_error = status, show_error
         self.asked: list[Job] = []
         self.task: asyncio.Task[None] | None = None
 
     def ask(self, *jobs: Job) -> None:
-        """Compute these one after the other instead of all that was asked before; with none of them, nothing any more.
+        """Run these jobs in order instead of everything asked before; without jobs, only cancel that.
 
-        Without a running event loop the first of them is computed and shown before this returns, the others never.
+        Without a running event loop the first job is computed and shown before this returns, the others never.
         """
         if _loop() is None and jobs:
             self.now(jobs[0])
@@ -108,21 +108,21 @@ class Latest:
             self.later(*jobs)
 
     def later(self, *jobs: Job) -> None:
-        """As :meth:`ask`, but never before this returns: without a running event loop, not at all."""
+        """Run these jobs as `ask` does, but never before this returns; without a running event loop, not at all."""
         self.asked = list(jobs)
         loop = _loop()
         if loop and jobs and (self.task is None or self.task.done()):
             self.task = loop.create_task(self._serve())
 
     def now(self, job: Job) -> None:
-        """Compute a job and show it before this returns, instead of all that was asked before."""
+        """Compute a job and show its result before this returns, instead of everything asked before."""
         self.asked = []
         job.started = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(job.work, job)
             try:
-                while wait([future], timeout=LOOK).not_done:
-                    self.look(job)
+                while wait([future], timeout=POLL).not_done:
+                    self.status(job)
             except KeyboardInterrupt:
                 job.dropped = True
                 raise
@@ -130,7 +130,7 @@ class Latest:
 
     async def _serve(self) -> None:
         while self.asked:
-            await asyncio.sleep(DEBOUNCE)
+            await asyncio.sleep(DELAY)
             if not self.asked or not await self._is_quiet(self.asked[0].idle):
                 continue
             rest = self.asked = self.asked[:]
@@ -138,8 +138,8 @@ class Latest:
             job.started = time.monotonic()
             future = asyncio.get_running_loop().run_in_executor(None, job.work, job)
             while not future.done() and not job.dropped:
-                await asyncio.wait([future], timeout=LOOK)
-                self.look(job)
+                await asyncio.wait([future], timeout=POLL)
+                self.status(job)
                 outdated = self.asked is not rest
                 job.dropped = outdated and (not self.asked or (not future.done() and job.age > job.patience))
             if job.dropped:
@@ -148,22 +148,22 @@ class Latest:
                 self._conclude(job, future)
 
     async def _is_quiet(self, seconds: float) -> bool:
-        """Wait so long; False as soon as something else is asked."""
+        """Wait for this time; return False as soon as something else is asked."""
         asked, end = self.asked, time.monotonic() + seconds
         while self.asked is asked and (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(LOOK, left))
+            await asyncio.sleep(min(POLL, left))
         return self.asked is asked
 
     def _conclude(self, job: Job, future: asyncio.Future[Any] | Future[Any]) -> None:
-        self.look(None)
+        self.status(None)
         try:
             job.show(future.result())
         except Exception as error:  # in a callback it would vanish into a log
-            self.refuse(error)
+            self.show_error(error)
 
 
 def _loop() -> asyncio.AbstractEventLoop | None:
-    """The running event loop, such as a notebook's kernel has."""
+    """Return the running event loop, such as a notebook's kernel has."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The explorer: sliders for a scenario's parameters, and beside them what two fix variants make of it.
+"""The explorer: sliders for a scenario's parameters, and beside them the runs of two fix variants.
 
     >>> import mmlab
     >>> explorer = mmlab.explore("all_zero", compare="ksm-opt-out", memory_mib=16)
@@ -7,10 +7,10 @@
     >>> [int(run.rows["thp_split_page"][-1]) for run in explorer.runs.values()]
     [8, 8]
 
-As the last line of a notebook's cell it shows itself: sliders, figures, a page map and a table. A slider that moves has
-the scenario simulated again, in threads, so that the kernel goes on listening: figures follow the slider as fast as
-they can, and what takes long is given up as soon as there is something newer. Without a running event loop, such as in
-a script, each change is computed at once.
+As the last line of a notebook's cell it shows itself: sliders, figures, a page map and a table. Moving a slider
+simulates the scenario again, in threads, so that the kernel goes on listening. Figures follow the slider as fast as
+they can, and a computation that takes long is dropped as soon as there is a newer request. Without a running event
+loop, such as in a script, each change is computed at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.explorer.comparison import Board, Comparison, Frame, frames
-from mmlab.explorer.debounce import Job, Latest
-from mmlab.explorer.layout import Desk
+from mmlab.explorer.debounce import Debounce, Job
+from mmlab.explorer.layout import Layout
 from mmlab.explorer.widgets import control, variants
 from mmlab.kernel.jit import announced
 from mmlab.params import find_params, params_files, read_yaml, save_new
@@ -55,10 +55,10 @@ CONTROLS = (
     "pressure_rate",
     "horizon_seconds",
 )
-"""Fields of the scenario that have a control unless told otherwise."""
+"""Fields of the scenario that have a control by default."""
 START = "regression_uzp1"
 KEPT_PAGES = 2_000_000
-"""Runs are kept for up to so many simulated pages in all, 160 MB."""
+"""Budget of the kept runs in simulated pages: 160 MB."""
 
 
 def explore(
@@ -69,7 +69,7 @@ def explore(
     controls: Sequence[str] = CONTROLS,
     **changes: Any,
 ) -> Explorer:
-    """Sliders for a scenario, and what two variants make of it; the value of a notebook's cell.
+    """Return sliders for a scenario, with its runs under two variants; show it as the value of a notebook's cell.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def explore(
     compare
         The variant beside the scenario's own: a name, a `Variant`, or a predicate of your own.
     variant
-        Another one than the scenario's, such as a predicate of your own.
+        Replaces the scenario's own variant, e.g. by a predicate of your own.
     controls
         Fields of the scenario that get a control, in this order.
     **changes
@@ -103,7 +103,7 @@ class Runs:
         self.lock = Lock()
 
     def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
-        """A run, simulated unless it is here; with its table and its metrics, which take time, too."""
+        """Return a run, simulated if necessary, with its table, metrics and errors computed: they take time, too."""
         key = (scenario.replace(name="", variant="mainline"), variant)
         with self.lock:
             if key in self.kept:
@@ -118,17 +118,17 @@ class Runs:
         return run
 
 
-class Explorer(Desk):
-    """What :func:`explore` returns.
+class Explorer(Layout):
+    """The explorer; `explore` makes one.
 
     Attributes
     ----------
     controls : dict
         By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
     shown : Comparison
-        What is shown; None before the first :meth:`update`.
+        The comparison on display; None before the first `update`.
     seconds : tuple
-        What its simulations took, and all of it.
+        Time that its simulations took, and the whole update.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Explorer(Desk):
         made["variant"] = variants("variant", self.known, variant.name)
         made["compare"] = variants("compare", self.known, compare.name)
         super().__init__(made, flat_presets())
-        self.board, self.cache, self.latest = Board(), Runs(), Latest(self.look, self.refuse)
+        self.board, self.cache, self.requests = Board(), Runs(), Debounce(self.show_status, self.show_error)
         self.shown: Comparison | None = None
         self.seconds = 0.0, 0.0
         self._drawing = Lock()
@@ -162,16 +162,14 @@ class Explorer(Desk):
         display(self.box)  # type: ignore[no-untyped-call]
         self.update()
 
-    # --- what the controls ask for ----------------------------------------------------------------------------------
-
     @property
     def scenario(self) -> Scenario:
-        """What the controls say.
+        """The scenario of the controls.
 
         Raises
         ------
         UserError
-            They say something that is not allowed.
+            A control has a value that is not allowed.
         """
         fields = flat_fields()
         values = {name: fields[name].type(made.value) for name, made in self.controls.items() if name in fields}
@@ -179,11 +177,11 @@ class Explorer(Desk):
 
     @property
     def runs(self) -> dict[str, Run]:
-        """What is shown: label → run."""
+        """The runs on display, by label."""
         return self.shown.runs if self.shown else {}
 
     def use(self, scenario: Scenario, compare: str | None = None) -> None:
-        """Set all controls to a scenario; its other fields are taken over, too."""
+        """Set all controls to a scenario, and take over its other fields."""
         if compare is None and (compare := self.controls["compare"].value) == scenario.variant:
             compare = "mainline" if compare != "mainline" else "ksm-opt-out"
         self.base = scenario
@@ -193,15 +191,15 @@ class Explorer(Desk):
         self._changed()
 
     def update(self) -> None:
-        """Compute what the controls ask for and show it before this returns; then, in a notebook, the page maps."""
+        """Simulate and show the controls' scenario before this returns; the page maps follow in a notebook."""
         jobs = self._jobs()
         if jobs:
-            self.latest.now(jobs[0])
-            self.latest.later(*jobs[1:])
+            self.requests.now(jobs[0])
+            self.requests.later(*jobs[1:])
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Within it, controls change and nothing is computed yet."""
+        """Change several controls within this context without computing anything."""
         self._setting = True
         try:
             yield
@@ -210,7 +208,7 @@ class Explorer(Desk):
 
     def _changed(self, _: Any = None) -> None:
         if not self._setting:
-            self.latest.ask(*self._jobs())
+            self.requests.ask(*self._jobs())
 
     def _reset(self, _: Any = None) -> None:
         with self._together():
@@ -223,10 +221,10 @@ class Explorer(Desk):
         try:
             self.use(load(find_params(change["new"])) if change["new"] else self.start)
         except UserError as error:
-            self.refuse(error)
+            self.show_error(error)
 
     def _jobs(self) -> list[Job]:
-        """What to compute: the comparison, then the page maps in between. Nothing if something is wrong."""
+        """Return the jobs of the controls: the comparison, then the page maps through time; none after a mistake."""
         names = [self.controls[name].value for name in ("variant", "compare")]
         chosen = [self.known[name] for name in names]
         others = {n: v for n, v in self.base.changed().items() if n not in (*self.controls, "name")}
@@ -235,7 +233,7 @@ class Explorer(Desk):
             scenario = self.scenario
             scenario.check_memory()
         except UserError as error:
-            self.refuse(error)
+            self.show_error(error)
             return []
         labels = names if names[0] != names[1] else [names[0], f"{names[1]} again"]
         asked, whole = dict(zip(labels, chosen, strict=True)), bool(self.whole.value)
@@ -247,8 +245,6 @@ class Explorer(Desk):
             Job(compare, self._show),
             Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …"),
         ]
-
-    # --- computing, in threads --------------------------------------------------------------------------------------
 
     def _compare(
         self, job: Job, scenario: Scenario, asked: Mapping[str, Variant], whole: bool
@@ -269,7 +265,7 @@ class Explorer(Desk):
             return self.board.compare(runs, whole), (simulated, job.age)
 
     def _frames(self, job: Job) -> list[Frame]:
-        """The page maps through time of what is shown."""
+        """Return the page maps through time of the runs on display."""
         assert self.shown is not None
 
         def again(run: Run, where: set[tuple[int, int]]) -> Run:
@@ -282,20 +278,18 @@ class Explorer(Desk):
         self.shown, self.seconds = found
         self.show(self.shown, self.seconds)
 
-    # --- taking it along --------------------------------------------------------------------------------------------
-
     def yaml(self) -> str:
-        """What the controls say, as a params file."""
+        """Return the controls' scenario as a params file."""
         about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
         return self.scenario.as_yaml(self.controls, about)
 
     def _save(self, _: Any = None) -> None:
         try:
-            self.say(f"Saved as {save_new(self.path.value, self.yaml())}")
+            self.note(f"Saved as {save_new(self.path.value, self.yaml())}")
         except UserError as error:
-            self.say(f"Not saved: {error}")
+            self.note(f"Not saved: {error}")
 
 
 def flat_presets() -> list[str]:
-    """Names of the files of ``params/`` without lists of processes or events."""
+    """Return the names of the files of ``params/`` without lists of processes or events."""
     return [name for name, path in params_files().items() if not {"process_list", "events"} & read_yaml(path).keys()]

@@ -1,21 +1,17 @@
-"""JupyterLab on the explorer: on the clone's own notebooks, or on copies of those that were installed.
+"""JupyterLab on the explorer: on the clone's own notebooks, or on copies of the installed ones.
 
-A folder with copies belongs to its user. :func:`copy` brings in what is new and replaces what was never changed; what
-was changed stays as it is. ``.mmlab.sha256`` in the folder says what was shipped (``sha256sum -c`` reads it, too).
+A folder with copies belongs to its user: `copy` adds the files that are missing and never changes one that is there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import secrets
 import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +23,31 @@ from mmlab.report.jupyter import environment, this_interpreter
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
 
 START = "notebooks/00_explore.ipynb"
-"""What is opened."""
+"""The notebook that is opened."""
 FOLDER = Path("mmlab-lab")
-"""Where copies go unless told otherwise."""
-MANIFEST = ".mmlab.sha256"
+"""Where copies go by default."""
 
 
 def clone() -> Path | None:
-    """The top of the clone that this library is in, if it is in one: there, notebooks are opened in place."""
+    """Return the top of the clone that this library is in, where notebooks are opened in place; None elsewhere."""
     top = Path(__file__).parents[2]
     return top if shipped_folder("notebooks").parent == top else None
 
 
 def copy(folder: Path, source: Path | None = None) -> list[str]:
-    """Bring notebooks and params files into a folder, never over a change that was made there.
+    """Copy notebooks and params files into a folder; a file that is there already stays as it is.
 
     Parameters
     ----------
-    folder : Path
-        Made if need be; ``notebooks/`` and ``params/`` are filled within it.
-    source : Path, optional
+    folder
+        Made if necessary; ``notebooks/`` and ``params/`` are filled within it.
+    source
         Where they come from; default: what was installed.
 
     Returns
     -------
     list of str
-        A line that counts the files copied, and one for each file that was updated or that stays because it was
-        changed. A new version of a file that was changed lies beside it, with version and digest in its name.
+        A line that counts the files copied, and one for each file that differs from the shipped one.
 
     Raises
     ------
@@ -61,69 +55,41 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
         The folder cannot be written.
     """
     source = source or shipped_folder("notebooks").parent
-    if folder.resolve() == source.resolve():
-        return []
-    added, said = 0, []
+    added, differ = 0, []
     try:
-        known = _manifest(folder)
-        shipped = [*(source / "notebooks").glob("[!.]*.*"), *(source / "params").rglob("[!.]*.*")]
-        for origin in sorted(shipped):
-            name, content = origin.relative_to(source).as_posix(), origin.read_bytes()
-            target, digest, before = folder / name, _digest(content), known.get(name)
-            there = _digest(target.read_bytes()) if target.exists() else None
-            if there is None:
-                write_atomically(target, content)
+        for origin in sorted([*(source / "notebooks").glob("[!.]*.*"), *(source / "params").rglob("[!.]*.*")]):
+            target = folder / origin.relative_to(source)
+            if not target.exists():
+                write_atomically(target, origin.read_bytes())
                 added += 1
-            elif there == before != digest:
-                write_atomically(target, content)
-                said.append(f"{target}: updated to mmlab {__version__}")
-            elif there != digest and before == digest:
-                said.append(f"{target}: you have changed it, so it stays")
-            elif there != digest:
-                beside = target.with_name(f"{target.stem}.{__version__}-{digest[:6]}{target.suffix}")
-                if not beside.exists():
-                    write_atomically(beside, content)
-                said.append(f"{target}: you have changed it, so it stays; what is shipped is beside it: {beside.name}")
-            known[name] = digest
-        write_atomically(
-            folder / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())).encode()
-        )
+            elif target.read_bytes() != origin.read_bytes():
+                differ.append(
+                    f"{target}: differs from that of mmlab {__version__} and stays; remove it to get that one"
+                )
     except OSError as error:
-        raise UserError(f"{folder}: {error.filename or folder}: {error.strerror}; name another folder") from None
-    return [*([f"{folder}: {added} files copied"] if added else []), *said]
-
-
-def _manifest(folder: Path) -> dict[str, str]:
-    """Digest of each file as it was shipped last, by its name; empty where there is none."""
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return {}
-    return {match[2]: match[1] for match in re.finditer(r"(?m)^([0-9a-f]{64})  (.+)$", text)}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        problem = f"{error.filename or folder}: {error.strerror}"
+        raise UserError(problem, parameter="folder", value=str(folder), hint="Name another folder.") from None
+    return [*[f"{folder}: {added} files copied"] * (added > 0), *differ]
 
 
 def serve(folder: Path, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print) -> None:
-    """JupyterLab in a folder, on the explorer, until it is interrupted. Loopback only, with a token.
+    """Run JupyterLab in a folder, on the explorer, until it is interrupted: on loopback only, with a token.
 
     Parameters
     ----------
-    folder : Path
+    folder
         What the lab shows; it has ``notebooks/``.
-    port : int, optional
+    port
         Default: the first free one from 8888 on.
-    browser : bool
-        Open a browser, where there is a display for it. The address is said in any case.
-    say : callable
+    browser
+        Open a browser, where there is a display for it. The address is printed in any case.
+    say
         Takes each line for the user.
 
     Raises
     ------
     UserError
-        The port is not to be had.
+        The port is in use, or may not be used.
     """
     from jupyterlab.labapp import LabApp
 
@@ -137,47 +103,43 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
         "ServerApp.certfile": "",
         "ServerApp.root_dir": folder.resolve(),
         "ServerApp.open_browser": browser and shown,
-        "ServerApp.allow_root": True,  # it is reached from this machine only, by who knows the token
+        "ServerApp.allow_root": True,  # only this machine reaches it, and only with the token
         "ServerApp.answer_yes": True,  # one Ctrl-C ends it
         "ServerApp.log_level": 40,
         "LabApp.log_level": 40,
         "IdentityProvider.token": token,
         "LabApp.default_url": f"/lab/tree/{START}",
     }
-    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own, this_interpreter(Path(own)), _defaults(Path(own)):
-        app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
-        app.contents_manager.register_pre_save_hook(_as_shipped)
-        address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
-        app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # after the one that binds the port
-        app.start()
-
-
-def _defaults(folder: Path) -> AbstractContextManager[None]:
-    """Within it, JupyterLab asks nobody for news or newer versions, unless its user has set that."""
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    (folder / "labconfig").mkdir()
-    text = json.dumps({"@jupyterlab/apputils-extension:notification": quiet})
-    (folder / "labconfig" / "default_setting_overrides.json").write_text(text, encoding="utf-8")
-    others = filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
-    return environment(JUPYTER_CONFIG_PATH=os.pathsep.join([str(folder), *others]))
+    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own, this_interpreter(Path(own)):
+        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+        write_atomically(Path(own, "labconfig", "default_setting_overrides.json"), json.dumps(quiet).encode())
+        others = filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
+        with environment(JUPYTER_CONFIG_PATH=os.pathsep.join([own, *others])):
+            app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
+            app.contents_manager.register_pre_save_hook(_as_shipped)
+            address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
+            app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # once the port is bound
+            app.start()
 
 
 def _as_shipped(model: dict[str, Any], **_: object) -> None:
-    """Before a notebook is saved: without what JupyterLab notes about the interpreter. A notebook that was opened, and
-    not changed, stays the same file, byte by byte."""
+    """Drop what JupyterLab notes about the interpreter before a notebook is saved.
+
+    A notebook that was opened, and not changed, stays the same file, byte by byte.
+    """
     if model["type"] == "notebook":
         model["content"]["metadata"]["language_info"] = {"name": "python"}
 
 
 def _free_port(wanted: int | None) -> int:
-    """The port wanted, or the first free one from 8888 on, or any."""
+    """Return the port that is wanted, or the first free one from 8888 on, or any."""
     for port in (wanted,) if wanted else (*range(8888, 8988), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                reason = error.strerror
+                reason = error.strerror or str(error)
                 continue
             return int(probe.getsockname()[1])
-    raise UserError(f"--port {wanted}: {reason}. Name another one, or none: then a free one is taken")
+    raise UserError(reason, parameter="--port", value=wanted, hint="Name another one, or none to take a free one.")

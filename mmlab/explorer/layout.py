@@ -1,4 +1,4 @@
-"""The explorer's widgets, how they lie, and how what was computed is put into them."""
+"""The explorer's widgets, their layout, and how results are shown in them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmlab.explorer.widgets import Switch
 from mmlab.scenario import flat_fields
 from mmlab.variants import Variant
 
-__all__ = ["Desk"]
+__all__ = ["Layout"]
 
 STYLE = Path(__file__).with_name("explorer.css")
 KINDS = {"knob": "Kernel knobs", "workload": "Memory", "machine": "Machine", "horizon": "Run"}
 PROGRESS = 1.0
-"""Seconds after which a job shows how far it is."""
+"""Seconds after which a job's progress is shown."""
 COPY = """
 this.nextElementSibling.hidden = false;
 getSelection().selectAllChildren(this.nextElementSibling);
 navigator.clipboard?.writeText(this.nextElementSibling.textContent).then(() => {this.textContent = "Copied"});
 """
-"""Shows the code and selects it; copies it where the browser allows that."""
+"""Shows the code, selects it, and copies it where the browser allows that."""
 NAMES = """
 const root = this.closest(".mmlab-explore"), name = (part, words) => part?.setAttribute("aria-label", words);
 root.querySelectorAll(".mmlab-number, .mmlab-play .widget-slider").forEach(
@@ -36,22 +36,22 @@ root.querySelectorAll(".mmlab-play button").forEach((button, i) => name(button, 
 root.querySelectorAll(".mmlab-grid img.widget-image").forEach(
   image => {image.alt = image.parentNode.querySelector(".mmlab-head").textContent});
 """
-"""What ipywidgets cannot say: names of slider handles and player buttons, and what is in the pictures."""
+"""Sets what ipywidgets cannot: names of slider handles and player buttons, and the pictures' alternative texts."""
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 LABELLED: dict[str, Any] = {"style": {"description_width": "initial"}}
 
 
-class Desk:
+class Layout:
     """All widgets of an explorer.
 
     Attributes
     ----------
     box : widget
-        All of it, to display.
+        The whole explorer, to display.
     controls : dict
         By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
     images, heads : dict
-        A picture and the words above it for each of :data:`mmlab.explorer.comparison.CELLS`.
+        A picture and the words above it for each of `comparison.CELLS`.
     """
 
     def __init__(self, controls: dict[str, Any], presets: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class Desk:
         self.timing = ""
         html = widgets.HTML
         self.summary, self.status, self.table, self.error = html(), html(), html(), html()
-        self.explained, self.note, self.code, self.caption = html(), html(), html(), html()
+        self.explained, self.message, self.code, self.caption = html(), html(), html(), html()
         self.bar = widgets.FloatProgress(min=0, max=1, layout={"visibility": "hidden"})
         options = [("as started", ""), *((name, name) for name in presets)]
         self.preset = widgets.Dropdown(
@@ -84,7 +84,7 @@ class Desk:
         )
 
     def _side(self) -> Any:
-        """Where one chooses."""
+        """Return the controls."""
         first = [
             _title("Scenario and fix"),
             _box("row", self.preset, self.reset),
@@ -94,11 +94,11 @@ class Desk:
         ]
         self.path.add_class("mmlab-path")
         self.code.add_class("mmlab-code")
-        last = [_title("Keep it"), self.path, _box("row", self.save, self.code), self.note]
+        last = [_title("Keep it"), self.path, _box("row", self.save, self.code), self.message]
         return _box("controls", widgets.VBox(first), *self._groups(), widgets.VBox(last))
 
     def _groups(self) -> Iterator[Any]:
-        """The controls of the scenario's fields under headings; in each group switches come last."""
+        """Yield the controls of the scenario's fields, under headings; in each group switches come last."""
         fields = flat_fields()
         for kind, title in KINDS.items():
             group = [control for name, control in self.controls.items() if name in fields and fields[name].kind == kind]
@@ -113,7 +113,7 @@ class Desk:
                 yield widgets.VBox([_title(title), *others, _box("switches", *switches)])
 
     def _view(self) -> Any:
-        """Where one sees what comes of it."""
+        """Return the results."""
         cells = [_box(name.split()[0], self.heads[name], self.images[name]) for name in CELLS]
         player = _box("player", self.caption, _box("play", self.play, self.moment))
         self.summary.add_class("mmlab-summary")
@@ -121,10 +121,8 @@ class Desk:
         grid = _box("grid", *cells[:-2], player, *cells[-2:])
         return _box("view", self.summary, _box("status", self.status, self.bar), grid, self.table, self.error)
 
-    # --- what is shown ----------------------------------------------------------------------------------------------
-
     def show(self, found: Comparison, seconds: Sequence[float]) -> None:
-        """Show two runs, and how long the simulations and all of it took."""
+        """Show two runs, and the time that the simulations and the whole update took."""
         for name in CELLS:
             self.heads[name].value = found.heads[name]
             if name in found.pictures:
@@ -143,22 +141,22 @@ class Desk:
         self.show_frames([found.last])
 
     def show_frames(self, frames: list[Frame]) -> None:
-        """Take page maps to play; the last one is what is shown."""
+        """Take page maps for the player, and show the last one."""
         self.frames, last = frames, len(frames) - 1
         for player in (self.play, self.moment):
             player.max, player.value, player.disabled = last, last, not last
         self.show_moment()
 
     def show_moment(self, _: Any = None) -> None:
-        """Show the page maps that the player is at."""
+        """Show the page maps at the player's position."""
         if self.moment.value < len(self.frames):
             frame = self.frames[self.moment.value]
             self.caption.value = frame.caption()
             for number, picture in enumerate(frame.pictures):
                 self.images[f"map {number}"].value = picture
 
-    def look(self, job: Job | None) -> None:
-        """Show how far a job is once it takes long; None: it is done."""
+    def show_status(self, job: Job | None) -> None:
+        """Show the progress of a job that takes long; None means that it is done."""
         if job is None:
             self.status.value = self.timing
         elif job.age > PROGRESS:
@@ -166,16 +164,16 @@ class Desk:
             self.status.value = escape(job.note or "simulating …")
         self.bar.layout.visibility = "visible" if job and job.age > PROGRESS else "hidden"
 
-    def refuse(self, error: Exception) -> None:
-        """Say in red what is wrong, where the figures are: these are no longer what the controls say."""
+    def show_error(self, error: Exception) -> None:
+        """Show in red what is wrong, and fade the figures: they no longer belong to the controls."""
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self.error.value = f'<p role="alert">{escape(words)}</p>'
         self.view.add_class("mmlab-old")
-        if (name := words.split(maxsplit=1)[0].rstrip(":")) in self.controls:
+        if (name := getattr(error, "parameter", "")) in self.controls:
             self.controls[name].add_class("mmlab-wrong")
 
     def explain(self, variants: Sequence[Variant], others: Mapping[str, object]) -> None:
-        """Say what the variants are, and what is set that has no control; nothing is wrong for now."""
+        """Describe the variants, and the fields that differ from their defaults without a control; clear errors."""
         lines = [
             f"{sign} <b>{escape(v.name)}</b>: {escape(v.summary)} <i>({escape(v.who)}; {escape(v.where)})</i>"
             for sign, v in zip(SIGNS, variants, strict=True)
@@ -187,9 +185,9 @@ class Desk:
         for control in self.controls.values():
             control.remove_class("mmlab-wrong")
 
-    def say(self, words: str) -> None:
-        """A line below the buttons."""
-        self.note.value = f'<div class="mmlab-note" role="status">{escape(words)}</div>'
+    def note(self, words: str) -> None:
+        """Show a line below the buttons."""
+        self.message.value = f'<div class="mmlab-note" role="status">{escape(words)}</div>'
 
 
 def _title(words: str) -> Any:
@@ -197,7 +195,7 @@ def _title(words: str) -> Any:
 
 
 def _box(name: str, *children: Any) -> Any:
-    """A box whose layout is the style sheet's."""
+    """Return a box whose layout is in the style sheet."""
     box = widgets.Box(children)
     box.add_class(f"mmlab-{name}")
     return box

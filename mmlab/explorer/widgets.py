@@ -1,7 +1,7 @@
-"""Widgets for the scenario's parameters, built from what the scenario model knows of each.
+"""Widgets for the scenario's parameters, built from what the scenario model says about each.
 
-A number has a box, which takes every allowed value, and a slider over the usual ones; a switch is a button that says
-its state; a choice is a list. All have a trait ``value`` to read, set and observe. None checks a value: the scenario
+A number has a box, which takes every allowed value, and a slider over the usual range. A switch is a button that shows
+its state, a choice is a list. All have a trait ``value`` to read, set and observe. None checks a value: the scenario
 does, and its message says what is allowed.
 
 >>> from mmlab.scenario import flat_fields
@@ -32,7 +32,7 @@ STYLE = {"description_width": "initial"}
 
 
 def control(about: Parameter, value: Any) -> Any:
-    """The widget for a parameter."""
+    """Return the widget for a parameter."""
     if about.type is bool or (about.type is int and (about.low, about.high) == (0, 1)):
         return Switch(about, value)
     if about.type in (int, float) and not about.choices:
@@ -43,15 +43,15 @@ def control(about: Parameter, value: Any) -> Any:
 
 
 def explained(about: Parameter) -> str:
-    """For a tooltip: what it means, its unit, what is allowed."""
+    """Return a tooltip: what a parameter means, its unit, what is allowed."""
     unit = f" ({about.unit})" if about.unit else ""
     return f"{about.help}{unit}. Allowed: {about.allowed}"
 
 
 class Number(widgets.HBox):  # type: ignore[misc]
-    """A labelled box, and a slider where there is a usual range; :attr:`value` is what the box says.
+    """A labelled box, and a slider where there is a usual range. `value` is that of the box.
 
-    A slider's value is rounded: to two digits where it is logarithmic, to whole steps.
+    The slider's value is rounded to whole steps, and to two digits where the slider is logarithmic.
     """
 
     value = traitlets.Union([traitlets.Int(), traitlets.Float()])
@@ -86,7 +86,7 @@ class Number(widgets.HBox):  # type: ignore[misc]
         return widgets.FloatSlider(min=low, max=high, step=step, value=low, **look)
 
     def rounded(self, value: float) -> float:
-        """What a place of the slider means."""
+        """Return the parameter's value for a position of the slider."""
         if isinstance(self.slider, widgets.FloatLogSlider):
             value = float(f"{value:.2g}")
         if self.about.step:
@@ -94,7 +94,7 @@ class Number(widgets.HBox):  # type: ignore[misc]
         return round(value) if self.about.type is int else value
 
     def _slid(self, change: Any) -> None:
-        """The slider was moved; unless the browser has only moved it to the next of its steps."""
+        """Take over the slider's position, unless the browser has only moved it to the next of its steps."""
         was, now = self._clipped(self.value), change["new"]
         if isinstance(self.slider, widgets.FloatLogSlider):
             was, now = log10(was), log10(now)
@@ -111,7 +111,7 @@ class Number(widgets.HBox):  # type: ignore[misc]
         self.value = change["new"]
 
     def _clipped(self, value: float) -> float:
-        """The nearest that the slider can show."""
+        """Return the nearest value that the slider can show."""
         low, high = self.about.slider or (value, value)
         return min(max(value, low), high)
 
@@ -120,26 +120,26 @@ class Number(widgets.HBox):  # type: ignore[misc]
 
 
 class Switch(widgets.ToggleButton):  # type: ignore[misc]
-    """A button that is down for 1 and says so: ``smart_scan = 1``."""
+    """A button that is down for 1 and shows it: ``smart_scan = 1``."""
 
     def __init__(self, about: Parameter, value: int) -> None:
         super().__init__(value=bool(value), tooltip=explained(about))
         self.about = about
         self.add_class("mmlab-switch")
-        self.observe(self._say, "value")
-        self._say()
+        self.observe(self._describe, "value")
+        self._describe()
 
-    def _say(self, _: Any = None) -> None:
+    def _describe(self, _: Any = None) -> None:
         self.description = f"{self.about.name} = {int(self.value)}"
         self.icon = "check" if self.value else ""
 
 
 def choice(name: str, options: Any, value: Any, tooltip: str) -> Any:
-    """A list to choose one from: pairs of words and value."""
+    """Return a list to choose from; `options` are pairs of words and value."""
     return widgets.Dropdown(options=options, value=value, description=name, tooltip=tooltip, style=STYLE)
 
 
 def variants(name: str, known: Mapping[str, Variant], value: str) -> Any:
-    """A list of fix variants, each with what it does."""
+    """Return a list of fix variants, each with its summary."""
     options = [(f"{v.name}: {v.summary}" if v.summary else v.name, v.name) for v in known.values()]
     return choice(name, options, value, "which kernel variant decides whether a split remaps zero-filled pages")

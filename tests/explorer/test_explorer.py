@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import io
+import json
 import threading
 import time
 from pathlib import Path
@@ -17,16 +19,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mmlab
+from conftest import ROOT
 from mmlab import VARIANTS, Scenario, SplitContext, simulate
 from mmlab.errors import UserError
 from mmlab.explorer import comparison
 from mmlab.explorer.comparison import CELLS, Board, Frame
-from mmlab.explorer.debounce import Dropped, Job, Latest
+from mmlab.explorer.debounce import Debounce, Dropped, Job
 from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
 from mmlab.explorer.widgets import Number, Switch, control, explained
 from mmlab.figures import figures as plots
 from mmlab.figures import panels
-from mmlab.params import save_new
+from mmlab.params import find_params, save_new
 from mmlab.results.run import Metrics, Run
 from mmlab.scenario import flat_fields
 
@@ -112,7 +115,7 @@ def test_a_browser_that_rounds_to_the_slider_s_steps_changes_nothing() -> None:
 
 def test_shows_what_simulate_gives(explorer: Explorer) -> None:
     """Label → run; every metric of both and the difference in the table; a sentence for each."""
-    scenario = Scenario.load(mmlab.find_params("regression_uzp1")).replace(**SMALL)
+    scenario = Scenario.load(find_params("regression_uzp1")).replace(**SMALL)
     assert list(explorer.runs) == ["mainline", "ksm-opt-out"]
     for name, run in explorer.runs.items():
         expected = simulate(scenario, variant=name)
@@ -280,7 +283,7 @@ def test_a_control_that_moves_changes_everything(explorer: Explorer) -> None:
 def test_mistakes_are_explained_where_the_figures_are(explorer: Explorer) -> None:
     shown = explorer.images["memory 0"].value
     explorer.controls["memory_mib"].box.value = 33
-    assert text(explorer.error.value) == "memory_mib = 33 is not whole THPs of 2 MiB: it must be even, e.g. 34"
+    assert text(explorer.error.value) == "memory_mib = 33 is not whole THPs of 2 MiB: it must be even, e.g. 34."
     assert "mmlab-old" in explorer.view._dom_classes
     assert "mmlab-wrong" in explorer.controls["memory_mib"]._dom_classes
     assert explorer.images["memory 0"].value == shown, "nothing goes, nothing jumps"
@@ -314,10 +317,10 @@ def test_presets(name: str) -> None:
     made._setting = True
     made.preset.value = name
     made._setting, asked = False, []
-    made.latest.now = asked.append  # type: ignore[method-assign, assignment]
+    made.requests.now = asked.append  # type: ignore[method-assign, assignment]
     made._preset({"new": name})
     assert asked
-    loaded = Scenario.load(mmlab.find_params(name))
+    loaded = Scenario.load(find_params(name))
     assert made.scenario == loaded
     assert made.controls["compare"].value != loaded.variant
     for field in loaded.changed().keys() - {*CONTROLS, "name", "variant"}:
@@ -379,30 +382,30 @@ def test_explains_the_variants(explorer: Explorer) -> None:
 
 
 def test_saves_a_params_file_once(explorer: Explorer, tmp_path: Path) -> None:
-    explorer.use(Scenario.load(mmlab.find_params("guests_activity")).replace(memory_mib=2), "legacy")
+    explorer.use(Scenario.load(find_params("guests_activity")).replace(memory_mib=2), "legacy")
     path = tmp_path / "mine.yaml"
     explorer.path.value = str(path)
     explorer.save.click()
-    assert text(explorer.note.value) == f"Saved as {path}"
+    assert text(explorer.message.value) == f"Saved as {path}"
     assert Scenario.load(path) == explorer.scenario
     content = path.read_text()
     assert "pages_to_scan: 1000 " in content
     explorer.controls["pages_to_scan"].value = 5
     explorer.save.click()
-    assert text(explorer.note.value) == f"Not saved: {path} exists and was left alone: name another file."
+    assert text(explorer.message.value) == f"Not saved: {path} exists and was left alone: name another file."
     assert path.read_text() == content
     explorer.path.value = str(tmp_path / "nowhere" / "mine.yaml")
     explorer.save.click()
-    assert text(explorer.note.value).endswith("cannot be written (No such file or directory): name another file.")
+    assert text(explorer.message.value).endswith("cannot be written (No such file or directory): name another file.")
     explorer.path.value = str(tmp_path / "wrong.yaml")
     explorer.controls["memory_mib"].value = 3
     explorer.save.click()
-    assert text(explorer.note.value).startswith("Not saved: memory_mib = 3")
+    assert text(explorer.message.value).startswith("Not saved: memory_mib = 3")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_rich_scenarios_and_variants_of_your_own_are_taken_along(tmp_path: Path) -> None:
-    rich = Scenario.load(mmlab.find_params("qemu_guests"))
+    rich = Scenario.load(find_params("qemu_guests"))
     path = save_new(tmp_path / "rich.yaml", rich.as_yaml())
     assert Scenario.load(path) == rich
     names: dict[str, Any] = {}
@@ -435,7 +438,7 @@ class Work:
         self.begun: list[str] = []
         self.looks: list[float] = []
         self.refused: list[Exception] = []
-        self.latest = Latest(lambda job: self.looks.append(-1 if job is None else job.share), self.refused.append)
+        self.latest = Debounce(lambda job: self.looks.append(-1 if job is None else job.share), self.refused.append)
 
     def job(self, name: str, seconds: float, **how: Any) -> Job:
         def work(job: Job) -> str:
@@ -579,9 +582,9 @@ def test_progress_is_shown_of_what_takes_long(explorer: Explorer, monkeypatch: p
     seen = []
     job = Job(print, print, note="")
     job.shares = {"a": 1.0, "b": 0.5}
-    explorer.look(job)
+    explorer.show_status(job)
     seen.append((explorer.bar.layout.visibility, explorer.bar.value, explorer.status.value))
-    explorer.look(None)
+    explorer.show_status(None)
     assert seen == [("visible", 0.75, "simulating …")]
     assert explorer.bar.layout.visibility == "hidden"
     assert explorer.status.value.startswith("simulated twice in")
@@ -595,3 +598,22 @@ def test_runs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
     again = runs.get(Scenario(memory_mib=2, horizon_seconds=0.1, seed=3, variant="legacy", name="x"), variant, print)
     assert again is made[3], "the variant asked for counts, not the scenario's own"
     assert runs.get(Scenario(memory_mib=2, horizon_seconds=0.1, seed=0), variant, lambda _: None) is not made[0]
+
+
+def test_the_notebooks_cell_runs_by_itself() -> None:
+    """Before the parameters cell above it has run, and with what it sets afterwards."""
+    cells = json.loads((ROOT / "notebooks" / "00_explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    parameters, explorer = (
+        next("".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", ()))
+        for tag in ("parameters", "nbval-ignore-output")
+    )
+    *setting, last = ast.parse(explorer).body
+    code = compile(ast.Module(setting, []), "cell", "exec")
+    shown = compile(ast.Expression(last.value), "cell", "eval")  # type: ignore[attr-defined]
+    alone: dict[str, Any] = {}
+    exec(code, alone)
+    assert eval(shown, alone).scenario == Scenario.load(find_params("regression_uzp1"))
+    after: dict[str, Any] = {}
+    exec(f"{parameters}\nmemory_mib = 16", after)
+    exec(code, after)
+    assert eval(shown, after).scenario.memory_mib == 16
