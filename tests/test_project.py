@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import tomllib
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import mmlab
 from conftest import ROOT
@@ -123,3 +125,26 @@ def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
         assert calls[-1] == "make test"
         assert "the browser tests will be skipped" in said
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# -- what a new machine installs ------------------------------------------------------------------------------------
+
+
+def test_the_oldest_python_named_can_install_every_pin() -> None:
+    """Every pinned package that is installed here admits the oldest Python of `requires-python`."""
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert oldest == "3.11"
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    refused, absent = {}, []
+    for name, version in pins.items():
+        try:
+            about = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            absent.append(name)
+            continue
+        assert about["Version"] == version, name
+        if not SpecifierSet(about["Requires-Python"] or "").contains(f"{oldest}.0"):
+            refused[name] = about["Requires-Python"]
+    assert not refused
+    assert len(absent) < len(pins) / 10, absent
