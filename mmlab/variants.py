@@ -1,16 +1,16 @@
-"""The fix variants: who may remap a zero-filled page to the shared zeropage when a folio is split.
+"""The fix variants: which zero-filled pages a folio split remaps to the shared zeropage.
 
-Each variant is one row: a name, who proposed it, where it is argued, and one pure predicate over the split's context
-(fix-variants 5.1). The predicate is evaluated once for each of its 32 contexts into a small table that the compiled
-model looks things up in, so a variant of your own is a plain Python function:
+Each variant is one function: a predicate of the split's context (fix-variants 5.1) with its summary as docstring, below
+who proposed it and where. Compiled code looks the answers up in a table of all 32 contexts, so a variant of your own is
+a plain Python function too:
 
 >>> def never_in_mergeable_memory(c: SplitContext) -> bool:
 ...     return not c.mergeable
 >>> resolve(never_in_mergeable_memory).name
 'never_in_mergeable_memory'
 
-The base condition holds for every variant and is the model's: the page is order 0, all zero and not mlocked, the VMA is
-not VM_LOCKED (thp-split Z1).
+The base condition holds for every variant and belongs to the model: the page is order 0, all zero and not mlocked, and
+the VMA is not VM_LOCKED (thp-split Z1).
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from mmlab.errors import UserError, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CALLERS", "VARIANTS", "SplitContext", "Variant", "possible", "resolve", "truth_table"]
+__all__ = ["CALLERS", "VARIANTS", "SplitContext", "Variant", "possible", "remap_index", "resolve", "truth_table"]
 
 CALLERS = ("ksm", "underused", "partially_mapped", "other")
-"""Who split the folio: ksmd; the shrinker, by what made it split; anything else (migration, reclaim, debugfs, …)."""
+"""Who split the folio: ksmd; the shrinker, by its reason; anything else (migration, reclaim, debugfs, …)."""
+
+
+def remap_index(caller: int, mergeable: int, ksm_running: int, shrink_underused: int) -> int:
+    """Return the place of a context in `Variant.table`: the index of the caller, then three flags of 0 or 1."""
+    return caller * 8 + mergeable * 4 + ksm_running * 2 + shrink_underused
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class SplitContext:
 
     @property
     def shrinker(self) -> bool:
-        """The deferred split shrinker split the folio, for whatever reason."""
+        """Whether the deferred split shrinker split the folio, for whatever reason."""
         return self.caller in ("underused", "partially_mapped")
 
 
+CONTEXTS = [SplitContext(caller, *flags) for caller in CALLERS for flags in product((False, True), repeat=3)]
 Predicate = Callable[[SplitContext], bool]
 
 
@@ -59,90 +65,94 @@ class Variant:
 
     name: str
     predicate: Predicate
-    who: str = ""
-    where: str = ""
+    who: str = "you"
+    where: str = "your own code"
     summary: str = ""
     early_stop: bool = False
     """ksmd stops processing a page whose merge with the zeropage failed because a split has put the zeropage there"""
 
     def table(self) -> list[int]:
-        """The predicate for every context, at caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused."""
-        return [
-            int(bool(self.predicate(SplitContext(c, *f)))) for c in CALLERS for f in product((False, True), repeat=3)
-        ]
+        """Return the answer for every context as 0 or 1, at its `remap_index`."""
+        answers = [0] * len(CONTEXTS)
+        for c in CONTEXTS:
+            index = remap_index(CALLERS.index(c.caller), c.mergeable, c.ksm_running, c.shrink_underused)
+            answers[index] = int(bool(self.predicate(c)))
+        return answers
 
 
+VARIANTS: dict[str, Variant] = {}
+"""Every variant by name, in the order in which tables and figures show them."""
 _THREAD = "RFC 'restrict zero-page remapping to underused THP splits', May 2026"
 _V1 = "v1 series 'Tighten control over zero-page remapping', 9 June 2026"
 
-VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        Variant(
-            "legacy",
-            lambda _: False,
-            "kernels before b1f202060afe",
-            "asked for by N. Pache, 12 May 2026",
-            "a split never remaps",
-        ),
-        Variant(
-            "mainline",
-            lambda _: True,
-            "Y. Zhao, U. Arif",
-            "b1f202060afe, Linux 6.12",
-            "every split of an anonymous folio remaps",
-        ),
-        Variant("rfc-underused-only", lambda c: c.shrinker, "N. Pache", _THREAD, "only splits by the shrinker remap"),
-        Variant(
-            "rfc-underused-strict",
-            lambda c: c.caller == "underused",
-            "a stricter reading of the RFC",
-            _THREAD,
-            "only splits that the underused test asked for remap",
-        ),
-        Variant(
-            "ksm-opt-out",
-            lambda c: c.caller != "ksm",
-            "D. Hildenbrand (option 1), L. Yang, N. Pache",
-            _THREAD + " and the replies of 9 June",
-            "KSM's own splits do not remap",
-        ),
-        Variant(
-            "v1-mergeable",
-            lambda c: not (c.ksm_running and c.mergeable),
-            "D. Hildenbrand (option 2), N. Pache",
-            _V1 + ", 2/3",
-            "no remap in mergeable VMAs while KSM runs",
-        ),
-        Variant(
-            "v1-shrinker-gate",
-            lambda c: c.shrink_underused,
-            "D. Hildenbrand (option 3), N. Pache",
-            _V1 + ", 3/3",
-            "no remap while shrink_underused is off",
-        ),
-        Variant(
-            "v1-series",
-            lambda c: c.shrink_underused and not (c.ksm_running and c.mergeable),
-            "N. Pache",
-            _V1 + ", whole",
-            "v1-mergeable and v1-shrinker-gate together",
-        ),
-        Variant(
-            "skip-zeropage",
-            lambda _: True,
-            "xu xin",
-            "reply of 9 June 2026 to the v1 series",
-            "as mainline, but ksmd stops at a page that a split has turned into the zeropage",
-            early_stop=True,
-        ),
-    )
-}
-"""Every variant by name, in the order in which tables and figures show them."""
+
+def _variant(who: str, where: str, early_stop: bool = False) -> Callable[[Predicate], Predicate]:
+    """Register a predicate as a variant, named as the function is, with its docstring as summary."""
+
+    def register(predicate: Predicate) -> Predicate:
+        name = predicate.__name__.replace("_", "-")
+        VARIANTS[name] = Variant(name, predicate, who, where, predicate.__doc__ or "", early_stop)
+        return predicate
+
+    return register
+
+
+@_variant("kernels before b1f202060afe", "asked for by N. Pache, 12 May 2026")
+def legacy(_: SplitContext) -> bool:
+    """a split never remaps"""
+    return False
+
+
+@_variant("Y. Zhao, U. Arif", "b1f202060afe, Linux 6.12")
+def mainline(_: SplitContext) -> bool:
+    """every split of an anonymous folio remaps"""
+    return True
+
+
+@_variant("N. Pache", _THREAD)
+def rfc_underused_only(c: SplitContext) -> bool:
+    """only splits by the shrinker remap"""
+    return c.shrinker
+
+
+@_variant("a stricter reading of the RFC", _THREAD)
+def rfc_underused_strict(c: SplitContext) -> bool:
+    """only splits that the underused test asked for remap"""
+    return c.caller == "underused"
+
+
+@_variant("D. Hildenbrand (option 1), L. Yang, N. Pache", _THREAD + " and the replies of 9 June")
+def ksm_opt_out(c: SplitContext) -> bool:
+    """KSM's own splits do not remap"""
+    return c.caller != "ksm"
+
+
+@_variant("D. Hildenbrand (option 2), N. Pache", _V1 + ", 2/3")
+def v1_mergeable(c: SplitContext) -> bool:
+    """no remap in mergeable VMAs while KSM runs"""
+    return not (c.ksm_running and c.mergeable)
+
+
+@_variant("D. Hildenbrand (option 3), N. Pache", _V1 + ", 3/3")
+def v1_shrinker_gate(c: SplitContext) -> bool:
+    """no remap while shrink_underused is off"""
+    return c.shrink_underused
+
+
+@_variant("N. Pache", _V1 + ", whole")
+def v1_series(c: SplitContext) -> bool:
+    """v1-mergeable and v1-shrinker-gate together"""
+    return v1_mergeable(c) and v1_shrinker_gate(c)
+
+
+@_variant("xu xin", "reply of 9 June 2026 to the v1 series", early_stop=True)
+def skip_zeropage(_: SplitContext) -> bool:
+    """as mainline, but ksmd stops at a page that a split has turned into the zeropage"""
+    return True
 
 
 def resolve(variant: str | Variant | Predicate) -> Variant:
-    """A variant from its name, or from a predicate of your own.
+    """Return a variant by its name, or made of a predicate of your own.
 
     Raises
     ------
@@ -152,8 +162,7 @@ def resolve(variant: str | Variant | Predicate) -> Variant:
     if isinstance(variant, Variant):
         return variant
     if callable(variant):
-        name, summary = getattr(variant, "__name__", "own"), (variant.__doc__ or "").strip()
-        return Variant(name, variant, "you", "your own code", summary)
+        return Variant(getattr(variant, "__name__", "own"), variant, summary=(variant.__doc__ or "").strip())
     if variant in VARIANTS:
         return VARIANTS[variant]
     raise unknown("variant", variant, VARIANTS, "Or pass a function of your own.")
@@ -164,8 +173,13 @@ def possible(context: SplitContext) -> bool:
     return context.ksm_running or context.caller != "ksm"
 
 
-def truth_table(variants: Iterable[str | Variant | Predicate] = tuple(VARIANTS)) -> pd.DataFrame:
-    """Return every answer of some variants: one row for each of the 32 contexts (index), a column a variant, booleans.
+def truth_table(variants: Iterable[str | Variant | Predicate] | None = None) -> pd.DataFrame:
+    """Return the answers of some variants, by default of all.
+
+    Returns
+    -------
+    DataFrame
+        One row for each of the 32 contexts (index), one column for each variant, booleans.
 
     Raises
     ------
@@ -179,26 +193,20 @@ def truth_table(variants: Iterable[str | Variant | Predicate] = tuple(VARIANTS))
     """
     import pandas as pd
 
-    contexts = [SplitContext(c, *flags) for c in CALLERS for flags in product((False, True), repeat=3)]
-    columns = {v.name: [_answer(v, c) for c in contexts] for v in map(resolve, variants)}
-    return pd.DataFrame(columns, index=pd.Index(contexts, dtype=object), dtype=bool)
+    chosen = map(resolve, VARIANTS if variants is None else variants)
+    columns = {v.name: [_answer(v, context) for context in CONTEXTS] for v in chosen}
+    return pd.DataFrame(columns, index=pd.Index(CONTEXTS, dtype=object), dtype=bool)
 
 
 def _answer(variant: Variant, context: SplitContext) -> bool:
+    where = f"variant {variant.name}, asked about {context}"
     try:
-        answers = [variant.predicate(context) for _ in range(2)]
+        first, second = (variant.predicate(context) for _ in range(2))
     except Exception as error:
-        problem = f"it raised {type(error).__name__}: {error}, when asked about {context}"
         hint = f"A predicate may look at {', '.join(vars(context))} and shrinker."
-        raise UserError(problem, parameter=f"variant {variant.name}", hint=hint) from error
-    if not all(answer in (True, False) for answer in answers):
-        problem, allowed = (
-            f"it answered {answers[0]!r} to {context}",
-            "True (the shared zeropage) or False (the page stays)",
-        )
-        raise UserError(problem, parameter=f"variant {variant.name}", value=answers[0], allowed=allowed)
-    if answers[0] != answers[1]:
-        problem = f"it gave two different answers to {context}"
-        hint = "A predicate may depend on nothing else."
-        raise UserError(problem, parameter=f"variant {variant.name}", hint=hint)
-    return bool(answers[0])
+        raise UserError(f"it raised {type(error).__name__}: {error}", where=where, hint=hint) from error
+    if first not in (True, False):
+        raise UserError(parameter="answer", value=first, allowed="True or False", where=where)
+    if first != second:
+        raise UserError("it gave two answers", where=where, hint="A predicate may depend on nothing else.")
+    return bool(first)

@@ -151,10 +151,10 @@ def test_truth_table() -> None:
     ("predicate", "words"),
     [
         (lambda c: c.nodes > 1, "AttributeError.*may look at caller, mergeable, ksm_running, shrink_underused"),
-        (lambda c: 1 / c.mergeable > 0, "ZeroDivisionError.*caller='ksm', mergeable=False"),
-        (lambda _: None, "answered None to"),
-        (lambda _: "no", "answered 'no' to"),
-        (lambda _, calls=iter(range(64)): next(calls) % 2 == 0, "two different answers"),  # noqa: B008
+        (lambda c: 1 / c.mergeable > 0, "caller='ksm', mergeable=False.*ZeroDivisionError"),
+        (lambda _: None, "answer = None"),
+        (lambda _: "no", "answer = 'no'"),
+        (lambda _, calls=iter(range(64)): next(calls) % 2 == 0, "two answers"),  # noqa: B008
     ],
 )
 def test_a_predicate_that_cannot_be_one(predicate: Predicate, words: str) -> None:
