@@ -34,16 +34,10 @@ from mmlab.variants import VARIANTS
 __all__ = [
     "EVENTS",
     "SETTABLE",
-    "THP_ORDER",
-    "WORKLOAD_FIELDS",
-    "After",
     "Event",
     "Parameter",
-    "ProcessEvent",
     "ProcessSpec",
-    "RangeEvent",
     "Scenario",
-    "Set",
     "check_knob",
     "check_value",
     "flat_fields",
@@ -112,9 +106,7 @@ class After(_Strict):
         if sum(v is not None for v in (self.batch, self.full_scan, self.seconds)) != 1:
             raise UserError("needs exactly one of batch, full_scan and seconds", hint="E.g. after: {seconds: 30}.")
         if self.every is not None and self.seconds is None:
-            raise UserError(
-                "goes with seconds only", parameter="every", value=self.every, hint="E.g. {seconds: 30, every: 10}."
-            )
+            raise _refusal("every", self.every, "goes with seconds only", hint="E.g. {seconds: 30, every: 10}.")
 
 
 EVENTS: dict[str, type[Event]] = {}
@@ -138,18 +130,12 @@ class Event(_Strict):
         """Return whether this event writes the knob."""
         return False
 
-    def check_within(self, processes: int, pages: int, nodes: int) -> None:
-        """Raise a `UserError` if the event names a process, page or node beyond these numbers of them."""
-
 
 class ProcessEvent(Event):
     """An event that happens to one process."""
 
     process: Index = 0
     """number of the process, from 0 in order of birth"""
-
-    def check_within(self, processes: int, pages: int, nodes: int) -> None:  # noqa: ARG002
-        _check_index("process", self.process, processes)
 
 
 class RangeEvent(ProcessEvent):
@@ -159,10 +145,6 @@ class RangeEvent(ProcessEvent):
     """first page of the range, from 0 within the process"""
     count: Count
     """number of pages"""
-
-    def check_within(self, processes: int, pages: int, nodes: int) -> None:
-        super().check_within(processes, pages, nodes)
-        _check_index("page", self.page, pages, self.count)
 
 
 class Write(RangeEvent):
@@ -339,10 +321,6 @@ class Migrate(RangeEvent):
     huge: Switch = 1
     """1: a huge page can be allocated to migrate a huge page to"""
 
-    def check_within(self, processes: int, pages: int, nodes: int) -> None:
-        super().check_within(processes, pages, nodes)
-        _check_index("node", self.node, nodes)
-
 
 class MergeAny(ProcessEvent):
     """prctl(PR_SET_MEMORY_MERGE)"""
@@ -367,10 +345,6 @@ class MemoryFailure(ProcessEvent):
     page: Index
     """which page, from 0 within the process"""
 
-    def check_within(self, processes: int, pages: int, nodes: int) -> None:
-        super().check_within(processes, pages, nodes)
-        _check_index("page", self.page, pages)
-
 
 if TYPE_CHECKING:
     AnyEvent = Event
@@ -382,13 +356,15 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
+def _refusal(parameter: str, value: object, problem: str = "", allowed: str = "", hint: str = "") -> UserError:
+    return UserError(problem, parameter=parameter, value=value, allowed=allowed, hint=hint)
+
+
 def _check_index(parameter: str, index: int | None, size: int, count: int = 1) -> None:
     """Raise a `UserError` if `count` things from `index` on are more than there are (`size`)."""
     if index is not None and index + count > size:
         problem = "is out of range" if count == 1 else f"with count = {count} this ends beyond the last one, {size - 1}"
-        raise UserError(
-            problem, parameter=parameter, value=index, allowed=f"0 … {size - count}" if size > count else "0"
-        )
+        raise _refusal(parameter, index, problem, f"0 … {size - count}" if size > count else "0")
 
 
 def check_knob(knob: str, value: object) -> None:
@@ -405,9 +381,9 @@ def check_knob(knob: str, value: object) -> None:
     if knob == "variant" and value not in VARIANTS:
         raise unknown("variant", value, VARIANTS)
     if isinstance(first, str) and value not in choices:
-        raise UserError(parameter=knob, value=value, allowed=f"one of {_listed(choices)}")
+        raise _refusal(knob, value, allowed=f"one of {_listed(choices)}")
     if isinstance(first, int) and not (isinstance(value, int) and first <= value <= last):
-        raise UserError("is out of range", parameter=knob, value=value, allowed=f"{first} … {last}")
+        raise _refusal(knob, value, "is out of range", f"{first} … {last}")
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -466,37 +442,27 @@ class ProcessSpec(Workload):
             return
         if given := sorted(self.model_fields_set & set(WORKLOAD_FIELDS)):
             raise UserError("contents decide what the pages hold", hint=f"Remove {', '.join(given)}.")
-        total = sum(count for _, count, _ in self.contents)
-        if total != self.pages:
-            raise UserError(parameter="pages", value=self.pages, allowed=f"{total}, the length of contents")
+        if (total := sum(count for _, count, _ in self.contents)) != self.pages:
+            raise _refusal("pages", self.pages, allowed=f"{total}, the length of contents")
         for first, count, step in self.contents:
             if not 0 <= first + (count - 1) * step <= MAX_KEY:
-                raise UserError("its keys leave 0 … 2^64 - 1", parameter="contents", value=[first, count, step])
+                raise _refusal("contents", [first, count, step], "its keys leave 0 … 2^64 - 1")
 
 
 # --- the scenario ---------------------------------------------------------------------------------------------------
 
 
-def _field(
-    kind: Kind,
-    default: Any,
-    unit: str = "",
-    source: str = "",
-    *,
-    step: float | None = None,
-    log: bool = False,
-    slider: tuple[float, float] | None = None,
-    **bounds: Any,
-) -> Any:
-    """Return a field with what sliders, ``mmlab params`` and messages need; `slider` is the usual range."""
-    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source, "step": step, "log": log, "slider": slider}
-    return Field(default, json_schema_extra=extra, **bounds)
+def _field(kind: Kind, default: Any, unit: str = "", source: str = "", **more: Any) -> Any:
+    """Return a field; `step`, `log` and `slider` (the usual range) are for its slider, the rest are its bounds."""
+    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source}
+    return Field(
+        default, json_schema_extra=extra | {key: more.pop(key, None) for key in ("step", "log", "slider")}, **more
+    )
 
 
 _knob, _machine, _workload, _horizon = (partial(_field, kind) for kind in get_args(Kind))
-_KSM, _THP, _KHUGEPAGED = (
-    f"sysfs {d}/{{}}" for d in ("ksm", "transparent_hugepage", "transparent_hugepage/khugepaged")
-)
+_KSM, _THP = "sysfs ksm/{}", "sysfs transparent_hugepage/{}"
+_KHUGEPAGED = "sysfs transparent_hugepage/khugepaged/{}"
 
 
 class Scenario(_Strict):
@@ -663,91 +629,62 @@ class Scenario(_Strict):
             raise _explain(error) from None
 
     def check(self) -> None:
-        size = self.pages_per_thp
+        size, ends = self.pages_per_thp, ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
         if size & (size - 1):
-            raise UserError(
-                "is not a power of two",
-                parameter="pages_per_thp",
-                value=size,
-                allowed="4, 8, 16, 32, 64, 128, 256 or 512",
-            )
-        ends = ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
+            raise _refusal("pages_per_thp", size, "is not a power of two", "4, 8, 16, 32, 64, 128, 256 or 512")
         if not any(getattr(self, name) for name in ends):
-            raise UserError(
-                "the run would never end", parameter=ends[0], value=0, hint=f"Set one of {', '.join(ends)}."
-            )
+            raise _refusal(ends[0], 0, "the run would never end", hint=f"Set one of {_listed(ends)}.")
         if self.hot_fraction + self.warm_fraction > 1:
-            raise UserError(
-                f"with warm_fraction = {self.warm_fraction} this is more than all pages",
-                parameter="hot_fraction",
-                value=self.hot_fraction,
-                allowed=f"at most {1 - self.warm_fraction:g}",
-            )
+            problem = f"with warm_fraction = {self.warm_fraction} this is more than all pages"
+            raise _refusal("hot_fraction", self.hot_fraction, problem, f"at most {1 - self.warm_fraction:g}")
         if self.ksm_start_seconds and self.run != 1:
-            raise UserError(
-                f"sets run to 1 then, but run = {self.run}",
-                parameter="ksm_start_seconds",
-                value=self.ksm_start_seconds,
-                hint="Remove one of the two.",
-            )
-        self._check_repeats()
+            problem = f"sets run to 1 then, but run = {self.run}"
+            raise _refusal("ksm_start_seconds", self.ksm_start_seconds, problem, hint="Remove one of the two.")
+        if not (self.horizon_seconds or self.stepped):  # ksmd may never reach another end
+            names = "policy khugepaged pressure_rate migration_rate hot_fraction warm_fraction".split()
+            found = [name for name in names if getattr(self, name) not in (0, "none")]
+            found += ["an event with every"] if any(e.after.every is not None for e in self.events) else []
+            if found:
+                raise _refusal(ends[0], 0, f"with {_listed(found)} the run might never end", "above 0")
         for i, spec in enumerate(self.specs if self.process_list else self.specs[:1]):
             with located(f"process_list {i}" if self.process_list else ""):
                 self._check_process(i, spec)
         if self.events:
             self._check_events()
 
-    def _check_repeats(self) -> None:
-        """Refuse a run without a time limit in which something repeats for ever: ksmd may never reach its end."""
-        if self.horizon_seconds or self.stepped:
-            return
-        names = "policy khugepaged pressure_rate migration_rate hot_fraction warm_fraction".split()
-        found = [name for name in names if getattr(self, name) not in (0, "none")]
-        if any(e.after.every is not None for e in self.events):
-            found.append("an event with every")
-        if found:
-            raise UserError(
-                f"with {', '.join(found)} the run might never end",
-                parameter="horizon_seconds",
-                value=0,
-                allowed="above 0",
-            )
-
     def _check_process(self, i: int, spec: ProcessSpec) -> None:
         pages, top = self.pages_of(spec), self.pages_per_thp.bit_length() - 1
         orders = sorted({0, *range(2, top + 1), THP_ORDER})
-        mib, exits, boots = spec.memory_mib, self.exits_at(i), self.boots_at(i)
+        mib, small, exits, boots = spec.memory_mib, spec.folio_order, self.exits_at(i), self.boots_at(i)
         if mib is not None and mib * 256 % self.pages_per_thp:
-            raise UserError(
-                "is not whole THPs of 2 MiB", parameter="memory_mib", value=mib, allowed=f"even, e.g. {mib + 1}"
-            )
+            raise _refusal("memory_mib", mib, "is not whole THPs of 2 MiB", f"even, e.g. {mib + 1}")
         for name in ("thp", "mergeable"):
             for first, count in getattr(spec, name) or ():
                 if first + count > pages:
-                    raise UserError(parameter=name, value=[first, count], allowed=f"within the {pages} pages")
-        if spec.folio_order is not None and spec.folio_order not in orders:
-            raise UserError(parameter="folio_order", value=spec.folio_order, allowed=f"one of {_listed(orders)}")
+                    raise _refusal(name, [first, count], allowed=f"within the {pages} pages")
+        if small is not None and small not in orders:
+            raise _refusal("folio_order", small, allowed=f"one of {_listed(orders)}")
         end = 0
         for first, count, order in spec.orders or ():
             if order not in orders or first != end or count % (1 << min(order, top)):
-                raise UserError(
-                    parameter="orders",
-                    value=[first, count, order],
-                    allowed=f"whole folios of order {_listed(orders)}, from the end of the range before it",
-                )
+                allowed = f"whole folios of order {_listed(orders)}, from the end of the range before it"
+                raise _refusal("orders", [first, count, order], allowed=allowed)
             end += count
         if spec.orders is not None and end != pages:
             raise UserError(f"they cover {end} of {pages} pages", parameter="orders", hint="Cover all.")
         _check_index("node", spec.node, self.nodes)
         if exits is not None and exits <= boots:
-            raise UserError(f"is not after its boot at {boots:g} s", parameter="exits_at_seconds", value=exits)
+            raise _refusal("exits_at_seconds", exits, f"is not after its boot at {boots:g} s")
 
     def _check_events(self) -> None:
-        processes = len(self.specs) + sum(e.op == "fork" for e in self.events)
+        processes = len(self.specs) + sum(event.op == "fork" for event in self.events)
         pages = max(map(self.pages_of, self.specs))
         for i, event in enumerate(self.events):
+            given = vars(event)
             try:
-                event.check_within(processes, pages, self.nodes)
+                _check_index("process", given.get("process"), processes)
+                _check_index("node", given.get("node"), self.nodes)
+                _check_index("page", given.get("page"), pages, given.get("count", 1))
             except UserError as error:
                 error.where = f"events {i}"
                 raise
@@ -775,9 +712,7 @@ class Scenario(_Strict):
         if not self.process_list:
             return (ProcessSpec.model_construct(None, **own),) * self.processes
         return tuple(
-            p
-            if p.contents is not None
-            else p.model_copy(update={n: v for n, v in own.items() if getattr(p, n) is None})
+            p.model_copy(update={n: v for n, v in own.items() if p.contents is None and getattr(p, n) is None})
             for p in self.process_list
         )
 
@@ -804,14 +739,12 @@ class Scenario(_Strict):
         free, need = _mem_available(), self.total_pages * BYTES_PER_PAGE
         if free is not None and need > free:
             fits = max(2, free // BYTES_PER_PAGE // 256 // len(self.specs) // 2 * 2)
-            raise UserError(
+            problem = (
                 f"{self.total_pages * 4 / 2**20:,.1f} GiB of simulated memory need {need / 2**30:,.1f} GiB "
-                f"({BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here",
-                parameter="memory_mib",
-                value=self.memory_mib,
-                allowed=f"at most {fits:,} MiB a process",
-                hint="Or simulate fewer processes.",
+                f"({BYTES_PER_PAGE} bytes a page), but only {free / 2**30:,.1f} GiB are free here"
             )
+            allowed = f"at most {fits:,} MiB a process"
+            raise _refusal("memory_mib", self.memory_mib, problem, allowed, "Or simulate fewer processes.")
 
     def replace(self, **changes: Any) -> Scenario:
         """Return a copy with some fields changed, validated like a new one."""
@@ -931,37 +864,33 @@ class Parameter:
             return "true, false" if self.type is bool else ""
         return f"{self.low:g} … {self.high if isinstance(self.high, int) else format(self.high, 'g')}"
 
+    def allows(self, *, least: bool) -> str:
+        """Return what may follow "it must be", with the unit; `least` tells that the value was too low."""
+        text = f"at least {self.low:g}" if least else f"{'one of ' if self.choices else ''}{self.allowed}"
+        return f"{text} ({self.unit})" if self.unit else text
+
 
 @cache
 def flat_fields() -> Mapping[str, Parameter]:
     """Return every plain parameter by name, in order: what a flat YAML file, a slider or ``--set`` may give."""
     out = {}
     for name, field in Scenario.model_fields.items():
-        if not isinstance(field.json_schema_extra, dict):
+        extra: Any = field.json_schema_extra
+        if extra is None:
             continue
-        extra: dict[str, Any] = {**field.json_schema_extra}
         low, high = (next((getattr(m, end) for m in field.metadata if hasattr(m, end)), None) for end in ("ge", "le"))
-        out[name] = Parameter(
-            name=name,
-            type=type(field.default),
-            default=field.default,
-            low=low,
-            high=high,
-            choices=get_args(field.annotation),
-            help=" ".join((field.description or "").split()),
-            **extra
-            | {
-                "source": extra["source"].format(name.removeprefix("khugepaged_")),
-                "slider": extra["slider"] or (None if low is None or high is None or high > 1000 else (low, high)),
-            },
-        )
+        extra = extra | {"source": extra["source"].format(name.removeprefix("khugepaged_")), "log": bool(extra["log"])}
+        if not extra["slider"] and low is not None and high is not None and high <= 1000:
+            extra["slider"] = (low, high)
+        extra |= {"low": low, "high": high, "choices": get_args(field.annotation)}
+        words = " ".join((field.description or "").split())
+        out[name] = Parameter(name, type(field.default), field.default, help=words, **extra)
     return MappingProxyType(out)
 
 
 @cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    field = Scenario.model_fields[name]
-    annotation: Any = Annotated[field.annotation, field]  # type: ignore[valid-type]
+def _validator(name: str) -> TypeAdapter[Any]:
+    annotation: Any = Annotated[Scenario.model_fields[name].annotation, Scenario.model_fields[name]]
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
@@ -974,22 +903,19 @@ def check_value(name: str, value: Any) -> None:
         The field does not take the value.
     """
     try:
-        _adapter(name).validate_python(value)
+        _validator(name).validate_python(value)
     except ValidationError as error:
         raise _explain(error, name) from None
 
 
 SETTABLE: dict[str, tuple[Any, ...]] = {
-    "variant": tuple(VARIANTS),
-    **{
-        name: p.choices or (int(p.low or 0), int(p.high or 0))
-        for name, p in flat_fields().items()
-        if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
-    },
-    "advisor_max_cpu": (0, UINT_MAX),  # sysfs takes any
-    "advisor_target_scan_time": (0, UINT_MAX),  # 0: the event results in EINVAL
+    name: p.choices or (p.low, p.high)
+    for name, p in flat_fields().items()
+    if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
 }
-"""Knobs that an event or a policy may set while the scenario runs: their bounds, or their values."""
+SETTABLE |= {"variant": tuple(VARIANTS), "advisor_max_cpu": (0, UINT_MAX), "advisor_target_scan_time": (0, UINT_MAX)}
+"""Knobs that an event or a policy may set while the scenario runs: their bounds, or their values. sysfs takes any
+advisor_max_cpu; advisor_target_scan_time = 0 results in EINVAL."""
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
@@ -1019,30 +945,17 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
     elif kind in ("missing", "union_tag_not_found"):
         error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or "op")
     else:
-        problem, allowed = "is not allowed", e["msg"].partition(" be ")[2]
-        for start, text in _PROBLEMS.items():
-            problem = text if kind.startswith(start) else problem
-        about = flat_fields().get(name) if model is Scenario else None
-        if "than" in kind:
-            allowed = allowed.replace("greater than or equal to", "at least").replace(
-                "less than or equal to", "at most"
-            )
-        if about and "least" not in allowed:
-            allowed = f"{'one of ' if about.choices else ''}{about.allowed}"
-        unit = f" ({about.unit})" if about and about.unit and allowed else ""
+        allowed = e["msg"].partition(" be ")[2].removesuffix(", unable to parse string as an integer")
+        if model is Scenario and name in flat_fields():
+            allowed = flat_fields()[name].allows(least=kind == "greater_than_equal")
         hint = f"{meaning[0].upper()}{meaning[1:]}." if kind == "string_pattern_mismatch" else ""
-        error = UserError(problem, parameter=name, value=e["input"], allowed=allowed + unit, hint=hint)
+        error = _refusal(name, e["input"], _PROBLEMS.get(kind.split("_")[0], ""), allowed, hint)
     error.where = " ".join(map(str, where)) or error.where
     return error
 
 
-_PROBLEMS = {
-    "greater": "is out of range",
-    "less": "is out of range",
-    "finite": "is out of range",
-    "int": "is not a whole number",
-    "float": "is not a number",
-}
+_PROBLEMS = {"int": "is not a whole number", "float": "is not a number"}
+_PROBLEMS |= dict.fromkeys(("greater", "less", "finite"), "is out of range")
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel], list[int | str]]:
