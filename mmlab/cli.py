@@ -455,7 +455,7 @@ def tune(
     from mmlab.studies import tune as search
     from mmlab.studies.goals import Goals
 
-    asked = Goals.ask(
+    asked = Goals.load(
         workload,
         goals=goals,
         within=within,

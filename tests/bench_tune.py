@@ -8,20 +8,21 @@ status 1 when a search needs more, or what it finds costs over 2 % more than the
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
+from itertools import product
 
 from bench_goals import Goal, told
 from mmlab.kernel.jit import warm_up
 from mmlab.params import params_files
-from mmlab.studies.goals import Goals
-from mmlab.studies.settings import Setting, spaces
-from mmlab.studies.tune import RUNS, TuneResult, exhaustive, tune
+from mmlab.studies.goals import Goals, Reference
+from mmlab.studies.settings import Setting, Space, spaces
+from mmlab.studies.tune import RUNS, Trial, TuneResult, tune
+from mmlab.workers import cpus, executor
 
 TENTH, WITHIN = 0.1, 0.02
 SEEDS = (0, 1, 2)
@@ -47,10 +48,26 @@ THINNER: dict[str, Sequence[int]] = {
 
 
 def grid(goals: Goals) -> Iterator[Setting]:
-    """The settings of the exhaustive grid."""
+    """Yield the settings of the exhaustive grid."""
     for space in spaces(goals.scenario, goals.by, goals.levels):
         chosen = GRID | (THINNER if "max_ptes_none" in space.levels else {})
-        yield from space.grid(**{knob: levels for knob, levels in chosen.items() if knob not in (goals.levels or {})})
+        own = {knob: levels for knob, levels in chosen.items() if knob not in (goals.levels or {})}
+        yield from settings_of(space, **own)
+
+
+def settings_of(space: Space, **levels: Sequence[int]) -> Iterator[Setting]:
+    """Yield every setting of a space, with other levels for the knobs that are named."""
+    tried = {knob: levels.get(knob, own) for knob, own in space.levels.items()}
+    made = (Setting.of(space.by, dict(zip(tried, values, strict=True))) for values in product(*tried.values()))
+    yield from dict.fromkeys(made)
+
+
+def exhaustive(goals: Goals, settings: Sequence[Setting], executor: Executor | None = None) -> TuneResult:
+    """Run all settings instead of searching."""
+    reference = Reference.of(goals.scenario)
+    task = partial(Trial.run, goals, reference)
+    trials = executor.map(task, settings, chunksize=8) if executor else map(task, settings)
+    return TuneResult(goals, reference, tuple(trials))
 
 
 @dataclass(frozen=True)
@@ -78,12 +95,12 @@ def compare(
     goals: Goals,
     settings: Sequence[Setting],
     seed: int,
-    executor: Executor | None = None,
+    pool: Executor | None = None,
     whole: TuneResult | None = None,
 ) -> Comparison:
     """Search with a tenth of the grid's runs (at most what the command line would take)."""
-    whole = whole or exhaustive(goals, settings, executor=executor)
-    found = tune(goals, runs=min(RUNS, int(TENTH * len(settings))), seed=seed, executor=executor)
+    whole = whole or exhaustive(goals, settings, pool)
+    found = tune(goals, runs=min(RUNS, int(TENTH * len(settings))), seed=seed, executor=pool)
     return Comparison(whole, found)
 
 
@@ -94,13 +111,12 @@ def table(names: Sequence[str]) -> tuple[list[str], list[Comparison]]:
         "|---|---|---|---|---|---|",
     ]
     all_made = []
-    cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+    with executor(cpus()) as pool:
         for name in names:
             goals = Goals.load(name)
             settings = list(grid(goals))
             start = time.perf_counter()
-            whole = exhaustive(goals, settings, executor=pool)
+            whole = exhaustive(goals, settings, pool)
             grid_s = time.perf_counter() - start
             for seed in SEEDS:
                 start = time.perf_counter()

@@ -1,20 +1,20 @@
-"""What is wanted of a setting: limits such as `saved >= 90 %`, and what a run comes to beside them.
+"""Goals: limits such as `saved >= 90 %` on the measures of a run.
 
 >>> Limit.parse("saved >= 90 %")
 Limit(measure='saved', at_least=True, value=90.0)
 >>> print(Limit.parse("ksmd_cpu ≤ 2.5"))
 ksmd_cpu <= 2.5 %
 
-Every measure is that of one run that lasts `within`, from its start to its end: what was saved for a while and lost
-again is not saved. Saved and lost are said against the *reference*: the same processes and events up to the same
-moment, with KSM and khugepaged off, on a kernel whose splits remap nothing.
+Every measure is taken at the end of one run that lasts `within`: memory that was saved for a while and lost again is
+not saved. Savings and losses are relative to the *reference*: the same processes and events up to the same moment,
+with KSM and khugepaged off, on a kernel whose splits remap nothing.
 
-**What is possible** is computed from the contents that the reference ends with, not from a run of ksmd. Of the
-frames that only mergeable entries map, so many are needed: none for zero-filled pages (the shared zeropage has no frame
-to pay), and for every other content ceil(entries with it / max_page_sharing), for each NUMA node by itself where
-merge_across_nodes is 0. Zero-filled pages of a process that forbids zeropages count as any other content. The rest is
-possible. Hot pages count by what they hold at that moment, so no ksmd may get to 100 %; what the underused shrinker
-frees of other than mergeable memory is saved, and not among what is possible.
+`saved` is a percentage of the **ideal saving**: the frames of mergeable memory that are redundant in the reference. One
+frame is needed for each distinct content (one for every max_page_sharing entries, on each NUMA node by itself where
+merge_across_nodes is 0) and none for zero-filled pages, which the shared zeropage can serve; a process that forbids
+zeropages needs frames for them as for any other content. Every further frame is redundant. `saved` compares the
+redundant frames that a run leaves with those of the reference, so it never exceeds 100 %, and it does not matter who
+freed them. Memory that the shrinker frees outside of mergeable ranges counts in `saved_mib` only.
 """
 
 from __future__ import annotations
@@ -29,43 +29,42 @@ from typing import Any
 import numpy as np
 
 from mmlab.engine.clock import simulate
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
 from mmlab.params import find_params, params_files, read_yaml
 from mmlab.results.run import PAGES_PER_MIB, Metrics, Run
 from mmlab.results.trace import load
 from mmlab.scenario import Scenario
+from mmlab.studies.settings import BY
 from mmlab.variants import resolve
 
-__all__ = ["MEASURES", "Goals", "Limit", "Reference", "seconds"]
+__all__ = ["MEASURES", "Goals", "Limit", "Reference", "redundant", "seconds"]
 
 MEASURES: dict[str, tuple[str, str]] = {
-    "saved": ("%", "memory saved at the end, of what is possible"),
-    "saved_mib": ("MiB", "memory saved at the end: frames of the reference less frames in use"),
-    "thps_lost": ("%", "THPs that the reference has more at the end, of those that it has"),
+    "saved": ("%", "redundant frames of mergeable memory that are gone at the end, of those of the reference"),
+    "saved_mib": ("MiB", "memory saved at the end: frames of the reference minus frames in use"),
+    "thps_lost": ("%", "THPs missing at the end, of those of the reference"),
     "ksmd_cpu": ("%", "CPU time of ksmd over simulated time"),
     "khugepaged_cpu": ("%", "CPU time of khugepaged over simulated time (estimated costs)"),
     **Metrics.describe(),
 }
-"""Name → unit and meaning of all that a limit may be set to; below the first five, the metrics of every run."""
+"""Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""
 
+_END = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
 
 
 def seconds(text: str | float) -> float:
-    """A time in s: a number of seconds, or a text with a unit.
+    """Return a time in s, given as a number of seconds or with a unit.
 
     >>> seconds("30 min"), seconds("1.5 h"), seconds("90s"), seconds(5)
     (1800.0, 5400.0, 90.0, 5.0)
     """
-    found = re.fullmatch(r"\s*([\d.]+)\s*(s|min|h)?\s*", str(text))
-    try:
-        value = float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
-    except ValueError:
-        value = 0.0
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|min|h)?\s*", str(text))
+    value = float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
     if not 0 < value <= 1e9:
-        raise UserError(f'within = {text!r}: it must be a time above 0, such as "90 s", "30 min" or "2 h"')
+        raise UserError(parameter="within", value=text, allowed='a time above 0, such as "90 s", "30 min" or "2 h"')
     return value
 
 
@@ -79,36 +78,33 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """From `NAME >= NUMBER [UNIT]` or with `<=`.
+        """Read `NAME >= NUMBER [UNIT]` or `NAME <= NUMBER [UNIT]`.
 
         Raises
         ------
         UserError
-            It has another form, the measure is not known, or the unit is another than the measure's.
+            The text has another form, the measure is unknown, or the unit is not the measure's.
         """
         found = re.fullmatch(r"\s*(\w+)\s*(>=|<=|≥|≤)\s*(\d[\d_]*(?:\.\d*)?)\s*(\S*)\s*", str(text))
         if not found:
-            raise UserError(f'goal "{text}": it must be NAME >= NUMBER or NAME <= NUMBER, e.g. "saved >= 90 %"')
+            allowed = 'NAME >= NUMBER or NAME <= NUMBER, such as "saved >= 90 %"'
+            raise UserError(parameter="goal", value=text, allowed=allowed)
         name, sign, number, unit = found.groups()
         if name not in MEASURES:
-            raise UserError(f'goal "{text}": {unknown("measure", name, MEASURES)}')
+            raise unknown("measure", name, MEASURES, "mmlab tune --help lists them.")
         if unit and unit != MEASURES[name][0]:
-            raise UserError(f'goal "{text}": {name} is measured in {MEASURES[name][0] or "plain numbers"}, not {unit}')
+            raise UserError(parameter="goal", value=text, allowed=f"in {MEASURES[name][0] or 'plain numbers'}")
         return cls(name, sign in (">=", "≥"), float(number))
 
-    def violation(self, value: float | None) -> float:
-        """By which share of the limit a value misses it (of a limit of 0: by how much); 0: met."""
-        if value is None or math.isnan(value):
+    def violation(self, value: float) -> float:
+        """Return the share of the limit by which a value misses it (the amount, for a limit of 0); 0 if it is met."""
+        if math.isnan(value):
             return NOT_MET
         miss = self.value - value if self.at_least else value - self.value
         return min(NOT_MET, max(0.0, miss) / (self.value or 1.0))
 
-    def relaxed(self, value: float) -> Limit:
-        return Limit(self.measure, self.at_least, value)
-
     def __str__(self) -> str:
-        unit = MEASURES[self.measure][0]
-        return f"{self.measure} {'>=' if self.at_least else '<='} {self.value:.4g}{' ' * bool(unit)}{unit}"
+        return f"{self.measure} {'>=' if self.at_least else '<='} {self.value:.4g} {MEASURES[self.measure][0]}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -119,80 +115,64 @@ class Reference:
     ----------
     frames, thps
         Frames in use, and THPs mapped.
-    possible
-        Frames that could be saved.
+    ideal
+        Redundant frames of mergeable memory: the ideal saving.
     """
 
     frames: int
     thps: int
-    possible: int
+    ideal: int
 
     @classmethod
     def of(cls, scenario: Scenario) -> Reference:
-        """At the scenario's `horizon_seconds`."""
-        started = tuple(event for event in scenario.events if not event.sets("run"))
-        off = scenario.replace(
-            run=0,
-            ksm_start_seconds=0.0,
-            policy="none",
-            advisor_mode="none",
-            khugepaged=0,
-            events=started,
-            until_settled=False,
-            horizon_full_scans=0,
-            horizon_batches=0,
-            sample_limit=100,
-        )
-        run = simulate(off, variant="legacy", policy="none")
-        last = run.rows[-1]
-        return cls(int(last["frames"]), int(last["huge_pmds"]), _possible(run.machine))
+        """Simulate the reference up to the scenario's `horizon_seconds`."""
+        events = tuple(event for event in scenario.events if not event.sets("run"))
+        off = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}
+        run = simulate(scenario.replace(**off, **_END, events=events, sample_limit=100), variant="legacy")
+        return cls(int(run.rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), redundant(run.machine))
 
-    def measures(self, run: Run) -> dict[str, float | None]:
-        """All `MEASURES` of a run of that memory."""
-        metrics, last = run.metrics, run.rows[-1]
-        saved = self.frames - int(last["frames"])
-        lost = max(0, self.thps - int(last["huge_pmds"]))
-        return {
-            "saved": 100 * saved / self.possible if self.possible else None,
-            "saved_mib": saved / PAGES_PER_MIB,
-            "thps_lost": 100 * lost / self.thps if self.thps else 0.0,
-            "ksmd_cpu": metrics.ksmd_cpu_percent,
-            "khugepaged_cpu": 1e8 * metrics.khugepaged_cpu_ms / max(1, int(last["time_ns"])),
-            **{name: getattr(metrics, name) for name in Metrics.describe()},
+    def measures(self, run: Run) -> dict[str, float]:
+        """Return all `MEASURES` of a run of that memory; NaN where one has no value."""
+        last, metrics = run.rows[-1], {name: getattr(run.metrics, name) for name in Metrics.describe()}
+        values = {
+            "saved": 100 * (1 - redundant(run.machine) / self.ideal) if self.ideal else None,
+            "saved_mib": (self.frames - int(last["frames"])) / PAGES_PER_MIB,
+            "thps_lost": 100 * max(0, self.thps - int(last["huge_pmds"])) / max(1, self.thps),
+            "ksmd_cpu": run.metrics.ksmd_cpu_percent,
+            "khugepaged_cpu": 1e8 * run.metrics.khugepaged_cpu_ms / max(1, int(last["time_ns"])),
         }
+        return {name: math.nan if v is None else float(v) for name, v in (values | metrics).items()}
 
 
-def _possible(m: Machine) -> int:
-    """Frames that could be saved of the machine's memory as it is; see the module."""
+def redundant(m: Machine) -> int:
+    """Return the number of frames that only mergeable entries map and that the contents do not need; see the module."""
     mapped = m.pte["kind"] == ANON
     may = mapped & ((m.pte["vm"] & VM_MERGEABLE) > 0)
-    bound = np.unique(m.page["frame"][mapped & ~may])
-    may &= ~np.isin(m.page["frame"], bound)
-    frames = len(np.unique(m.page["frame"][may]))
-    owner = np.zeros(len(m.page), np.int64)  # record of the process that each page belongs to
-    for i, mm in enumerate(m.mm):
-        owner[mm["base"] : mm["base"] + mm["pages"]] = i
-    needs = may & ((m.page["key"] > 0) | (m.mm["forbids_zeropages"][owner] > 0))
-    apart = m.mm["nid"][owner[needs]] * (1 - m.state[0]["merge_across_nodes"])
-    contents = np.empty(needs.sum(), [("node", np.int64), ("key", np.uint64)])
-    contents["node"], contents["key"] = apart, m.page["key"][needs]
-    _, entries = np.unique(contents, return_counts=True)
-    return max(0, frames - int((-(-entries // m.state[0]["max_page_sharing"])).sum()))
+    may &= ~np.isin(m.page["frame"], m.page["frame"][mapped & ~may])
+    owner = np.searchsorted(m.mm["base"], np.arange(len(m.page)), side="right") - 1
+    by_zeropage = (m.page["key"] == 0) & (m.mm["forbids_zeropages"][owner] == 0)
+    zero_filled, others = (m.page["frame"][may & chosen] for chosen in (by_zeropage, ~by_zeropage))
+    node = m.mm["nid"][owner] * (1 - m.state[0]["merge_across_nodes"])
+    contents = np.rec.fromarrays([node[may & ~by_zeropage], m.page["key"][may & ~by_zeropage]])
+    _, content, entries = np.unique(contents, return_inverse=True, return_counts=True)
+    frames = np.bincount(content[np.unique(others, return_index=True)[1]], minlength=len(entries))
+    needed = -(-entries // m.state[0]["max_page_sharing"])
+    return len(np.unique(zero_filled)) + int(np.maximum(0, frames - needed).sum())
 
 
 @dataclass(frozen=True)
 class Goals:
-    """What `mmlab.studies.tune.tune` is asked for.
+    """A workload, limits on its measures, and what a search may change; see `mmlab.studies.tune.tune`.
 
     Attributes
     ----------
     scenario
-        The workload, and what goes on beside ksmd. It lasts `within`; ksmd runs from the start unless the scenario says
-        when it is started.
+        The workload and everything beside ksmd. It lasts `within`; ksmd runs from the start unless the scenario starts
+        it itself.
     limits
         What must hold at its end.
     minimise
-        The cost: the measure that shall be least. Default: ksmd's CPU time.
+        The cost: the measure to make least. Default: ksmd's CPU time.
     by
         Who may set the pace: "fixed" (pages_to_scan), "advisor", "ksmtuned".
     levels
@@ -202,7 +182,7 @@ class Goals:
     scenario: Scenario
     limits: tuple[Limit, ...]
     minimise: str = "ksmd_cpu"
-    by: tuple[str, ...] = ("fixed", "advisor", "ksmtuned")
+    by: tuple[str, ...] = tuple(BY)
     levels: Mapping[str, tuple[int, ...]] | None = None
 
     @classmethod
@@ -213,102 +193,79 @@ class Goals:
         within: str | float | None = None,
         variant: str | None = None,
         minimise: str = "ksmd_cpu",
-        by: Sequence[str] = (),
+        by: str | Sequence[str] = (),
         levels: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Goals:
-        """Goals as they are said in a file or on the command line; `changes` are made to the workload.
+        """Return goals as a file or the command line states them; `changes` are made to the workload.
 
-        A workload is a scenario, a params file or the name of one of `params/`, or a mapping of parameters. `within` is
-        by default the scenario's `horizon_seconds`.
+        A workload is a scenario, a params file or the name of one of `params/`, or a mapping of parameters. `within`
+        defaults to the scenario's `horizon_seconds`.
 
         Raises
         ------
         UserError
-            Something in it is not known or out of range, or the workload's events wait for ksmd.
+            Something is unknown or out of range, or the workload's events wait for ksmd.
         """
         if isinstance(workload, Mapping):
             workload = Scenario(**workload)
         elif not isinstance(workload, Scenario):
             workload = load(find_params(workload))
-        if variant is not None:
-            changes["variant"] = variant
         span = workload.horizon_seconds if within is None else seconds(within)
         if not span:
-            raise UserError('within is missing: say how long it may take, such as "30 min"')
+            raise UserError("it is missing", parameter="within", hint='Say how long it may take, such as "30 min".')
         starts = workload.sets("run") or workload.ksm_start_seconds
-        asked = workload.replace(
-            **{"run": workload.run if starts else 1, "policy": "none", "advisor_mode": "none", "sample_limit": 100}
-            | changes
-            | {"horizon_seconds": span, "horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
-        )
-        resolve(asked.variant)
-        if any(event.after.seconds is None for event in asked.events):
-            raise UserError(
-                "the workload's events wait for a batch or a full scan: another setting would be another workload. "
-                "Say after: {seconds: …} instead"
-            )
-        limits = tuple(map(Limit.parse, goals))
-        if not limits:
-            raise UserError('goals: there are none: say at least one, such as "saved >= 90 %"')
+        given = {"run": workload.run if starts else 1, "policy": "none", "advisor_mode": "none", "sample_limit": 100}
+        given |= changes | _END | {"horizon_seconds": span, "variant": variant or workload.variant}
+        scenario = workload.replace(**given)
+        resolve(scenario.variant)
+        if any(event.after.seconds is None for event in scenario.events):
+            problem = "they wait for a batch or a full scan, so another setting would be another workload"
+            raise UserError(problem, parameter="events", hint="Say after: {seconds: …} instead.")
+        if not goals:
+            raise UserError("there are none", parameter="goals", hint='Add some, such as --goal "saved >= 90 %".')
         if minimise not in MEASURES:
             raise unknown("measure", minimise, MEASURES)
-        from mmlab.studies.settings import BY
-
+        by = (by,) if isinstance(by, str) else tuple(by) or tuple(BY)
         for name in by:
             if name not in BY:
-                raise UserError(f"by: {unknown('pace', name, BY)}")
+                raise unknown("pace", name, BY)
         tried = {name: tuple(v) if isinstance(v, list | tuple) else (v,) for name, v in (levels or {}).items()}
-        return cls(asked, limits, minimise, tuple(by) or tuple(BY), tried)
+        return cls(scenario, tuple(map(Limit.parse, goals)), minimise, by, tried)
 
     @classmethod
-    def ask(cls, what: str | Path, **overrides: Any) -> Goals:
-        """From a goals file as :meth:`load` does, or from a params file, whose goals are among the overrides.
+    def load(cls, what: str | Path, **overrides: Any) -> Goals:
+        """Read a goals file, or a params file that becomes the workload of the goals among the overrides.
+
+        A goals file holds `workload`, `goals`, `within`, and what else :meth:`of` takes; changes to the workload stand
+        below `set`. An override that is not empty replaces the file's value; `set` and `levels` are added to it.
 
         Raises
         ------
         UserError
-            As those do; or there is neither file.
+            The file cannot be read or says something that is not allowed; `where` is its path.
         """
-        if str(what) in params_files("goals") or (Path(what).is_file() and "goals" in read_yaml(Path(what))):
-            return cls.load(what, **overrides)
-        given = {name: value for name, value in overrides.items() if value}
-        if not Path(what).is_file() and str(what) not in params_files():
-            names = [*params_files("goals"), *params_files()]
-            raise unknown("workload", what, names, "Name a params file, a goals file, or one of params/.")
-        if "goals" not in given:
-            raise UserError(f'{what} is a workload without goals: add some, such as --goal "saved >= 90 %"')
-        return cls.of(what, **given | given.pop("set", {}))
-
-    @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Goals:
-        """From a goals file: `workload`, `goals`, `within`, and what else :meth:`of` takes; changes below `set`.
-
-        An override that says something replaces the file's; `set` and `levels` are added to them.
-
-        Raises
-        ------
-        UserError
-            The file can't be read or says something that is not allowed; the message begins with its name.
-        """
-        path = find_params(path, "goals")
-        try:
+        name, path = str(what), Path(what)
+        if name in params_files("goals") or (path.is_file() and {"goals", "workload"} & set(read_yaml(path))):
+            path = find_params(what, "goals")
             values = read_yaml(path)
-            for name, value in overrides.items():
-                if value:
-                    values[name] = {**(values.get(name) or {}), **value} if isinstance(value, dict) else value
+        elif path.is_file() or name in params_files():
+            path = find_params(what)
+            values = {"workload": path}
+        else:
+            hint = "Name a params file, a goals file, or one of params/."
+            raise unknown("workload", what, [*params_files("goals"), *params_files()], hint)
+        with located(path):
             known = ("workload", "variant", "within", "goals", "minimise", "by", "levels", "set")
-            for name in values:
-                if name not in known:
-                    raise unknown("key", name, known)
-            for name in ("workload", "goals"):
-                if name not in values:
-                    raise UserError(f"{name} is missing: a goals file needs workload and goals")
-            changes = values.pop("set", None) or {}
+            for key in values:
+                if key not in known:
+                    raise unknown("key", key, known)
+            for key, value in overrides.items():
+                if value:
+                    values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
+            if "workload" not in values:
+                raise UserError("it is missing", parameter="workload", hint="A goals file needs workload and goals.")
             if isinstance(values["workload"], str) and (beside := path.parent / values["workload"]).is_file():
                 values["workload"] = beside
-            by = values.pop("by", ())
-            return cls.of(by=[by] if isinstance(by, str) else by, **values, **changes)
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+            changes = values.pop("set", None) or {}
+            return cls.of(**{"goals": (), **values, **changes})

@@ -1,8 +1,8 @@
-"""Settings to choose from: values of the knobs, who sets the pace, and the commands that make a kernel do so.
+"""Settings of ksmd: the values a search may choose from, and the commands that set them on a real kernel.
 
-A *setting* is who sets ksmd's pace (`BY`: fixed pages_to_scan, the scan-time advisor, ksmtuned) and a value for each
-knob that matters then. Knobs have *levels*, round numbers on a kernel's scale, so that what is found can be said in a
-sentence and nothing is simulated twice for a difference that nobody would set.
+A *setting* says who sets ksmd's pace (`BY`: a fixed pages_to_scan, the scan-time advisor, or ksmtuned) and gives a
+value for each knob that matters then. A knob has *levels*: round numbers, so that a result is easy to quote and no run
+is spent on a difference that nobody would set.
 
 >>> setting = Setting.of("fixed", {"pages_to_scan": 110, "sleep_millisecs": 20, "use_zero_pages": 1})
 >>> print(setting)
@@ -13,64 +13,55 @@ pages_to_scan=110 sleep_millisecs=20 use_zero_pages=1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
-from itertools import product
-from typing import Any
+
+import numpy as np
 
 from mmlab.engine.policies import Ksmtuned, Policy
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.scenario import Scenario
-from mmlab.studies.tuning import commands as echo
 
 __all__ = ["BY", "LEVELS", "Setting", "Space", "spaces"]
 
-_TENS = (1, 2, 5)
+
+def _levels(low: int, high: int, digits: Sequence[int]) -> tuple[int, ...]:
+    """Return the preferred numbers from low to high: `digits` times the powers of ten."""
+    return tuple(digit * 10**power for power in range(5) for digit in digits if low <= digit * 10**power <= high)
+
+
 _FINE = (10, 11, 12, 13, 15, 16, 18, 20, 22, 24, 27, 30, 33, 36, 39, 43, 47, 51, 56, 62, 68, 75, 82, 91)
-
-
-def _levels(low: float, high: float, digits: Sequence[int]) -> tuple[int, ...]:
-    """Preferred numbers (`digits` of each decade) from low to high."""
-    first = len(str(digits[0])) - 1
-    scales = (10.0 ** (decade - first) for decade in range(math.floor(math.log10(low)), 12))
-    numbers = sorted({round(digit * scale, 9) for scale in scales for digit in digits if digit * scale <= high})
-    return tuple(int(number) for number in numbers if number >= low and float(number).is_integer())
-
-
 LEVELS: dict[str, tuple[int, ...]] = {
     "pages_to_scan": _levels(10, 100_000, _FINE),
-    "sleep_millisecs": _levels(10, 1000, _TENS),
+    "sleep_millisecs": _levels(10, 1000, (1, 2, 5)),
     "use_zero_pages": (0, 1),
     "smart_scan": (0, 1),
     "max_ptes_none": (0, 64, 128, 256, 409, 511),
-    "advisor_target_scan_time": _levels(1, 1000, _TENS),
+    "advisor_target_scan_time": _levels(1, 1000, (1, 2, 5)),
     "advisor_max_cpu": (10, 15, 20, 30, 50, 70, 100),
-    "advisor_min_pages_to_scan": _levels(10, 10_000, _TENS),
+    "advisor_min_pages_to_scan": _levels(10, 10_000, (1, 2, 5)),
     "advisor_max_pages_to_scan": (1000, 3000, 10_000, 30_000, 100_000),
     "KSM_NPAGES_MAX": _levels(10, 100_000, (10, 15, 22, 33, 47, 68)),
-    "KSM_SLEEP_MSEC": _levels(10, 1000, _TENS),
+    "KSM_SLEEP_MSEC": _levels(10, 1000, (1, 2, 5)),
     "KSM_THRES_COEF": (10, 20, 30, 50, 80),
 }
-"""What each knob is tried at unless a goals file says otherwise: the kernel's names, and those of ksmtuned.conf. Levels
-of pages are tried up to all pages of the workload in one batch."""
+"""Default levels, by the kernel's names and those of ksmtuned.conf. Levels above the workload's size are left out."""
 
 _BOTH = ("use_zero_pages", "smart_scan", "max_ptes_none")
 BY: dict[str, tuple[str, ...]] = {
     "fixed": ("pages_to_scan", "sleep_millisecs", *_BOTH),
     "advisor": (
-        "advisor_target_scan_time",
-        "advisor_max_cpu",
         "advisor_min_pages_to_scan",
-        "advisor_max_pages_to_scan",
         "sleep_millisecs",
+        *(k for k in LEVELS if k.startswith("advisor_")),
         *_BOTH,
     ),
     "ksmtuned": ("KSM_NPAGES_MAX", "KSM_SLEEP_MSEC", "KSM_THRES_COEF", *_BOTH),
 }
-"""Who sets the pace → knobs that matter then."""
-_CONF = tuple(f"KSM_{field.name.upper()}" for field in fields(Ksmtuned))
+"""Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
+_CONF = {f"KSM_{field.name.upper()}": field for field in fields(Ksmtuned)}
+_SYSFS = ("use_zero_pages", "smart_scan", "sleep_millisecs", "pages_to_scan")
+_STEPS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -82,12 +73,9 @@ class Setting:
 
     @classmethod
     def of(cls, by: str, values: Mapping[str, int]) -> Setting:
-        """Values that the kernel would not tell apart are one: a maximum below its minimum is that minimum."""
-        new = dict(values)
-        if "advisor_max_pages_to_scan" in new:
-            least = new.get("advisor_min_pages_to_scan", 0)
-            new["advisor_max_pages_to_scan"] = max(new["advisor_max_pages_to_scan"], least)
-        return cls(by, tuple(new.items()))
+        """Return a setting; advisor_max_pages_to_scan is raised to the minimum, as the kernel treats it."""
+        least = values.get("advisor_min_pages_to_scan", 0)
+        return cls(by, tuple((k, max(v, least) if k == "advisor_max_pages_to_scan" else v) for k, v in values.items()))
 
     def __getitem__(self, knob: str) -> int:
         return dict(self.values)[knob]
@@ -98,160 +86,111 @@ class Setting:
 
     @property
     def changed(self) -> int:
-        """Knobs that are not as the kernel has them, or ksmtuned's published configuration."""
-        usual = {name: field.default for name, field in Scenario.model_fields.items()}
-        usual |= {f"KSM_{field.name.upper()}": field.default for field in fields(Ksmtuned)}
+        """The number of knobs that differ from the kernel's defaults or from ksmtuned's published configuration."""
+        usual = {name: (_CONF.get(name) or Scenario.model_fields[name]).default for name, _ in self.values}
         return sum(value != usual[knob] for knob, value in self.values)
 
-    def _ksmtuned(self) -> Ksmtuned:
-        own = {knob.removeprefix("KSM_").lower(): value for knob, value in self.values if knob in _CONF}
-        least = min(own.get("npages_min", Ksmtuned.npages_min), own.get("npages_max", Ksmtuned.npages_max))
-        return Ksmtuned(**own | {"npages_min": least})
+    def ksmtuned(self) -> Ksmtuned:
+        """Return ksmtuned with this configuration; its npages_min is lowered to npages_max where it is above."""
+        own = {_CONF[knob].name: value for knob, value in self.values if knob in _CONF}
+        most = own.get("npages_max", Ksmtuned.npages_max)
+        return Ksmtuned(**own | {"npages_min": min(own.get("npages_min", Ksmtuned.npages_min), most)})
 
     def apply(self, scenario: Scenario) -> tuple[Scenario, Policy | None]:
-        """The scenario with these knobs, and who turns them while it runs."""
-        knobs: dict[str, Any] = {knob: value for knob, value in self.values if knob not in _CONF}
-        if self.by == "advisor":
-            knobs["advisor_mode"] = "scan-time"
-        if self.by != "ksmtuned":
-            return scenario.replace(**knobs), None
-        # ksmd is stopped until ksmtuned looks for the first time
-        return scenario.replace(**knobs, run=0, ksm_start_seconds=0.0), self._ksmtuned().policy()
+        """Return the scenario with these knobs, and the policy that turns them during the run."""
+        scenario = scenario.replace(**{knob: value for knob, value in self.values if knob not in _CONF})
+        if self.by == "ksmtuned":  # ksmd is stopped until ksmtuned checks for the first time
+            return scenario.replace(run=0, ksm_start_seconds=0.0), self.ksmtuned().policy()
+        return scenario.replace(advisor_mode="scan-time" if self.by == "advisor" else "none"), None
 
     def commands(self, scenario: Scenario) -> str:
-        """Shell commands that make a kernel do that: sysfs of ksmd and khugepaged, and ksmtuned's configuration."""
-        set_ = self.apply(scenario)[0]
-        lines = echo(set_, set_.pages_to_scan).splitlines()
-        if self.by != "fixed":  # they set the pace themselves
-            lines = [line for line in lines if not line.endswith(("/pages_to_scan", "/advisor_mode"))]
+        """Return shell commands that set a kernel's sysfs knobs, and ksmtuned's configuration, to this.
+
+        advisor_mode comes before pages_to_scan, which a change of the mode resets, and once more at the end to start
+        the advisor from its minimum (ksm-scan S29).
+        """
+        s, own = self.apply(scenario)[0], dict(self.values)
+        left_out = {"fixed": (), "advisor": ("pages_to_scan",), "ksmtuned": ("sleep_millisecs", "pages_to_scan", "run")}
+        absent = ("advisor_mode", "smart_scan") if s.kernel == "6.1" else ()
+        knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _SYSFS), ("run", 1)]
+        knobs = [(name, value) for name, value in knobs if name not in (*left_out[self.by], *absent)]
         if self.by == "advisor":
-            lines = [line for line in lines if not line.endswith("/run")]
-            knobs = [knob for knob, _ in self.values if knob.startswith("advisor_")]
-            lines += [f"echo {self[knob]} > /sys/kernel/mm/ksm/{knob}" for knob in knobs]
-            # the mode last: changing it sets pages_to_scan to advisor_min_pages_to_scan (ksm-scan S29)
-            lines += [
-                f"echo {value} > /sys/kernel/mm/ksm/{knob}"
-                for knob, value in (("advisor_mode", "none"), ("advisor_mode", "scan-time"), ("run", 1))
-            ]
-        if "max_ptes_none" in dict(self.values):
-            path = "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none"
-            lines.insert(0, f"echo {self['max_ptes_none']} > {path}")
+            knobs[-1:-1] = [item for item in self.values if item[0].startswith("advisor_")]
+            knobs.insert(-1, ("advisor_mode", "scan-time"))
+        lines = [f"echo {value} > /sys/kernel/mm/ksm/{name}" for name, value in knobs]
+        if "max_ptes_none" in own:
+            lines.insert(0, f"echo {s.max_ptes_none} > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none")
         if self.by == "ksmtuned":
-            own = "/run", "/sleep_millisecs"
-            lines = [line for line in lines if not line.endswith(own)]
-            lines += ["cat > /etc/ksmtuned.conf <<END", *self._ksmtuned().conf().splitlines(), "END"]
-            lines += ["systemctl restart ksmtuned"]
+            lines += ["cat > /etc/ksmtuned.conf <<END", self.ksmtuned().conf(), "END", "systemctl restart ksmtuned"]
         return "\n".join(lines)
-
-
-PACE = {
-    "fixed": ("pages_to_scan", "sleep_millisecs"),
-    "advisor": ("advisor_min_pages_to_scan", "sleep_millisecs"),
-    "ksmtuned": ("KSM_NPAGES_MAX", "KSM_SLEEP_MSEC"),
-}
-"""Who sets the pace → its knobs for pages and for sleeps: their ratio decides more than either."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """All settings of one pace: {knob: levels}, without knobs that have no effect on the scenario.
-
-    A search walks along `axes`: those of the knobs' levels, but the places of the pages count from where the sleep puts
-    them. Another sleep then leaves the pace nearly as it was.
-    """
+    """All settings of one pace: {knob: levels}, without knobs that have no effect on the scenario."""
 
     by: str
-    levels: dict[str, tuple[int, ...]]
+    levels: Mapping[str, tuple[int, ...]]
 
-    @cached_property
-    def axes(self) -> dict[str, int]:
-        """{knob: places on its axis}."""
-        places = {knob: len(levels) for knob, levels in self.levels.items()}
-        pages, sleep = PACE[self.by]
-        return {**places, pages: places[pages] + self._shift(self.levels[sleep][-1])}
+    def sample(self, count: int, rng: np.random.Generator) -> list[Setting]:
+        """Return `count` settings, spread evenly over the levels of each knob (a Latin hypercube)."""
+        places = [rng.permutation(count) * len(levels) // count for levels in self.levels.values()]
+        chosen = [np.array(levels)[at].tolist() for levels, at in zip(self.levels.values(), places, strict=True)]
+        return [
+            Setting.of(self.by, dict(zip(self.levels, values, strict=True))) for values in zip(*chosen, strict=True)
+        ]
 
-    def _shift(self, sleep: int) -> int:
-        """By how many levels there are more pages in a batch for the same pace, compared with the shortest sleep."""
-        pages, sleeps = (self.levels[knob] for knob in PACE[self.by])
-        decades = math.log10(pages[-1] / pages[0])
-        return round((len(pages) - 1) * math.log10(sleep / sleeps[0]) / decades) if decades else 0
-
-    def at(self, index: Sequence[int]) -> Setting:
-        """The setting at a place on each axis; beyond the levels of pages, the first or the last."""
-        places = dict(zip(self.axes, map(int, index), strict=True))
-        pages, sleep = PACE[self.by]
-        lift = self._shift(self.levels[sleep][places[sleep]]) - self._shift(self.levels[sleep][-1])
-        places[pages] = min(max(0, places[pages] + lift), len(self.levels[pages]) - 1)
-        return Setting.of(self.by, {knob: self.levels[knob][i] for knob, i in places.items()})
-
-    def index(self, setting: Setting) -> list[int]:
-        """The place of a setting, or of one with the nearest levels."""
-        values = dict(setting.values)
-        places = {
-            knob: min(range(len(levels)), key=lambda i, levels=levels, value=values[knob]: abs(levels[i] - value))  # type: ignore[misc]
-            for knob, levels in self.levels.items()
-        }
-        pages, sleep = PACE[self.by]
-        places[pages] += self._shift(self.levels[sleep][-1]) - self._shift(self.levels[sleep][places[sleep]])
-        return list(places.values())
-
-    def grid(self, **levels: Sequence[int]) -> Iterator[Setting]:
-        """Every setting, with other levels for the knobs that are named."""
-        tried = {knob: tuple(levels.get(knob, own)) for knob, own in self.levels.items()}
-        settings = (Setting.of(self.by, dict(zip(tried, values, strict=True))) for values in product(*tried.values()))
-        yield from dict.fromkeys(settings)
-
-    @property
-    def size(self) -> int:
-        return math.prod(map(len, self.levels.values()))
+    def neighbours(self, setting: Setting) -> Iterator[Setting]:
+        """Yield settings that differ by 1, 2, 4 … levels of one knob; a step of the sleep keeps the pace."""
+        own, (pages, sleep) = dict(setting.values), BY[self.by][:2]
+        for knob, levels in self.levels.items():
+            at = int(np.argmin([abs(level - own[knob]) for level in levels]))
+            for place in (at + sign * step for step in _STEPS for sign in (1, -1)):
+                if 0 <= place < len(levels):
+                    new = own | {knob: levels[place]}
+                    if knob == sleep:
+                        wanted = max(1, own[pages]) * max(1, levels[place]) / max(1, own[sleep])
+                        nearest = np.argmin(abs(np.log(np.maximum(1, self.levels[pages]) / wanted)))
+                        new[pages] = self.levels[pages][int(nearest)]
+                    yield Setting.of(self.by, new)
 
 
 def spaces(scenario: Scenario, by: Sequence[str], levels: Mapping[str, Sequence[int]] | None = None) -> list[Space]:
-    """What there is to choose from for a scenario.
+    """Return the settings to choose from, one space for each pace.
 
-    max_ptes_none is left as it is where nothing collapses and nothing is underused, smart_scan and the advisor where
-    the kernel has none, ksmtuned where the run ends before it looks for the first time.
+    max_ptes_none keeps its value where nothing collapses and nothing is underused; smart_scan and the advisor are left
+    out where the kernel has none, ksmtuned where the run ends before it checks for the first time.
 
     Raises
     ------
     UserError
-        A knob of `levels` is not known or a level is not allowed, or nothing is left to choose from.
+        A knob of `levels` is unknown, a level is not allowed, or nothing is left to choose from.
     """
-    own = dict(levels or {})
+    own, old = dict(levels or {}), scenario.kernel == "6.1"
     for knob, values in own.items():
         if knob not in LEVELS and knob not in _CONF:
-            raise UserError(f"levels: {unknown('knob', knob, [*LEVELS, *_CONF])}")
+            raise unknown("knob", knob, [*LEVELS, *_CONF])
         if not values or not all(isinstance(value, int) for value in values):
-            raise UserError(f"levels: {knob} = {values!r}: it must be a list of whole numbers")
-        if knob not in _CONF:
-            for value in values:
+            raise UserError(parameter=knob, value=values, allowed="a list of whole numbers", where="levels")
+        with located("levels"):
+            for value in values if knob not in _CONF else ():
                 scenario.replace(**{knob: value})
-    old = scenario.kernel.split(".")[1] == "1"
-    collapses = (
-        scenario.khugepaged
-        or scenario.pressure_rate
-        or any(event.op in ("khugepaged", "shrink") or event.sets("khugepaged") for event in scenario.events)
-    )
+    collapses = scenario.khugepaged or scenario.pressure_rate or scenario.sets("khugepaged")
+    collapses = collapses or any(event.op in ("khugepaged", "shrink") for event in scenario.events)
     idle = {"smart_scan"} if old else set()
     idle |= set() if collapses else {"max_ptes_none"}
+    first = min(own.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
     out = []
     for who in by:
-        looks = min(own.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
-        if (who == "advisor" and old) or (who == "ksmtuned" and scenario.horizon_seconds <= looks):
+        if (who == "advisor" and old) or (who == "ksmtuned" and scenario.horizon_seconds <= first):
             continue
-        names = [*BY[who], *(knob for knob in own if who == "ksmtuned" and knob in _CONF and knob not in BY[who])]
-        chosen = {}
-        for name in names:
-            if name in own:
-                chosen[name] = tuple(own[name])
-            elif name not in idle:
-                paged = name in ("pages_to_scan", "KSM_NPAGES_MAX") or name.endswith("pages_to_scan")
-                most = scenario.total_pages if paged else max(LEVELS[name])
-                chosen[name] = tuple(v for v in LEVELS[name] if v <= most) or LEVELS[name][:1]
-        out.append(Space(who, chosen))
+        usual = {knob: LEVELS[knob] for knob in BY[who] if knob not in idle}
+        for knob, values in usual.items():
+            if "pages" in knob.lower():
+                usual[knob] = tuple(value for value in values if value <= scenario.total_pages) or values[:1]
+        named = {knob: tuple(own[knob]) for knob in own if knob in BY[who] or (who == "ksmtuned" and knob in _CONF)}
+        out.append(Space(who, usual | named))
     if not out:
-        raise UserError(
-            f"by = {', '.join(by)}: Linux 6.1 has no advisor, and ksmtuned first looks after "
-            f"{Ksmtuned.monitor_interval} s (KSM_MONITOR_INTERVAL): choose fixed, or a longer within"
-        )
+        hint = f"Linux 6.1 has no advisor, and ksmtuned first checks after {first} s (KSM_MONITOR_INTERVAL)."
+        raise UserError(parameter="by", value=tuple(by), allowed="fixed, or within must be longer", hint=hint)
     return out

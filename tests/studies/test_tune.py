@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bench_tune
@@ -15,8 +17,8 @@ from mmlab.engine.policies import Ksmtuned, View
 from mmlab.errors import UserError
 from mmlab.params import params_files
 from mmlab.studies.goals import Goals, Limit, Reference, seconds
-from mmlab.studies.settings import LEVELS, Setting, Space, spaces
-from mmlab.studies.tune import Trial, TuneResult, exhaustive, tune
+from mmlab.studies.settings import LEVELS, Setting, spaces
+from mmlab.studies.tune import Trial, TuneResult, tune
 
 GUESTS = Scenario(
     memory_mib=4,
@@ -49,18 +51,20 @@ def test_limits_are_read(text: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "parameter", "value", "allowed"),
     [
-        ("saved > 90 %", "must be NAME >= NUMBER"),
-        ("saved >= lots", "must be NAME >= NUMBER"),
-        ("savd >= 90 %", 'unknown measure "savd": did you mean "saved"'),
-        ("saved >= 90 MiB", "saved is measured in %, not MiB"),
-        ("full_scans <= 3 %", "full_scans is measured in full scans, not %"),
+        ("saved > 90 %", "goal", "saved > 90 %", "NAME >= NUMBER"),
+        ("saved >= lots", "goal", "saved >= lots", "NAME >= NUMBER"),
+        ("savd >= 90 %", "measure", "savd", ""),
+        ("saved >= 90 MiB", "goal", "saved >= 90 MiB", "in %"),
+        ("full_scans <= 3 %", "goal", "full_scans <= 3 %", "in full scans"),
     ],
 )
-def test_limits_that_are_refused(text: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_limits_that_are_refused(text: str, parameter: str, value: str, allowed: str) -> None:
+    with pytest.raises(UserError) as error:
         Limit.parse(text)
+    assert (error.value.parameter, error.value.value) == (parameter, value)
+    assert error.value.allowed.startswith(allowed)
 
 
 def test_violation_is_a_share_of_the_limit() -> None:
@@ -70,16 +74,17 @@ def test_violation_is_a_share_of_the_limit() -> None:
     assert Limit.parse("thps_lost <= 0").violation(3) == 3
     trial = Trial(Setting.of("fixed", {}), {"saved": 56.0, "thps_lost": 28.0}, {})
     assert trial.violation([least, most]) == pytest.approx(0.5), "the root of 0.3² and 0.4²"
-    assert least.violation(None) == least.violation(float("nan")) > 100
+    assert least.violation(float("nan")) > 100
 
 
 @pytest.mark.parametrize("text", ["0 s", "-3 s", "soon", "3 days", "1.2.3 s"])
 def test_times_that_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"within = .* must be a time above 0"):
+    with pytest.raises(UserError) as error:
         seconds(text)
+    assert (error.value.parameter, error.value.value) == ("within", text)
 
 
-# -- what is possible -----------------------------------------------------------------------------------------------
+# -- the ideal saving -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,22 +106,55 @@ def test_times_that_are_refused(text: str) -> None:
         ({"events": ({"after": {"seconds": 1}, "op": "write", "page": 0, "count": 256, "key": 7},)}, None),
     ],
 )
-def test_what_is_possible_is_in_the_contents(changes: dict[str, Any], pages: int | None) -> None:
+def test_the_ideal_saving_is_in_the_contents(changes: dict[str, Any], pages: int | None) -> None:
     base = {"memory_mib": 2, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 4}
     scenario = Scenario(**{**base, "horizon_seconds": 3.0, **changes})
     if pages is None:  # zeroes that were overwritten by one content; one frame stays
         pages = 256 - 1 + 128 - 4
-    assert Reference.of(scenario).possible == pages
+    assert Reference.of(scenario).ideal == pages
+
+
+def test_saved_stays_below_100_percent_where_the_shrinker_frees_other_memory() -> None:
+    """Zero-filled pages that the shrinker frees in memory that is not mergeable count in saved_mib alone."""
+    scenario = Scenario(
+        process_list=(
+            {"memory_mib": 4, "zero_fraction": 0.9},
+            {"memory_mib": 8, "zero_fraction": 0.5, "mergeable": ()},
+        ),
+        pressure_rate=20.0,
+        max_ptes_none=64,
+        use_zero_pages=1,
+        pages_to_scan=2000,
+        horizon_seconds=5.0,
+    )
+    reference = Reference.of(scenario)
+    measures = reference.measures(simulate(scenario))
+    assert measures["saved_mib"] > 1.5 * reference.ideal / 256
+    assert 99 < measures["saved"] <= 100
+
+
+def test_redundant_frames_of_processes_that_fork_and_exit() -> None:
+    """The pages of each process count by its own node and its own leave for zeropages."""
+    scenario = Scenario(
+        memory_mib=2,
+        nodes=2,
+        merge_across_nodes=0,
+        zero_fraction=0.5,
+        process_list=({"forbids_zeropages": 1}, {"exits_at_seconds": 1.0}, {}),
+        events=({"after": {"seconds": 0.5}, "op": "fork", "process": 2},),
+        horizon_seconds=2.0,
+    )
+    # process 0: 256 equal zero-filled pages on node 0; process 2 and its child share their frames
+    assert Reference.of(scenario).ideal == 256 - 1 + 256
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_zero_pages": 0}, {"max_page_sharing": 16}, {"processes": 3}])
-def test_what_is_possible_is_reached_and_not_passed(changes: dict[str, Any]) -> None:
+def test_the_ideal_saving_is_reached_and_not_passed(changes: dict[str, Any]) -> None:
     """ksmd at full pace gets there; without use_zero_pages a frame for every 256 zero-filled pages remains."""
     settings = {"use_zero_pages": 1, "pages_to_scan": 10_000, "smart_scan": 0, **changes}
     scenario = GUESTS.replace(**settings, horizon_seconds=5.0)
     measures = Reference.of(scenario).measures(simulate(scenario, variant="ksm-opt-out"))
     saved = measures["saved"]
-    assert saved is not None
     assert 98 < saved <= 100
     assert (saved == 100) == (settings["use_zero_pages"] == 1)
 
@@ -133,7 +171,6 @@ def test_measures_of_a_run() -> None:
     time_ms = float(run.rows["time_ns"][-1]) / 1e6
     share = Reference.of(busy).measures(run)["khugepaged_cpu"]
     assert share == pytest.approx(100 * run.metrics.khugepaged_cpu_ms / time_ms)
-    assert share is not None
     assert share > 0
 
 
@@ -153,31 +190,41 @@ def test_spaces_leave_out_what_has_no_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("by", "levels", "message"),
+    ("by", "levels", "parameter", "value"),
     [
-        (("fixed",), {"pages": (1,)}, 'unknown knob "pages"'),
-        (("fixed",), {"smart_scan": (2,)}, "smart_scan = 2 is out of range"),
-        (("fixed",), {"smart_scan": ()}, "it must be a list of whole numbers"),
-        (("ksmtuned",), {}, "choose fixed, or a longer within"),
+        (("fixed",), {"pages": (1,)}, "knob", "pages"),
+        (("fixed",), {"smart_scan": (2,)}, "smart_scan", 2),
+        (("fixed",), {"smart_scan": ()}, "smart_scan", ()),
+        (("ksmtuned",), {}, "by", ("ksmtuned",)),
     ],
 )
-def test_spaces_that_are_refused(by: tuple[str, ...], levels: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_spaces_that_are_refused(by: tuple[str, ...], levels: dict[str, Any], parameter: str, value: object) -> None:
+    with pytest.raises(UserError) as error:
         spaces(GUESTS, by, levels)
+    assert (error.value.parameter, error.value.value) == (parameter, value)
 
 
-def test_every_setting_has_a_place_and_another_sleep_keeps_the_pace() -> None:
+def test_neighbours_differ_in_one_knob_and_another_sleep_keeps_the_pace() -> None:
     (space,) = spaces(GUESTS, ("fixed",))
-    for pages, sleep in ((10, 10), (10, 1000), (2000, 10), (2000, 1000), (130, 50)):
-        knobs = {"pages_to_scan": pages, "sleep_millisecs": sleep, "use_zero_pages": 1, "smart_scan": 0}
-        setting = Setting.of("fixed", knobs)
-        assert space.at(space.index(setting)) == setting
-    at = space.index(Setting.of("fixed", knobs | {"pages_to_scan": 100, "sleep_millisecs": 20}))
-    at[list(space.axes).index("sleep_millisecs")] += 1
-    assert dict(space.at(at).values) == knobs | {"pages_to_scan": 270, "sleep_millisecs": 50}
-    whole = list(space.grid())
-    assert len(whole) == len(set(whole)) == space.size
-    assert len(list(space.grid(pages_to_scan=[10, 20]))) == 2 * 7 * 2 * 2
+    knobs = {"pages_to_scan": 100, "sleep_millisecs": 20, "use_zero_pages": 1, "smart_scan": 0}
+    near = [dict(setting.values) for setting in space.neighbours(Setting.of("fixed", knobs))]
+    assert knobs | {"pages_to_scan": 110} in near
+    assert knobs | {"pages_to_scan": 91} in near
+    assert knobs | {"smart_scan": 1} in near
+    assert knobs | {"pages_to_scan": 240, "sleep_millisecs": 50} in near
+    assert knobs | {"pages_to_scan": 51, "sleep_millisecs": 10} in near
+    assert all(sum(new[k] != knobs[k] for k in knobs) == 1 for new in near if new["sleep_millisecs"] == 20)
+    whole = list(bench_tune.settings_of(space))
+    assert len(whole) == len(set(whole)) == 7 * 2 * 2 * len(space.levels["pages_to_scan"])
+    assert len(list(bench_tune.settings_of(space, pages_to_scan=[10, 20]))) == 2 * 7 * 2 * 2
+
+
+def test_a_sample_is_spread_over_the_levels_of_each_knob() -> None:
+    (space,) = spaces(GUESTS, ("fixed",))
+    sample = space.sample(14, np.random.default_rng(0))
+    assert len(sample) == 14
+    for sleep in space.levels["sleep_millisecs"]:
+        assert sum(setting["sleep_millisecs"] == sleep for setting in sample) == 2
 
 
 def test_commands_of_fixed() -> None:
@@ -216,7 +263,8 @@ def test_commands_of_the_advisor() -> None:
     lines = setting.commands(GUESTS).splitlines()
     assert not any("ksm/pages_to_scan" in line for line in lines), "it would be refused with EINVAL (ksm-scan S29)"
     mode = lines.index("echo scan-time > /sys/kernel/mm/ksm/advisor_mode")
-    assert lines[mode - 1] == "echo none > /sys/kernel/mm/ksm/advisor_mode", "only a change of the mode starts anew"
+    assert "echo none > /sys/kernel/mm/ksm/advisor_mode" in lines[:mode], "only a change of the mode starts anew"
+    assert lines[mode + 1 :] == ["echo 1 > /sys/kernel/mm/ksm/run"]
     assert "echo 5000 > /sys/kernel/mm/ksm/advisor_min_pages_to_scan" in lines[:mode]
     assert setting.apply(GUESTS)[0].advisor_mode == "scan-time"
 
@@ -251,10 +299,10 @@ def test_found_is_what_a_run_comes_to(found: TuneResult) -> None:
     assert found.feasible
     scenario, _ = found.best.setting.apply(found.goals.scenario)
     assert found.reference.measures(simulate(scenario)) == found.best.measures
-    assert found.best.value("saved") >= 90
+    assert found.best.measures["saved"] >= 90
     assert len(found.trials) <= 80
     assert len({trial.setting for trial in found.trials}) == len(found.trials)
-    cheaper = [t for t in found.trials if t.value("ksmd_cpu") < found.cost]
+    cheaper = [t for t in found.trials if t.measures["ksmd_cpu"] < found.cost]
     assert cheaper
     assert all(t.violation(found.goals.limits) for t in cheaper)
 
@@ -271,8 +319,14 @@ def test_the_front(found: TuneResult) -> None:
     assert found.best in front
     for trial in front:
         for other in found.trials:
-            better = other.value("ksmd_cpu") <= trial.value("ksmd_cpu") and other.value("saved") >= trial.value("saved")
-            strictly = other.value("ksmd_cpu") < trial.value("ksmd_cpu") or other.value("saved") > trial.value("saved")
+            better = (
+                other.measures["ksmd_cpu"] <= trial.measures["ksmd_cpu"]
+                and other.measures["saved"] >= trial.measures["saved"]
+            )
+            strictly = (
+                other.measures["ksmd_cpu"] < trial.measures["ksmd_cpu"]
+                or other.measures["saved"] > trial.measures["saved"]
+            )
             assert not (better and strictly)
     table = found.table()
     assert len(table) == len(front)
@@ -283,14 +337,14 @@ def test_the_front(found: TuneResult) -> None:
 def test_what_binds(found: TuneResult) -> None:
     saved, cpu = found.bindings
     assert saved.nearest is not None
-    assert saved.nearest.value("saved") < 90
-    assert saved.nearest.value("ksmd_cpu") < found.cost
+    assert saved.nearest.measures["saved"] < 90
+    assert saved.nearest.measures["ksmd_cpu"] < found.cost
     assert saved.without is not None
-    assert saved.without.value("ksmd_cpu") <= saved.nearest.value("ksmd_cpu")
+    assert saved.without.measures["ksmd_cpu"] <= saved.nearest.measures["ksmd_cpu"]
     assert cpu.nearest is None
     text = found.text()
-    assert re.search(r"saved >= 90 % +[\d.]+ %  met; binds: ksmd_cpu [\d.]+ with saved >= ", text)
-    assert re.search(r"ksmd_cpu <= 10 % .*met; does not bind", text)
+    assert re.search(r"saved >= 90 % +[\d.]+ % +yes +[\d.]+ % +[\d.]+ % ", text)
+    assert re.search(r"ksmd_cpu <= 10 % +[\d.]+ ± [\d.]+ % +yes +– +– +– *\n", text)
     assert found.best.setting.commands(GUESTS).splitlines()[-1] in text
     assert "±" in text
 
@@ -304,27 +358,27 @@ def test_infeasible_goals_and_the_nearest() -> None:
         levels={"sleep_millisecs": [20, 100], "smart_scan": 1},
     )
     (space,) = spaces(goals.scenario, goals.by, goals.levels)
-    whole = exhaustive(goals, space.grid())
+    whole = bench_tune.exhaustive(goals, list(bench_tune.settings_of(space)))
     assert not whole.feasible
     found = tune(goals, runs=90)
     assert len(found.trials) < len(whole.trials) / 2
     assert not found.feasible
     assert found.best.violation(goals.limits) <= whole.best.violation(goals.limits) * 1.02
     easier = Goals.of(GUESTS, [str(limit) for limit in whole.nearest_goals()], by=["fixed"], levels=goals.levels)
-    loosened = [limit.relaxed(limit.value * (0.99 if limit.at_least else 1.01)) for limit in easier.limits]
+    loosened = [replace(limit, value=limit.value * (0.99 if limit.at_least else 1.01)) for limit in easier.limits]
     assert not whole.best.violation(loosened)
     assert whole.best.violation(goals.limits) > 0
     text = found.text()
     assert "can't be reached together; the nearest that can be" in text
-    assert "missed; " in text
+    assert re.search(r"thps_lost <= 20 %.* no ", text)
 
 
 def test_other_costs_than_cpu() -> None:
     goals = Goals.of(GUESTS, ["saved >= 50 %"], by=["fixed"], minimise="thps_lost", levels={"sleep_millisecs": 20})
     found = tune(goals, runs=60)
     assert found.feasible
-    assert found.cost == min(t.value("thps_lost") for t in found.trials if not t.violation(goals.limits))
-    assert "least thps_lost" in found.text()
+    assert found.cost == min(t.measures["thps_lost"] for t in found.trials if not t.violation(goals.limits))
+    assert "cheapest means least thps_lost" in found.text()
 
 
 def test_few_settings_are_all_tried() -> None:
@@ -335,32 +389,35 @@ def test_few_settings_are_all_tried() -> None:
 
 def test_equals_are_decided_by_what_the_kernel_has() -> None:
     goals = Goals.of(GUESTS, ["saved >= 0 %"], by=["fixed"])
-    measures: dict[str, float | None] = {"saved": 50.0, "ksmd_cpu": 1.0}
+    measures = {"saved": 50.0, "ksmd_cpu": 1.0}
     usual, other = (Trial(Setting.of("fixed", {"smart_scan": on}), measures, {}) for on in (1, 0))
     reference = Reference(100, 1, 50)
     assert TuneResult(goals, reference, (other, usual)).best is usual
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "parameter"),
     [
-        ({"goals": []}, "goals: there are none"),
-        ({"goals": ["saved >= 1"], "minimise": "cpu"}, 'unknown measure "cpu"'),
-        ({"goals": ["saved >= 1"], "by": ["me"]}, 'by: unknown pace "me"'),
-        ({"goals": ["saved >= 1"], "within": "tomorrow"}, "within = 'tomorrow'"),
-        ({"goals": ["saved >= 1"], "horizon_full_scans": 3, "variant": "nobody"}, "variant: 'nobody' is not known"),
-        ({"goals": ["saved >= 1"], "zero_fraction": 0.0, "duplicate_fraction": 0.0}, "nothing can be saved"),
-        ({"goals": ["saved >= 1"], "events": [{"after": {"batch": 1}, "op": "compact"}]}, "wait for a batch"),
+        ({"goals": []}, "goals"),
+        ({"goals": ["saved >= 1"], "minimise": "cpu"}, "measure"),
+        ({"goals": ["saved >= 1"], "by": ["me"]}, "pace"),
+        ({"goals": ["saved >= 1"], "within": "tomorrow"}, "within"),
+        ({"goals": ["saved >= 1"], "horizon_full_scans": 3, "variant": "nobody"}, "variant"),
+        ({"goals": ["saved >= 1"], "zero_fraction": 0.0, "duplicate_fraction": 0.0}, "saved"),
+        ({"goals": ["saved >= 1"], "events": [{"after": {"batch": 1}, "op": "compact"}]}, "events"),
     ],
 )
-def test_mistakes(asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_mistakes(asked: dict[str, Any], parameter: str) -> None:
+    with pytest.raises(UserError) as error:
         tune(Goals.of(GUESTS, **asked), runs=100)
+    assert error.value.parameter == parameter
 
 
 def test_too_few_runs() -> None:
-    with pytest.raises(UserError, match="runs = 20: it must be at least 32"):
+    with pytest.raises(UserError) as error:
         tune(Goals.of(GUESTS, ["saved >= 1 %"], by=["fixed"]), runs=20)
+    assert (error.value.parameter, error.value.value) == ("runs", 20)
+    assert error.value.allowed.startswith("at least 32")
 
 
 @pytest.mark.parametrize(
@@ -381,8 +438,8 @@ def test_as_good_as_a_grid_in_a_tenth_of_its_runs(name: str, by: str, grid: dict
     """tests/bench_tune.py does it with all goals, every pace, and larger grids."""
     goals = Goals.load(name, by=[by])
     (space,) = spaces(goals.scenario, goals.by, goals.levels)
-    settings = list(space.grid(**grid))
-    whole = exhaustive(goals, settings)
+    settings = list(bench_tune.settings_of(space, **grid))
+    whole = bench_tune.exhaustive(goals, settings)
     for seed in (1, 2, 4):  # with 100 runs one seed of eight ends 4 % above; with 240, the default, none
         made = bench_tune.compare(goals, settings, seed, whole=whole)
         assert made.good
@@ -397,7 +454,7 @@ def test_as_good_as_a_grid_in_a_tenth_of_its_runs(name: str, by: str, grid: dict
 def test_shipped_goals(name: str) -> None:
     """They say what they are and what to watch, and something can be saved."""
     goals = Goals.load(name)
-    assert Reference.of(goals.scenario).possible > 1000
+    assert Reference.of(goals.scenario).ideal > 1000
     assert len(goals.limits) >= 2
     head = params_files("goals")[name].read_text(encoding="utf-8")
     assert re.match(r"# .+[.?]\n#\n", head)
@@ -418,8 +475,9 @@ def test_goals_file(tmp_path: Path) -> None:
     assert (s.memory_mib, s.zero_fraction, s.seed, s.horizon_seconds, s.variant) == (6, 0.5, 4, 60.0, "legacy")
     assert goals.levels == {"smart_scan": (1,), "use_zero_pages": (1,)}
     file.write_text("workload: w.yaml\ngoal: [saved >= 50 %]\n")
-    with pytest.raises(UserError, match=r'g.yaml: unknown key "goal": did you mean "goals"'):
+    with pytest.raises(UserError) as error:
         Goals.load(file)
+    assert (error.value.where, error.value.parameter, error.value.value) == (str(file), "key", "goal")
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -438,10 +496,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "<svg" in figure.read_text()
     assert table.read_text().startswith("ksmd_cpu,saved,met,by,pages_to_scan,")
     assert run(capsys, *args, "--goal", "saved >= 90 %", "--goal", "ksmd_cpu <= 0 %")[0] == 1
-    assert run(capsys, *args)[2].endswith('without goals: add some, such as --goal "saved >= 90 %"\n')
-    status, _, err = run(capsys, "tune", "one_imag", "--goal", "saved >= 1")
-    assert status == 2
-    assert 'did you mean "one_image"' in err
+    assert run(capsys, *args)[0] == 2, "a workload without goals"
+    assert run(capsys, "tune", "one_imag", "--goal", "saved >= 1")[0] == 2
 
 
 def test_figure(found: TuneResult) -> None:
@@ -455,11 +511,3 @@ def test_figure(found: TuneResult) -> None:
     assert f"meets all limits ({met})" in labels
     assert "saved >= 90 %" in labels
     pyplot.close("all")
-
-
-def test_space_of_one_axis_is_walked() -> None:
-    """The search's steps stay within a space, whatever its shape."""
-    space = Space("fixed", {"pages_to_scan": (100,), "sleep_millisecs": (20, 50, 100)})
-    assert {str(space.at([i, j])) for i in range(space.axes["pages_to_scan"]) for j in range(3)} == {
-        f"pages_to_scan=100 sleep_millisecs={sleep}" for sleep in (20, 50, 100)
-    }
