@@ -1,5 +1,6 @@
 """The cheapest setting that meets goals (`mmlab tune`).
 
+>>> from mmlab import Goals, Scenario
 >>> scenario = Scenario(memory_mib=4, zero_fraction=0.5, horizon_seconds=5.0)
 >>> found = tune(Goals.of(scenario, ["saved >= 90 %", "ksmd_cpu <= 5 %"], by=["fixed"]), runs=60)
 >>> found.feasible, found.best.measures["saved"] >= 90
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -163,6 +164,7 @@ def tune(
     for space in searched.values():
         run(space.sample(min(FIRST, runs // (2 * len(searched))), rng))
     aim = partial(_score, goals.minimise, goals.limits)
+    stages: list[tuple[Callable[[Trial], tuple[float, float]], tuple[str, ...], float]]
     stages = [(aim, (pace,), ALONE * (i + 1) / len(searched)) for i, pace in enumerate(searched)]
     stages.append((aim, tuple(searched), TOGETHER))
     for i, limit in enumerate(goals.limits):
@@ -285,12 +287,12 @@ class TuneResult:
             for one in self.bindings
         ]
         spread = np.linspace(0, len(self.front) - 1, min(ROWS, len(self.front))).round().astype(int)
-        shown = sorted({*(self.front[i] for i in spread), best}, key=lambda trial: trial.measures[name])
+        shown = {trial.setting: trial for trial in (*(self.front[i] for i in spread), best)}.values()
         front = [
             {"": "*" if trial == best else ""}
             | {axis: _number(axis, trial.measures[axis]) for axis in self.axes}
             | {"setting": trial.setting}
-            for trial in shown
+            for trial in sorted(shown, key=lambda trial: trial.measures[name])
         ]
         return "\n".join(
             [
@@ -350,7 +352,7 @@ def _number(measure: str, value: float, error: float | None = None) -> str:
     return f"{' ± '.join(texts) or '–'} {MEASURES[measure][0]}".rstrip()
 
 
-def _table(rows: list[dict[str, object]]) -> str:
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows as an indented text table whose first and last columns are left-aligned."""
     import pandas as pd
 
