@@ -87,6 +87,18 @@ _set = click.option(
 _jobs = click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes that share the work."
 )
+
+
+def _with_folder(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Make the folder of a file to be written, or refuse it before the work."""
+    try:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(error.strerror or str(error), parameter=f"--{option.name}", value=str(path)) from None
+    return path
+
+
 _only = click.option(
     "--only", multiple=True, metavar="GLOB", help="Of folders, only files whose names begin like this, e.g. 'act-*'."
 )
@@ -403,10 +415,15 @@ def sweep(grid: str, out: Path, jobs: int | None, scheduler: str | None, samples
     "--figure",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Draw all that was tried, the front and the limits (.png, .svg, .pdf).",
+    callback=_with_folder,
+    help="Draw all settings tried, the front and the limits (.png, .svg, .pdf).",
 )
 @click.option(
-    "--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv", help="Write the whole Pareto front."
+    "--table",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_with_folder,
+    metavar="FILE.csv",
+    help="Write the whole Pareto front.",
 )
 @_jobs
 def tune(
@@ -424,22 +441,24 @@ def tune(
     table: Path | None,
     jobs: int,
 ) -> None:
-    """Find the cheapest setting of ksmd that reaches goals, and print the commands that set it.
+    """Find the cheapest setting of ksmd that meets goals, and print the commands that set it.
 
-    WORKLOAD is a params file or the name of one of params/, with --goal; or a goals file, or the name of one of
-    params/goals/, which says all of it. What is searched: pages_to_scan and sleep_millisecs, or the advisor's knobs, or
-    ksmtuned's configuration; use_zero_pages, smart_scan, max_ptes_none. Cheapest is least CPU time of ksmd.
+    WORKLOAD is a params file or the name of one in params/, with --goal; or a goals file, or the name of one in
+    params/goals/, which needs nothing else. The search chooses among pages_to_scan and sleep_millisecs, the advisor's
+    knobs, or ksmtuned's configuration, and use_zero_pages, smart_scan and max_ptes_none. The cheapest setting takes the
+    least CPU time of ksmd.
 
     \b
-    A goal is a limit on one of these, at the end of --within:
-      saved           %     memory saved, of what is possible: all equal pages merged, no frame for zero-filled ones
-      saved_mib       MiB   the same, against the same memory with KSM off
-      thps_lost       %     THPs fewer than with KSM off
+    A goal limits one of these measures, taken at the end of --within:
+      saved           %     share of the ideal saving: one frame kept for each distinct content of mergeable memory,
+                            none for zero-filled pages; never above 100 %
+      saved_mib       MiB   memory saved in all, relative to the same memory with KSM off
+      thps_lost       %     THPs missing, relative to the same memory with KSM off
       ksmd_cpu        %     CPU time of ksmd over --within; khugepaged_cpu likewise
       ...                   and each metric that `mmlab simulate` prints, in its unit
 
-    Printed are the setting, which limit binds and what loosening it would bring, the Pareto front of what was tried,
-    and commands for sysfs or ksmtuned.conf. Where the goals can't be reached together, the nearest that can be.
+    The output is the setting, the price of each limit, the Pareto front of the settings tried, and commands for sysfs
+    or ksmtuned.conf. Where the goals cannot be met together, it names the nearest that can be.
 
     \b
     Examples:
@@ -448,10 +467,8 @@ def tune(
       mmlab tune bimodal --set memory_mib=64 --within "2 min" --goal "saved >= 90 %" --goal "ksmd_cpu <= 5 %"
       mmlab tune my.yaml --within "30 min" --goal "saved >= 80 %" --by fixed --levels sleep_millisecs=20 --jobs 2
 
-    Exit status 1: the goals can't be reached.
+    Exit status 1: the goals cannot be met.
     """
-    from concurrent.futures import Executor
-
     from mmlab.studies import tune as search
     from mmlab.studies.goals import Goals
 
@@ -467,9 +484,7 @@ def tune(
     )
     _warm_up()
     with _steps() as progress, ExitStack() as stack:
-        pool: Executor | None = None
-        if jobs > 1:
-            pool = stack.enter_context(executor(jobs))
+        pool = stack.enter_context(executor(jobs)) if jobs > 1 else None
         found = search.tune(asked, runs=runs or search.RUNS, seed=seed, executor=pool, progress=progress)
     click.echo(found.text())
     if table:
@@ -499,6 +514,7 @@ def tune(
     "--table",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.csv",
+    callback=_with_folder,
     help="Write a row for each simulated host and variant.",
 )
 @_jobs

@@ -52,6 +52,7 @@ ROWS = 12
 """Most rows of the front that are printed."""
 
 Progress = Callable[[float, float, str], None]
+Score = Callable[["Trial"], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,16 @@ def tune(
     for space in searched.values():
         run(space.sample(min(FIRST, runs // (2 * len(searched))), rng))
     aim = partial(_score, goals.minimise, goals.limits)
-    stages: list[tuple[Callable[[Trial], tuple[float, float]], tuple[str, ...], float]]
-    stages = [(aim, (pace,), ALONE * (i + 1) / len(searched)) for i, pace in enumerate(searched)]
+    stages: list[tuple[Score, tuple[str, ...], float]] = [
+        (aim, (pace,), ALONE * (i + 1) / len(searched)) for i, pace in enumerate(searched)
+    ]
     stages.append((aim, tuple(searched), TOGETHER))
     for i, limit in enumerate(goals.limits):
         others = [other for other in goals.limits if other is not limit]
         until = TOGETHER + (RELAXED - TOGETHER) * (i + 1) / len(goals.limits)
         stages.append((partial(_score, goals.minimise, others), tuple(searched), until))
-    for score, paces, share in [*stages, (aim, tuple(searched), 1.0)]:
+    stages.append((aim, tuple(searched), 1.0))
+    for score, paces, share in stages:
         new: list[Setting] = [*trials]
         while new and len(trials) < int(share * runs):
             ranked = {score(trial): trial for trial in reversed(trials.values()) if trial.setting.by in paces}

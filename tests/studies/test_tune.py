@@ -487,7 +487,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, figure, table = tmp_path / "w.yaml", tmp_path / "f.svg", tmp_path / "t.csv"
+    file, figure, table = tmp_path / "w.yaml", tmp_path / "f.svg", tmp_path / "new" / "t.csv"
     file.write_text("memory_mib: 4\nzero_fraction: 0.5\n")
     args = ["tune", file, "--within", "5 s", "--by", "fixed", "--levels", "sleep_millisecs=20", "--runs", 40]
     done = run(capsys, *args, "--goal", "saved >= 90 %", "--figure", figure, "--table", table)
@@ -497,6 +497,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert table.read_text().startswith("ksmd_cpu,saved,met,by,pages_to_scan,")
     assert run(capsys, *args, "--goal", "saved >= 90 %", "--goal", "ksmd_cpu <= 0 %")[0] == 1
     assert run(capsys, *args)[0] == 2, "a workload without goals"
+    refused = run(capsys, *args, "--goal", "saved >= 90 %", "--table", file / "t.csv")
+    assert refused[:2] == (2, ""), "before the work"
     assert run(capsys, "tune", "one_imag", "--goal", "saved >= 1")[0] == 2
 
 
