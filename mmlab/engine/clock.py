@@ -24,6 +24,7 @@ from mmlab.engine.daemons import FOREVER, SECOND, Timer
 from mmlab.engine.events import OPS
 from mmlab.errors import UserError
 from mmlab.kernel import ksm, memory
+from mmlab.kernel.advisor import set_advisor
 from mmlab.kernel.folio import lru_add_drain, mlock_drain
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.kernel.state import (
@@ -43,6 +44,7 @@ from mmlab.kernel.state import (
     node_t,
     stat_t,
 )
+from mmlab.kernel.versions import set_flags
 from mmlab.results.run import Run, page_letters, physical_frames
 from mmlab.scenario import THP_ORDER, After, Event, ProcessEvent, RangeEvent, Scenario, Set
 from mmlab.variants import Predicate, Variant, resolve
@@ -289,12 +291,11 @@ class Simulation:
         for name in KNOBS:
             value = getattr(self.scenario, name)
             state[name] = value if isinstance(value, int) else 0
-        ksm.set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
+        set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:
             state["run"] = 0
         state["hz"] = self.scenario.hz
-        major, minor = self.scenario.kernel.split(".")[:2]
-        state["kernel"] = 100 * int(major) + int(minor)
+        set_flags(state, self.scenario.kernel)
         self.top_page = 0
         return m
 

@@ -16,9 +16,9 @@ import numpy as np
 from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
-from mmlab.kernel.ksm import schedule_timeout
 from mmlab.kernel.migrate import migrate_pages
 from mmlab.kernel.state import ANON, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
+from mmlab.kernel.timer import schedule_timeout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

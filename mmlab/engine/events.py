@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmlab.kernel import ksm, memory
+from mmlab.kernel.advisor import set_advisor
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
+from mmlab.kernel.stable_tree import remove_all_stable_nodes
 from mmlab.kernel.state import ADVISOR_MODES, CALLER_OTHER
 from mmlab.scenario import (
     Event,
@@ -126,14 +128,14 @@ def _set(s: Simulation, e: Set) -> int:
         s.use_variant(resolve(str(value)))
         return 0
     if e.knob == "advisor_mode":
-        ksm.set_advisor(s.m, ADVISOR_MODES.index(str(value)))
+        set_advisor(s.m, ADVISOR_MODES.index(str(value)))
         return 0
     assert isinstance(value, int)
     if (e.knob == "pages_to_scan" and state["advisor_mode"]) or (e.knob == "advisor_target_scan_time" and not value):
         return errno.EINVAL  # S29
     shared = s.m.stat[0]["pages_shared"] > 0
     exclusive = e.knob in ("max_page_sharing", "merge_across_nodes")
-    if exclusive and value != state[e.knob] and (shared or not ksm.remove_all_stable_nodes(s.m)):
+    if exclusive and value != state[e.knob] and (shared or not remove_all_stable_nodes(s.m)):
         return errno.EBUSY  # R4
     if e.knob == "run" and value != state["run"]:
         state["run"] = value

@@ -1,17 +1,10 @@
-"""Frames and folios: allocation, references, reverse-map counts, the deferred split queue's contents.
+"""Frames and folios: allocation, references, mapcounts, the deferred split queue, the CPU's batches.
 
-An anonymous folio's reference count is its mapcount plus its pins (thp-split H5); it is freed when both are 0.
+An anonymous folio's reference count is its mapcount plus its pins (thp-split H5). It is freed when both are 0.
 """
 
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.state import (
-    ANON,
-    FREE,
-    KSM,
-    NO_LRU,
-    PAGEVEC_SIZE,
-    PG_DIRTY,
-)
+from mmlab.kernel.state import *
 
 __all__ = [
     "alloc_folio",
@@ -34,12 +27,29 @@ __all__ = [
     "mlock_drain",
     "mlock_folio",
     "put_frame",
+    "release_folio",
+    "vm_mm",
 ]
 
 
 @compiled
+def vm_mm(m, v):
+    """Return the process whose page v is (`vma->vm_mm`)."""
+    return m.block[v >> m.state[0].hpage_order].mm
+
+
+@compiled
+def _clear_frame(m, frame, folio):
+    m.frame[frame].mapcount = 0
+    m.frame[frame].folio = folio
+    m.frame[frame].node = -1
+    m.frame[frame].pins = 0
+    m.frame[frame].flags = 0
+
+
+@compiled
 def alloc_frame(m):
-    """One order-0 page, mapped and referenced by nobody yet."""
+    """Allocate an order-0 page that nothing maps or references yet."""
     s = m.state[0]
     f = s.free_frame
     if f >= 0:
@@ -53,21 +63,18 @@ def alloc_frame(m):
         for i in range(f + 1, f + (1 << s.hpage_order)):
             m.frame[i].mapcount = s.free_frame
             s.free_frame = i
-    m.frame[f].mapcount = 0
-    m.frame[f].folio = -1
-    m.frame[f].node = -1
-    m.frame[f].pins = 0
-    m.frame[f].flags = 0
+    _clear_frame(m, f, -1)
     m.stat[0].frames += 1
     return f
 
 
 @compiled
 def _free_frame(m, f):
-    """A KSM page leaves its node stale, and its counters to the next who looks at the node (ksm-merge T2, C4)."""
+    """Free an order-0 page. A KSM page leaves a stale node behind, whose counters stay as they are until the node is
+    accessed (ksm-merge T2, C4)."""
     if m.frame[f].flags & KSM:
         m.stat[0].ksm_frames -= 1
-    if m.frame[f].node >= 0:  # its stable node is stale from now on (ksm-merge T2)
+    if m.frame[f].node >= 0:
         m.frame[f].node = -1
         m.state[0].stale_nodes += 1
     m.frame[f].flags = FREE
@@ -78,9 +85,9 @@ def _free_frame(m, f):
 
 @compiled
 def alloc_folio(m, order, family, index):
-    """A large folio of 2^order pages, mapped by nobody yet; `index` is its first page's number in the region.
+    """Allocate a large folio of 2^order pages that nothing maps yet; `index` is its first page's number in the region.
 
-    The state that it comes to be in (thp-split H4) is told by its counts of mappings and its mark.
+    The state of a folio (thp-split H4) follows from its mapcounts and `partially_mapped`.
     """
     s = m.state[0]
     n = 1 << order
@@ -97,11 +104,7 @@ def alloc_folio(m, order, family, index):
         f = s.top_folio
         s.top_folio += 1
     for i in range(head, head + n):
-        m.frame[i].mapcount = 0
-        m.frame[i].folio = f
-        m.frame[i].node = -1
-        m.frame[i].pins = 0
-        m.frame[i].flags = 0
+        _clear_frame(m, i, f)
     x = m.folio[f]
     x.head = head
     x.family = family
@@ -121,7 +124,7 @@ def alloc_folio(m, order, family, index):
 
 @compiled
 def release_folio(m, f):
-    """Forget the record of a large folio that was freed or split (its frames are the caller's)."""
+    """Free the record of a large folio that is being freed or was split, but not its frames."""
     folio_unqueue_deferred_split(m, f)
     m.mthp[m.folio[f].order].nr_anon -= 1
     m.folio[f].next = m.state[0].free_folio
@@ -130,6 +133,7 @@ def release_folio(m, f):
 
 @compiled
 def free_folio(m, f):
+    """Free a large folio. A huge page's frames stay together, to be allocated as a huge page again."""
     s = m.state[0]
     head = m.folio[f].head
     order = m.folio[f].order
@@ -148,7 +152,7 @@ def free_folio(m, f):
 
 @compiled
 def folio_get(m, frame):
-    """Take a reference, beyond those of mappings, on the folio that the frame belongs to (thp-split H5)."""
+    """Take a reference on the folio that the frame belongs to, beyond those of its mappings (thp-split H5)."""
     f = m.frame[frame].folio
     if f >= 0:
         m.folio[f].pins += 1
@@ -158,20 +162,26 @@ def folio_get(m, frame):
 
 @compiled
 def folio_put(m, frame):
+    """Drop a reference on the folio that the frame belongs to, and free the folio after the last one."""
     f = m.frame[frame].folio
     if f >= 0:
         m.folio[f].pins -= 1
-        if m.folio[f].pins == 0 and m.folio[f].mapcount == 0:
-            free_folio(m, f)
+        _put_folio(m, f)
     else:
         m.frame[frame].pins -= 1
-        if m.frame[frame].mapcount == 0:
-            put_frame(m, frame)
+        put_frame(m, frame)
+
+
+@compiled
+def _put_folio(m, f):
+    """Free a large folio if nothing maps or references it any more."""
+    if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
+        free_folio(m, f)
 
 
 @compiled
 def put_frame(m, frame):
-    """Free an order-0 page if nothing maps or references it any more, nor a swap entry needs it in the swap cache."""
+    """Free an order-0 page if nothing maps or references it and no swap entry needs it in the swap cache."""
     if m.frame[frame].mapcount > 0 or m.frame[frame].pins > 0:
         return
     if m.frame[frame].folio == -1 or folio_free_swap(m, frame):
@@ -183,6 +193,7 @@ def put_frame(m, frame):
 
 @compiled
 def free_slot(m, slot):
+    """Free a slot of the swap area."""
     s = m.state[0]
     m.swap[slot].cache = s.free_slot
     s.free_slot = slot
@@ -191,7 +202,7 @@ def free_slot(m, slot):
 
 @compiled
 def folio_free_swap(m, frame):
-    """An order-0 page leaves the swap cache unless an entry still refers to its slot; returns whether it is out."""
+    """Remove an order-0 page from the swap cache unless an entry refers to its slot. Return whether it is out."""
     slot = -2 - m.frame[frame].folio
     if slot < 0:
         return True
@@ -203,9 +214,12 @@ def folio_free_swap(m, frame):
     return True
 
 
+# --- reverse map ----------------------------------------------------------------------------------------------------
+
+
 @compiled
 def folio_pte_batch(m, v, end):
-    """How many neighbouring entries from v on, before `end`, map consecutive pages of one large folio."""
+    """Return the number of entries from v on, before `end`, that map consecutive pages of one large folio."""
     frame = m.page[v].frame
     n = 1
     while (
@@ -220,21 +234,18 @@ def folio_pte_batch(m, v, end):
 
 @compiled
 def folio_likely_mapped_shared(m, f):
-    """The kernel's guess at whether a large folio has several owners (thp-split W5)."""
+    """Return the kernel's guess at whether a large folio has several owners (thp-split W5)."""
     mapcount = m.folio[f].mapcount
     if mapcount <= 1:
         return False
     return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
 
 
-# --- reverse map ----------------------------------------------------------------------------------------------------
-
-
 @compiled
 def folio_remove_rmap_ptes(m, frame, n):
-    """n neighbouring entries of one folio, from the one that mapped `frame` on, go in one step (thp-split H11).
+    """Remove the mappings of n consecutive pages of one folio, from `frame` on, in one step (thp-split H11).
 
-    A folio that is left mapped in part is marked and queued (Q1b, mthp E6).
+    A folio that stays mapped in part is marked and queued (Q1b, mthp E6).
     """
     f = m.frame[frame].folio
     if f < 0:
@@ -250,19 +261,17 @@ def folio_remove_rmap_ptes(m, frame, n):
     m.folio[f].nr_mapped -= unmapped
     if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
         deferred_split_folio(m, f, True)
-    if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
-        free_folio(m, f)
+    _put_folio(m, f)
 
 
 @compiled
 def folio_remove_rmap_pmd(m, f):
-    """One huge PMD that mapped the folio goes."""
+    """Remove the mapping by one huge PMD. A folio that stays mapped in part is marked and queued (thp-split Q1b)."""
     m.folio[f].mapcount -= 1
     m.folio[f].entire -= 1
     if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
         deferred_split_folio(m, f, True)
-    if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
-        free_folio(m, f)
+    _put_folio(m, f)
 
 
 # --- deferred split queue -------------------------------------------------------------------------------------------
@@ -270,33 +279,34 @@ def folio_remove_rmap_pmd(m, f):
 
 @compiled
 def folio_is_queued(m, f):
-    """Whether the folio is on the deferred split queue."""
+    """Return whether the folio is on the deferred split queue."""
     return m.folio[f].prev >= 0 or m.state[0].queue_first == f
 
 
 @compiled
 def deferred_split_folio(m, f, partially_mapped):
-    """Queue a folio, and mark it if a page of it is mapped by nobody any more (thp-split Q1).
+    """Queue a folio, and mark it if one of its pages is no longer mapped by anybody (thp-split Q1).
 
-    `shrink_underused` only keeps new folios away (Q5). Each size counts for itself, THPs in vmstat too (mthp E10).
+    `shrink_underused` only keeps new folios off the queue (Q5). Each folio size has its own counters, and vmstat counts
+    THPs too (mthp E10).
     """
     s = m.state[0]
-    if m.folio[f].order <= 1 or (not partially_mapped and not s.shrink_underused):
+    order = m.folio[f].order
+    if order <= 1 or (not partially_mapped and not s.shrink_underused):
         return
     if partially_mapped and not m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 1
-        m.mthp[m.folio[f].order].split_deferred += 1
-        m.mthp[m.folio[f].order].nr_anon_partially_mapped += 1
-        if m.folio[f].order == s.hpage_order:
+        m.mthp[order].split_deferred += 1
+        m.mthp[order].nr_anon_partially_mapped += 1
+        if order == s.hpage_order:
             m.stat[0].thp_deferred_split_page += 1
-    if folio_is_queued(m, f):
-        return
-    _link_tail(m, f)
-    m.stat[0].deferred_queue_len += 1
+    if not folio_is_queued(m, f):
+        _list_add_tail(m, f)
+        m.stat[0].deferred_queue_len += 1
 
 
 @compiled
-def _unlink(m, f):
+def _list_del(m, f):
     s = m.state[0]
     before, after = m.folio[f].prev, m.folio[f].next
     if before >= 0:
@@ -310,7 +320,7 @@ def _unlink(m, f):
 
 
 @compiled
-def _link_tail(m, f):
+def _list_add_tail(m, f):
     s = m.state[0]
     m.folio[f].prev = s.queue_last
     m.folio[f].next = -1
@@ -323,23 +333,22 @@ def _link_tail(m, f):
 
 @compiled
 def list_move_tail(m, f):
-    """A queued folio goes to the queue's end."""
-    _unlink(m, f)
-    _link_tail(m, f)
+    """Move a queued folio to the end of the queue."""
+    _list_del(m, f)
+    _list_add_tail(m, f)
 
 
 @compiled
 def folio_unqueue_deferred_split(m, f):
-    """A folio that is freed or split leaves the queue; its mark goes (thp-split H8.2)."""
+    """Remove a folio that is freed, split or dropped from the queue, and clear its mark (thp-split H8.2)."""
     if m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 0
         m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
-    if not folio_is_queued(m, f):
-        return
-    _unlink(m, f)
-    m.folio[f].prev = -1
-    m.folio[f].next = -1
-    m.stat[0].deferred_queue_len -= 1
+    if folio_is_queued(m, f):
+        _list_del(m, f)
+        m.folio[f].prev = -1
+        m.folio[f].next = -1
+        m.stat[0].deferred_queue_len -= 1
 
 
 # --- the CPU's batches ----------------------------------------------------------------------------------------------
@@ -347,7 +356,7 @@ def folio_unqueue_deferred_split(m, f):
 
 @compiled
 def mlock_folio(m, frame):
-    """Put an order-0 page into the CPU's batch, which holds a reference until it is emptied (ksm-merge M15)."""
+    """Put an order-0 page into the CPU's batch of mlock work, which holds a reference on it (ksm-merge M15)."""
     s = m.state[0]
     m.frame[frame].pins += 1
     m.mlock[s.mlock_len] = frame
@@ -358,15 +367,18 @@ def mlock_folio(m, frame):
 
 @entry
 def mlock_drain(m):
+    """Empty the CPU's batch of mlock work (ksm-merge M15)."""
     for i in range(m.state[0].mlock_len):
-        m.frame[m.mlock[i]].pins -= 1
-        put_frame(m, m.mlock[i])
+        folio_put(m, m.mlock[i])
     m.state[0].mlock_len = 0
 
 
 @compiled
 def lru_add(m, frame):
-    """Put an order-0 page into the CPU's batch on its way back to an LRU list; it holds a reference (khugepaged K8)."""
+    """Put an order-0 page into the CPU's batch on its way back to an LRU list (khugepaged K8).
+
+    The batch holds a reference on the page.
+    """
     s = m.state[0]
     m.frame[frame].pins += 1
     m.frame[frame].flags |= NO_LRU
@@ -378,8 +390,8 @@ def lru_add(m, frame):
 
 @entry
 def lru_add_drain(m):
+    """Empty the CPU's batch of pages on their way to an LRU list (khugepaged K8)."""
     for i in range(m.state[0].lru_len):
-        m.frame[m.lru[i]].pins -= 1
         m.frame[m.lru[i]].flags &= ~NO_LRU
-        put_frame(m, m.lru[i])
+        folio_put(m, m.lru[i])
     m.state[0].lru_len = 0

@@ -1,4 +1,4 @@
-"""Splitting huge pages (mm/huge_memory.c, mm/migrate.c; thp-split.md 3.2 to 3.4)."""
+"""Splits of huge pages, the zeropage remap, the deferred split shrinker (mm/huge_memory.c; thp-split 3.2 to 3.6)."""
 
 from mmlab.kernel.folio import (
     deferred_split_folio,
@@ -10,42 +10,36 @@ from mmlab.kernel.folio import (
     mlock_drain,
     put_frame,
     release_folio,
+    vm_mm,
 )
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.state import (
-    ANON,
-    CALLER_KSM,
-    CALLER_OTHER,
-    CALLER_PARTIALLY_MAPPED,
-    CALLER_UNDERUSED,
-    DIRTY,
-    LAZY,
-    MLOCKED,
-    NID_SHIFT,
-    OLD,
-    PG_DIRTY,
-    PMD_HUGE,
-    PMD_HUGE_ZP,
-    PMD_TABLE,
-    POISONED,
-    REMAP,
-    SPLIT,
-    SPLIT_PAGE,
-    VM_LOCKED,
-    VM_MERGEABLE,
-    VM_PRESENT,
-    ZP_CLEAN,
-)
+from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
-__all__ = ["deferred_split_scan", "split_folio", "split_huge_page", "split_huge_pages", "split_huge_pmd"]
+__all__ = [
+    "clear_huge_pmd",
+    "deferred_split_scan",
+    "split_folio",
+    "split_huge_page",
+    "split_huge_pages",
+    "split_huge_pmd",
+]
+
+
+@compiled
+def clear_huge_pmd(m, b):
+    """Replace the huge PMD of block b by a page table, and count a PMD split; mapcounts are the caller's."""
+    m.block[b].pmd = PMD_TABLE
+    m.stat[0].huge_pmds -= 1
+    m.stat[0].thp_split_pmd += 1
 
 
 @entry
 def split_huge_pmd(m, b):
-    """Block b is mapped by page table entries from now on; no memory is freed, the folio stays large (thp-split H6).
+    """Map block b by page table entries (`__split_huge_pmd`, thp-split H6).
 
-    `__split_huge_pmd`. A mapping of the huge zero folio becomes zeropage entries (ksm-merge F3).
+    No memory is freed and the folio stays large. A mapping of the huge zero folio becomes zeropage entries (ksm-merge
+    F3).
     """
     n = 1 << m.state[0].hpage_order
     first = b * n
@@ -64,23 +58,25 @@ def split_huge_pmd(m, b):
             m.pte[v].bits = m.pte[v].bits & ~OLD | dirty | old
         m.folio[f].mapcount += n - 1
         m.folio[f].entire -= 1
-        m.stat[0].huge_pmds -= 1
+        clear_huge_pmd(m, b)
     elif m.block[b].pmd == PMD_HUGE_ZP:
         for v in range(first, first + n):
             m.pte[v].kind = ZP_CLEAN
         m.stat[0].zeropage_entries += n
-    else:
-        return
-    m.block[b].pmd = PMD_TABLE
-    m.stat[0].thp_split_pmd += 1
+        m.block[b].pmd = PMD_TABLE
+        m.stat[0].thp_split_pmd += 1
+
+
+# --- splitting a folio ----------------------------------------------------------------------------------------------
 
 
 @compiled
 def _unmap_folio(m, f):
-    """Every entry that maps the folio becomes a migration entry, VMA by VMA (thp-split H8.1, Z4).
+    """Replace every entry that maps the folio by a migration entry, VMA by VMA (thp-split H8.1, Z4).
 
-    A huge PMD goes in one step, other entries one by one: that is when a whole folio mapped by page table entries
-    counts as partially mapped (`thp_deferred_split_page`, mthp E9). Returns whether a VMA was VM_LOCKED.
+    A huge PMD goes in one step, other entries one by one. So a whole folio that is mapped by page table entries looks
+    partially mapped on the way, and counts as such (`thp_deferred_split_page`, mthp E9). Return whether a VMA was
+    VM_LOCKED.
     """
     n = 1 << m.folio[f].order
     head, index = m.folio[f].head, m.folio[f].index
@@ -93,16 +89,8 @@ def _unmap_folio(m, f):
         if first >= end:
             continue
         b = (base + index) >> m.state[0].hpage_order
-        if m.block[b].pmd == PMD_HUGE:
-            if m.page[base + index].frame == head:
-                locked |= (m.vma[i].vm & VM_LOCKED) != 0
-                for v in range(base + index, base + index + n):
-                    if m.pte[v].bits & DIRTY:
-                        m.frame[head].flags |= PG_DIRTY
-                m.block[b].pmd = PMD_TABLE
-                m.stat[0].huge_pmds -= 1
-                m.stat[0].thp_split_pmd += 1
-                folio_remove_rmap_pmd(m, f)
+        huge = m.block[b].pmd == PMD_HUGE
+        if huge and m.page[base + index].frame != head:
             continue
         for v in range(base + first, base + end):
             frame = head + (v - base - index)
@@ -110,18 +98,23 @@ def _unmap_folio(m, f):
                 locked |= (m.vma[i].vm & VM_LOCKED) != 0
                 if m.pte[v].bits & DIRTY:
                     m.frame[head].flags |= PG_DIRTY
+                if huge:
+                    continue
                 m.frame[frame].mapcount -= 1
                 m.folio[f].mapcount -= 1
                 if m.frame[frame].mapcount == 0:
                     m.folio[f].nr_mapped -= 1
                     if m.folio[f].nr_mapped > 0 and m.folio[f].entire == 0:
                         deferred_split_folio(m, f, True)
+        if huge:
+            clear_huge_pmd(m, b)
+            folio_remove_rmap_pmd(m, f)
     return locked
 
 
 @compiled
 def _remap(m, caller, vm):
-    """The variant's predicate for one entry; KSM's state and the knob are read at the split (fix-variants 5.1)."""
+    """Return the variant's predicate for one entry. KSM's state and the knob are read now (fix-variants 5.1)."""
     s = m.state[0]
     mergeable = 4 if vm & VM_MERGEABLE else 0
     return m.remap[caller * 8 + mergeable + (s.run & 1) * 2 + (s.shrink_underused & 1)] != 0
@@ -129,19 +122,18 @@ def _remap(m, caller, vm):
 
 @compiled
 def _remap_folio(m, caller, family, head, index, n):
-    """Restore the entries of a folio that was split: small pages, or the shared zeropage.
+    """Restore the entries of a folio that was split: map its small pages, or the shared zeropage.
 
     `try_to_map_unused_to_zeropage`, b1f202060afe (thp-split Z1). A page restored in a VM_LOCKED VMA is mlocked, which
-    keeps it in all VMAs restored later (Z4). Whether an entry was ever written, or who else maps the page, does not
-    matter (Z2). RSS shrinks by each zeropage; no counter of the kernel tells (Z3).
+    keeps it in all VMAs restored later (Z4). It does not matter whether an entry was ever written, or who else maps the
+    page (Z2). Each zeropage lowers RSS, and no counter of the kernel shows it (Z3).
     """
     for i in range(len(m.vma)):
         if m.vma[i].family != family:
             continue
         base = m.vma[i].base
         locked = (m.vma[i].vm & VM_LOCKED) != 0
-        mm = m.block[base >> m.state[0].hpage_order].mm
-        remap = not locked and not m.mm[mm].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
+        remap = not locked and not m.mm[vm_mm(m, base)].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
         for v in range(base + max(m.vma[i].start, index), base + min(m.vma[i].end, index + n)):
             frame = head + (v - base - index)
             if m.pte[v].kind != ANON or m.page[v].frame != frame:
@@ -168,8 +160,8 @@ def _remap_folio(m, caller, family, head, index, n):
 def split_huge_page(m, frame, caller):
     """Split the large folio of `frame`, on which the caller holds one reference, to order 0 (thp-split H7, H8, H9).
 
-    `split_huge_page_to_list_to_order`. Any further reference makes it fail. Returns whether it succeeded; the caller's
-    reference is then on `frame` itself. Folios of all orders are alike, but for the counters (mthp E7, E8, E10).
+    `split_huge_page_to_list_to_order`. Any further reference makes the split fail. Return whether it succeeded; the
+    caller's reference is then on `frame` itself. Only the counters depend on the folio's order (mthp E7, E8, E10).
     """
     f = m.frame[frame].folio
     order = m.folio[f].order
@@ -203,7 +195,7 @@ def split_huge_page(m, frame, caller):
 
 @compiled
 def split_folio(m, frame, caller):
-    """Split the large folio of `frame` with a reference of its own (`split_folio`); returns whether it succeeded."""
+    """Split the large folio of `frame` while holding a reference on it. Return whether that succeeded."""
     folio_get(m, frame)
     split = split_huge_page(m, frame, caller)
     folio_put(m, frame)
@@ -212,9 +204,9 @@ def split_folio(m, frame, caller):
 
 @entry
 def split_huge_pages(m, first, end, caller, stop):
-    """Split each large folio that a page of [first, end) maps; `stop`: up to the first address without a VMA (H13).
+    """Split each large folio that a page of [first, end) maps (debugfs `split_huge_pages`).
 
-    debugfs `split_huge_pages_pid` and `split_huge_pages_all`
+    With `stop`, as for one process, the first address without a VMA ends it (thp-split H13).
     """
     for v in range(first, end):
         if not m.pte[v].vm & VM_PRESENT:
@@ -231,10 +223,10 @@ def split_huge_pages(m, first, end, caller, stop):
 
 @compiled
 def folio_mapped_at(m, f, i):
-    """A virtual page whose entry maps page i of the folio; -1: nobody maps it."""
+    """Return a virtual page whose entry maps page i of the folio, or -1."""
     frame = m.folio[f].head + i
+    at = m.folio[f].index + i
     for j in range(len(m.vma)):
-        at = m.folio[f].index + i
         if m.vma[j].family == m.folio[f].family and m.vma[j].start <= at < m.vma[j].end:
             v = m.vma[j].base + at
             if m.pte[v].kind == ANON and m.page[v].frame == frame:
@@ -244,7 +236,7 @@ def folio_mapped_at(m, f, i):
 
 @compiled
 def _mlocked(m, f):
-    """Whether a huge PMD in a VM_LOCKED VMA maps the folio; the split of that PMD takes the mark off."""
+    """Return whether a huge PMD in a VM_LOCKED VMA maps the folio. A split of that PMD clears the mark of mlock."""
     index = m.folio[f].index
     for j in range(len(m.vma)):
         if m.vma[j].family == m.folio[f].family and m.vma[j].vm & VM_LOCKED and m.vma[j].start <= index < m.vma[j].end:
@@ -256,7 +248,7 @@ def _mlocked(m, f):
 
 @compiled
 def thp_underused(m, f):
-    """More zero-filled pages than `max_ptes_none`; with its default never (thp-split Q4)."""
+    """Return whether more than `max_ptes_none` pages are zero-filled, which is never so by default (thp-split Q4)."""
     zero, limit = 0, m.state[0].max_ptes_none
     n = 1 << m.folio[f].order
     if limit >= n - 1:
@@ -277,25 +269,23 @@ def thp_underused(m, f):
 
 @entry
 def deferred_split_scan(m, nr_to_scan):
-    """The underused shrinker looks at the first `nr_to_scan` folios of the deferred split queue (thp-split Q3, H12).
+    """Shrink: judge the first `nr_to_scan` folios of the deferred split queue (thp-split Q3, H12).
 
-    Partially mapped folios are split, and underused ones; a folio judged used is dropped for good. A partially mapped
-    one that cannot be split returns to the tail.
+    Partially mapped and underused folios are split. A folio that is not underused is dropped for good. A partially
+    mapped one that cannot be split returns to the tail.
     """
     s = m.state[0]
     f = s.queue_first
     for _ in range(min(nr_to_scan, m.stat[0].deferred_queue_len)):
         following = m.folio[f].next
-        head = m.folio[f].head
-        partially_mapped = m.folio[f].partially_mapped
+        partial = m.folio[f].partially_mapped
         split = False
-        if partially_mapped or (not (s.kernel >= 618 and _mlocked(m, f)) and thp_underused(m, f)):
-            split = split_folio(m, head, CALLER_PARTIALLY_MAPPED if partially_mapped else CALLER_UNDERUSED)
-            if split and not partially_mapped:
+        if partial or (not (s.shrinker_skips_mlocked and _mlocked(m, f)) and thp_underused(m, f)):
+            split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
+            if split and not partial:
                 m.stat[0].thp_underused_split_page += 1
-        if not split:
-            if partially_mapped:
-                list_move_tail(m, f)
-            else:
-                folio_unqueue_deferred_split(m, f)
+        if not split and partial:
+            list_move_tail(m, f)
+        elif not split:
+            folio_unqueue_deferred_split(m, f)
         f = following

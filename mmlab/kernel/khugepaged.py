@@ -10,47 +10,16 @@ from mmlab.kernel.folio import (
     mlock_drain,
 )
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.memory import do_swap_page, map_huge_page, pte_writable, unmap_zeropage
-from mmlab.kernel.state import (
-    ANON,
-    KHUGEPAGED_COPY,
-    KHUGEPAGED_PTE,
-    KSM,
-    LOCKED,
-    NID_SHIFT,
-    NO_LRU,
-    NONE,
-    NR_KSMD_STEPS,
-    OLD,
-    PMD_NONE,
-    PMD_TABLE,
-    POISON,
-    REFERENCED,
-    SWAP,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_UFFD,
-    ZP_CLEAN,
-    ZP_KSM,
-)
+from mmlab.kernel.memory import do_swap_page, map_folio, pte_writable, unmap_zeropage
+from mmlab.kernel.state import *
+from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content
 
 __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
 
-(
-    SCAN_SUCCEED,
-    SCAN_PMD_MAPPED,
-    SCAN_PMD_NONE,
-    SCAN_EXCEED_NONE_PTE,
-    SCAN_EXCEED_SWAP_PTE,
-    SCAN_EXCEED_SHARED_PTE,
-    SCAN_PAGE_RO,
-    SCAN_LACK_REFERENCED_PAGE,
-    SCAN_PAGE_COUNT,
-    SCAN_PAGE_LRU,
-    SCAN_PAGE_LOCK,
-    SCAN_FAIL,
-) = range(12)
+SCAN_SUCCEED, SCAN_FAIL, SCAN_PMD_MAPPED, SCAN_PMD_NONE = range(4)
+SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE = range(4, 7)
+SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(7, 12)
 EBUSY, EAGAIN, EINVAL = 16, 11, 22
 
 
@@ -67,8 +36,8 @@ def _pinned(m, frame):
 
 
 @compiled
-def _too_many(m, reason):
-    """A limit is exceeded: count the event that tells which (khugepaged K4)."""
+def _exceeded(m, reason):
+    """Count the event of an exceeded limit, and return it (khugepaged K4)."""
     if reason == SCAN_EXCEED_NONE_PTE:
         m.stat[0].thp_scan_exceed_none_pte += 1
     elif reason == SCAN_EXCEED_SWAP_PTE:
@@ -79,103 +48,79 @@ def _too_many(m, reason):
 
 
 @compiled
-def _judge(m, khugepaged, writable, referenced, unmapped):
-    """What is asked of the range as a whole (K4): 6.12 wants a writable entry, khugepaged young ones."""
-    if not writable and m.state[0].kernel < 618:
-        return SCAN_PAGE_RO
-    if khugepaged and (referenced == 0 or (unmapped > 0 and referenced < (1 << m.state[0].hpage_order) // 2)):
-        return SCAN_LACK_REFERENCED_PAGE
-    return SCAN_SUCCEED
+def _walk(m, b, khugepaged, isolate):
+    """Walk the entries of block b up to the first that forbids a collapse (khugepaged K4).
 
-
-@compiled
-def hpage_collapse_scan_pmd(m, b, khugepaged):
-    """Walk the entries of block b and give up at the first that forbids a collapse; then try it (K4).
-
-    KSM pages are like all others (K5).
+    The scan tests whether a page is on an LRU list and not pinned. With `isolate`, small pages are locked instead
+    (`__collapse_huge_page_isolate`); a KSM page met a second time is locked already (K8). KSM pages are judged like all
+    others (K5). The limits hold for khugepaged only (K7). Return the result, the number of swapped entries, and the
+    page at which the walk ended.
     """
     s = m.state[0]
-    if m.block[b].pmd == PMD_NONE:
-        return SCAN_PMD_NONE
-    if m.block[b].pmd != PMD_TABLE:
-        return SCAN_PMD_MAPPED
     n = 1 << s.hpage_order
     none = shared = unmapped = referenced = 0
     writable = False
-    for v in range(b * n, b * n + n):
-        m.steps[KHUGEPAGED_PTE] += 1
+    v = b * n
+    while v < b * n + n:
+        if not isolate:
+            m.steps[KHUGEPAGED_PTE] += 1
         kind = m.pte[v].kind
         if kind in (SWAP, POISON):
             unmapped += 1
             if khugepaged and unmapped > s.max_ptes_swap:
-                return _too_many(m, SCAN_EXCEED_SWAP_PTE)
-            continue
-        if kind in (NONE, ZP_CLEAN, ZP_KSM):
+                return _exceeded(m, SCAN_EXCEED_SWAP_PTE), unmapped, v
+        elif kind != ANON:
             none += 1
             if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
-                return _too_many(m, SCAN_EXCEED_NONE_PTE)
-            continue
-        frame = m.page[v].frame
-        if pte_writable(m, v):
-            writable = True
-        if _is_shared(m, frame):
-            shared += 1
-            if khugepaged and shared > s.max_ptes_shared:
-                return _too_many(m, SCAN_EXCEED_SHARED_PTE)
-        if m.frame[frame].flags & NO_LRU:
-            return SCAN_PAGE_LRU
-        if _pinned(m, frame):
-            return SCAN_PAGE_COUNT
-        if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
-            referenced += 1
-    result = _judge(m, khugepaged, writable, referenced, unmapped)
-    if result != SCAN_SUCCEED:
-        return result
-    return collapse_huge_page(m, b, khugepaged, unmapped)
+                return _exceeded(m, SCAN_EXCEED_NONE_PTE), unmapped, v
+        else:
+            frame = m.page[v].frame
+            if _is_shared(m, frame):
+                shared += 1
+                if khugepaged and shared > s.max_ptes_shared:
+                    return _exceeded(m, SCAN_EXCEED_SHARED_PTE), unmapped, v
+            if isolate:
+                if m.frame[frame].folio < 0:
+                    if m.frame[frame].flags & LOCKED:
+                        return SCAN_PAGE_LOCK, unmapped, v
+                    m.frame[frame].flags |= LOCKED
+            elif m.frame[frame].flags & NO_LRU:
+                return SCAN_PAGE_LRU, unmapped, v
+            elif _pinned(m, frame):
+                return SCAN_PAGE_COUNT, unmapped, v
+            writable = writable or pte_writable(m, v)
+            if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
+                referenced += 1
+        v += 1
+    if not writable and not s.collapse_needs_no_writable:
+        return SCAN_PAGE_RO, unmapped, v
+    if khugepaged and (referenced == 0 or (unmapped > 0 and referenced < n // 2)):
+        return SCAN_LACK_REFERENCED_PAGE, unmapped, v
+    return SCAN_SUCCEED, unmapped, v
+
+
+@compiled
+def hpage_collapse_scan_pmd(m, b, khugepaged):
+    """Scan block b, and collapse it unless an entry forbids that (khugepaged K4)."""
+    if m.block[b].pmd == PMD_NONE:
+        return SCAN_PMD_NONE
+    if m.block[b].pmd != PMD_TABLE:
+        return SCAN_PMD_MAPPED
+    result, unmapped, _ = _walk(m, b, khugepaged, False)
+    return collapse_huge_page(m, b, khugepaged, unmapped) if result == SCAN_SUCCEED else result
 
 
 @compiled
 def _isolate(m, b, khugepaged):
-    """Lock and isolate every page in address order (K8); a KSM page met a second time is locked already.
+    """Lock and isolate the pages of block b in address order (`__collapse_huge_page_isolate`; khugepaged K8).
 
-    `__collapse_huge_page_isolate`. After a failure the pages return through the CPU's LRU batch, last first.
+    After a failure they return through the CPU's LRU batch, last first.
     """
-    s = m.state[0]
-    n = 1 << s.hpage_order
-    none = shared = referenced = 0
-    writable = False
-    result = SCAN_SUCCEED
-    v = b * n
-    while v < b * n + n:
-        kind = m.pte[v].kind
-        if kind in (NONE, ZP_CLEAN, ZP_KSM):
-            none += 1
-            if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
-                result = _too_many(m, SCAN_EXCEED_NONE_PTE)
-                break
-            v += 1
-            continue
-        frame = m.page[v].frame
-        if _is_shared(m, frame):
-            shared += 1
-            if khugepaged and shared > s.max_ptes_shared:
-                result = _too_many(m, SCAN_EXCEED_SHARED_PTE)
-                break
-        if m.frame[frame].folio < 0:
-            if m.frame[frame].flags & LOCKED:
-                result = SCAN_PAGE_LOCK
-                break
-            m.frame[frame].flags |= LOCKED
-        if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
-            referenced += 1
-        writable = writable or pte_writable(m, v)
-        v += 1
-    if result == SCAN_SUCCEED:
-        result = _judge(m, khugepaged, writable, referenced, 0)
+    result, _, end = _walk(m, b, khugepaged, True)
     large = False
-    for w in range(v - 1, b * n - 1, -1):
-        if m.pte[w].kind == ANON:
-            frame = m.page[w].frame
+    for v in range(end - 1, (b << m.state[0].hpage_order) - 1, -1):
+        if m.pte[v].kind == ANON:
+            frame = m.page[v].frame
             m.frame[frame].flags &= ~LOCKED
             large = large or m.frame[frame].folio >= 0
             if result != SCAN_SUCCEED and m.frame[frame].folio < 0:
@@ -187,7 +132,10 @@ def _isolate(m, b, khugepaged):
 
 @compiled
 def _target_node(m, b):
-    """The NUMA node with most of the block's pages, the first among equals (`hpage_collapse_find_target_node`)."""
+    """Return the NUMA node with most of the block's pages, the first among equals.
+
+    `hpage_collapse_find_target_node`
+    """
     n = 1 << m.state[0].hpage_order
     best = most = 0
     for nid in range(len(m.tree)):
@@ -202,9 +150,9 @@ def _target_node(m, b):
 
 @compiled
 def collapse_huge_page(m, b, khugepaged, unmapped):
-    """Replace the entries of block b by one huge page with the same content (K6, K10), on the node of most of them.
+    """Replace the entries of block b by one huge page with the same content (khugepaged K6, K10).
 
-    The one birth of a THP that is no fault (thp-split H2).
+    Apart from faults, this is the only birth of a THP (thp-split H2).
     """
     n = 1 << m.state[0].hpage_order
     nid = _target_node(m, b)
@@ -234,7 +182,7 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
             if m.pte[v].kind != NONE:
                 unmap_zeropage(m, v)
             set_content(m, v, np.uint64(0))
-    map_huge_page(m, b, b * n - m.mm[m.block[b].mm].base, nid)
+    map_folio(m, b * n, m.state[0].hpage_order, nid)
     if not m.pte[b * n].vm & VM_LOCKED:
         lru_add_drain(m)  # a large folio empties the batch that it is put into
     return SCAN_SUCCEED
@@ -245,10 +193,10 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
 
 @entry
 def collapse_range(m, first, end):
-    """MADV_COLLAPSE of the whole blocks of [first, end), which lies in one VMA: 0, or the errno (K7, K8, K11).
+    """Collapse the whole blocks of [first, end), which lies in one VMA: MADV_COLLAPSE (khugepaged K7, K8, K11).
 
-    `madvise_collapse`. A range that fails does not keep the others from being tried, but for one without a page table,
-    armed by userfaultfd or with a poisoned page.
+    `madvise_collapse`. After a block that fails the others are still tried, unless it has no page table, is armed by
+    userfaultfd or has a poisoned page. Return 0 or the errno.
     """
     order = m.state[0].hpage_order
     mlock_drain(m)
@@ -275,7 +223,7 @@ def collapse_range(m, first, end):
 
 @compiled
 def _next_mm(m, mm):
-    """The next process after `mm` that khugepaged knows; 0: none."""
+    """Return the next process after `mm` that khugepaged knows, or 0."""
     for other in range(mm + 1, len(m.mm)):
         if m.mm[other].khugepaged and not m.mm[other].exited:
             return other
@@ -284,9 +232,11 @@ def _next_mm(m, mm):
 
 @compiled
 def khugepaged_scan_mm_slot(m, pages):
-    """Go on in one process from the cursor, up to a collapse that was tried, the budget or its end; returns what it
-    cost (K1): a block costs its pages, a process and an area passed over cost 1. Processes take turns (K2); blocks lie
-    wholly in an area with MADV_HUGEPAGE (K3)."""
+    """Scan one process from the cursor on, up to a tried collapse, the budget or its end (khugepaged K1).
+
+    Return the cost: a block costs its pages; a process, and an area passed over, cost 1. Processes take turns (K2).
+    Blocks lie wholly in an area with MADV_HUGEPAGE (K3).
+    """
     s = m.state[0]
     n = 1 << s.hpage_order
     if s.khugepaged_mm == 0:
@@ -295,26 +245,23 @@ def khugepaged_scan_mm_slot(m, pages):
     mm = s.khugepaged_mm
     base = m.mm[mm].base
     progress = 1
-    if not m.mm[mm].exited:
-        for i in range(len(m.vma)):
-            if m.vma[i].base != base:
-                continue
-            start, end = (m.vma[i].start + n - 1) // n * n, m.vma[i].end // n * n
-            if m.vma[i].end <= s.khugepaged_address:
-                continue
-            if not m.vma[i].vm & VM_HUGEPAGE or s.khugepaged_address > end:
-                progress += 1
-                continue
-            s.khugepaged_address = max(s.khugepaged_address, start)
-            while s.khugepaged_address < end:
-                tried = m.stat[0].thp_collapse_alloc
-                result = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
-                if result == SCAN_SUCCEED:
-                    m.stat[0].pages_collapsed += 1
-                s.khugepaged_address += n
-                progress += n
-                if m.stat[0].thp_collapse_alloc != tried or progress >= pages:
-                    return progress
+    for i in range(0 if m.mm[mm].exited else len(m.vma)):
+        if m.vma[i].base != base or m.vma[i].end <= s.khugepaged_address:
+            continue
+        start, end = (m.vma[i].start + n - 1) // n * n, m.vma[i].end // n * n
+        if not m.vma[i].vm & VM_HUGEPAGE or s.khugepaged_address > end:
+            progress += 1
+            continue
+        s.khugepaged_address = max(s.khugepaged_address, start)
+        while s.khugepaged_address < end:
+            tried = m.stat[0].thp_collapse_alloc
+            result = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
+            if result == SCAN_SUCCEED:
+                m.stat[0].pages_collapsed += 1
+            s.khugepaged_address += n
+            progress += n
+            if m.stat[0].thp_collapse_alloc != tried or progress >= pages:
+                return progress
     s.khugepaged_mm = _next_mm(m, mm)
     s.khugepaged_address = 0
     if s.khugepaged_mm == 0:
@@ -324,7 +271,7 @@ def khugepaged_scan_mm_slot(m, pages):
 
 @entry
 def khugepaged_do_scan(m):
-    """One burst of khugepaged (K1); returns its CPU time in ns."""
+    """Run one burst of khugepaged (khugepaged K1). Return its CPU time, ns."""
     cpu = khugepaged_cpu_ns(m)
     mlock_drain(m)
     lru_add_drain(m)
@@ -343,7 +290,7 @@ def khugepaged_do_scan(m):
 
 @entry
 def khugepaged_full_scan(m):
-    """One full scan at a stretch, from the first process on (K10)."""
+    """Run one full scan without a pause, from the first process on (khugepaged K10)."""
     mlock_drain(m)
     lru_add_drain(m)
     m.state[0].khugepaged_mm = 0
@@ -351,12 +298,3 @@ def khugepaged_full_scan(m):
         scans = m.stat[0].khugepaged_full_scans
         while m.stat[0].khugepaged_full_scans == scans:
             khugepaged_scan_mm_slot(m, 1 << 62)
-
-
-@compiled
-def khugepaged_cpu_ns(m):
-    """CPU time of all that khugepaged has done so far, ns."""
-    total = 0
-    for i in range(NR_KSMD_STEPS, len(m.steps)):
-        total += m.steps[i] * m.costs[i]
-    return total

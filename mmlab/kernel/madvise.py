@@ -1,60 +1,45 @@
-"""The advices that look at folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
+"""The advices that act on folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
-from mmlab.kernel.folio import folio_likely_mapped_shared, folio_pte_batch
+from mmlab.kernel.folio import folio_likely_mapped_shared, folio_pte_batch, mlock_drain
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
-from mmlab.kernel.state import (
-    ANON,
-    CALLER_OTHER,
-    DIRTY,
-    LAZY,
-    NONE,
-    OLD,
-    PG_DIRTY,
-    PMD_HUGE,
-    PMD_TABLE,
-    POISON,
-    REFERENCED,
-    SWAP,
-)
+from mmlab.kernel.state import *
 from mmlab.kernel.swap import shrink_folio
 
-__all__ = ["COLD", "FREE", "PAGEOUT", "madvise_folios"]
+__all__ = ["MADV_COLD", "MADV_FREE", "MADV_PAGEOUT", "madvise_folios"]
 
-COLD, PAGEOUT, FREE = range(3)
-
-
-@compiled
-def _mark_lazy(m, v, n):
-    """MADV_FREE of one folio: clean and lazy from now on (W6)."""
-    head = m.page[v].frame
-    for w in range(v, v + n):
-        m.pte[w].bits = m.pte[w].bits & ~DIRTY | OLD
-    m.frame[head].flags = m.frame[head].flags & ~PG_DIRTY | LAZY
+MADV_COLD, MADV_PAGEOUT, MADV_FREE = range(3)
 
 
 @compiled
 def _advise_folio(m, advice, v, n):
-    m.frame[m.page[v].frame].flags &= ~REFERENCED
-    if advice == PAGEOUT:
+    """Apply an advice to the folio whose n pages are mapped from v on.
+
+    MADV_FREE makes the folio clean and lazy (thp-split W6).
+    """
+    head = m.page[v].frame
+    m.frame[head].flags &= ~REFERENCED
+    if advice == MADV_PAGEOUT:
         shrink_folio(m, v)
-    elif advice == FREE:
-        _mark_lazy(m, v, n)
-    else:
-        for w in range(v, v + n):
-            m.pte[w].bits |= OLD
+        return
+    for w in range(v, v + n):
+        m.pte[w].bits |= OLD
+        if advice == MADV_FREE:
+            m.pte[w].bits &= ~DIRTY
+    if advice == MADV_FREE:
+        m.frame[head].flags = m.frame[head].flags & ~PG_DIRTY | LAZY
 
 
 @entry
 def madvise_folios(m, advice, first, end):
-    """MADV_COLD, MADV_PAGEOUT or MADV_FREE of [first, end), which lies in one VMA.
+    """Apply MADV_COLD, MADV_PAGEOUT or MADV_FREE to [first, end), which lies in one VMA (thp-split W5).
 
-    A large folio wholly inside is treated whole; one that reaches out of the range, or is not mapped as a whole, is
-    split and its pages are treated one by one; one that is likely shared is passed over
-    (`madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`; W5), as are zeropages and small pages that several
-    entries map (W1, W6).
+    `madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`. A large folio wholly inside is treated as a whole.
+    One that reaches out of the range, or is not mapped as a whole, is split, and its pages are treated one by one. One
+    that is likely shared is passed over, as are zeropages and small pages that several entries map (W1, W6).
     """
+    mlock_drain(m)
     order = m.state[0].hpage_order
     v = first
     while v < end:
@@ -73,9 +58,9 @@ def madvise_folios(m, advice, first, end):
             continue
         while v < stop:
             if m.pte[v].kind != ANON:
-                if m.pte[v].kind == SWAP and advice == FREE:
+                if m.pte[v].kind == SWAP and advice == MADV_FREE:
                     clear_swap_entry(m, v)
-                elif m.pte[v].kind == POISON and advice == FREE:
+                elif m.pte[v].kind == POISON and advice == MADV_FREE:
                     m.pte[v].kind = NONE
                 v += 1
                 continue

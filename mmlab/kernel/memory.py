@@ -13,43 +13,25 @@ from mmlab.kernel.folio import (
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
     mlock_folio,
+    vm_mm,
 )
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.state import (
-    ANON,
-    DIRTY,
-    EXCLUSIVE,
-    HUGE_ZP,
-    KSM,
-    KSM_PAGE,
-    NID_SHIFT,
-    NONE,
-    OLD,
-    PMD_HUGE,
-    PMD_HUGE_ZP,
-    PMD_NONE,
-    PMD_TABLE,
-    POISON,
-    READ_ONLY,
-    SWAP,
-    VM_HUGEPAGE,
-    VM_LOCKED,
-    VM_PRESENT,
-    VM_UFFD,
-    VM_WRITE,
-    ZP_CLEAN,
-    ZP_KSM,
-)
+from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
 
 __all__ = [
     "break_ksm",
+    "clear_swap_entry",
     "copy_page_range",
+    "do_swap_page",
+    "map_folio",
     "populate",
     "populate_vma_page_range",
+    "pte_writable",
     "read_pages",
+    "unmap_zeropage",
     "unmerge_ksm_pages",
     "write_listed_pages",
     "write_pages",
@@ -57,9 +39,12 @@ __all__ = [
 ]
 
 
+# --- mapping and unmapping one entry --------------------------------------------------------------------------------
+
+
 @compiled
 def pte_writable(m, v):
-    """Whether a write to v causes no fault (khugepaged K9)."""
+    """Return whether a write to v causes no fault (khugepaged K9)."""
     return m.pte[v].bits & (EXCLUSIVE | READ_ONLY) == EXCLUSIVE and m.pte[v].vm & VM_WRITE != 0
 
 
@@ -73,15 +58,15 @@ def _map_anon(m, v, frame, bits):
 
 @compiled
 def _alloc_page(m, v):
-    """A new order-0 page for v, on the NUMA node of its process."""
+    """Allocate an order-0 page for v, on the NUMA node of its process."""
     f = alloc_frame(m)
-    m.frame[f].flags = m.mm[m.block[v >> m.state[0].hpage_order].mm].nid << NID_SHIFT
+    m.frame[f].flags = m.mm[vm_mm(m, v)].nid << NID_SHIFT
     return f
 
 
 @compiled
 def map_new_page(m, v, bits):
-    """Map a new order-0 page at v; the page keeps the key that the address has."""
+    """Map a new order-0 page at v, with the content that v has."""
     f = _alloc_page(m, v)
     m.frame[f].mapcount = 1
     _map_anon(m, v, f, bits)
@@ -92,59 +77,64 @@ def map_new_page(m, v, bits):
 
 
 @compiled
-def map_huge_page(m, b, index, nid):
-    """A new huge page, filled by the keys that its addresses have, writable, dirty and queued (thp-split H1, H3)."""
-    s = m.state[0]
-    n = 1 << s.hpage_order
-    mm = m.block[b].mm
-    f = alloc_folio(m, s.hpage_order, m.mm[mm].family, index)
-    m.folio[f].mapcount = 1
-    m.folio[f].entire = 1
-    for i in range(n):
-        _map_anon(m, b * n + i, m.folio[f].head + i, DIRTY | EXCLUSIVE)
-        m.frame[m.folio[f].head + i].flags = nid << NID_SHIFT
-    m.block[b].pmd = PMD_HUGE
-    m.stat[0].huge_pmds += 1
-    m.stat[0].anon_pages += n
-    deferred_split_folio(m, f, False)
+def map_folio(m, v, order, nid):
+    """Map a new large folio from v on, writable and dirty, with the contents that its addresses have.
 
-
-@compiled
-def _huge_page_allowed(m, b):
-    """Whether a fault in block b is served by a huge page (thp-split H10).
-
-    One VMA with MADV_HUGEPAGE over the whole block, and no page table there yet.
+    A THP is mapped by a huge PMD and queued (thp-split H1, H3), a smaller folio by page table entries (mthp E4) and not
+    queued (E5).
     """
-    n = 1 << m.state[0].hpage_order
-    if m.block[b].pmd != PMD_NONE or not m.pte[b * n].vm & VM_HUGEPAGE:
-        return False
-    base = m.mm[m.block[b].mm].base
-    for i in range(len(m.vma)):
-        if m.vma[i].base == base and m.vma[i].start <= b * n - base and (b + 1) * n - base <= m.vma[i].end:
-            return True
-    return False
+    b = v >> m.state[0].hpage_order
+    mm = m.block[b].mm
+    n = 1 << order
+    huge = order == m.state[0].hpage_order
+    f = alloc_folio(m, order, m.mm[mm].family, v - m.mm[mm].base)
+    head = m.folio[f].head
+    for i in range(n):
+        _map_anon(m, v + i, head + i, DIRTY | EXCLUSIVE)
+        m.frame[head + i].flags = nid << NID_SHIFT
+        m.frame[head + i].mapcount = 0 if huge else 1
+    m.stat[0].anon_pages += n
+    if huge:
+        m.folio[f].mapcount = m.folio[f].entire = 1
+        m.block[b].pmd = PMD_HUGE
+        m.stat[0].huge_pmds += 1
+        deferred_split_folio(m, f, False)
+    else:
+        m.folio[f].mapcount = m.folio[f].nr_mapped = n
+        m.block[b].pmd = PMD_TABLE
 
 
 @compiled
-def _region_index(m, v):
-    """Page number of v in its process's region."""
-    return v - m.mm[m.block[v >> m.state[0].hpage_order].mm].base
+def _count_zeropage(m, v, n):
+    """Count n zeropage entries more like the one at v."""
+    m.stat[0].zeropage_entries += n
+    if m.pte[v].kind == ZP_KSM:
+        m.stat[0].ksm_zero_pages += n
+        m.mm[vm_mm(m, v)].zero_pages += n
 
 
 @compiled
 def unmap_zeropage(m, v):
-    m.stat[0].zeropage_entries -= 1
-    if m.pte[v].kind == ZP_KSM:
-        m.stat[0].ksm_zero_pages -= 1
-        m.mm[m.block[v >> m.state[0].hpage_order].mm].zero_pages -= 1
+    """Uncount the zeropage entry at v, which the caller replaces."""
+    _count_zeropage(m, v, -1)
+
+
+@compiled
+def clear_swap_entry(m, v):
+    """Clear the SWAP entry at v."""
+    slot = -2 - m.page[v].frame
+    unmap_pte(m, v, NONE, -1)
+    swap_free(m, slot)
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
 
 
 @compiled
 def wp_page_copy(m, v, bits):
-    """Give v a page of its own with the same content (`wp_page_copy`); the old one loses this mapping."""
+    """Map a copy of the page at v in its place; the old page loses this mapping."""
     old = m.page[v].frame
-    ksm = m.frame[old].flags & KSM
-    if ksm:
+    if m.frame[old].flags & KSM:
         m.stat[0].cow_ksm += 1
         m.stat[0].ksm_entries -= 1
     map_new_page(m, v, bits)
@@ -153,16 +143,8 @@ def wp_page_copy(m, v, bits):
 
 
 @compiled
-def clear_swap_entry(m, v):
-    """The entry at v refers to its swap slot no more."""
-    slot = -2 - m.page[v].frame
-    unmap_pte(m, v, NONE, -1)
-    swap_free(m, slot)
-
-
-@compiled
 def do_swap_page(m, v, write):
-    """Bring the page of a SWAP entry back (thp-split W3, W7).
+    """Bring the page of the SWAP entry at v back (thp-split W3, W7).
 
     A page that other entries still need stays in the swap cache, not exclusive, and the next user finds it there. A KSM
     page found there is mapped as it is, or copied if it has no stable node or KSM is unmerging
@@ -200,12 +182,28 @@ def do_swap_page(m, v, write):
 
 
 @compiled
-def _huge_page_fault(m, b):
-    """A zero-filled huge page for the whole block (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
+def _huge_page_allowed(m, b):
+    """Return whether a huge page may serve a fault in block b (thp-split H10).
+
+    It may if one VMA with MADV_HUGEPAGE covers the whole block, and the block has no page table.
+    """
     n = 1 << m.state[0].hpage_order
-    for i in range(b * n, (b + 1) * n):
+    if m.block[b].pmd != PMD_NONE or not m.pte[b * n].vm & VM_HUGEPAGE:
+        return False
+    base = m.mm[m.block[b].mm].base
+    for i in range(len(m.vma)):
+        if m.vma[i].base == base and m.vma[i].start <= b * n - base and (b + 1) * n - base <= m.vma[i].end:
+            return True
+    return False
+
+
+@compiled
+def _huge_page_fault(m, b):
+    """Map a zero-filled huge page in block b (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
+    order = m.state[0].hpage_order
+    for i in range(b << order, (b + 1) << order):
         set_content(m, i, np.uint64(0))
-    map_huge_page(m, b, _region_index(m, b * n), m.mm[m.block[b].mm].nid)
+    map_folio(m, b << order, order, m.mm[m.block[b].mm].nid)
     m.stat[0].thp_fault_alloc += 1
 
 
@@ -213,7 +211,8 @@ def _huge_page_fault(m, b):
 def _write_fault(m, v):
     """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7).
 
-    In place of a zeropage comes a small page, whatever was there before (thp-split Z5, mthp E3).
+    A small page replaces a zeropage, whatever was there before (thp-split Z5, mthp E3). What replaces the huge zeropage
+    depends on the release (ksm-merge F3).
     """
     s = m.state[0]
     b = v >> s.hpage_order
@@ -227,7 +226,7 @@ def _write_fault(m, v):
             map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == HUGE_ZP:
-        if s.kernel >= 618:  # seen on 6.18.44; 6.12 splits the PMD and then gives one small page (F3)
+        if s.wp_fault_allocates_thp:
             _huge_page_fault(m, b)
             return
         split_huge_pmd(m, b)
@@ -243,9 +242,8 @@ def _write_fault(m, v):
     frame = m.page[v].frame
     f = m.frame[frame].folio
     if m.block[b].pmd == PMD_HUGE:
-        if m.folio[f].mapcount == 1:  # no other entry maps any page of the folio: reuse
-            n = 1 << s.hpage_order
-            for i in range(b * n, (b + 1) * n):
+        if m.folio[f].mapcount == 1:  # no other entry maps any page of the folio: reuse it
+            for i in range(b << s.hpage_order, (b + 1) << s.hpage_order):
                 m.pte[i].bits = DIRTY | EXCLUSIVE
             return
         split_huge_pmd(m, b)
@@ -257,19 +255,19 @@ def _write_fault(m, v):
 
 @compiled
 def _read_fault(m, v):
-    """A read of an empty entry maps the shared or the huge zeropage (ksm-merge F3)."""
+    """Read the page at v. An empty entry becomes one of the shared or the huge zeropage (ksm-merge F3)."""
     if m.pte[v].kind == SWAP:
         do_swap_page(m, v, False)
     if m.pte[v].kind != NONE:
         m.pte[v].bits &= ~OLD
         return
-    b = v >> m.state[0].hpage_order
+    order = m.state[0].hpage_order
+    b = v >> order
     if m.mm[m.block[b].mm].forbids_zeropages:
         _write_fault(m, v)
         return
-    n = 1 << m.state[0].hpage_order
     if _huge_page_allowed(m, b):
-        for i in range(b * n, (b + 1) * n):
+        for i in range(b << order, (b + 1) << order):
             m.pte[i].kind = HUGE_ZP
             set_content(m, i, np.uint64(0))
         m.block[b].pmd = PMD_HUGE_ZP
@@ -283,9 +281,10 @@ def _read_fault(m, v):
 
 @entry
 def write_pages(m, first, end, key, read_first):
-    """Write each page of [first, end): its content becomes `key`, or is read and written back (read_first).
+    """Write `key` to each page of [first, end) or, with `read_first`, write back what is read.
 
-    False at the first page that is not in a writable VMA, or is poisoned."""
+    Return False at the first page that is poisoned or not in a writable VMA.
+    """
     for v in range(first, end):
         if not m.pte[v].vm & VM_WRITE or m.pte[v].kind == POISON:
             return False
@@ -299,7 +298,7 @@ def write_pages(m, first, end, key, read_first):
 
 @entry
 def write_listed_pages(m, n, key):
-    """Write the first n pages of `Machine.listed`: page i gets the content key + i; others' VMAs are passed over."""
+    """Write content key + i to page i of `Machine.listed`, for the first n; pages that cannot be written are left."""
     for i in range(n):
         v = m.listed[i]
         if m.pte[v].vm & VM_WRITE and m.pte[v].kind != POISON:
@@ -309,7 +308,7 @@ def write_listed_pages(m, n, key):
 
 @entry
 def read_pages(m, first, end):
-    """Read each page of [first, end); False at the first one without a VMA, or that is poisoned."""
+    """Read each page of [first, end). Return False at the first one that is poisoned or in no VMA."""
     for v in range(first, end):
         if not m.pte[v].vm & VM_PRESENT or m.pte[v].kind == POISON:
             return False
@@ -319,20 +318,22 @@ def read_pages(m, first, end):
 
 @entry
 def populate_vma_page_range(m, first, end):
-    """Touch each page as mlock does (`populate_vma_page_range`): write where that is allowed, else read (F8)."""
+    """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8)."""
     for v in range(first, end):
-        if m.pte[v].vm & VM_WRITE:
-            if m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
-                _write_fault(m, v)
-        else:
+        if not m.pte[v].vm & VM_WRITE:
             _read_fault(m, v)
+        elif m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
+            _write_fault(m, v)
+
+
+# --- ranges ---------------------------------------------------------------------------------------------------------
 
 
 @entry
 def zap_page_range(m, first, end, advised):
-    """Unmap [first, end), which lies in one VMA (thp-split H11); `zap_pte_range`, `zap_huge_pmd`.
+    """Unmap [first, end), which lies in one VMA (`zap_pte_range`, `zap_huge_pmd`; thp-split H11).
 
-    The page table of a whole block stays (H10), but 6.18 frees it too where MADV_DONTNEED (`advised`) emptied it.
+    The page table of a whole block stays, unless MADV_DONTNEED (`advised`) emptied it and the release frees it (H10).
     """
     order = m.state[0].hpage_order
     n = 1 << order
@@ -375,15 +376,16 @@ def zap_page_range(m, first, end, advised):
             m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, frame, run)
             v += run
-        if advised and m.state[0].kernel >= 618 and first <= b * n and stop == (b + 1) * n:  # seen on 6.18.44
+        if advised and m.state[0].dontneed_frees_page_table and first <= b * n and stop == (b + 1) * n:
             m.block[b].pmd = PMD_NONE
 
 
 @entry
 def copy_page_range(m, src, dst, pages):
-    """fork: the child's page tables at `dst` become a copy of the parent's at `src` (ksm-merge F4).
+    """Copy the parent's page tables at `src` to the child's at `dst`, as fork does (ksm-merge F4).
 
-    Ordinary pages become shared and non-exclusive; KSM and zeropage entries keep their kind; rmap_items are not copied.
+    Ordinary pages become shared and non-exclusive. KSM and zeropage entries keep their kind. The child gets no
+    rmap_items.
     """
     order = m.state[0].hpage_order
     n = 1 << order
@@ -412,10 +414,7 @@ def copy_page_range(m, src, dst, pages):
                 if m.frame[frame].folio >= 0:
                     m.folio[m.frame[frame].folio].mapcount += 1
         elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-            m.stat[0].zeropage_entries += 1
-            if m.pte[v].kind == ZP_KSM:
-                m.stat[0].ksm_zero_pages += 1
-                m.mm[m.block[w >> order].mm].zero_pages += 1
+            _count_zeropage(m, w, 1)
         elif m.pte[v].kind == SWAP:
             m.page[w].frame = m.page[v].frame
             swap_duplicate(m, -2 - m.page[v].frame)
@@ -423,56 +422,43 @@ def copy_page_range(m, src, dst, pages):
 
 @compiled
 def break_ksm(m, v):
-    """Unshare one address: a KSM page or a zeropage placed by ksmd becomes a page of its own (ksm-merge B1)."""
+    """Unshare one address: a page of its own replaces a KSM page or a zeropage placed by ksmd (ksm-merge B1).
+
+    In a VM_LOCKED VMA the copy, then the old page, go into the batch of mlock work (M15).
+    """
     if m.pte[v].kind == ZP_KSM:
         unmap_zeropage(m, v)
         map_new_page(m, v, EXCLUSIVE | READ_ONLY)
     elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
         old = m.page[v].frame
-        locked = m.pte[v].vm & VM_LOCKED
-        if locked:
-            folio_get(m, old)
+        folio_get(m, old)
         wp_page_copy(m, v, EXCLUSIVE | READ_ONLY)
-        if locked:  # M15: the copy, then the old page
+        if m.pte[v].vm & VM_LOCKED:
             mlock_folio(m, m.page[v].frame)
             mlock_folio(m, old)
-            folio_put(m, old)
+        folio_put(m, old)
 
 
 @entry
 def unmerge_ksm_pages(m, first, end):
+    """Unshare each page of [first, end) (ksm-merge R3)."""
     for v in range(first, end):
         break_ksm(m, v)
 
 
 @entry
 def populate(m, mm, orders):
-    """Map a process's whole region before the start, each page in a folio of the order given (mthp E18).
+    """Map a process's whole region before the start, each page in a folio of its order (mthp E18).
 
-    Folios smaller than a THP are mapped by page table entries (E4) and not queued (E5).
+    Parameters
+    ----------
+    orders
+        uint8[pages]: the order of the folio of each page.
     """
-    order = m.state[0].hpage_order
-    n = 1 << order
-    base = m.mm[mm].base
     i = 0
     while i < m.mm[mm].pages:
-        v = base + i
-        b = v >> order
-        if orders[i] == order:
-            map_huge_page(m, b, i, m.mm[mm].nid)
-            i += n
-        elif orders[i] > 0:
-            f = alloc_folio(m, orders[i], m.mm[mm].family, i)
-            k = 1 << orders[i]
-            for j in range(k):
-                m.frame[m.folio[f].head + j].flags = m.mm[mm].nid << NID_SHIFT
-                _map_anon(m, v + j, m.folio[f].head + j, DIRTY | EXCLUSIVE)
-                m.frame[m.folio[f].head + j].mapcount = 1
-            m.folio[f].mapcount = k
-            m.folio[f].nr_mapped = k
-            m.block[b].pmd = PMD_TABLE
-            m.stat[0].anon_pages += k
-            i += k
+        if orders[i] > 0:
+            map_folio(m, m.mm[mm].base + i, orders[i], m.mm[mm].nid)
         else:
-            map_new_page(m, v, DIRTY | EXCLUSIVE)
-            i += 1
+            map_new_page(m, m.mm[mm].base + i, DIRTY | EXCLUSIVE)
+        i += 1 << orders[i]

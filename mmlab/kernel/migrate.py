@@ -1,9 +1,9 @@
-"""Migration and memory failure: pages that move, or go bad (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
+"""Migration and memory failure (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
 from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain, mlock_drain
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.state import ANON, CALLER_OTHER, KSM, NID_SHIFT, POISON, POISONED
+from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
 __all__ = ["memory_failure", "migrate_pages"]
@@ -13,7 +13,7 @@ EBUSY, EFAULT = 16, 14
 
 @compiled
 def _move(m, first, n, node):
-    """n frames are on this NUMA node from now on; -1: they moved within theirs."""
+    """Move n frames to a NUMA node; -1: within theirs."""
     m.stat[0].pgmigrate_success += n
     for i in range(first, first + n if node >= 0 else first):
         m.frame[i].flags = m.frame[i].flags & ((1 << NID_SHIFT) - 1) | node << NID_SHIFT
@@ -21,11 +21,11 @@ def _move(m, first, n, node):
 
 @entry
 def migrate_pages(m, first, end, node, huge):
-    """Migrate every folio that a page of [first, end) maps to a NUMA node, -1: to the node where it is (thp-split G1).
+    """Migrate every folio that a page of [first, end) maps to a NUMA node; -1: within the node that it is on.
 
-    Neither entries nor rmap_items change. A huge page for which none can be had at the destination (`huge` is 0), and
-    a partially mapped folio on the deferred split queue, is split first; its small pages are moved, those that became
-    the zeropage are not (G2). A folio with further references stays. One that is queued is queued anew (Q2).
+    Neither entries nor rmap_items change (thp-split G1). A partially mapped folio on the deferred split queue is split
+    first, and so is a huge page if the destination has no free huge page (`huge` is 0). Then its small pages move, but
+    not those that became the zeropage (G2). A folio with further references stays. A queued one is queued anew (Q2).
     """
     mlock_drain(m)
     lru_add_drain(m)
@@ -45,7 +45,7 @@ def migrate_pages(m, first, end, node, huge):
             elif m.folio[f].pins == 0:
                 _move(m, m.folio[f].head, 1 << m.folio[f].order, node)
                 if folio_is_queued(m, f):
-                    list_move_tail(m, f)  # its new place is a new folio, queued anew (Q2)
+                    list_move_tail(m, f)
         elif m.frame[frame].pins == 0:
             _move(m, frame, 1, node)
         v += 1
@@ -55,9 +55,10 @@ def migrate_pages(m, first, end, node, huge):
 
 @entry
 def memory_failure(m, v):
-    """The page at v is poisoned: its folio is split, without this page being remapped, and no entry maps it any more.
+    """Poison the page at v: split its folio without remapping this page, and unmap the page everywhere.
 
-    From the text only (thp-split 3.6, Z1): no trace shows it. The page is never freed. Returns 0 or an errno.
+    The page is never freed. This follows the text of thp-split 3.6 and Z1 only: no recording shows it. Return 0 or an
+    errno.
     """
     if m.pte[v].kind != ANON:
         return EFAULT

@@ -1,14 +1,14 @@
-"""What /proc/PID/pagemap and /proc/kpageflags would tell of every page (trace-format.md)."""
+"""The state of every page as /proc/PID/pagemap and /proc/kpageflags show it (trace-format.md)."""
 
 from mmlab.kernel.jit import entry
-from mmlab.kernel.state import ANON, HUGE_ZP, KSM, PMD_HUGE, SWAP, ZP_CLEAN, ZP_KSM
+from mmlab.kernel.state import *
 
 __all__ = ["count_frames", "page_letters"]
 
 
 @entry
 def page_letters(m, first, letters):
-    """One letter a page (mthp E17): the pages from `first` on into `letters`, uint8."""
+    """Write the letter of each page from `first` on into `letters`, uint8 (mthp E17)."""
     for i in range(len(letters)):
         v = first + i
         letter = ord("N")
@@ -31,7 +31,7 @@ def page_letters(m, first, letters):
 
 @entry
 def count_frames(m, seen):
-    """Different frames that some entry maps, and how many of them are KSM pages; `seen` is one 0 a frame, uint8."""
+    """Return the number of mapped frames, and of KSM pages among them. `seen` is a zero for each frame, uint8."""
     frames = ksm_frames = 0
     for v in range(len(m.page)):
         frame = m.page[v].frame

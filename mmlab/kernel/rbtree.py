@@ -1,8 +1,8 @@
 """Red-black trees as the kernel shapes them (lib/rbtree.c; ksm-merge U1).
 
-A tree is a structured array `t` with the fields left, right and parent, and the index of its root; parent also carries
-the colour, as in the kernel: parent * 2 + red. Functions that change a tree return its root. The shape matters: which
-searches meet a dead node depends on it (ksm-merge D4).
+A tree is a structured array `t` with the fields left, right and parent, and the index of its root. As in the kernel,
+parent also carries the colour: parent * 2 + red. Functions that change a tree return its root. The shape must be the
+kernel's, because it decides which searches meet a dead node (ksm-merge D4).
 """
 
 from mmlab.kernel.jit import compiled
@@ -32,7 +32,7 @@ def _set_red(t, n, red):
 
 @compiled
 def _replace_child(t, root, parent, old, new):
-    """The link from `parent` to `old` (or from the root) leads to `new` now."""
+    """Let the link from `parent` to `old`, or the root if there is no parent, lead to `new`. Return the root."""
     if parent < 0:
         return new
     if t[parent].left == old:
@@ -44,7 +44,7 @@ def _replace_child(t, root, parent, old, new):
 
 @compiled
 def _rotate(t, root, x, left):
-    """Rotate x down to the left (or right): its other child takes its place. Colours stay with their nodes."""
+    """Rotate x down to the left or right: its other child takes its place, and colours stay with their nodes."""
     if left:
         y = t[x].right
         inner = t[y].left
@@ -65,7 +65,7 @@ def _rotate(t, root, x, left):
 
 @compiled
 def rb_insert(t, root, n, parent, left):
-    """Hang n below `parent` (-1: the tree is empty) and rebalance (ksm-merge U1)."""
+    """Link n below `parent` (-1: the tree is empty) and rebalance (ksm-merge U1)."""
     t[n].left = -1
     t[n].right = -1
     t[n].parent = parent * 2 | 1
@@ -99,7 +99,7 @@ def rb_insert(t, root, n, parent, left):
 
 @compiled
 def rb_replace_node(t, root, old, new):
-    """Put `new` where `old` is."""
+    """Put `new` in the place of `old`, which leaves the tree."""
     t[new].left = t[old].left
     t[new].right = t[old].right
     t[new].parent = t[old].parent
@@ -112,7 +112,7 @@ def rb_replace_node(t, root, old, new):
 
 @compiled
 def rb_erase(t, root, n):
-    """Take n out; a node with two children gives its place and colour to its in-order successor (U1)."""
+    """Remove n. A node with two children gives its place and colour to its in-order successor (ksm-merge U1)."""
     if t[n].left >= 0 and t[n].right >= 0:
         heir = t[n].right
         while t[heir].left >= 0:
@@ -139,7 +139,7 @@ def rb_erase(t, root, n):
         root = _replace_child(t, root, parent, n, x)
     if not black:
         return root
-    while parent >= 0 and not _is_red(t, x):  # the paths through x lack one black node
+    while parent >= 0 and not _is_red(t, x):  # paths through x lack one black node
         on_left = t[parent].left == x
         sibling = t[parent].right if on_left else t[parent].left
         if _is_red(t, sibling):

@@ -1,158 +1,217 @@
-"""The machine: every array of the model, declared once.
+"""The machine: every table of the model, declared once.
 
 A machine is a set of structured arrays that the compiled functions of this package read and write in place. Indices are
-plain integers and -1 means "none". A *page* is one virtual page of a process: its page table entry and, because there
-is at most one for an address, ksmd's rmap_item for it. A *frame* is one 4 KiB page of memory; a *folio* record exists
-only for folios of more than one page. Nothing here knows files, plots or wall-clock time.
+plain integers, and -1 means "none". A *page* is one virtual page of a process: its page table entry and its rmap_item,
+of which an address has at most one. A *frame* is one 4 KiB page of memory. A *folio* record exists only for a folio of
+more than one page. Nothing here knows files, figures or wall-clock time.
+
+The modules of this package, and only they, import this one with `import *`.
 """
 
+import re
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
 from numba import from_dtype, types
 
 from mmlab.kernel.jit import Tables, TableType
+from mmlab.kernel.versions import DIFFERENCES
 
 __all__ = ["Machine", "machine"]
 
-# --- one virtual page -----------------------------------------------------------------------------------------------
-# What its entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
-NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP, POISON = range(7)
-DIRTY, EXCLUSIVE, KSM_PAGE = 1, 2, 4  # bits of an ANON entry. EXCLUSIVE in a writable VMA is writable,
-READ_ONLY, OLD = 8, 16  # unless READ_ONLY: given back by break_ksm, not written yet. OLD: not accessed since MADV_COLD
-VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32  # flags of the page's VMA
-ITEM, CHECKSUM, UNSTABLE, STABLE = 1, 2, 4, 8  # state of its rmap_item (ksm-scan S20); 0: there is none
-REWRITTEN = 16  # with CHECKSUM: the page was written to since
+_FIELDS = re.compile(r" *([a-z_, ]+): (u?int\d+)\b")
 
-pte_t = np.dtype(  # what walks over all pages read: its entry, its VMA, and the small fields of its rmap_item
-    [
-        ("kind", np.uint8),
-        ("bits", np.uint8),
-        ("vm", np.uint8),
-        ("item", np.uint8),
-        ("age", np.uint8),
-        ("skips", np.uint8),  # remaining_skips
-        ("seq", np.uint8),  # low 8 bits of full_scans when the item entered the unstable tree (S19)
-        ("nid", np.uint8),  # NUMA node of the unstable tree that the item is in
-    ],
-    align=True,
-)
-page_t = np.dtype(
-    [
-        ("key", np.uint64),  # content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
-        ("frame", np.int32),  # frame that an ANON entry maps; -2 - slot of a SWAP entry; -1: none
-        ("left", np.int32),  # UNSTABLE: tree links (rbtree). STABLE: left and right are the next and the previous item
-        ("right", np.int32),  #   of the node's list, and parent is the stable node itself
-        ("parent", np.int32),
-    ],
-    align=True,
-)
+
+def _record(table: Callable[[], None]) -> np.dtype:
+    """Return the type of a record whose fields a docstring lists, `name, name: type   meaning` a line."""
+    rows = filter(None, map(_FIELDS.match, (table.__doc__ or "").splitlines()))
+    return np.dtype([(name, row[2]) for row in rows for name in row[1].split(", ")], align=True)
+
+
+# --- one virtual page -----------------------------------------------------------------------------------------------
+# What a page table entry maps (README "Vocabulary"). ANON is any anonymous page, KSM pages included.
+NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP, POISON = range(7)
+# Bits of an ANON entry. An EXCLUSIVE one is writable in a writable VMA unless it is READ_ONLY, as break_ksm leaves it
+# until the first write. OLD: not accessed since MADV_COLD.
+DIRTY, EXCLUSIVE, KSM_PAGE, READ_ONLY, OLD = 1, 2, 4, 8, 16
+# Flags of the page's VMA
+VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32
+# State of the page's rmap_item (ksm-scan S20), 0: there is none. REWRITTEN, beside CHECKSUM: written to since.
+ITEM, CHECKSUM, UNSTABLE, STABLE, REWRITTEN = 1, 2, 4, 8, 16
+__all__ += ["ANON", "HUGE_ZP", "NONE", "POISON", "SWAP", "ZP_CLEAN", "ZP_KSM"]
+__all__ += ["DIRTY", "EXCLUSIVE", "KSM_PAGE", "OLD", "READ_ONLY"]
+__all__ += ["VM_HUGEPAGE", "VM_LOCKED", "VM_MERGEABLE", "VM_PRESENT", "VM_UFFD", "VM_WRITE"]
+__all__ += ["CHECKSUM", "ITEM", "REWRITTEN", "STABLE", "UNSTABLE"]
+
+
+@_record
+def pte_t() -> None:
+    """Describe what walks over all pages read: a page's entry, its VMA, and the small fields of its rmap_item.
+
+    kind: uint8     what the entry maps, NONE to POISON
+    bits: uint8     bits of an ANON entry
+    vm: uint8       flags of the VMA
+    item: uint8     state of the rmap_item
+    age: uint8
+    skips: uint8    remaining_skips
+    seq: uint8      low 8 bits of full_scans when the item entered the unstable tree (ksm-scan S19)
+    nid: uint8      NUMA node whose unstable tree holds the item
+    """
+
+
+@_record
+def page_t() -> None:
+    """Describe the large fields of a page and of its rmap_item.
+
+    An UNSTABLE item uses left, right and parent as links of the tree (see rbtree); for a STABLE one, left and right
+    are the next and the previous item of the node's list, and parent is the stable node.
+
+    key: uint64     content: numeric order is memcmp order, 0 is the page of zeros (ksm-merge M13)
+    frame: int32    frame that an ANON entry maps; -2 - slot of a SWAP entry; -1: none
+    left, right, parent: int32
+    """
+
 
 # --- page tables: one record for a block of pages_per_thp virtual pages ---------------------------------------------
-PMD_NONE, PMD_TABLE, PMD_HUGE, PMD_HUGE_ZP = 0, 1, 2, 3
-block_t = np.dtype([("mm", np.int32), ("pmd", np.uint8)], align=True)
+PMD_NONE, PMD_TABLE, PMD_HUGE, PMD_HUGE_ZP = range(4)
+
+
+@_record
+def block_t() -> None:
+    """Describe one entry of a page middle directory.
+
+    mm: int32       process
+    pmd: uint8      what the entry is, PMD_NONE to PMD_HUGE_ZP
+    """
+
 
 # --- physical memory ------------------------------------------------------------------------------------------------
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
-LOCKED, NO_LRU = 64, 128  # of a small page: locked by a collapse; in the CPU's batch, not on an LRU list
-REFERENCED = 256  # of a small page: accessed, whatever its entries say
-NID_SHIFT = 12  # the bits above: NUMA node
-LAZY, PG_DIRTY = 16, 32  # … of its folio, kept in the first frame: by MADV_FREE; dirty whatever the entries say
-frame_t = np.dtype(
-    [
-        ("mapcount", np.int32),  # page table entries that map it (huge PMDs are counted in the folio); next free frame
-        ("folio", np.int32),  # its large folio; -1: the page is order 0, -2 - slot: … and in the swap cache
-        ("node", np.int32),  # stable node of a KSM page; a KSM page may have none (ksm-merge M14)
-        ("pins", np.uint16),  # references beyond the mappings, of an order-0 page
-        ("flags", np.uint16),
-    ],
-    align=True,
-)
-folio_t = np.dtype(
-    [
-        ("head", np.int32),  # its first frame; the others follow
-        ("family", np.int32),  # processes that can map it: those forked from one another
-        ("index", np.int32),  # page number of its first page in their region
-        ("mapcount", np.int32),  # huge PMDs and page table entries together
-        ("entire", np.int32),  # huge PMDs that map it
-        ("nr_mapped", np.int32),  # pages of it that at least one page table entry maps
-        ("pins", np.int32),  # references beyond the mappings
-        ("next", np.int32),  # deferred split queue; -1: not queued
-        ("prev", np.int32),
-        ("order", np.uint8),
-        ("partially_mapped", np.uint8),
-    ],
-    align=True,
-)
+# Flags of a folio, kept in its first frame: marked by MADV_FREE; dirty whatever its entries say
+LAZY, PG_DIRTY = 16, 32
+# Flags of a small page: locked by a collapse; in the CPU's batch instead of on an LRU list; accessed, whatever its
+# entries say
+LOCKED, NO_LRU, REFERENCED = 64, 128, 256
+NID_SHIFT = 12
+"""The bits from here on are the frame's NUMA node."""
+__all__ += ["NID_SHIFT", "PMD_HUGE", "PMD_HUGE_ZP", "PMD_NONE", "PMD_TABLE"]
+__all__ += ["FREE", "KSM", "LAZY", "LOCKED", "MLOCKED", "NO_LRU", "PG_DIRTY", "POISONED", "REFERENCED"]
+
+
+@_record
+def frame_t() -> None:
+    """Describe 4 KiB of memory.
+
+    mapcount: int32     page table entries that map it (the folio counts huge PMDs); of a free frame: the next one
+    folio: int32        its large folio; -1: the page is order 0; -2 - slot: it is order 0 and in the swap cache
+    node: int32         stable node of a KSM page, which may have none (ksm-merge M14)
+    pins: uint16        references beyond the mappings, of an order-0 page
+    flags: uint16
+    """
+
+
+@_record
+def folio_t() -> None:
+    """Describe a large folio.
+
+    head: int32         its first frame; the others follow
+    family: int32       processes that can map it: those forked from one another
+    index: int32        page number of its first page in their region
+    mapcount: int32     huge PMDs and page table entries together
+    entire: int32       huge PMDs that map it
+    nr_mapped: int32    its pages that at least one page table entry maps
+    pins: int32         references beyond the mappings
+    next, prev: int32   deferred split queue
+    order: uint8
+    partially_mapped: uint8
+    """
+
 
 # --- KSM ------------------------------------------------------------------------------------------------------------
-NODE, CHAIN, DUP, MIGRATED, NO_NODE = range(5)  # MIGRATED: on the side list (ksm-merge M1); NO_NODE: a free record
-node_t = np.dtype(
-    [
-        ("key", np.uint64),
-        ("prune_jiffies", np.int64),  # CHAIN: time of the last full walk
-        ("left", np.int32),  # stable tree (NODE, CHAIN)
-        ("right", np.int32),
-        ("kind", np.uint8),
-        ("quiet", np.uint8),  # CHAIN: its dups are as the last search left them, and the next would leave them so too
-        ("frame", np.int32),  # its KSM page; the node holds no reference (ksm-merge T1)
-        ("parent", np.int32),
-        ("first", np.int32),  # first rmap_item (NODE, DUP), first dup (CHAIN); next free node
-        ("nid", np.int32),  # NUMA node of the tree that it is in
-        ("len", np.int32),  # NODE, DUP: rmap_hlist_len; CHAIN: how many of its dups have room
-        ("next", np.int32),  # DUP: the chain's other dups
-        ("prev", np.int32),
-        ("chain", np.int32),  # DUP: its chain
-    ],
-    align=True,
-)
-swap_t = np.dtype(  # a slot of the swap area
-    [
-        ("count", np.int32),  # entries that refer to it
-        ("cache", np.int32),  # its page in the swap cache, -1: none; next free slot
-        ("zero", np.uint8),  # zero-filled: never written, never read (thp-split W4)
-    ],
-    align=True,
-)
-mm_t = np.dtype(
-    [
-        ("base", np.int32),  # its first page in `page`
-        ("pages", np.int32),
-        ("family", np.int32),  # the oldest ancestor
-        ("parent", np.int32),  # the process that it was forked from, 0: none
-        ("next", np.int32),  # ksmd's list of mms; record 0 is the list's head
-        ("prev", np.int32),
-        ("registered", np.uint8),
-        ("exited", np.uint8),
-        ("rmap_items", np.int32),
-        ("merging_pages", np.int32),
-        ("zero_pages", np.int32),
-        ("mergeable", np.int32),  # pages in VMAs with VM_MERGEABLE
-        ("khugepaged", np.uint8),  # khugepaged knows it (khugepaged K2)
-        ("merge_any", np.uint8),  # prctl PR_SET_MEMORY_MERGE
-        ("forbids_zeropages", np.uint8),
-        ("nid", np.uint8),  # NUMA node of its memory
-    ],
-    align=True,
-)
-tree_t = np.dtype(  # roots of a NUMA node's trees
-    [
-        ("stable", np.int32),
-        ("unstable", np.int32),
-        ("nodes", np.int32),  # of the unstable tree, those that are only indexed too
-        ("depth", np.int32),  # bits of that number
-        ("built", np.int32),  # … when the tree was last built
-        ("least", np.uint64),  # contents that it has seen
-        ("most", np.uint64),
-    ],
-    align=True,
-)
-vma_t = np.dtype(  # all VMAs in the order in which reverse mapping visits them (thp-split Z4)
-    [("family", np.int32), ("base", np.int32), ("start", np.int32), ("end", np.int32), ("vm", np.uint8)], align=True
-)
+# Kinds of stable nodes. MIGRATED: on the side list (ksm-merge M1). NO_NODE: a free record.
+NODE, CHAIN, DUP, MIGRATED, NO_NODE = range(5)
+__all__ += ["CHAIN", "DUP", "MIGRATED", "NODE", "NO_NODE"]
 
+
+@_record
+def node_t() -> None:
+    """Describe a stable node or a chain.
+
+    key: uint64             content
+    prune_jiffies: int64    CHAIN: time of the last full walk
+    left, right: int32      links in the stable tree (NODE, CHAIN)
+    kind: uint8             NODE to NO_NODE
+    quiet: uint8            CHAIN: another search would leave its dups as they are
+    frame: int32            its KSM page, to which the node holds no reference (ksm-merge T1)
+    parent: int32           link in the stable tree
+    first: int32            first rmap_item (NODE, DUP), first dup (CHAIN), next free node (NO_NODE)
+    nid: int32              NUMA node of the tree that holds it
+    len: int32              NODE, DUP: rmap_hlist_len; CHAIN: number of its dups that have room
+    next, prev: int32       DUP: neighbours in the chain
+    chain: int32            DUP: its chain
+    """
+
+
+@_record
+def swap_t() -> None:
+    """Describe a slot of the swap area.
+
+    count: int32    entries that refer to it
+    cache: int32    its page in the swap cache; of a free slot: the next one
+    zero: uint8     zero-filled, so never written or read (thp-split W4)
+    """
+
+
+@_record
+def mm_t() -> None:
+    """Describe a process.
+
+    base: int32             its first page in `Machine.page`
+    pages: int32
+    family: int32           its oldest ancestor
+    parent: int32           process that it was forked from; 0: none
+    next, prev: int32       ksmd's list of processes, whose head is record 0
+    registered: uint8       it is on that list
+    exited: uint8
+    rmap_items: int32
+    merging_pages: int32
+    zero_pages: int32
+    mergeable: int32        pages in VMAs with VM_MERGEABLE
+    khugepaged: uint8       khugepaged knows it (khugepaged K2)
+    merge_any: uint8        prctl PR_SET_MEMORY_MERGE
+    forbids_zeropages: uint8
+    nid: uint8              NUMA node of its memory
+    """
+
+
+@_record
+def tree_t() -> None:
+    """Describe the trees of one NUMA node.
+
+    stable, unstable: int32     roots
+    nodes: int32                nodes of the unstable tree, those included that are only indexed
+    depth: int32                bits of that number
+    built: int32                depth when the tree was last built
+    least, most: uint64         smallest and largest content that the unstable tree has seen
+    """
+
+
+@_record
+def vma_t() -> None:
+    """Describe a VMA. The table holds all of them in the order in which reverse mapping visits them (thp-split Z4).
+
+    family: int32
+    base: int32         first page of the process's region
+    start, end: int32   pages of the region
+    vm: uint8           flags
+    """
+
+
+# Who splits a folio (fix-variants 5.1), as `mmlab.variants.CALLERS`
 CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
-"""Who splits a folio (fix-variants 5.1)."""
+__all__ += ["CALLER_KSM", "CALLER_OTHER", "CALLER_PARTIALLY_MAPPED", "CALLER_UNDERUSED"]
+__all__ += ["block_t", "folio_t", "frame_t", "mm_t", "node_t", "page_t", "pte_t", "swap_t", "tree_t", "vma_t"]
 
 # --- knobs, cursor, counters ----------------------------------------------------------------------------------------
 KNOBS = """
@@ -165,79 +224,106 @@ KNOBS = """
 ADVISOR_MODES = ("none", "scan-time")
 """Values of the knob advisor_mode, by their number in the state."""
 
-state_t = np.dtype(
-    [
-        (name, np.int64)
-        for name in [
-            *KNOBS,
-            *"""
-            early_stop kernel hz hpage_order cursor_mm cursor found_vma unmerged stale_nodes
-            indexed direct index_first index_last index_bits
-            top_frame free_frame free_run top_folio free_folio top_node free_node top_slot free_slot swap_used
-            queue_first queue_last mlock_len lru_len khugepaged_mm khugepaged_address
-            jiffies prune_before batch_cpu_ns advisor_start_ns advisor_cpu_ns advisor_scan_time advisor_change
-            """.split(),
-        ]
-    ]
-)
 
-stat_t = np.dtype(
-    [
-        (name, np.int64)
-        for name in """
-        time_ns ksmd_cpu_ns batch rank full_scans pages_scanned pages_skipped pages_shared pages_sharing
-        pages_unshared ksm_zero_pages stable_node_chains stable_node_dups rmap_items proc_ksm_rmap_items
-        proc_ksm_merging_pages anon_pages huge_pmds ksm_entries swap_entries zeropage_entries
-        frames ksm_frames deferred_queue_len thp_split_page thp_split_page_failed thp_split_pmd
-        thp_underused_split_page thp_deferred_split_page thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm
-        pswpout pswpin thp_swpout_fallback wasted_visits changed_checksums freed_by_batch pages_to_scan
-        pages_collapsed khugepaged_full_scans khugepaged_cpu_ns thp_scan_exceed_none_pte thp_scan_exceed_swap_pte
-        thp_scan_exceed_share_pte thp_migration_split pgmigrate_success
-        zeropages_by_ksm zeropages_by_shrinker zeropages_by_other zero_scans
-        """.split()
-    ]
-)
+@_record
+def _variables_t() -> None:
+    """Describe the global variables of the model.
 
-# The state at the end of a full scan; what has changed since tells whether ksmd has settled
+    early_stop: int64                           the variant skip-zeropage
+    hz, hpage_order: int64                      timer ticks a second; order of a THP
+    cursor_mm, cursor: int64                    ksmd's cursor: process and page of its region
+    found_vma: int64                            ksmd has visited a page of that process in this full scan
+    unmerged: int64                             a VMA has ceased to be mergeable in this full scan
+    stale_nodes: int64                          stable nodes whose page was freed
+    indexed, direct: int64                      unstable tree: an index is allowed; items that go into the tree first
+    index_first, index_last, index_bits: int64  unstable tree: items of the index; bits of its size
+    top_frame, free_frame, free_run: int64      first frame never used; free frames; free huge pages
+    top_folio, free_folio: int64                first record never used; free records
+    top_node, free_node: int64
+    top_slot, free_slot, swap_used: int64
+    queue_first, queue_last: int64              deferred split queue
+    mlock_len, lru_len: int64                   entries of the CPU's batches
+    khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
+    jiffies: int64                              time of the current batch
+    prune_before: int64                         chains last walked in full before this time are walked in full
+    batch_cpu_ns: int64                         ksmd's CPU time when the batch started
+    advisor_start_ns, advisor_cpu_ns: int64     time and CPU time when the full scan started
+    advisor_scan_time, advisor_change: int64    history of the scan-time advisor
+    """
+
+
+state_t = np.dtype([(name, np.int64) for name in (*KNOBS, *DIFFERENCES, *(_variables_t.names or ()))])
+"""Knobs, flags of the kernel version (`mmlab.kernel.versions`), and global variables."""
+
+
+@_record
+def stat_t() -> None:
+    """Describe the counters of a sample. Names that the kernel has are the kernel's.
+
+    time_ns, ksmd_cpu_ns: int64
+    batch, rank: int64                          number of the last batch; events and timers since
+    full_scans, pages_scanned, pages_skipped, pages_shared, pages_sharing, pages_unshared, ksm_zero_pages: int64
+    stable_node_chains, stable_node_dups: int64
+    rmap_items: int64
+    proc_ksm_rmap_items, proc_ksm_merging_pages: int64      of processes that have not exited
+    anon_pages, huge_pmds, ksm_entries, swap_entries, zeropage_entries: int64
+    frames, ksm_frames: int64                   frames in use; those that are KSM pages
+    deferred_queue_len: int64
+    thp_split_page, thp_split_page_failed, thp_split_pmd, thp_underused_split_page, thp_deferred_split_page: int64
+    thp_fault_alloc, thp_collapse_alloc: int64
+    ksm_swpin_copy, cow_ksm: int64
+    pswpout, pswpin, thp_swpout_fallback: int64
+    wasted_visits: int64                        searches of the unstable tree that a dead node ended
+    changed_checksums: int64
+    freed_by_batch: int64                       frames
+    pages_to_scan: int64
+    pages_collapsed, khugepaged_full_scans, khugepaged_cpu_ns: int64
+    thp_scan_exceed_none_pte, thp_scan_exceed_swap_pte, thp_scan_exceed_share_pte: int64
+    thp_migration_split, pgmigrate_success: int64
+    zeropages_by_ksm, zeropages_by_shrinker, zeropages_by_other: int64      remapped by splits, by caller
+    zero_scans: int64                           pages that the underused test looked at
+    """
+
+
+# Records of `Machine.passes`: the first, the last and the first settled full scan
 FIRST, LAST, SETTLED = range(3)
-pass_t = np.dtype(
-    [(name, np.int64) for name in "full_scan time_ns frames ksm_pages skipped merges splits checksums".split()]
-)
 
-mthp_t = np.dtype(  # one record an order: the kernel's statistics of that folio size
-    [(name, np.int64) for name in ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")]
-)
 
-# What ksmd and khugepaged do, counted for their CPU time; mmlab.engine.costs says what each costs
-(
-    VISIT,
-    VISIT_THP,
-    VISIT_KSM,
-    SKIP,
-    PASS_OVER,
-    TREE_LEVEL,
-    TREE_COLD,
-    MERGE,
-    MERGE_ZERO,
-    SPLIT,
-    SPLIT_PAGE,
-    REMAP,
-    END_OF_PASS,
-    WAKE_UP,
-    KHUGEPAGED_PTE,
-    KHUGEPAGED_COPY,
-) = range(16)
+@_record
+def pass_t() -> None:
+    """Describe the state at the end of a full scan. What has changed since then decides whether ksmd has settled.
+
+    full_scan: int64    0: there was none yet
+    time_ns, frames, ksm_pages, skipped, merges, splits, checksums: int64
+    """
+
+
+@_record
+def mthp_t() -> None:
+    """Describe the kernel's statistics of one folio size.
+
+    split, split_failed, split_deferred, nr_anon, nr_anon_partially_mapped: int64
+    """
+
+
+# Steps that ksmd and khugepaged do, counted for their CPU time; `mmlab.engine.costs` has the cost of each
+VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, TREE_COLD, MERGE, MERGE_ZERO = range(9)
+SPLIT, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP, KHUGEPAGED_PTE, KHUGEPAGED_COPY = range(9, 16)
 NR_KSMD_STEPS, NR_STEPS = 14, 16
 
 CACHED_LEVELS = 10
-"""Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: measured, a level cost more in larger trees."""
+"""Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: deeper levels were measured to cost more."""
 
 PAGEVEC_SIZE = 31
 """Entries of a CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)."""
 
-
 MAX_NODES = 8
 """NUMA nodes that a machine may have."""
+
+__all__ += ["ADVISOR_MODES", "CACHED_LEVELS", "FIRST", "KNOBS", "LAST", "MAX_NODES", "PAGEVEC_SIZE", "SETTLED"]
+__all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
+__all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
+__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "mthp_t", "pass_t", "stat_t", "state_t"]
 
 
 class Machine(Tables):
@@ -277,7 +363,7 @@ class Machine(Tables):
     costs: Annotated[np.ndarray, np.dtype(np.int64)]
     """ns a step"""
     remap: Annotated[np.ndarray, np.dtype(np.uint8)]
-    """the variant: caller * 8 + mergeable * 4 + KSM running * 2 + shrink_underused"""
+    """the variant's truth table, at `variants.remap_index`"""
     mlock: Annotated[np.ndarray, np.dtype(np.int32)]
     """frames in the CPU's batch of mlock work"""
     lru: Annotated[np.ndarray, np.dtype(np.int32)]

@@ -1,25 +1,13 @@
-"""Swap slots, and reclaim of the folios that an advice names (mm/swapfile.c, mm/vmscan.c; thp-split 3.10).
+"""Swap slots, and the reclaim of folios by MADV_PAGEOUT (mm/swapfile.c, mm/vmscan.c; thp-split 3.10).
 
-A SWAP entry has -2 - slot in place of its frame; a small page in the swap cache has -2 - slot in place of its folio.
-The swap cache's reference is the `cache` of the slot, not a pin (thp-split H5).
+A SWAP entry has -2 - slot in place of its frame, a small page in the swap cache has it in place of its folio. The swap
+cache's reference is the slot's `cache`, not a pin (thp-split H5).
 """
 
-from mmlab.kernel.folio import folio_remove_rmap_ptes, free_folio, free_slot, put_frame
-from mmlab.kernel.huge_memory import split_folio, split_huge_pmd
+from mmlab.kernel.folio import folio_remove_rmap_ptes, free_folio, free_slot, put_frame, vm_mm
+from mmlab.kernel.huge_memory import clear_huge_pmd, split_folio, split_huge_pmd
 from mmlab.kernel.jit import compiled
-from mmlab.kernel.state import (
-    ANON,
-    CALLER_OTHER,
-    DIRTY,
-    EXCLUSIVE,
-    KSM,
-    LAZY,
-    NONE,
-    PG_DIRTY,
-    PMD_HUGE,
-    PMD_TABLE,
-    SWAP,
-)
+from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
 __all__ = ["shrink_folio", "swap_duplicate", "swap_free"]
@@ -27,13 +15,14 @@ __all__ = ["shrink_folio", "swap_duplicate", "swap_free"]
 
 @compiled
 def _free_slots(m):
-    """Slots that are left; the first page of a swap area is its header."""
+    """Return the number of free slots. The first page of a swap area is its header."""
     size = m.state[0].swap_mib * 256
     return size - 1 - m.state[0].swap_used if size > 0 else 0
 
 
 @compiled
 def _alloc_slot(m):
+    """Allocate a slot that no entry refers to yet."""
     s = m.state[0]
     slot = s.free_slot
     if slot >= 0:
@@ -49,14 +38,17 @@ def _alloc_slot(m):
 
 @compiled
 def swap_duplicate(m, slot):
-    """One more entry refers to the slot, also by fork (thp-split W7)."""
+    """Count one more entry that refers to the slot, as fork does too (thp-split W7)."""
     m.swap[slot].count += 1
     m.stat[0].swap_entries += 1
 
 
 @compiled
 def swap_free(m, slot):
-    """One entry less. After the last one the page stays in the swap cache as long as it is mapped (W7)."""
+    """Count one entry less that refers to the slot, and free the slot after the last one.
+
+    A page in the swap cache keeps its slot as long as it is mapped (thp-split W7).
+    """
     m.stat[0].swap_entries -= 1
     m.swap[slot].count -= 1
     if m.swap[slot].count > 0:
@@ -70,7 +62,7 @@ def swap_free(m, slot):
 
 @compiled
 def _swap_out(m, v, slot):
-    """The entry at v refers to the slot from now on (`try_to_unmap_one`)."""
+    """Replace the entry at v by one that refers to the slot (`try_to_unmap_one`)."""
     unmap_pte(m, v, SWAP, -2 - slot)
     m.pte[v].bits &= EXCLUSIVE
     m.stat[0].anon_pages -= 1
@@ -79,17 +71,18 @@ def _swap_out(m, v, slot):
 
 @compiled
 def _found_by_rmap(m, v, frame):
-    """Whether reverse mapping finds this entry of a KSM page: by an item of the page's node at this address in this
-    process or in an ancestor (`rmap_walk_ksm`, ksm-merge M14)."""
+    """Return whether reverse mapping finds this entry of a KSM page (`rmap_walk_ksm`, ksm-merge M14).
+
+    It does if the page's node has an item at this address, of this process or of an ancestor.
+    """
     node = m.frame[frame].node
     if node < 0:
         return False
-    order = m.state[0].hpage_order
-    index = v - m.mm[m.block[v >> order].mm].base
+    index = v - m.mm[vm_mm(m, v)].base
     w = m.node[node].first
     while w >= 0:
-        owner = m.block[w >> order].mm
-        mm = m.block[v >> order].mm if w - m.mm[owner].base == index else 0
+        owner = vm_mm(m, w)
+        mm = vm_mm(m, v) if w - m.mm[owner].base == index else 0
         while mm > 0:
             if mm == owner:
                 return True
@@ -100,12 +93,15 @@ def _found_by_rmap(m, v, frame):
 
 @compiled
 def _shrink_page(m, v):
-    """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`; thp-split W4, W6; ksm-merge F6)."""
+    """Reclaim the small page at v, which nothing else maps (`shrink_folio_list`; thp-split W4, W6; ksm-merge F6).
+
+    A lazy page is discarded, or is no longer lazy if it is dirty. A zero-filled page is not written.
+    """
     frame = m.page[v].frame
     ksm = m.frame[frame].flags & KSM
     if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
         return
-    if m.frame[frame].flags & LAZY:  # W6
+    if m.frame[frame].flags & LAZY:
         if m.pte[v].bits & DIRTY or m.frame[frame].flags & PG_DIRTY:
             m.frame[frame].flags = m.frame[frame].flags & ~LAZY | PG_DIRTY
             return
@@ -124,7 +120,7 @@ def _shrink_page(m, v):
         slot = _alloc_slot(m)
     if write:
         m.swap[slot].zero = m.page[v].key == 0
-        if not m.swap[slot].zero:  # W4
+        if not m.swap[slot].zero:
             m.stat[0].pswpout += 1
     m.stat[0].ksm_entries -= ksm
     _swap_out(m, v, slot)
@@ -135,10 +131,9 @@ def _shrink_page(m, v):
 
 @compiled
 def _discard_folio(m, f, v):
-    """A lazy large folio mapped from v on goes, unless it was written to (W6).
+    """Discard a lazy large folio that is mapped from v on, or let it be lazy no longer if it is dirty (thp-split W6).
 
-    6.12 takes the entries away one by one, up to one that is dirty, so that the folio looks partially mapped; 6.18 all
-    or none at once (seen live).
+    It depends on the release whether the entries are unmapped at once or one by one, up to the first dirty one.
     """
     head, n = m.folio[f].head, 1 << m.folio[f].order
     clean = 0
@@ -146,25 +141,23 @@ def _discard_folio(m, f, v):
         clean += 1
     if clean < n:
         m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
-        if m.state[0].kernel >= 618:
+        if m.state[0].lazyfree_goes_at_once:
             clean = 0
     for w in range(v, v + clean):
         unmap_pte(m, w, NONE, -1)
     m.stat[0].anon_pages -= clean
-    if m.state[0].kernel < 618:
-        for i in range(clean):
-            folio_remove_rmap_ptes(m, head + i, 1)
-    elif clean > 0:
-        folio_remove_rmap_ptes(m, head, clean)
+    run = n if m.state[0].lazyfree_goes_at_once else 1
+    for i in range(0, clean, run):
+        folio_remove_rmap_ptes(m, head + i, run)
 
 
 @compiled
 def shrink_folio(m, v):
-    """Reclaim the folio whose first page v maps; it is wholly mapped from there on, by nothing else.
+    """Reclaim the folio that is mapped wholly, from v on, and by nothing else.
 
-    A huge page goes out whole (W2), or without a contiguous run of slots it is split first and goes page by page
-    (thp-split 3.6); pages that became the zeropage are gone by then (G3). Slots are contiguous as long as enough of
-    them are free: fragmentation is not modelled.
+    A large folio is swapped out whole (thp-split W2). Without a contiguous run of slots it is split, and its pages are
+    swapped out one by one (thp-split 3.6); those that became the zeropage are gone by then (G3). Slots are contiguous
+    as long as enough of them are free: fragmentation is not modelled.
     """
     f = m.frame[m.page[v].frame].folio
     if f < 0:
@@ -187,9 +180,7 @@ def shrink_folio(m, v):
                     _shrink_page(m, w)
         return
     if m.block[b].pmd == PMD_HUGE:
-        m.block[b].pmd = PMD_TABLE
-        m.stat[0].huge_pmds -= 1
-        m.stat[0].thp_split_pmd += 1
+        clear_huge_pmd(m, b)
     zero = True
     for w in range(v, v + n):
         zero = zero and m.page[w].key == 0

@@ -1,30 +1,21 @@
 """The unstable tree (mm/ksm.c; ksm-merge U1 to U4, D1 to D4): a red-black tree, and an index of its latest items.
 
-A node is an address, looked up again by each search that comes by: if no page is mapped there any more the node is
-dead. Which searches meet it is a matter of the tree's shape. Items that are inserted do not change that: they come to
-lie in no dead node's subtree, as their own search would have met it; and what is rotated then are nodes on their way,
-none of which is dead. So items are only indexed by content at first, and go into the tree, in order of insertion, when
-an item is about to leave it or to lose its page (`unmap_pte`). A search descends what there is of the tree, then looks
-into the index. Once an item's content has changed (`set_content`) the tree is no longer in order, and what rotations do
-to it matters: there is no index then until the next full scan.
+A node is an address whose page each search looks up again. If no page is mapped there any more, the node is *dead*.
+Whether a search hits a dead node depends only on the tree's shape, and insertions cannot change that: a new item never
+lands below a dead node, since its own search would have ended there, and insertions rotate only nodes on the search
+path, none of which is dead. So items are at first only indexed by content. They go into the tree, in order of
+insertion, when an item is about to leave the tree or to lose its page (`unmap_pte`). A search descends the tree as far
+as it was built, then looks into the index. Once an item's content has changed (`set_content`), the tree is no longer
+ordered and rotations matter, so there is no index until the next full scan.
 
-Measured: 262,144 unique pages in random order took 350 ns each in the tree, and 40 in the index.
+Measured: for 262,144 unique pages in random order, a search takes 350 ns in the tree and 40 ns in the index.
 """
 
 import numpy as np
 
 from mmlab.kernel.jit import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
-from mmlab.kernel.state import (
-    CACHED_LEVELS,
-    CHECKSUM,
-    NID_SHIFT,
-    REWRITTEN,
-    TREE_COLD,
-    TREE_LEVEL,
-    UNSTABLE,
-    VM_MERGEABLE,
-)
+from mmlab.kernel.state import *
 
 __all__ = [
     "empty_unstable_trees",
@@ -38,13 +29,16 @@ __all__ = [
 
 @compiled
 def page_nid(m, frame):
-    """The NUMA node whose trees the page belongs into (ksm-merge T1)."""
+    """Return the NUMA node whose trees the page belongs to (ksm-merge T1)."""
     return np.int64(0) if m.state[0].merge_across_nodes else np.int64(m.frame[frame].flags) >> NID_SHIFT
 
 
 @compiled
 def empty_unstable_trees(m):
-    """At the begin of a full scan (ksm-scan S10); of several NUMA nodes each has its tree, of one an index will do."""
+    """Empty all unstable trees, as each full scan does when it starts (ksm-scan S10).
+
+    With `merge_across_nodes` there is one tree, which may have an index.
+    """
     s = m.state[0]
     if s.index_first >= 0:
         for i in range(len(m.index)):
@@ -59,18 +53,21 @@ def empty_unstable_trees(m):
         m.tree[nid].built = 0
 
 
-# --- the index: chains of items whose contents hash alike, linked by `left`, and all of them in order by `right` ------
+# --- the index: items of one bucket are linked by `left`, all items in order of insertion by `right` -----------------
 
 
 @inlined
 def _bucket(m, key):
-    """Contents that count up stay beside each other, in the cache; those that are multiples of a power of 2 spread."""
+    """Return the bucket of a content.
+
+    Consecutive contents get neighbouring buckets, which share cache lines; multiples of a power of 2 are spread.
+    """
     return np.int64(key + (key >> np.uint64(m.state[0].index_bits))) & (len(m.index) - 1)
 
 
 @inlined
 def _index_search_insert(m, v, key):
-    """The item with this content, or -1: v was inserted."""
+    """Return the item with this content, or insert v and return -1."""
     s = m.state[0]
     p = m.page
     i = _bucket(m, key)
@@ -92,9 +89,9 @@ def _index_search_insert(m, v, key):
 
 @compiled
 def _build_tree(m):
-    """Put what is indexed into the tree; several NUMA nodes have a tree each, and no index.
+    """Move all indexed items into the tree.
 
-    It took both an index and a tree. So that this does not go on and on, as many items again go straight into the tree.
+    An item that is moved has cost twice. To bound that cost, as many items as the tree now holds go straight into it.
     """
     s = m.state[0]
     p = m.page
@@ -116,7 +113,7 @@ def _build_tree(m):
 
 @inlined
 def _shape_matters(m, v):
-    """Whether there is an index, and at v an item of this full scan, which is in the tree afterwards."""
+    """Return whether there is an index and, at v, an item of this full scan; if so, build the tree of all items."""
     s = m.state[0]
     matters = s.indexed and m.pte[v].item & UNSTABLE and m.pte[v].seq == m.stat[0].full_scans & 255
     if matters and s.index_first >= 0:
@@ -126,7 +123,7 @@ def _shape_matters(m, v):
 
 @compiled
 def unmap_pte(m, v, kind, frame):
-    """The entry of an anonymous page at v becomes one of `kind` without a page (`frame` < 0): an item there is dead."""
+    """Replace the entry of the page at v by one of `kind` without a page (`frame` < 0). An item there becomes dead."""
     _shape_matters(m, v)
     m.pte[v].kind = kind
     m.page[v].frame = frame
@@ -134,7 +131,7 @@ def unmap_pte(m, v, kind, frame):
 
 @compiled
 def set_content(m, v, key):
-    """What is at v is written to, or a fresh page, all zeroes, will be there."""
+    """Change the content at v: the page is written to, or a zero-filled one will be mapped."""
     if _shape_matters(m, v):
         m.state[0].indexed = 0
     if m.pte[v].item & (CHECKSUM | REWRITTEN) == CHECKSUM:
@@ -148,7 +145,7 @@ def set_content(m, v, key):
 
 @inlined
 def _count(m, nid, key):
-    """A content enters the tree: what `_levels` has to know of it."""
+    """Record for `_levels` that a content enters the tree."""
     t = m.tree[nid]
     t.least = min(t.least, key) if t.nodes else key
     t.most = max(t.most, key) if t.nodes else key
@@ -158,10 +155,10 @@ def _count(m, nid, key):
 
 @inlined
 def _levels(m, nid, key):
-    """Nodes on the way of a search that none ends: what they cost does not depend on whether the tree was built.
+    """Return the number of nodes that an unsuccessful search visits, whether the tree was built or not.
 
-    Mean of random contents: the bits of the number of nodes. Along its edge, where contents in ascending order go in,
-    a tree is nearly twice as deep, 2 bits - 3.5; both hold within 2 % from 512 to 262,144 nodes.
+    With b the bits of the number of nodes, that is b on average for random contents. Along the tree's edge, where
+    ascending contents are inserted, it is nearly twice that, 2b - 3.5. Both hold within 2 % from 512 to 262,144 nodes.
     """
     t = m.tree[nid]
     inside = t.least <= key <= t.most
@@ -170,11 +167,11 @@ def _levels(m, nid, key):
 
 @inlined
 def unstable_tree_search_insert(m, v, frame, key):
-    """The item whose page has the same content, or insert this one (ksm-merge U2). -1: inserted or given up.
+    """Return the item whose page has the same content, or -1: v was inserted, or the search was aborted (ksm-merge U2).
 
-    A dead node ends the search (D1, D2) and stays where it is until the trees are emptied (D3). Contents are compared
-    as they are now, by their keys (U3, M13), and no folio is split for that (U4). The item notes the number of the full
-    scan (S19).
+    A dead node ends the search (D1, D2) and stays in place until the trees are emptied (D3). The search compares
+    current contents, by their keys (U3, M13), and splits no folio for that (U4). An inserted item records the number of
+    the full scan (ksm-scan S19).
     """
     p = m.page
     s = m.state[0]
@@ -182,7 +179,7 @@ def unstable_tree_search_insert(m, v, frame, key):
     unmerged = s.unmerged
     if unmerged or not s.merge_across_nodes:
         s.indexed = 0
-    indexed = s.indexed and s.direct == 0 and p[v].frame >= 0  # its own split may have put the zeropage there
+    indexed = s.indexed and s.direct == 0 and p[v].frame >= 0  # not if its own split has put the zeropage there
     if not indexed and s.index_first >= 0:
         _build_tree(m)
     levels, inserted = _levels(m, nid, key), True
@@ -191,7 +188,7 @@ def unstable_tree_search_insert(m, v, frame, key):
         met += 1
         if p[n].frame < 0 or (unmerged and not m.pte[n].vm & VM_MERGEABLE):
             m.stat[0].wasted_visits += 1
-            levels = met + m.tree[nid].depth - m.tree[nid].built  # what is indexed would lie above it
+            levels = met + m.tree[nid].depth - m.tree[nid].built  # indexed items would lie above it
             inserted, n = False, np.int64(-1)
             break
         if p[n].frame == frame:
@@ -207,7 +204,7 @@ def unstable_tree_search_insert(m, v, frame, key):
         else:
             inserted = False
             if not s.merge_across_nodes and page_nid(m, p[n].frame) != nid:
-                n = np.int64(-1)  # the tree's page went to another NUMA node
+                n = np.int64(-1)  # the item's page has moved to another NUMA node
             break
     if inserted and indexed:
         n = _index_search_insert(m, v, key)
@@ -217,7 +214,7 @@ def unstable_tree_search_insert(m, v, frame, key):
     elif inserted:
         m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
     m.steps[TREE_LEVEL] += levels
-    if CACHED_LEVELS < levels <= m.tree[nid].depth:  # along the edge the way is always the same, and stays cached
+    if CACHED_LEVELS < levels <= m.tree[nid].depth:  # the path along the edge is always the same, so it stays cached
         m.steps[TREE_COLD] += levels - CACHED_LEVELS
     if inserted:
         m.pte[v].item |= UNSTABLE
@@ -233,7 +230,7 @@ def unstable_tree_search_insert(m, v, frame, key):
 
 @compiled
 def unstable_tree_erase(m, v):
-    """Take out an item of the current full scan."""
+    """Remove an item that the current full scan has inserted."""
     if m.state[0].index_first >= 0:
         _build_tree(m)
     nid = np.int64(m.pte[v].nid)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmlab import Scenario, simulate
-from mmlab.kernel.ksm import advised_pages
+from mmlab.kernel.advisor import advised_pages
 from mmlab.results import trace
 
 HEAVY = Path(__file__).parent / "advisor" / "live618-advisor-heavy.json.gz"

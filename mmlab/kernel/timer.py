@@ -1,0 +1,42 @@
+"""Time: jiffies, timed sleeps, and the CPU time of ksmd and khugepaged (kernel/time/timer.c)."""
+
+from mmlab.kernel.jit import compiled, entry
+from mmlab.kernel.state import *
+
+__all__ = ["jiffies", "khugepaged_cpu_ns", "ksmd_cpu_ns", "schedule_timeout"]
+
+
+@compiled
+def jiffies(m, ns):
+    """Return the number of timer ticks up to a time in ns."""
+    hz = m.state[0].hz
+    return ns // 1_000_000_000 * hz + ns % 1_000_000_000 * hz // 1_000_000_000
+
+
+@entry
+def schedule_timeout(m, now_ns, millisecs):
+    """Return the end of a sleep that starts now, ns: the tick after `millisecs` rounded up to ticks (ksm-scan S3)."""
+    s = m.state[0]
+    tick = jiffies(m, now_ns) + (millisecs * s.hz + 999) // 1000 + 1
+    return tick // s.hz * 1_000_000_000 + tick % s.hz * 1_000_000_000 // s.hz
+
+
+@compiled
+def _cpu_ns(m, first, end):
+    total = 0
+    for i in range(first, end):
+        total += m.steps[i] * m.costs[i]
+    return total
+
+
+@compiled
+def ksmd_cpu_ns(m):
+    """Return the CPU time of all that ksmd has done so far, ns."""
+    m.steps[SKIP] = m.stat[0].pages_skipped
+    return _cpu_ns(m, 0, NR_KSMD_STEPS)
+
+
+@compiled
+def khugepaged_cpu_ns(m):
+    """Return the CPU time of all that khugepaged has done so far, ns."""
+    return _cpu_ns(m, NR_KSMD_STEPS, NR_STEPS)
