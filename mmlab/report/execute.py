@@ -1,4 +1,4 @@
-"""Notebook in, HTML report out: papermill runs it, nbconvert renders it, and its data go beside the page.
+"""A notebook becomes an HTML report: papermill runs it, nbconvert renders it, and its data go beside the page.
 
     >>> from pathlib import Path
     >>> from mmlab.report.execute import report
@@ -6,46 +6,48 @@
     PosixPath('reports/01_regression.html')
 
 The parameters are checked before anything runs: every name must be in the notebook's cell tagged ``parameters``, and
-every name that is a field of :class:`mmlab.scenario.Scenario` must be a value that a scenario accepts.
+every name that is a field of `mmlab.scenario.Scenario` must have a value that a scenario accepts.
 
 The same notebook, parameters, versions and file name give the same bytes, of the page and of all files beside it: the
 kernel runs with a fixed hash seed, time zone and locale and without the user's matplotlib settings, and
-:func:`mmlab.report.page.normalise` drops run times, papermill's and the kernel's metadata, random cell ids and memory
-addresses. The notebook's working directory is the caller's, as with papermill.
+`mmlab.report.page` drops run times, papermill's metadata and memory addresses. The notebook's working directory is the
+caller's, as with papermill. If the environment variable ``MMLAB_EXECUTED`` names a folder, the executed notebooks are
+kept there.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shlex
-import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
 from mmlab.report.jupyter import environment, this_interpreter
 from mmlab.report.provenance import Provenance, ingredients, provenance
+from mmlab.results.digest import digest
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Parameter", "ReportFailed", "Request", "find_notebook", "report", "resolve_parameters"]
+__all__ = ["Parameter", "ReportFailed", "Request", "find_notebook", "make", "report", "resolve_parameters"]
 
-#: What the kernel's process gets, whatever the caller's environment says: nothing of it may show in the report.
+Progress = Callable[[float, float, str], object]
+
 PINNED = {
     "PYTHONHASHSEED": "0",
     "TZ": "UTC",
@@ -59,6 +61,10 @@ PINNED = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     "COLUMNS": "120",
 }
+"""Environment of the kernel's process; nothing of the caller's environment may show in the report."""
+KERNEL_OPTIONS = ["--HistoryManager.enabled=False", "--InteractiveShellApp.ignore_cwd=True"]
+"""The working directory is searched for modules by ``PYTHONPATH``, after this library, not before it."""
+EXECUTED = "MMLAB_EXECUTED"
 
 
 class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
@@ -71,17 +77,16 @@ class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it can be pickled
-        self.path = path
-        self.reason = reason
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.reason}. What ran until then is in {self.path}"
+        return f"{self.reason}. {self.path} has the results up to there"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell: its default and the value that this report runs with."""
+    """A parameter of a notebook: its default and the value that this report runs with."""
 
     name: str
     default: object
@@ -89,12 +94,13 @@ class Parameter:
 
     @property
     def changed(self) -> bool:
+        """Whether the value is not the default."""
         return self.value != self.default
 
 
 @dataclass(frozen=True)
 class Request:
-    """One report that is wanted.
+    """A report to be made.
 
     Parameters
     ----------
@@ -104,30 +110,27 @@ class Request:
         Flat YAML files ``name: value``, as ``papermill -f`` takes them; a later file wins.
     overrides : mapping
         Single values, which win over the files.
-    out : Path, optional
-        The page. Default: ``reports/<notebook>[_<params>…].html``. Its tables go into ``<out without .html>.data/``.
+    out : Path
+        The page (``….html``), or the folder for it. Its tables go into the folder ``<page without .html>.data``.
     show_code : bool
-        Print the code cells, too.
+        Show the code cells, too.
     """
 
     notebook: Path
     params_files: Sequence[Path] = ()
     overrides: Mapping[str, object] = field(default_factory=dict)
-    out: Path | None = None
+    out: Path = Path("reports")
     show_code: bool = False
 
     @property
     def name(self) -> str:
-        """Of the page where none is given: the notebook's, and those of the params files."""
+        """The notebook's name, followed by those of the params files."""
         return "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
 
     @property
     def page(self) -> Path:
-        return self.out or Path("reports") / f"{self.name}.html"
-
-    def inside(self, folder: Path) -> Request:
-        """The same report, written into a folder under its own name."""
-        return replace(self, out=folder / f"{self.name}.html")
+        """The page's file."""
+        return self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
 
     @property
     def data(self) -> Path:
@@ -136,110 +139,124 @@ class Request:
 
     @cached_property
     def parameters(self) -> list[Parameter]:
-        """All of the notebook's, checked."""
+        """All parameters of the notebook, checked."""
         return resolve_parameters(self.notebook, self.params_files, self.overrides)
 
     @property
     def notebook_digest(self) -> str:
-        """SHA-256 of its file."""
+        """SHA-256 of the notebook."""
         return hashlib.sha256(self.notebook.read_bytes()).hexdigest()
 
     def check(self) -> str:
-        """SHA-256 of all that the report depends on.
+        """Return the SHA-256 of all that the report depends on.
 
         Raises
         ------
         UserError
-            A file is missing or unreadable, a parameter unknown to the notebook, a value out of range, or the page
-            cannot be written where it is wanted.
+            A file is missing or unreadable, a parameter is unknown to the notebook, a value is out of range, or the
+            page cannot be written.
         """
         parameters = [(p.name, p.value) for p in self.parameters]
-        out = self.page
-        if out.is_dir():
-            raise UserError(f"{out} is a folder: name the file to write, such as {out / (self.name + '.html')}")
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as refused:
-            raise UserError(f"{out.parent}: this folder cannot be made ({refused.strerror})") from refused
-        if not os.access(out.parent, os.W_OK):
-            raise UserError(f"{out.parent}: no permission to write there; name another file with -o")
-        of = [self.notebook_digest, parameters, self.show_code, out.name, ingredients()]
+        with _writing(self.page.parent):
+            if self.out.suffix not in ("", ".html") and not self.out.is_dir():
+                raise UserError(parameter="-o", value=str(self.out), allowed="a folder, or a file that ends in .html")
+            self.page.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.page.parent).close()
+        of = [self.notebook_digest, parameters, self.show_code, self.page.name, ingredients()]
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
     def is_made(self) -> bool:
-        """Page and tables are there and would come out the same if they were made again."""
+        """Return whether the page and its tables are there and would be the same if they were made again."""
         about = page.About.read(self.page)
         if about is None or about.error or about.inputs != self.check():
             return False
-        return all((self.data / f"{name}.{kind}").is_file() for name in about.tables for kind in ("csv", "parquet"))
+        with suppress(OSError):
+            return digest(self.data, (self.data / file for file in about.files)) == about.data
+        return False
 
     def command(self) -> str:
-        """The command that makes the same page, with nothing of this machine in it."""
+        """Return the command that makes the same page, with nothing of this machine in it."""
         settings = [word for p in self.parameters if p.changed for word in ("-p", f"{p.name}={as_yaml(p.value)}")]
         code = ["--code"] if self.show_code else []
         return shlex.join(["mmlab", "report", self.notebook.name, *settings, *code, "-o", self.page.name])
 
 
 def as_yaml(value: object) -> str:
-    """On one line, and without quotes where it means the same."""
+    """Return a value as YAML on one line, quoted only where that changes its meaning."""
     return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError(problem, parameter=str(error.filename or path), hint="Name another place with -o.") from error
 
 
 def report(
     notebook: Path,
     params_files: Sequence[Path] = (),
     overrides: Mapping[str, object] | None = None,
-    out: Path | None = None,
+    out: Path = Path("reports"),
     show_code: bool = False,
-    progress: bool = True,
+    progress: Progress | None = None,
 ) -> Path:
-    """Run a notebook with parameters and write the report; the parameters are those of :class:`Request`.
+    """Run a notebook with parameters and write the report; the parameters are those of `Request`.
 
     Parameters
     ----------
-    progress : bool
-        A bar over the cells on stderr.
+    progress : callable, optional
+        Called with the cells done, all cells, and the report's name.
 
     Returns
     -------
     Path
-        The page. It appears in one piece or not at all.
+        The page.
 
     Raises
     ------
     UserError
-        As :meth:`Request.check`; nothing has run.
+        As `Request.check`; nothing has run.
     ReportFailed
-        A cell raised; the page exists and says where.
+        A cell raised; the page exists and tells which.
     """
-    files = [Path(file) for file in params_files]
-    request = Request(Path(notebook), files, overrides or {}, Path(out) if out else None, show_code)
+    request = Request(Path(notebook), [Path(file) for file in params_files], overrides or {}, Path(out), show_code)
     request.check()
-    return make(request, provenance(), {"desc": request.name} if progress else None)
+    if error := make(request, provenance(), progress):
+        raise ReportFailed(request.page, error)
+    return request.page
 
 
-def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = None) -> Path:
-    """Make one report. ``bar``: what tqdm is to know of a bar over the cells; None: no bar."""
+def make(request: Request, made_of: Provenance, progress: Progress | None = None, scratch: Path | None = None) -> str:
+    """Make one report, with temporary files in a folder within `scratch`, and return what failed, empty if nothing."""
     from mmlab.engine.costs import describe_accuracy
     from mmlab.scenario import Scenario
 
-    inputs, parameters = request.check(), request.parameters
-    default_costs = Scenario.model_fields["costs"].default
-    with tempfile.TemporaryDirectory(prefix="mmlab-report-") as folder:
-        saved = Path(folder) / "tables"
+    inputs, values = request.check(), {p.name: p.value for p in request.parameters}
+    given = {p.name: p.value for p in request.parameters if p.changed}
+    with (
+        _writing(request.page),
+        tempfile.TemporaryDirectory(prefix="mmlab-report-", dir=scratch, ignore_cleanup_errors=True) as folder,
+    ):
+        saved, tables = Path(folder) / "saved", Path(folder) / "tables"
         saved.mkdir()
-        values = {p.name: p.value for p in parameters if p.changed}
-        executed, error = run(request.notebook, values, Path(folder), saved, bar)
-        page.normalise(executed)
-        tables = page.number_tables(executed)
+        tables.mkdir()
+        executed, error = run(request, given, Path(folder), saved, progress)
+        page.arrange(executed)
+        names = page.number_tables(executed)
+        for name, old in names.items():
+            for kind in ("csv", "parquet"):
+                (saved / f"{old}.{kind}").rename(tables / f"{name}.{kind}")
         about = page.About(
             notebook=request.notebook.stem,
             title=page.title(executed, request.notebook.stem),
             question=page.question(executed),
-            variant=next((str(p.value) for p in parameters if p.name == "variant"), ""),
-            changed=", ".join(f"{p.name}={as_yaml(p.value)}" for p in parameters if p.changed),
+            changed=", ".join(f"{name}={as_yaml(value)}" for name, value in given.items()),
             headline=page.headline(executed),
-            tables=tuple(tables),
+            tables=list(names),
+            data=digest(tables, tables.iterdir()),
             error=error,
             inputs=inputs,
             version=made_of.version,
@@ -251,21 +268,44 @@ def make(request: Request, made_of: Provenance, bar: Mapping[str, Any] | None = 
             request.show_code,
             data=request.data.name,
             yaml=as_yaml,
-            parameters=parameters,
+            parameters=request.parameters,
             provenance=made_of,
             command=request.command(),
             digest=request.notebook_digest,
-            trust=describe_accuracy(next((str(p.value) for p in parameters if p.name == "costs"), default_costs)),
+            trust=describe_accuracy(str(values.get("costs", Scenario.model_fields["costs"].default))),
         )
-        write_tables(request.data, saved, tables)
-    write_atomically(request.page, text.encode())
-    if error:
-        raise ReportFailed(request.page, error)
-    return request.page
+        publish(request, tables, text)
+    return error
+
+
+def publish(request: Request, tables: Path, text: str) -> None:
+    """Write the tables, then the page, each in one piece; then remove the tables of an earlier page."""
+    with alone(request.page.parent):
+        new = {file.name for file in tables.iterdir()}
+        for name in sorted(new):
+            write_atomically(request.data / name, (tables / name).read_bytes())
+        write_atomically(request.page, text.encode())
+        for left in request.data.glob("[0-9][0-9]*-*.*"):
+            if left.name not in new and left.suffix in (".csv", ".parquet"):
+                left.unlink()
+        with suppress(OSError):  # it has files, or does not exist
+            request.data.rmdir()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes reports into the folder; where the file system has no locks, do not wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def find_notebook(name: str | Path) -> Path:
-    """A notebook by its path, or one that ships with mmlab by its name, with or without folder and ending.
+    """Return a notebook by its path, or one that ships with mmlab by its name, with or without folder and ending.
 
     Raises
     ------
@@ -278,35 +318,37 @@ def find_notebook(name: str | Path) -> Path:
     '01_regression.ipynb'
     """
     path = Path(name)
+    shipped = {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
-    stem = path.name.removesuffix(".ipynb")
-    if stem in shipped and path.parent.name in ("", "notebooks"):
-        return shipped[stem]
-    hint = "Name a file, or one of the notebooks that ship with mmlab."
-    raise UserError(f"{name}: no such notebook: {unknown('notebook', stem, shipped, hint)}")
+    if path.parent.name in ("", "notebooks") and path.name.removesuffix(".ipynb") in shipped:
+        return shipped[path.name.removesuffix(".ipynb")]
+    raise unknown("notebook", str(name), shipped, "Name a file, or one of the notebooks that ship with mmlab.")
 
 
 def resolve_parameters(
     notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]
 ) -> list[Parameter]:
-    """The notebook's parameters in its own order, each with its default and the value to run with, all checked."""
+    """Return the notebook's parameters in its own order, each with its default and the value to run with, all checked.
+
+    Raises
+    ------
+    UserError
+        A name is unknown to the notebook, or a value is not allowed.
+    """
     from mmlab.engine.costs import cost_table
     from mmlab.scenario import Scenario
     from mmlab.variants import resolve
 
     defaults = notebook_defaults(notebook)
-    given: dict[str, object] = {}
-    origin: dict[str, str] = {}
-    for source, values in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
-        for name, value in values.items():
-            if name not in defaults:
-                known = "" if defaults else ": it has no cell tagged parameters"
-                raise UserError(f"{source}: {unknown('parameter', name, defaults, f'({notebook.name}{known})')}")
-            given[name], origin[name] = value, source
+    values = dict(defaults)
+    for where, given in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
+        with located(where):
+            for name, value in given.items():
+                if name not in defaults:
+                    raise unknown("parameter", name, defaults, f"See the cell tagged parameters of {notebook.name}.")
+                values[name] = value if name in Scenario.model_fields else _checked(name, value, defaults[name])
 
-    values = {**defaults, **given}
     of_scenario = {name: value for name, value in values.items() if name in Scenario.model_fields}
     if of_scenario:
         scenario = Scenario(**of_scenario)
@@ -314,133 +356,122 @@ def resolve_parameters(
         resolve(scenario.variant)
         cost_table(scenario.costs)
         values |= {name: getattr(scenario, name) for name in of_scenario}
-    for name in set(given) - set(of_scenario):
-        expected, value = type(defaults[name]), values[name]
-        if expected is float and type(value) is int:
-            value = values[name] = float(value)
-        if expected is not type(None) and type(value) is not expected:
-            wanted = f"{notebook.name} expects {expected.__name__}, such as {defaults[name]!r}"
-            raise UserError(f"{origin[name]}: {name} = {value!r}: {wanted}")
     return [Parameter(name, default, values[name]) for name, default in defaults.items()]
 
 
+def _checked(name: str, value: object, default: object) -> object:
+    """Return the value of a parameter that is no scenario's, in the type of its default."""
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if default is not None and type(value) is not type(default):
+        allowed = f"of type {type(default).__name__}, such as {default!r}"
+        raise UserError(parameter=name, value=value, allowed=allowed)
+    return value
+
+
 def notebook_defaults(notebook: Path) -> dict[str, object]:
-    """Name and default of each line ``name: type = value  # help`` of the cell tagged ``parameters``."""
-    if not notebook.is_file():
-        raise UserError(f"{notebook}: no such notebook")
+    """Return name and default of each line ``name: type = value  # help`` of the cell tagged ``parameters``.
+
+    Raises
+    ------
+    UserError
+        The file is missing or no notebook, or a default is not a plain value.
+    """
     try:  # plain JSON: nbformat takes seconds to load
         cells = json.loads(notebook.read_bytes())["cells"]
         tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-        lines = ast.parse("".join(tagged[0])).body if tagged else []
+        found: dict[str, object] = {}
+        for line in ast.parse("".join(tagged[0]) if tagged else "").body:
+            if isinstance(line, ast.AnnAssign | ast.Assign) and line.value:
+                target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+                found[ast.unparse(target)] = ast.literal_eval(line.value)
+    except OSError as error:
+        raise UserError(error.strerror or str(error), parameter=str(notebook)) from error
     except (ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
-        raise UserError(f"{notebook}: not a readable notebook ({type(error).__name__})") from error
-    defaults: dict[str, object] = {}
-    for line in lines:
-        if isinstance(line, ast.AnnAssign | ast.Assign):
-            name, value = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]), line.value
-            try:
-                defaults[name] = ast.literal_eval(value or "")
-            except (ValueError, SyntaxError) as error:
-                raise UserError(f"{notebook}: parameter {name} has no plain default: {ast.unparse(line)}") from error
-    return defaults
+        problem = f"its parameters cannot be read ({type(error).__name__}: {error})"
+        raise UserError(problem, parameter=str(notebook), hint="Each is a line `name: type = plain value`.") from error
+    return found
 
 
 def read_params(file: Path) -> dict[str, object]:
-    """A flat params file: plain scalars only, as papermill can inject them."""
+    """Read a flat params file: plain values only, as papermill can inject them.
 
+    Raises
+    ------
+    UserError
+        The file cannot be read, or a value is not plain.
+    """
     values = read_yaml(file)
     for name, value in values.items():
         if not isinstance(value, (str, int, float, bool)):
             raise UserError(
-                f"{file}: {name}: a report takes plain values (number, text, true, false), not {type(value).__name__}; "
-                "a scenario with processes or events is for `mmlab simulate`"
+                parameter=name,
+                value=value,
+                allowed="a plain value (number, text, true, false)",
+                hint="A scenario with processes or events is for `mmlab simulate`.",
+                where=str(file),
             )
     return values
 
 
 def run(
-    notebook: Path, parameters: Mapping[str, object], folder: Path, tables: Path, bar: Mapping[str, Any] | None
+    request: Request, parameters: Mapping[str, object], folder: Path, tables: Path, progress: Progress | None
 ) -> tuple[NotebookNode, str]:
-    """The executed notebook, and what went wrong in it ("" if nothing did).
+    """Return the executed notebook, and what failed in it, empty if nothing did.
 
-    Its kernel has nothing of the caller's but the working directory, which is also searched for modules, after this
-    library. ``folder`` is for scratch; the notebook's tables are saved in ``tables``.
+    Its kernel has the caller's working directory, but nothing of the caller's environment that could show. `folder` is
+    for temporary files; the notebook's tables are saved in `tables`.
     """
     import nbformat
+    import numpy as np
 
     from mmlab.figures.notebook import TABLES
 
-    env = PINNED | any_processor() | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
-    options = [
-        "--HistoryManager.enabled=False",
-        "--InteractiveShellApp.ignore_cwd=True",  # PYTHONPATH has it, but not in front of this library
-    ]
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
+    simplest = {"NPY_DISABLE_CPU_FEATURES": ",".join(found)} if found else {}  # log and exp round differently
+    env = PINNED | simplest | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
     search = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())])
+    result = Path(os.environ.get(EXECUTED) or folder) / f"{request.page.stem}.ipynb"
+    notebook, error = request.notebook.name, ""
     with (
-        quiet(),
+        _quiet(),
         environment(JUPYTER_RUNTIME_DIR=str(folder / "runtime"), PYTHONPATH=search),
-        this_interpreter(folder, env, *options) as kernel,
+        this_interpreter(folder, env, *KERNEL_OPTIONS) as kernel,
     ):
-        from nbclient.exceptions import CellControlSignal, DeadKernelError
+        from nbclient.exceptions import CellControlSignal
         from papermill import execute_notebook
         from papermill.exceptions import PapermillExecutionError
 
-        result, error = folder / "out.ipynb", ""
+        cells = len(nbformat.read(request.notebook, as_version=4).cells)  # type: ignore[no-untyped-call]
         try:
             execute_notebook(
-                str(notebook.resolve()),
+                str(request.notebook.resolve()),
                 str(result),
                 parameters=dict(parameters),
                 kernel_name=kernel,
                 language="python",
-                progress_bar={"unit": "cell", "file": sys.stderr, **bar} if bar is not None else False,
+                progress_bar=False,
                 record_timing=False,
                 coalesce_streams=True,
-                start_timeout=300,  # on a busy machine all is slow: outputs that come late are waited for, too
+                start_timeout=300,  # on a busy machine, also for outputs that arrive late
                 iopub_timeout=300,
+                on_cell_executed=lambda cell_index, **_: progress and progress(cell_index + 1, cells, request.name),
             )
         except PapermillExecutionError as failure:
-            error = f"Cell [{failure.exec_count}] of {notebook.name} failed with {failure.ename}: {failure.evalue}"
-        except DeadKernelError:
-            error = f"The kernel died while it ran {notebook.name} (out of memory?)"
-        except CellControlSignal as failure:
-            error = f"{notebook.name} stopped: {failure}"
-        except RuntimeError as failure:
-            error = f"No kernel for {notebook.name}: {failure}"
+            error = f"Cell [{failure.exec_count}] of {notebook} failed with {failure.ename}: {failure.evalue}"
+        except (CellControlSignal, RuntimeError) as failure:  # such as DeadKernelError
+            error = f"{notebook} stopped: {failure}"
         if not result.exists():
             return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
         return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
 
 
-def any_processor() -> dict[str, str]:
-    """Environment in which numpy computes as on the simplest processor it supports: log and exp round differently."""
-    import numpy as np
-
-    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
-    return {"NPY_DISABLE_CPU_FEATURES": ",".join(found)} if found else {}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """papermill's and its helpers' log lines are not for the user: errors reach them as one message."""
-    loggers = [logging.getLogger(name) for name in ("papermill", "traitlets", "nbclient", "blib2to3", "black")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the logs of papermill and its helpers: errors reach the user as one message."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def write_tables(folder: Path, saved: Path, names: Mapping[str, str]) -> None:
-    """Put the saved tables, by their new names, into ``folder`` in the place of those it has; none: no folder."""
-    for left in [*folder.glob("[0-9][0-9]*-*.csv"), *folder.glob("[0-9][0-9]*-*.parquet")]:
-        left.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    for name, old in names.items():
-        folder.mkdir(exist_ok=True)
-        for kind in ("csv", "parquet"):
-            shutil.copyfile(saved / f"{old}.{kind}", folder / f"{name}.{kind}")
+        logging.disable(before)
