@@ -60,7 +60,7 @@ screenshots: $(READY) ## the README's pictures (needs Chromium)
 clean: ## removes .venv, caches and the reports' pages
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	cd reports && sed -n 's/^[0-9a-f]\{64\}  //p' SHA256SUMS | grep -v -e '^index\.html$$' -e '^thumbnails/' | xargs rm -f
+	cd reports && sed -n 's/^[0-9a-f]\{64\}  //p' SHA256SUMS | grep -v '^index\.html$$' | xargs rm -f
 	rmdir reports/*.data 2>/dev/null || true
 
 $(READY): pyproject.toml constraints.txt

@@ -610,9 +610,9 @@ def report(
     The tables behind the figures go beside the page, into NAME.data/, as CSV and Parquet. A notebook is a file, or the
     name of one that ships with mmlab. A notebook that fails leaves its page as far as it came, with the error.
 
-    With --all, or when -o names a folder, there is an index of the pages, index.html, with the headline and the first
-    figure of each, and SHA256SUMS. --all makes only what is new or has changed: the notebook, a parameter, mmlab
-    itself. The same parameters and versions give the same bytes.
+    With --all, or when -o names a folder, an index of the pages with their headlines is written, too: index.html, and
+    SHA256SUMS. --all makes only what is new or has changed: the notebook, a parameter, mmlab itself. The same
+    parameters and versions give the same bytes.
 
     \b
     Examples:
@@ -625,12 +625,12 @@ def report(
     from mmlab.report import execute as one
     from mmlab.report import index as many
 
-    page = out if out and out.suffix == ".html" else None
-    folder = out if out and not page else Path("reports")
+    place = out or Path("reports")
+    page = place.suffix == ".html"
     if everything:
         if notebooks or params or each or settings or code or page:
             raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
-        requests = many.standard(folder)
+        requests = many.standard(place)
     else:
         if not notebooks:
             raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
@@ -641,21 +641,21 @@ def report(
         pairs = [(one.find_notebook(name), group) for name in notebooks for group in groups]
         if page and len(pairs) > 1:
             raise click.UsageError(f"{len(pairs)} reports do not fit into one file: name a folder with -o.")
-        requests = [one.Request(*pair, _parse(settings, "-p"), page, code) for pair in pairs]
-        requests = requests if page else [request.inside(folder) for request in requests]
+        requests = [one.Request(*pair, _parse(settings, "-p"), place, code) for pair in pairs]
     wanted = many.to_make(requests, again or not everything)
     if wanted:
         _warm_up()
     failed = 0
-    for made in many.make_all(wanted, jobs, bars=sys.stderr.isatty()):
-        _say(str(made.request.page))
-        if made.error:
-            failed += 1
-            _say(f"mmlab: {made.error}. What ran until then is in {made.request.page}", err=True)
-    if everything or folder == out:
+    with _steps() as progress:
+        for request, error in zip(wanted, many.make_all(wanted, jobs, progress), strict=True):
+            _say(str(request.page))
+            if error:
+                failed += 1
+                _say(f"mmlab: {error}. {request.page} has the results up to there", err=True)
+    if everything or (out and not page):
         if unchanged := len(requests) - len(wanted):
-            click.echo(f"{unchanged} of {len(requests)} as they were")
-        click.echo(many.write_index(folder, requests))
+            click.echo(f"{unchanged} of {len(requests)} were up to date")
+        click.echo(many.write_index(place, requests))
     sys.exit(failed > 0)
 
 

@@ -250,11 +250,8 @@ def make(request: Request, made_of: Provenance, progress: Progress | None = None
             for kind in ("csv", "parquet"):
                 (saved / f"{old}.{kind}").rename(tables / f"{name}.{kind}")
         about = page.About(
-            notebook=request.notebook.stem,
-            title=page.title(executed, request.notebook.stem),
-            question=page.question(executed),
+            **page.summary(executed, request.notebook.stem),
             changed=", ".join(f"{name}={as_yaml(value)}" for name, value in given.items()),
-            headline=page.headline(executed),
             tables=list(names),
             data=digest(tables, tables.iterdir()),
             error=error,
@@ -262,19 +259,11 @@ def make(request: Request, made_of: Provenance, progress: Progress | None = None
             version=made_of.version,
             exactness=made_of.exactness,
         )
-        text = page.render(
-            executed,
-            about,
-            request.show_code,
-            data=request.data.name,
-            yaml=as_yaml,
-            parameters=request.parameters,
-            provenance=made_of,
-            command=request.command(),
-            digest=request.notebook_digest,
-            trust=describe_accuracy(str(values.get("costs", Scenario.model_fields["costs"].default))),
+        costs = str(values.get("costs", Scenario.model_fields["costs"].default))
+        trust = describe_accuracy(costs)
+        publish(
+            request, tables, page.render(executed, about, request=request, made_of=made_of, yaml=as_yaml, trust=trust)
         )
-        publish(request, tables, text)
     return error
 
 

@@ -1,7 +1,7 @@
 """Many reports: the standard ones, or several that were asked for, on all cores, and the index over them.
 
 Which reports are standard is declared in ``notebooks/reports.yaml``. A report that would be the same is not made again.
-The index (``index.html``) is made from the pages alone: from what each page tells about itself (`mmlab.report.page.About`).
+The index (``index.html``) is made from the pages alone: from what each page tells about itself (`About`).
 ``SHA256SUMS`` has the digest of every file that belongs to them, as ``sha256sum -c`` reads it; its first line tells
 with which versions they were made.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
 OWN = "own"
 INDEX, SUMS = "index.html", "SHA256SUMS"
+OURS = re.compile(r"(?m)^[0-9a-f]{64}  ((?!\.)[^/\n]+(?:/(?!\.)[^/\n]+)?)$")
+"""A line of SHA256SUMS: a file in its folder, or in a folder of that."""
 
 
 def standard(out: Path = Path("reports")) -> list[Request]:
@@ -114,10 +118,11 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
         text = templates.get_template("reports.html.j2").render(groups=groups)
         write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())
 
-        for stale in {folder / name for name in set(_listed(folder / SUMS)) - set(files)}:
-            stale.unlink(missing_ok=True)
-            if stale.parent.is_dir() and not any(stale.parent.iterdir()):
-                stale.parent.rmdir()
+        before = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
+        for stale in set(re.findall(OURS, before)) - set(files):
+            (folder / stale).unlink(missing_ok=True)
+            with suppress(OSError):  # its folder has other files
+                (folder / stale).parent.rmdir()
         lines = [f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)]
         write_atomically(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
     return folder / INDEX
@@ -126,11 +131,3 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
 def made_with() -> dict[str, str]:
     """Return all that can change the bytes of a report, besides mmlab: versions, and the kind of processor."""
     return {**versions(), "machine": platform.machine()}
-
-
-def _listed(sums: Path) -> list[str]:
-    """Return the files that SHA256SUMS lists, if they are within its folder."""
-    if not sums.is_file():
-        return []
-    names = [line.partition("  ")[2] for line in sums.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    return [name for name in names if name and not name.startswith("/") and ".." not in name]

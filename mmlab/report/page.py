@@ -20,7 +20,7 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["TEMPLATES", "About", "arrange", "headline", "number_tables", "question", "render", "title"]
+__all__ = ["TEMPLATES", "About", "arrange", "number_tables", "render", "summary"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,7 +66,7 @@ class About:
     def read(cls, page: Path) -> About | None:
         """Return what a page tells about itself, None for anything but a page that this version of mmlab wrote."""
         try:
-            found = re.search(r'<meta name="mmlab" content="([^"]*)"', page.read_text(encoding="utf-8"))
+            found = re.search(r'<meta content="([^"]*)" name="mmlab"', page.read_text(encoding="utf-8"))
             return cls(**json.loads(unquote(found[1]))) if found else None
         except (OSError, ValueError, TypeError):
             return None
@@ -84,27 +84,18 @@ def arrange(notebook: NotebookNode) -> None:
     notebook.cells = shown[:1] + summary + [cell for cell in shown[1:] if cell not in summary]
 
 
-def render(executed: NotebookNode, about: About, code: bool, **resources: Any) -> str:
-    """Return the page of a notebook.
-
-    Parameters
-    ----------
-    code : bool
-        Show the code cells, too.
-    **resources
-        The other values that the template names: ``data``, ``yaml``, ``parameters``, ``provenance``, ``command``,
-        ``digest``, ``trust``.
-    """
+def render(executed: NotebookNode, about: About, **resources: object) -> str:
+    """Return the page of a notebook; the template names the `resources`."""
     from nbconvert.exporters import HTMLExporter
     from traitlets.config import Config
 
     options = Config({"NbConvertBase": {"display_data_priority": SHOWN}})
-    exporter = HTMLExporter(options, template_name="report", extra_template_basedirs=[str(TEMPLATES)])
-    exporter.exclude_input = not code
+    exporter = HTMLExporter(options, template_name="report", extra_template_basedirs=[str(TEMPLATES)])  # type: ignore[no-untyped-call]
     exporter.log.setLevel(logging.ERROR)
     meta = json.dumps(asdict(about), ensure_ascii=False)
-    given = {"mmlab": {"about": about, "meta": meta, **resources}}
-    text = _independent(exporter.from_notebook_node(executed, resources=given)[0])
+    text = _independent(
+        exporter.from_notebook_node(executed, {"mmlab": {"about": about, "meta": meta, **resources}})[0]
+    )
     headings = re.findall(r'<h([23]) id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h)', text)
     contents = "".join(f'<li class="level-{level}"><a href="#{at}">{words}</a></li>\n' for level, at, words in headings)
     return text.replace("<ol></ol>", f"<ol>\n{contents}</ol>", 1)
@@ -120,22 +111,22 @@ def _independent(text: str) -> str:
     return re.sub(r"\bT_[0-9a-f]{5,32}(?=_|\b)", lambda found: ids.setdefault(found[0], f"T_{len(ids)}"), text)
 
 
-def title(notebook: NotebookNode, fallback: str) -> str:
-    """Return the notebook's own title: its metadata's, or its first heading."""
-    headings = (match[1] for text in _texts(notebook) for match in re.finditer(r"(?m)^# +(.+)$", text))
-    return str(notebook.metadata.get("title") or _plain(next(headings, fallback)))
+def summary(notebook: NotebookNode, stem: str) -> dict[str, Any]:
+    """Return what `About` tells of a notebook's text: title, question (a paragraph that starts so) and headline."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
+    def first(pattern: str) -> str:
+        """Return the first match in one line, without Markdown's marks."""
+        words = " ".join((re.search(pattern, text) or ["", ""])[1].split())
+        return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", words))
 
-def question(notebook: NotebookNode) -> str:
-    """Return the paragraph that starts with **Question.**, without Markdown's marks; empty if there is none."""
-    found = (re.search(r"(?s)\*\*Question\.?\*\*\s*(.+?)(?:\n\s*\n|$)", text) for text in _texts(notebook))
-    return next((_plain(" ".join(match[1].split())) for match in found if match), "")
-
-
-def headline(notebook: NotebookNode) -> list[str]:
-    """Return value and words of the first headline among the outputs."""
-    found = (about["headline"] for about in _metadata(notebook) if "headline" in about)
-    return next(([each["value"], each["words"]] for each in found), [])
+    headlines = (about["headline"] for about in _metadata(notebook) if "headline" in about)
+    return {
+        "notebook": stem,
+        "title": notebook.metadata.get("title") or first(r"(?m)^# +(.+)$") or stem,
+        "question": first(r"\*\*Question\.?\*\*\s*((?:.+\n?)+)"),
+        "headline": next(([found["value"], found["words"]] for found in headlines), []),
+    }
 
 
 def number_tables(notebook: NotebookNode) -> dict[str, str]:
@@ -155,11 +146,3 @@ def _metadata(notebook: NotebookNode) -> Iterator[Any]:
 
 def _tags(cell: NotebookNode) -> set[str]:
     return set(cell.metadata.get("tags", ()))
-
-
-def _texts(notebook: NotebookNode) -> Iterator[str]:
-    return (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-
-
-def _plain(markdown: str) -> str:
-    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", markdown))

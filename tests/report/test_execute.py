@@ -2,9 +2,11 @@
 bytes."""
 
 import ast
+import errno
 import itertools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -15,11 +17,11 @@ import yaml
 from bs4 import BeautifulSoup
 
 from mmlab.errors import UserError
-from mmlab.params import shipped_folder
+from mmlab.params import find_params, shipped_folder, write_atomically
 from mmlab.report import execute as reports
-from mmlab.report.execute import ReportFailed, Request, notebook_defaults, report, resolve_parameters
+from mmlab.report.execute import ReportFailed, Request, notebook_defaults, read_params, report, resolve_parameters
 from mmlab.report.page import About
-from mmlab.report.provenance import exactness, source_digest
+from mmlab.report.provenance import Provenance, exactness, source_digest, versions
 from mmlab.results import trace
 
 PARAMETERS = """\
@@ -51,6 +53,18 @@ def notebook(path: Path, *cells: str) -> Path:
     return path
 
 
+EXACTNESS = "3 of 3 recordings predicted exactly"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """The recordings are not predicted for these reports: that takes a while."""
+    made_of = Provenance("1", source_digest(), versions(), EXACTNESS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reports, "provenance", lambda jobs=1: made_of)
+        yield
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
@@ -68,7 +82,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "p.yaml").write_text("pages_to_scan: 500\nwho: file\n")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        return report(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html", progress=False)
+        return report(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html")
 
 
 def test_runs_with_the_parameters(page: Path) -> None:
@@ -104,9 +118,9 @@ def test_page_says_what_it_is(page: Path) -> None:
     assert about is not None
     assert about.title == "A small notebook"
     assert about.changed == "pages_to_scan=500, who=me"
-    assert about.headline == ("2 MiB", "at <most>")
-    assert about.tables == ("01-steps", "02-its-points")
-    assert about.exactness == exactness()
+    assert about.headline == ["2 MiB", "at <most>"]
+    assert about.tables == ["01-steps", "02-its-points"]
+    assert about.exactness == EXACTNESS
     source, params = page.parent.parent / "small.ipynb", page.parent.parent / "p.yaml"
     same = Request(source, [params], {"who": "me"}, page)
     assert same.is_made()
@@ -115,6 +129,8 @@ def test_page_says_what_it_is(page: Path) -> None:
     assert not Request(source, [params], {"who": "me"}, page.with_name("b.html")).is_made()
     table = page.with_suffix(".data") / "02-its-points.csv"
     content = table.read_bytes()
+    table.write_bytes(content[:-1])
+    assert not same.is_made(), "a table is cut off"
     table.unlink()
     assert not same.is_made(), "a table is gone"
     table.write_bytes(content)
@@ -161,7 +177,7 @@ def test_says_how_it_was_made(page: Path) -> None:
     sections = {dt.text: dt.find_next("dd").text for dt in footer.find_all("dt")}  # type: ignore[union-attr]
     assert sections["SHA-256 of mmlab's source files"] == source_digest()
     assert sections["SHA-256 of small.ipynb"] == Request(page.parent.parent / "small.ipynb").notebook_digest
-    assert sections["Exactness"].startswith(f"{exactness()}.")
+    assert sections["Exactness"].startswith(f"{EXACTNESS}.")
 
 
 def test_its_command_makes_the_same(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,17 +196,14 @@ def test_its_command_makes_the_same(page: Path, monkeypatch: pytest.MonkeyPatch)
 def test_exactness_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the traces that there are; one that is not predicted exactly shows."""
     shipped = sorted((Path(reports.__file__).parents[1] / "recordings").glob("*.json.gz"))
-    found = exactness()
-    assert (found.traces, found.traces_exact) == (len(shipped), len(shipped))
-    assert min(found.samples, found.maps, found.frames) > len(shipped)
     recorded = trace.read(shipped[0])
     recorded["samples"][-1][recorded["fields"].index("pages_scanned")] += 1
     trace.write(tmp_path / "wrong.json.gz", recorded)
     (tmp_path / "right.json.gz").write_bytes(shipped[0].read_bytes())
     monkeypatch.setattr("mmlab.report.provenance.RECORDINGS", tmp_path)
     samples = len(recorded["samples"])
-    two = exactness.__wrapped__()
-    assert (two.traces, two.traces_exact, two.samples, two.samples_exact) == (2, 1, 2 * samples, 2 * samples - 1)
+    words = f"1 of 2 recordings predicted exactly: {2 * samples - 1:,} of {2 * samples:,} samples, "
+    assert exactness.__wrapped__().startswith(words)
 
 
 @pytest.mark.parametrize("source", sorted(shipped_folder("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -203,7 +216,7 @@ def test_parameters_are_read_as_papermill_reads_them(source: Path) -> None:
 def test_code_is_shown_only_on_demand(page: Path, tmp_path: Path) -> None:
     assert "import pandas" not in page.read_text()
     source = notebook(tmp_path / "code.ipynb", "import string")
-    assert "string" in report(source, out=tmp_path / "code.html", show_code=True, progress=False).read_text()
+    assert "string" in report(source, out=tmp_path / "code.html", show_code=True).read_text()
 
 
 def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +234,7 @@ def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     for file in ("beside.py", "p.yaml"):
         (tmp_path / "elsewhere" / file).write_bytes((page.parent.parent / file).read_bytes())
     monkeypatch.chdir(tmp_path / "elsewhere")
-    other = report(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html", progress=False)
+    other = report(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html")
     assert other.read_bytes() == page.read_bytes()
     for file in page.with_suffix(".data").iterdir():
         assert (other.with_suffix(".data") / file.name).read_bytes() == file.read_bytes()
@@ -230,7 +243,7 @@ def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
     source = notebook(tmp_path / "bad.ipynb", "print('so far so good')", "1 / 0", "print('never reached')")
     with pytest.raises(ReportFailed, match="ZeroDivisionError: division by zero") as failed:
-        report(source, out=tmp_path / "bad.html", progress=False)
+        report(source, out=tmp_path / "bad.html")
     text = failed.value.path.read_text()
     assert failed.value.path == tmp_path / "bad.html"
     assert "This report is incomplete" in text
@@ -240,48 +253,104 @@ def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    "overrides",
     [
-        ({"pages_to_scn": 1}, r'unknown parameter "pages_to_scn": did you mean "pages_to_scan"'),
-        ({"pages_to_scan": -1}, r"pages_to_scan = -1 is out of range"),
-        ({"zero_fraction": 1.5}, r"zero_fraction = 1.5 is out of range"),
-        ({"who": 3}, r"who = 3: small.ipynb expects str"),
-        ({"variant": "mainlin"}, r"variant: 'mainlin' is not known; did you mean 'mainline'"),
-        ({"memory_mib": 2**24}, r"memory_mib: .* but only .* GiB are free here"),
+        {"pages_to_scn": 1},
+        {"pages_to_scan": -1},
+        {"zero_fraction": 1.5},
+        {"who": 3},
+        {"variant": "mainlin"},
+        {"memory_mib": 2**24},
     ],
+    ids=str,
 )
-def test_bad_parameters(overrides: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_bad_parameters(overrides: dict[str, object], tmp_path: Path) -> None:
     source = notebook(tmp_path / "small.ipynb", "1")
-    with pytest.raises(UserError, match=message):
-        report(source, overrides=overrides, out=tmp_path / "x.html", progress=False)
+    with pytest.raises(UserError) as refused:
+        report(source, overrides=overrides, out=tmp_path / "x.html")
+    assert next(iter(overrides)) in str(refused.value)
     assert not (tmp_path / "x.html").exists()
 
 
+def test_a_value_of_another_type() -> None:
+    with pytest.raises(UserError) as refused:
+        resolve_parameters(shipped_folder("notebooks") / "07_compare.ipynb", [], {"first": 5})
+    found = refused.value
+    assert (found.parameter, found.value, found.where) == ("first", 5, "-p")
+    assert found.allowed.startswith("of type str")
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parameter"),
     [
-        ("pages_to_scan: [1", "not YAML"),
-        ("pages_to_scan: {batch: 1}", "plain values"),
-        ("seeed: 1", r'unknown parameter "seeed"'),
-        ("- 1", "a parameter"),
+        ("pages_to_scan: [1", "bad.yaml"),
+        ("pages_to_scan: {batch: 1}", "pages_to_scan"),
+        ("seeed: 1", "parameter"),
+        ("who: 3", "who"),
+        ("- 1", "bad.yaml"),
     ],
 )
-def test_bad_params_file(content: str, message: str, tmp_path: Path) -> None:
+def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
     source = notebook(tmp_path / "small.ipynb", "1")
     (tmp_path / "bad.yaml").write_text(content)
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UserError) as refused:
         resolve_parameters(source, [tmp_path / "bad.yaml"], {})
-    assert "bad.yaml" in str(refused.value)
+    assert refused.value.parameter.endswith(parameter)
+    assert str(tmp_path / "bad.yaml") in str(refused.value)
+
+
+def test_a_rich_file_is_for_simulate(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        read_params(find_params("state_transitions"))
+    assert "plain value" in refused.value.allowed
+    assert "mmlab simulate" in refused.value.hint
 
 
 def test_missing_and_broken_notebooks(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such notebook"):
-        resolve_parameters(tmp_path / "none.ipynb", [], {})
     (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(UserError, match="not a readable notebook"):
-        resolve_parameters(tmp_path / "broken.ipynb", [], {})
+    notebook(tmp_path / "computed.ipynb")
+    computed = (tmp_path / "computed.ipynb").read_text().replace("= 1000", "= 10 * 100")
+    (tmp_path / "computed.ipynb").write_text(computed)
+    for name in ("missing", "broken", "computed"):
+        with pytest.raises(UserError) as refused:
+            resolve_parameters(tmp_path / f"{name}.ipynb", [], {})
+        assert refused.value.parameter == str(tmp_path / f"{name}.ipynb")
 
 
-def test_no_folder_as_output(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder"):
-        report(notebook(tmp_path / "small.ipynb", "1"), out=tmp_path, progress=False)
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "x.html", tmp_path / "file"):
+        with pytest.raises(UserError, match="cannot be written"):
+            report(notebook(tmp_path / "small.ipynb", "1"), out=out)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills while the tables are written: the page is the old one, and it does not count as made."""
+    out = tmp_path / "out"
+    request = Request(notebook(tmp_path / "small.ipynb", "1"), out=out)
+    saved = tmp_path / "tables"
+    saved.mkdir()
+    for name in ("01-a.csv", "02-b.csv"):
+        (saved / name).write_text("new")
+    (out / "small.data").mkdir(parents=True)
+    for name in ("01-a.csv", "02-b.csv", "03-c.csv"):
+        (out / "small.data" / name).write_text("old")
+    (out / "small.html").write_text("old")
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == "02-b.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reports, "write_atomically", write)
+        with pytest.raises(OSError, match="No space left"):
+            reports.publish(request, saved, "new")
+    assert (out / "small.html").read_text() == "old"
+    assert not request.is_made()
+    reports.publish(request, saved, "new")
+    assert {file.name: file.read_text() for file in (out / "small.data").iterdir()} == {
+        "01-a.csv": "new",
+        "02-b.csv": "new",
+    }
+    assert (out / "small.html").read_text() == "new"

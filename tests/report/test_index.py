@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from PIL import Image
 
 from conftest import ROOT
 from mmlab import cli
@@ -18,7 +18,7 @@ from mmlab.report import index as reports
 from mmlab.report import provenance
 from mmlab.report.execute import find_notebook
 from mmlab.report.page import About
-from mmlab.report.provenance import Exactness, Provenance
+from mmlab.report.provenance import Provenance
 
 GOOD = """\
 import pandas as pd
@@ -56,16 +56,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         live_in(home, patched)
         requests = reports.standard()
-        assert [bool(one.error) for one in reports.make_all(requests)] == [True, False, False, False]
+        assert [bool(error) for error in reports.make_all(requests)] == [True, False, False, False]
         reports.write_index(home / "reports", requests)
     return home
 
 
 def live_in(home: Path, patched: pytest.MonkeyPatch) -> None:
-    """There mmlab finds notebooks and params files. Exactness has its test in test_report."""
-    few = Provenance("1", "f" * 64, provenance.versions(), Exactness(3, 2, 9, 8, 7, 6, 5, 4))
+    """Make mmlab find its notebooks and params files there. Exactness has its test in test_execute."""
+    few = Provenance("1", "f" * 64, provenance.versions(), "2 of 3 recordings predicted exactly")
     patched.setattr(reports, "provenance", lambda jobs: few)
-    patched.setattr("mmlab.report.index.shipped_folder", lambda name="params": home / name)
+    for module in ("params", "report.index", "report.execute"):
+        patched.setattr(f"mmlab.{module}.shipped_folder", lambda name="params": home / name)
     patched.chdir(home)
 
 
@@ -99,28 +100,30 @@ def test_standard_reports() -> None:
     standard = reports.standard(Path("here"))
     assert {r.notebook for r in standard} == set((ROOT / "notebooks").glob("*.ipynb"))
     names = [r.page.stem for r in standard]
-    assert {"01_regression_regression_uzp1", "02_other_splits", "02_other_splits_migration_no_huge"} <= set(names)
+    assert {"01_regression", "02_other_splits", "02_other_splits_migration_no_huge"} <= set(names)
     assert len(set(names)) == len(names)
-    assert "01_regression" not in names, "own is not among its params"
+    assert "01_regression_regression_uzp1" not in names, "it is not declared"
     assert {r.page.parent for r in standard} == {Path("here")}
     for request in standard:
         assert request.parameters
 
 
 @pytest.mark.parametrize(
-    ("declared", "message"),
+    ("declared", "parameter"),
     [
-        ("gooood: [own]", r"reports.yaml: unknown notebook \"gooood\": did you mean \"good\""),
-        ("good: [manny]", r"unknown params file \"manny\": did you mean \"many\""),
-        ("good: few", r"reports.yaml: good must be a list of params files, such as \[own"),
-        ("good: []", r"good must be a list"),
-        ("good: [few", r"not YAML"),
+        ("gooood: [own]", "notebook"),
+        ("good: [manny]", "params file"),
+        ("good: few", "good"),
+        ("good: []", "good"),
+        ("good: [few", "reports.yaml"),
     ],
 )
-def test_mistakes_in_the_declaration(home: Path, declared: str, message: str) -> None:
+def test_mistakes_in_the_declaration(home: Path, declared: str, parameter: str) -> None:
     (home / "notebooks" / reports.DECLARED).write_text(declared)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as refused:
         reports.standard()
+    assert refused.value.parameter.endswith(parameter)
+    assert reports.DECLARED in str(refused.value)
 
 
 def test_only_what_has_changed_is_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +134,7 @@ def test_only_what_has_changed_is_made(home: Path, capsys: pytest.CaptureFixture
     assert call("--all", "--jobs", "1") == 1, "what failed is tried again"
     said = capsys.readouterr()
     pages = ["reports/bad.html", "reports/index.html"]
-    assert said.out.splitlines() == [pages[0], "3 of 4 as they were", pages[1]]
+    assert said.out.splitlines() == [pages[0], "3 of 4 were up to date", pages[1]]
     assert "Cell [2] of bad.ipynb failed with ZeroDivisionError" in said.err
     assert digests(out) == before
 
@@ -139,10 +142,10 @@ def test_only_what_has_changed_is_made(home: Path, capsys: pytest.CaptureFixture
     notebook(home / "notebooks" / "good.ipynb", "Good", GOOD + "print('one more line')")
     (home / "notebooks" / reports.DECLARED).write_text("good: [many]\nbad: [few]\n")
     assert call("--all", "--jobs", "1") == 0
-    assert capsys.readouterr().out.splitlines() == ["reports/good_many.html", "1 of 2 as they were", pages[1]]
+    assert capsys.readouterr().out.splitlines() == ["reports/good_many.html", "1 of 2 were up to date", pages[1]]
     assert "one more line" in (out / "good_many.html").read_text()
     assert (out / "mine.html").read_text() == "mine", "what is not ours stays"
-    assert not {name for name in digests(out) if name.startswith(("bad.", "good_few", "thumbnails/good_few"))}
+    assert not {name for name in digests(out) if name.startswith(("bad.", "good_few"))}
     assert not (out / "good_few.data").exists()
 
 
@@ -163,25 +166,21 @@ def test_index(made: Path) -> None:
     assert "More of it" not in page.text
     failed, _, few, many = page.select(".cards > li")
     assert "Failed: Cell [2] of bad.ipynb failed with ZeroDivisionError" in failed.text
-    assert not failed.find("img")
     headline = few.select_one(".headline")
     assert headline is not None
     assert headline.text == "7 pages a <batch>"
     assert "pages_to_scan=7" in few.text
     assert "good_many.data: 2 tables" in many.text
-    assert [image["alt"] for image in page.find_all("img")] == ["A step to 7", "A step to 5000"], "the first figures"
-    for name, size in (("good_few", (480, 270)), ("good_many", (480, 200))):  # a high one is cut
-        with Image.open(out / "thumbnails" / f"{name}.png") as thumbnail:
-            assert thumbnail.size == size
-    for tag, to in (("a", "href"), ("img", "src")):
-        for target in (str(found[to]) for found in page.find_all(tag)):
-            assert page.find(id=target[1:]) if target[0] == "#" else (out / target).exists(), target
-    assert "2 of 3 traces predicted exactly" in page.text, "as the pages say"
+    for target in (str(found["href"]) for found in page.find_all("a")):
+        assert page.find(id=target[1:]) if target[0] == "#" else (out / target).exists(), target
+    assert "2 of 3 recordings predicted exactly" in page.text, "as the pages say"
 
 
 def test_same_bytes_on_several_processes(home: Path) -> None:
-    requests = [request.inside(home / "again") for request in reports.standard()[2:]]
-    assert [one.request for one in reports.make_all(requests, 2)] == requests
+    requests = [replace(request, out=home / "again") for request in reports.standard()[2:]]
+    seen: list[tuple[float, float, str]] = []
+    assert list(reports.make_all(requests, 2, lambda *step: seen.append(step))) == ["", ""]
+    assert seen == [(0, 2, "good_few"), (1, 2, "good_many"), (2, 2, "")]
     for request in requests:  # the other processes know nothing of the folders put in here: the digest differs
         pages = [home / out / request.page.name for out in ("reports", "again")]
         assert len({page.read_text().partition("</head>")[2] for page in pages}) == 1
@@ -197,26 +196,26 @@ def test_each_params_file_a_report(home: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.split() == ["reports/good_few_many.html"]
     about = About.read(home / "reports" / "good_few_many.html")
     assert about is not None
-    assert about.headline == ("3 pages", "a <batch>")
+    assert about.headline == ["3 pages", "a <batch>"]
     assert (home / "reports" / reports.INDEX).stat().st_mtime_ns == before, "one page leaves the index alone"
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ["Name a notebook", "--all"]),
-        (["goood"], ["goood: no such notebook", 'did you mean "good"']),
-        (["elsewhere/good.ipynb"], ["elsewhere/good.ipynb: no such notebook"]),
-        (["good", "-f", "fwe"], ['"fwe"', 'did you mean "few"']),
+        ([], ["--all"]),
+        (["goood"], ["goood", "did you mean 'good'"]),
+        (["elsewhere/good.ipynb"], ["elsewhere/good.ipynb"]),
+        (["good", "-f", "fwe"], ["fwe", "did you mean 'few'"]),
         (["good", "--each"], ["--each", "-f FILE"]),
-        (["good", "bad", "-o", "x.html"], ["2 reports do not fit into one file"]),
-        (["good", "notebooks/good.ipynb"], ["good.html", "several reports"]),
-        (["--all", "good"], ["--all makes the standard reports"]),
-        (["--all", "-f", "few"], ["--all makes the standard reports"]),
-        (["--all", "-o", "x.html"], ["--all makes the standard reports"]),
+        (["good", "bad", "-o", "x.html"], ["2 reports"]),
+        (["good", "notebooks/good.ipynb"], ["good.html"]),
+        (["--all", "good"], ["--all"]),
+        (["--all", "-f", "few"], ["--all"]),
+        (["--all", "-o", "x.html"], ["--all"]),
         (["good", "-p", "pages_to_scan"], ["NAME=VALUE"]),
         (["good", "-p", "pages_to_scan=-1"], ["pages_to_scan = -1", "at least 0"]),
-        (["good", "-o", "notebooks/good.ipynb"], ["notebooks/good.ipynb", "cannot be made"]),
+        (["good", "-o", "notebooks/good.ipynb"], ["notebooks/good.ipynb"]),
         (["good", "--jobs", "0"], ["--jobs"]),
     ],
     ids=lambda x: " ".join(x) if x and " " not in x[0] else "",
