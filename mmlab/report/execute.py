@@ -390,16 +390,13 @@ def read_params(file: Path) -> dict[str, object]:
     UserError
         The file cannot be read, or a value is not plain.
     """
-    values = read_yaml(file)
-    for name, value in values.items():
-        if not isinstance(value, (str, int, float, bool)):
-            raise UserError(
-                parameter=name,
-                value=value,
-                allowed="a plain value (number, text, true, false)",
-                hint="A scenario with processes or events is for `mmlab simulate`.",
-                where=str(file),
-            )
+    with located(file):
+        values = read_yaml(file)
+        for name, value in values.items():
+            if not isinstance(value, (str, int, float, bool)):
+                allowed = "a plain value (number, text, true, false)"
+                hint = "A scenario with processes or events is for `mmlab simulate`."
+                raise UserError(parameter=name, value=value, allowed=allowed, hint=hint)
     return values
 
 

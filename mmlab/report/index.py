@@ -46,8 +46,8 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     """
     folder = shipped_folder("notebooks")
     notebooks = {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
-    declared = read_yaml(folder / DECLARED)
     with located(folder / DECLARED):
+        declared = read_yaml(folder / DECLARED)
         for name, files in declared.items():
             if name not in notebooks:
                 raise unknown("notebook", name, notebooks)

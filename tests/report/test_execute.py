@@ -283,11 +283,11 @@ def test_a_value_of_another_type() -> None:
 @pytest.mark.parametrize(
     ("content", "parameter"),
     [
-        ("pages_to_scan: [1", "bad.yaml"),
+        ("pages_to_scan: [1", ""),
         ("pages_to_scan: {batch: 1}", "pages_to_scan"),
         ("seeed: 1", "parameter"),
         ("who: 3", "who"),
-        ("- 1", "bad.yaml"),
+        ("- 1", ""),
     ],
 )
 def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
@@ -295,8 +295,7 @@ def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(UserError) as refused:
         resolve_parameters(source, [tmp_path / "bad.yaml"], {})
-    assert refused.value.parameter.endswith(parameter)
-    assert str(tmp_path / "bad.yaml") in str(refused.value)
+    assert (refused.value.parameter, refused.value.where) == (parameter, str(tmp_path / "bad.yaml"))
 
 
 def test_a_rich_file_is_for_simulate(tmp_path: Path) -> None:
