@@ -38,8 +38,7 @@ from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
 from mmlab.report.jupyter import environment, this_interpreter
-from mmlab.report.provenance import Provenance, ingredients, provenance
-from mmlab.results.digest import digest
+from mmlab.report.provenance import Provenance, digest, ingredients, provenance
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

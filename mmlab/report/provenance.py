@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import mmlab
 from mmlab.params import shipped_folder
-from mmlab.results.digest import PACKAGE, digest
 from mmlab.workers import each
 
-__all__ = ["Provenance", "exactness", "ingredients", "provenance", "source_digest", "versions"]
+__all__ = ["Provenance", "digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
 
+PACKAGE = Path(__file__).parents[1]
 RECORDINGS = PACKAGE / "recordings"
 PARTS = """
     numba llvmlite numpy pandas pyarrow matplotlib seaborn pillow ipython papermill nbconvert Jinja2 mistune Pygments
@@ -86,7 +87,8 @@ def versions() -> dict[str, str]:
 def source_digest() -> str:
     """Return the SHA-256 of the library's source files."""
     kinds = (".py", ".j2", ".css", ".json", ".yaml")
-    return digest(PACKAGE, (file for file in PACKAGE.rglob("*") if file.suffix in kinds))
+    found = (file for file in PACKAGE.rglob("*") if file.suffix in kinds and file.parent.name != "__pycache__")
+    return digest(PACKAGE, found)
 
 
 @cache
@@ -95,3 +97,12 @@ def ingredients() -> str:
     params = shipped_folder()
     parts = [source_digest(), digest(RECORDINGS, RECORDINGS.glob("*")), digest(params, params.glob("*.yaml"))]
     return sha256(json.dumps([mmlab.__version__, versions(), parts]).encode()).hexdigest()
+
+
+def digest(folder: Path, files: Iterable[Path]) -> str:
+    """Return the SHA-256 of files: their paths within the folder and their bytes, in order of path."""
+    total = sha256()
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        content = file.read_bytes()
+        total.update(f"{name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()
