@@ -1,272 +1,217 @@
-"""Two runs of one scenario beside each other: pictures, page maps through time, a table and words for the explorer."""
+"""Two runs of one scenario side by side, as the explorer shows them: figures, page maps, a table and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
-from mmlab.figures import figures as plots
-from mmlab.figures import panels
+from mmlab.figures import figures, theme
+from mmlab.figures.canvas import Canvas, page_map_image, swatch
+from mmlab.figures.notebook import html_table
 from mmlab.results.run import Metrics, Run
 from mmlab.results.uncertainty import error_at, one_digit
-from mmlab.studies import compare as differences
+from mmlab.studies import compare
 
-__all__ = ["CELLS", "SIGNS", "Board", "Comparison", "Frame", "frames", "last_frame"]
+__all__ = ["CELLS", "SIGNS", "Comparison", "Figures", "Frame", "frames", "last_frame"]
 
 CELLS = ("memory 0", "memory 1", "batches", "counters", "cpu", "map 0", "map 1")
 """Names of the pictures; 0 and 1 are the two runs."""
-
+COLOURS = {"●": "#0173B2", "■": "#DE8F05"}
+SIGNS = tuple(Markup(f'<span style="color:{c}" aria-hidden="true">{sign}</span>') for sign, c in COLOURS.items())
+"""The first run is blue and round, the second orange and square, in every figure."""
 MAPPED = {"huge_pmds": 512, "ksm_entries": 1, "zeropage_entries": 1, "swap_entries": 1, "frames": 1}
 """Counters whose changes a page map shows, and pages for each."""
 MOMENTS = 40
+"""Page maps through time, at most."""
 MAP_BYTES = 64_000_000
-"""Most memory for the page maps of one run."""
+"""Budget for the page maps of one run in memory."""
 
 
-def times(factor: float) -> str:
-    """A factor in words."""
-    return f"{factor:,.0f}" if factor >= 10 else f"{factor:.2g}"
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, and all that is shown of them. Texts are HTML.
+
+    Attributes
+    ----------
+    runs : dict
+        By label; the second is compared with the first.
+    end : float
+        End of the time axes, s.
+    pictures : dict
+        PNGs of the figures, by cell.
+    heads : dict
+        Title, legend and alternative text of each of :data:`CELLS`.
+    summary, table : str
+        A sentence a run, and all metrics.
+    code : str
+        The same comparison in Python.
+    last : Frame
+        The page maps at the end.
+    """
+
+    runs: dict[str, Run]
+    end: float
+    pictures: dict[str, bytes]
+    heads: dict[str, str]
+    summary: str
+    table: str
+    code: str
+    last: Frame
 
 
-def summary(runs: Mapping[str, Run]) -> str:
-    """What happened, a sentence a run, HTML."""
-    sentences = []
-    for number, (label, run) in enumerate(runs.items()):
-        m, frames = run.metrics, run.rows["frames"]
-        words = f"{SIGNS[number]} <b>{escape(label)}</b> gives back {m.freed_mib:,.0f} of {total_mib(run):,.0f} MiB"
-        if m.freed_mib > 0:
-            gone = np.flatnonzero(frames[0] - frames >= 0.99 * (frames[0] - frames[-1]))[0]
-            after = float(run.rows["time_ns"][gone]) / 1e9
-            late = error_at(run, int(gone))
-            words += (
-                f", 99 % of it after {after:,.3g}{_sure(late, 0.005)} s; one batch up to "
-                f"{m.most_freed_by_batch:,} pages, {times(m.most_freed_per_budget)} × its budget"
-            )
-        unseen = m.freed_unseen_pages * plots.MIB_PER_PAGE
-        words += (
-            f". KSM’s counters miss {unseen:,.0f} MiB of it" if unseen >= 0.5 else ". KSM’s counters show all of it"
-        )
-        share = f"{m.ksmd_cpu_percent:.1f}{_sure(run.uncertainty.get('ksmd_cpu_percent', 0.0), 0.05)}"
-        sentences.append(f"{words}; {m.thps_left:,} THPs are left, ksmd took {share} % of a CPU.")
-    return "<br>".join(sentences)
+class Figures:
+    """The figures of one explorer, which keep what does not change. Use it in one thread at a time."""
+
+    def __init__(self) -> None:
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
+        self.canvases = {name: Canvas() for name in CELLS if "map" not in name}
+        lines = {
+            "memory": {"allocated": theme.ALLOCATED},
+            "batches": {"budget: pages_to_scan": theme.DASHED},
+            "counters": {"really freed": figures.FREED, "KSM’s counters show": figures.SHOWN},
+        }
+        legends = {
+            name: "".join(_key(words, Line2D([], [], **{"color": "C0"} | look)) for words, look in looks.items())
+            for name, looks in lines.items()
+        }
+        kinds = [(kind.split(": "), _key(kind.split(": ")[-1], Patch(**look))) for kind, look in theme.KINDS.items()]
+        used, freed = ("".join(key for words, key in kinds if len(words) == n) for n in (1, 2))
+        legends["memory"] += f"{used} <br>freed: {freed}"
+        environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
+        environment.globals |= {"released": _released, "plus_minus": _plus_minus}
+        environment.globals["legends"] = {name: Markup(legend) for name, legend in legends.items()}
+        self.words = environment.get_template("comparison.html.j2")
+
+    def compare(self, runs: Mapping[str, Run], whole: bool = False) -> Comparison:
+        """Return all that is shown of two runs.
+
+        Parameters
+        ----------
+        whole : bool
+            End the time axes with the runs, and not shortly after the last change.
+        """
+        both = list(runs.values())
+        end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else figures.end_of_changes(both)
+        words = self.words.make_module({"runs": list(zip(SIGNS, *zip(*runs.items(), strict=True), strict=True))})
+        heads = {name: str(getattr(words, kind)(*map(int, i))) for name in CELLS for kind, *i in [name.split()]}
+        code = both[0].scenario.as_python([run.variant for run in both])
+        texts = heads, str(words.summary()), metrics_table(runs), code  # type: ignore[attr-defined]
+        return Comparison(dict(runs), end, self.draw(runs, end), *texts, last_frame(runs))
+
+    def draw(self, runs: Mapping[str, Run], end: float) -> dict[str, bytes]:
+        """Return PNGs of the figures, by cell, with time axes until `end`, s."""
+        shown: dict[str, Any] = {f"memory {i}": run for i, run in enumerate(runs.values())}
+        return {
+            name: canvas.draw(getattr(figures, name.split()[0]), shown.get(name, runs), until=end)
+            for name, canvas in self.canvases.items()
+        }
 
 
-def _sure(error: float, least: float) -> str:
-    """Behind a number in a sentence: its standard error in one digit, unless it is too small to matter."""
+def _key(words: str, artist: Any) -> str:
+    return f'<span class="mmlab-key">{swatch(artist)}{escape(words)}</span>'
+
+
+def _released(run: Run) -> tuple[float, float]:
+    """Return when 99 % of what a run frees was freed, and the standard error of that, s."""
+    frames = run.rows["frames"]
+    row = int(np.flatnonzero(frames[0] - frames >= 0.99 * (frames[0] - frames[-1]))[0])
+    return float(run.rows["time_ns"][row]) / 1e9, error_at(run, row)
+
+
+def _plus_minus(error: float, least: float) -> str:
     return f" ± {one_digit(error)}" if error >= least else ""
 
 
-def total_mib(run: Run) -> float:
-    """Memory of all processes at the start, MiB."""
-    return run.scenario.total_pages * plots.MIB_PER_PAGE
-
-
 def metrics_table(runs: Mapping[str, Run]) -> str:
-    """Every metric of both runs and the difference, HTML; the better one, where that is clear, is bold and has a ✓."""
-    values = [asdict(run.metrics) for run in runs.values()]
-    rows = []
-    better = differences.metrics(runs)["better"]
-    for name, (unit, what) in Metrics.describe().items():
-        a, b = (v[name] for v in values)
-        change = None if a is None or b is None else b - a
-        cells = [
-            f'<td class="mmlab-better">✓ {number(v)}{sure(run, name)}</td>'
-            if better.get(name) == label
-            else f"<td>{number(v)}{sure(run, name)}</td>"
-            for (label, run), v in zip(runs.items(), (a, b), strict=True)
-        ]
-        sign = "+" if change and change > 0 else ""
-        cells.append(f"<td>{'' if change is None else '=' if not change else sign + number(change)}</td>")
-        said = not unit or unit.lower().replace(" ", "_").replace("%", "percent") in name
-        rows.append(_row(name if said else f"{name} ({unit})", cells, bool(a or b), what))
-    head, half = _thead("metric", [*runs, "change"]), -(-len(rows) // 2)
-    parts = ("What it comes to", rows[:half]), ("… and further", rows[half:])
-    return "".join(
-        f"<table><caption>{words}</caption>{head}<tbody>{''.join(part)}</tbody></table>" for words, part in parts
-    )
+    """Return every metric of both runs and the change, as HTML; the better value, where that is clear, has a ✓."""
+    better = compare.metrics(runs)["better"]
+    rows = {}
+    for name, (unit, meaning) in Metrics.describe().items():
+        values = [getattr(run.metrics, name) for run in runs.values()]
+        cells = []
+        for (label, run), value in zip(runs.items(), values, strict=True):
+            error = run.uncertainty.get(name, 0.0)
+            text = _number(value) + (f" <small>± {_number(error)}</small>" if error >= 0.005 else "")
+            cells.append(f"<b>✓ {text}</b>" if better.get(name) == label else text)
+        change = None if None in values else values[1] - values[0]
+        cells.append("" if change is None else "+" * (change > 0) + _number(change) if change else "=")
+        known = not unit or unit.lower().replace(" ", "_").replace("%", "percent") in name
+        look = "" if any(values) else ' class="mmlab-nothing"'
+        head = f'<span title="{escape(meaning)}"{look}>{name if known else f"{name} ({unit})"}</span>'
+        rows[head] = [f"<span{look}>{cell}</span>" for cell in cells] if look else cells
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*_names(runs), "change"]).rename_axis("metric")
+    half = -(-len(table) // 2)
+    return html_table(table[:half], "Metrics") + html_table(table[half:], "… and more")
 
 
-def _thead(first: str, labels: Sequence[str]) -> str:
-    """The head of a table with a column a run, and perhaps more."""
-    signs = (*SIGNS, *[""] * len(labels))
-    names = (f'<th scope="col" title="{escape(v)}">{s} {escape(v)}</th>' for s, v in zip(signs, labels, strict=False))
-    return f'<thead><tr><th scope="col">{first}</th>{"".join(names)}</tr></thead>'
+def _names(labels: Iterable[str]) -> list[str]:
+    """Return the headings of columns of runs, HTML."""
+    return [f'<span title="{escape(v)}">{sign} {escape(v)}</span>' for sign, v in zip(SIGNS, labels, strict=False)]
 
 
-def _row(head: str, cells: Sequence[str], something: bool, title: str = "") -> str:
-    """A row of a table; pale if there is nothing in it."""
-    look = "" if something else ' class="mmlab-nothing"'
-    return f'<tr{look}><th scope="row" title="{escape(title)}">{head}</th>{"".join(cells)}</tr>'
-
-
-def number(value: float | None) -> str:
-    """A number of the table."""
+def _number(value: float | None) -> str:
     if value is None:
         return "–"
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "−")
 
 
-def sure(run: Run, name: str) -> str:
-    """Behind a metric: its standard error that comes from the costs of steps, if it has one."""
-    error = run.uncertainty.get(name, 0.0)
-    return f" <small>± {number(error)}</small>" if error >= 0.005 else ""
-
-
-SIGNS = (
-    '<span style="color:#0173B2" aria-hidden="true">●</span>',
-    '<span style="color:#DE8F05" aria-hidden="true">■</span>',
-)
-"""The first run is blue and round, the second orange and square, in every figure."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs, and all that is shown of them."""
-
-    runs: dict[str, Run]
-    """By label; the first is the one that the other is compared with."""
-    end: float
-    """Of the time axes, s."""
-    pictures: dict[str, bytes]
-    """PNGs of the panels."""
-    heads: dict[str, str]
-    """Title, legend and, for those who cannot see the picture, its content, of each of :data:`CELLS`; HTML."""
-    summary: str
-    table: str
-    code: str
-    last: Frame
-    """The page maps at the end."""
-
-
-class Board:
-    """The panels, for one explorer: they keep what does not change. Use it in one thread at a time."""
-
-    def __init__(self) -> None:
-        self.memory = panels.Memory(), panels.Memory()
-        self.batches, self.counters, self.cpu = panels.Batches(), panels.Counters(), panels.Cpu()
-        memory = self.memory[0]
-        used = _keys([("allocated", memory.allocated), *((k, a) for k, a in memory.areas.items() if "freed" not in k)])
-        freed = _keys([(k.removeprefix("freed: "), area) for k, area in memory.areas.items() if "freed" in k])
-        self.kinds = f"{used} <br>freed: {freed}"
-        self.budget = _keys([("budget: pages_to_scan", self.batches.budgets[0])])
-        self.what = _keys([("really freed", self.counters.freed[0]), ("KSM’s counters show", self.counters.shown[0])])
-
-    def compare(self, runs: Mapping[str, Run], whole: bool = False) -> Comparison:
-        """All that is shown of two runs.
-
-        Parameters
-        ----------
-        whole : bool
-            The time axes end with the runs, not shortly after the last change.
-        """
-        both = list(runs.values())
-        end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else panels.until(both)
-        code = both[0].scenario.as_python([run.variant for run in both])
-        return Comparison(
-            dict(runs),
-            end,
-            self.draw(runs, end),
-            self.heads(runs),
-            summary(runs),
-            metrics_table(runs),
-            code,
-            last_frame(runs),
-        )
-
-    def draw(self, runs: Mapping[str, Run], end: float) -> dict[str, bytes]:
-        """PNGs of the panels, with time axes until `end`, s."""
-        top = max(map(total_mib, runs.values()))
-        pictures = {f"memory {i}": self.memory[i].draw(run, end, top) for i, run in enumerate(runs.values())}
-        pictures |= {"batches": self.batches.draw(runs, end), "counters": self.counters.draw(runs, end)}
-        return pictures | {"cpu": self.cpu.draw(runs, end)}
-
-    def heads(self, runs: Mapping[str, Run]) -> dict[str, str]:
-        """As in :class:`Comparison`."""
-        both = "".join(f'<span class="mmlab-key">{s} {escape(v)}</span>' for s, v in zip(SIGNS, runs, strict=True))
-        texts = {}
-        for i, (label, run) in enumerate(runs.items()):
-            m, mib = run.metrics, run.rows["frames"] * plots.MIB_PER_PAGE
-            texts[f"memory {i}"] = _head(
-                f"{SIGNS[i]} Memory over time: {escape(label)}",
-                self.kinds,
-                f"{mib[0]:,.0f} MiB are allocated at the start, {mib[-1]:,.0f} at the end, when {m.thps_left:,} THPs "
-                "are left.",
-                "mmlab-three",
-            )
-            texts[f"map {i}"] = _head(f"{SIGNS[i]} Page map: {escape(label)}", "a row a 2 MiB block, a dot a page", "")
-        said = {
-            "batches": "at most {m.most_freed_by_batch:,} pages, {m.most_freed_per_budget:.3g} times the budget",
-            "counters": "{m.freed_mib:,.0f} MiB freed, {m.freed_unseen_pages:,} pages of it in no counter",
-            "cpu": "{m.ksmd_cpu_percent:.1f} % of one CPU in all",
-        }
-        words = {k: "; ".join(f"{v}: {s.format(m=r.metrics)}" for v, r in runs.items()) for k, s in said.items()}
-        texts["batches"] = _head("Pages freed by each batch", both + self.budget, words["batches"])
-        texts["counters"] = _head("KSM’s counters and what was really freed", both + self.what, words["counters"])
-        texts["cpu"] = _head("CPU time of ksmd", both, words["cpu"])
-        return texts
-
-
-def _keys(parts: Sequence[tuple[str, Any]]) -> str:
-    """A legend."""
-    return "".join(f'<span class="mmlab-key">{panels.swatch(part)}{escape(name)}</span>' for name, part in parts)
-
-
-def _head(title: str, legend: str, alternative: str, more: str = "") -> str:
-    unseen = f'<span class="mmlab-unseen">{escape(alternative)}</span>'
-    return f'<div class="mmlab-head {more}"><b>{title}</b>{legend}{unseen}</div>'
-
-
-# --- the page map through time --------------------------------------------------------------------------------------
+# --- page maps through time -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The page maps of both runs at one time."""
+    """The page maps of both runs at one time.
+
+    Attributes
+    ----------
+    batches : tuple
+        The last batch until then, of each run.
+    pages : tuple
+        Pages of each letter, of each run.
+    """
 
     time_s: float
     labels: tuple[str, ...]
     batches: tuple[int, ...]
-    """The last batch until then, of each run."""
     pictures: tuple[bytes, ...]
     pages: tuple[dict[str, int], ...]
-    """Pages of each letter, of each run."""
 
     @classmethod
     def of(
         cls, time_s: float, runs: Mapping[str, Run], batches: Iterable[int], maps: Sequence[Sequence[np.ndarray]]
     ) -> Frame:
-        """From the letters of each process of each run."""
+        """Return the frame of the letters of each process of each run."""
         counts = [np.bincount(np.concatenate(letters), minlength=128) for letters in maps]
         size = next(iter(runs.values())).scenario.pages_per_thp
-        return cls(
-            time_s,
-            tuple(runs),
-            tuple(batches),
-            tuple(panels.page_map(letters, size) for letters in maps),
-            tuple({letter: int(c[ord(letter)]) for letter in plots.LETTERS} for c in counts),
-        )
+        pictures = tuple(page_map_image(letters, size) for letters in maps)
+        pages = tuple({letter: int(c[ord(letter)]) for letter in theme.LETTERS} for c in counts)
+        return cls(time_s, tuple(runs), tuple(batches), pictures, pages)
 
     def caption(self) -> str:
-        """When it is, after which batch, and how many pages of each kind there are, HTML."""
-        rows = [("after batch", self.batches)]
-        for letter, (kind, colour) in plots.LETTERS.items():
+        """Return the time, the batch and the number of pages of each kind, as HTML."""
+        rows = {"after batch": [f"{batch:,}" for batch in self.batches]}
+        for letter, (kind, colour) in theme.LETTERS.items():
+            counts = [pages[letter] for pages in self.pages]
+            look = "" if any(counts) else ' class="mmlab-nothing"'
             chip = f'<span class="mmlab-chip" style="background:{colour}" aria-hidden="true"></span>'
-            rows.append((f"{chip} {kind}", tuple(pages[letter] for pages in self.pages)))
-        return (
-            f"<table><caption>Pages after {self.time_s:,.3f} s</caption>{_thead('pages', self.labels)}<tbody>"
-            + "".join(_row(head, [f"<td>{n:,}</td>" for n in numbers], any(numbers)) for head, numbers in rows)
-            + "</tbody></table>"
-        )
+            rows[f"<span{look}>{chip} {kind}</span>"] = [f"<span{look}>{n:,}</span>" for n in counts]
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=_names(self.labels)).rename_axis("pages")
+        return html_table(table, f"Pages after {self.time_s:,.3f} s")
 
 
 def moments(runs: Sequence[Run], end: float) -> np.ndarray:
-    """Simulated times, s, whose page maps tell the story: as many where much happens as are spread over the time."""
+    """Return simulated times, s, for page maps: half of them spread over the time, half where most changes."""
     grid = np.unique(np.concatenate([run.rows["time_ns"] for run in runs])) / 1e9
     grid = grid[grid <= end]
     done = len(runs) * grid / max(end, 1e-9)
@@ -278,31 +223,28 @@ def moments(runs: Sequence[Run], end: float) -> np.ndarray:
     return np.unique(grid[np.minimum(np.searchsorted(done, np.linspace(0, done[-1], count)), len(grid) - 1)])
 
 
-def places(run: Run, at: np.ndarray) -> list[tuple[int, int]]:
-    """The (batch, rank) of the last sample until each of these times, s."""
-    rows = run.rows[np.searchsorted(run.rows["time_ns"] / 1e9, at, side="right") - 1]
-    return list(zip(rows["batch"].tolist(), rows["rank"].tolist(), strict=True))
-
-
 def last_frame(runs: Mapping[str, Run]) -> Frame:
-    """The page maps at the end."""
+    """Return the page maps at the end."""
     batches = [int(run.rows["batch"][-1]) for run in runs.values()]
     maps = [[run.page_map(i) for i in range(run.processes)] for run in runs.values()]
     return Frame.of(max(float(run.rows["time_ns"][-1]) for run in runs.values()) / 1e9, runs, batches, maps)
 
 
 def frames(runs: Mapping[str, Run], end: float, again: Callable[[Run, set[tuple[int, int]]], Run]) -> list[Frame]:
-    """The page maps of two runs at the same :func:`moments`, and at the end.
+    """Return the page maps of two runs at the same :func:`moments`, and at the end.
 
     Parameters
     ----------
     end : float
         No moment is later, s.
     again : callable
-        Simulates a run once more and keeps page maps after these (batch, rank).
+        Simulates a run once more and keeps its page maps after these (batch, rank).
     """
     at = moments(list(runs.values()), end)
-    where = [places(run, at) for run in runs.values()]
+    where = []
+    for run in runs.values():
+        rows = run.rows[np.searchsorted(run.rows["time_ns"] / 1e9, at, side="right") - 1]
+        where.append(list(zip(rows["batch"].tolist(), rows["rank"].tolist(), strict=True)))
     with ThreadPoolExecutor(len(runs)) as pool:
         maps = [run.maps for run in pool.map(again, runs.values(), map(set, where))]
     found = [

@@ -25,7 +25,7 @@ from typing import Any
 
 from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
-from mmlab.explorer.comparison import Board, Comparison, Frame, frames
+from mmlab.explorer.comparison import Comparison, Figures, Frame, frames
 from mmlab.explorer.debounce import Debounce, Job
 from mmlab.explorer.layout import Layout
 from mmlab.explorer.widgets import control, variants
@@ -145,7 +145,7 @@ class Explorer(Layout):
         made["variant"] = variants("variant", self.known, variant.name)
         made["compare"] = variants("compare", self.known, compare.name)
         super().__init__(made, flat_presets())
-        self.board, self.cache, self.requests = Board(), Runs(), Debounce(self.show_status, self.show_error)
+        self.figures, self.cache, self.requests = Figures(), Runs(), Debounce(self.show_status, self.show_error)
         self.shown: Comparison | None = None
         self.seconds = 0.0, 0.0
         self._drawing = Lock()
@@ -262,7 +262,7 @@ class Explorer(Layout):
         simulated = job.age
         with self._drawing:
             job.check()
-            return self.board.compare(runs, whole), (simulated, job.age)
+            return self.figures.compare(runs, whole), (simulated, job.age)
 
     def _frames(self, job: Job) -> list[Frame]:
         """Return the page maps through time of the runs on display."""

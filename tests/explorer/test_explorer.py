@@ -23,12 +23,11 @@ from conftest import ROOT
 from mmlab import VARIANTS, Scenario, SplitContext, simulate
 from mmlab.errors import UserError
 from mmlab.explorer import comparison
-from mmlab.explorer.comparison import CELLS, Board, Frame
+from mmlab.explorer.comparison import CELLS, Figures, Frame
 from mmlab.explorer.debounce import Debounce, Dropped, Job
 from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
 from mmlab.explorer.widgets import Number, Switch, control, explained
-from mmlab.figures import figures as plots
-from mmlab.figures import panels
+from mmlab.figures import canvas
 from mmlab.params import find_params, save_new
 from mmlab.results.run import Metrics, Run
 from mmlab.scenario import flat_fields
@@ -137,7 +136,7 @@ def test_shows_what_simulate_gives(explorer: Explorer) -> None:
     assert rows["thps_split"][2] == "="
     for name in CELLS:
         size = Image.open(io.BytesIO(explorer.images[name].value)).size
-        assert size == (panels.WIDTH, panels.HEIGHT) or "map" in name
+        assert size == (canvas.WIDTH, canvas.HEIGHT) or "map" in name
         assert explorer.heads[name].value
 
 
@@ -146,67 +145,12 @@ def test_pictures_tell_the_same_again() -> None:
     scenario = Scenario(zero_fraction=0.5, duplicate_fraction=0.5, use_zero_pages=1, layout="random", **SMALL)
     one = {v: simulate(scenario, variant=v) for v in ("mainline", "legacy")}
     other = {v: simulate(scenario.replace(pages_to_scan=600, swap_mib=8), variant=v) for v in ("v1-series", "mainline")}
-    board = Board()
-    first = board.draw(one, 20.0)
-    assert board.draw(other, 20.0) != first
-    assert board.draw(one, 20.0) == first
-    assert Board().draw(other, 20.0) == board.draw(other, 20.0)
-    assert board.draw(one, 10.0) != first
-
-
-def test_axes_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same time axis is drawn once for all panels."""
-    monkeypatch.setattr(panels, "KEPT", 2)
-    monkeypatch.setattr(panels.Panel, "times", {})
-    run = simulate(Scenario(zero_fraction=0.5, use_zero_pages=1, **SMALL))
-    one, other = panels.Memory(), panels.Memory()
-    for end in (5.0, 8.0, 10.0, 5.0):
-        one.draw(run, end, 16.0)
-    assert [limits[1] for limits in panels.Panel.times] == [10.0, 5.0]
-    kept = panels.Panel.times[0.0, 5.0]
-    other.draw(run, 5.0, 16.0)
-    assert panels.Panel.times[0.0, 5.0] is kept
-
-
-@given(
-    st.lists(st.floats(0, 100), min_size=1, max_size=300).map(sorted),
-    st.integers(0, 1000),
-    st.floats(1, 120),
-    st.integers(1, 20),
-)
-def test_thinned_lines_show_the_same(times: list[float], seed: int, end: float, columns: int) -> None:
-    """Each column of pixels keeps its first, last, least and most value; nothing after the end."""
-    time, values = np.array(times), np.random.default_rng(seed).integers(0, 5, len(times))
-    keep = panels.thin(time, values, end, columns)
-    shown = time <= end
-    assert (np.diff(keep) > 0).all()
-    assert shown[keep].all()
-    column = np.floor(time * (columns / end))
-    for each in np.unique(column[shown]):
-        every, kept = (np.flatnonzero(shown & (column == each)), keep[column[keep] == each])
-        assert (every[0], every[-1]) == (kept[0], kept[-1])
-        assert (values[every].min(), values[every].max()) == (values[kept].min(), values[kept].max())
-        assert len(kept) <= 4 or len(keep) == shown.sum() <= 4 * columns
-
-
-def test_axes_end_at_round_numbers() -> None:
-    assert [panels.round_up(v) for v in (0, 0.7, 1, 1.01, 46, 51, 99, 460)] == [1, 0.8, 1, 1.5, 50, 80, 100, 500]
-    run = simulate(Scenario(zero_fraction=0.5, use_zero_pages=1, **SMALL))
-    last = run.rows["time_ns"][1:][np.diff(run.rows["frames"]) != 0].max() / 1e9
-    assert last < panels.until([run]) == panels.round_up(1.1 * last) < 20
-    still = simulate(Scenario(thp_coverage=0.0, **SMALL))
-    assert panels.until([still]) == pytest.approx(20, abs=0.1), "nothing changes"
-
-
-def test_page_map_is_a_picture_of_the_letters() -> None:
-    letters = np.frombuffer(b"HHHHAZKNHHHH", np.uint8)
-    picture = np.asarray(Image.open(io.BytesIO(panels.page_map([letters, letters[:4]], 4))).convert("RGB"))
-    down, right = panels.HEIGHT // 4, panels.HEIGHT // 4
-    assert picture.shape == (4 * down, 4 * right, 3)
-    seen = [f"#{bytes(pixel.tolist()).hex().upper()}" for pixel in picture[::down, ::right].reshape(-1, 3)]
-    assert seen == [plots.LETTERS[chr(letter)][1] for letter in [*letters, *letters[:4]]]
-    many = panels.page_map([np.full(5000 * 512, ord("H"), np.uint8)], 512)
-    assert Image.open(io.BytesIO(many)).size == (512, panels.MAP_ROWS)
+    figures = Figures()
+    first = figures.draw(one, 20.0)
+    assert figures.draw(other, 20.0) != first
+    assert figures.draw(one, 20.0) == first
+    assert Figures().draw(other, 20.0) == figures.draw(other, 20.0)
+    assert figures.draw(one, 10.0) != first
 
 
 # --- page maps through time -----------------------------------------------------------------------------------------
@@ -229,7 +173,7 @@ def test_frames_are_the_page_maps_of_their_time(explorer: Explorer) -> None:
             later = run.rows["time_ns"][row + 1] / 1e9 if row + 1 < len(run.rows) else np.inf
             assert run.rows["time_ns"][row] / 1e9 <= frame.time_s < later
             letters = run.maps[batch, 0]
-            assert picture == panels.page_map(letters, 512)
+            assert picture == canvas.page_map_image(letters, 512)
             assert sum(pages.values()) == 16 * 256
             assert pages["H"] == (letters[0] == ord("H")).sum()
     assert frames[-1] == comparison.last_frame(explorer.runs)

@@ -14,12 +14,15 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 
 from mmlab import Run, Scenario, simulate
 from mmlab.figures import figures as plots
+from mmlab.figures import theme
 from mmlab.figures.notebook import tables_of
+from mmlab.figures.theme import KINDS
 from mmlab.results import trace
-from mmlab.studies import verdict
+from mmlab.variants import possible, truth_table
 
 SCENARIO = Scenario(
     memory_mib=8, zero_fraction=0.75, duplicate_fraction=0.2, pages_to_scan=300, horizon_seconds=60, until_settled=True
@@ -42,6 +45,18 @@ def _close_figures() -> Iterator[None]:
     plt.close("all")
 
 
+def legend_of(ax: Axes) -> list[str]:
+    legend = ax.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def below(ax: Axes) -> list[str]:
+    """The legend of the figure."""
+    (legend,) = plots.figure_of(ax).legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def labels(ax: Axes) -> tuple[str, str]:
     return ax.get_xlabel(), ax.get_ylabel()
 
@@ -49,7 +64,7 @@ def labels(ax: Axes) -> tuple[str, str]:
 def test_memory(runs: dict[str, Run]) -> None:
     run = runs["ksm-opt-out"]
     table = plots.memory_table(run)
-    assert table.sum(axis=1).to_numpy() == pytest.approx(8), "every page is of one kind"
+    assert table[list(KINDS)].sum(axis=1).to_numpy() == pytest.approx(8), "every page is of one kind"
     assert (table >= 0).all(axis=None)
     allocated = table[["THP", "small pages", "KSM pages"]].sum(axis=1)
     assert allocated.iloc[-1] == run.samples["frames"].iloc[-1] / 256
@@ -66,42 +81,71 @@ def test_side_by_side(runs: dict[str, Run]) -> None:
 
 
 def test_batches(runs: dict[str, Run]) -> None:
-    table = plots.batches_table(runs)
-    for name, run in runs.items():
-        mine = table[table["run"] == name]["freed"]
+    for run in runs.values():
+        mine = plots.batches_table(run)["freed"]
         assert mine.sum() == run.samples["frames"].iloc[0] - run.samples["frames"].iloc[-1]
         assert mine.max() == run.metrics.most_freed_by_batch
     ax = plots.batches(runs)
     assert labels(ax)[1] == "pages freed by one batch"
-    assert any("pages_to_scan = 300" in text.get_text() for text in ax.texts)
+    assert legend_of(ax) == [*runs, "pages_to_scan = 300"]
+    (budget,) = (line for line in ax.lines if line.get_label() == "pages_to_scan = 300")
+    assert set(np.asarray(budget.get_ydata())) == {300}
 
 
 def test_batches_without_a_budget() -> None:
     """pages_to_scan=0: nothing is freed, and there is no line on a logarithmic axis."""
     stopped = simulate(SCENARIO.replace(pages_to_scan=0, until_settled=False, horizon_seconds=1))
     ax = plots.batches({"stopped": stopped})
-    assert not ax.lines
+    assert not any(len(np.asarray(line.get_xdata())) for line in ax.lines)
     assert not ax.get_legend()
 
 
+def test_batches_against_a_budget_that_changes() -> None:
+    """The advisor turns pages_to_scan: the line follows it."""
+    advised = simulate(SCENARIO.replace(advisor_mode="scan-time", advisor_min_pages_to_scan=50, horizon_seconds=5))
+    budget = advised.rows["pages_to_scan"]
+    assert len(np.unique(budget)) > 1
+    line = plots.batches({"advised": advised}).lines[-1]
+    assert line.get_label() == "pages_to_scan, advised"
+    assert set(np.asarray(line.get_ydata())) == set(budget)
+
+
 def test_counters(runs: dict[str, Run]) -> None:
-    table = plots.counters_table(runs)
-    for name, run in runs.items():
-        last = table[table["run"] == name].groupby("what")["MiB"].last()
+    for run in runs.values():
+        last = plots.counters_table(run).iloc[-1]
         assert last["really freed"] == pytest.approx(run.metrics.freed_mib)
         unseen = last["really freed"] - last["KSM counters"]
         assert unseen * 256 == pytest.approx(run.metrics.freed_unseen_pages)
     ax = plots.counters(runs)
     assert labels(ax)[1] == "memory (MiB)"
-    legend = ax.get_legend()
-    assert legend is not None
-    assert len(legend.get_texts()) == 4
+    assert len(legend_of(ax)) == 4
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in ax.lines}
+    assert len(looks) == 4, "told apart in grey"
+
+
+def test_cpu(runs: dict[str, Run]) -> None:
+    for run in runs.values():
+        table = plots.cpu_table(run, 10.0)
+        end = min(10.0, run.rows["time_ns"][-1] / 1e9)
+        used = np.interp(end, run.rows["time_ns"] / 1e9, run.rows["ksmd_cpu_ns"] / 1e9)
+        assert table["percent"].sum() / 100 * 10 / 60 == pytest.approx(used)
+    ax = plots.cpu(runs)
+    assert labels(ax)[1] == "CPU of ksmd (% of one)"
+    assert legend_of(ax) == list(runs)
+
+
+def test_brief_figures_have_no_legend(runs: dict[str, Run]) -> None:
+    for draw in (plots.batches, plots.counters, plots.cpu):
+        ax = draw(runs, brief=True)
+        assert ax.get_legend() is None
+        assert ax.get_xlabel() == "simulated time (s)"
+    assert plots.memory(runs["mainline"], brief=True).get_legend() is None
 
 
 def test_rates() -> None:
     table = pd.DataFrame({"counters": [0.0, 60.0], "frames": [6.0, np.nan]}, index=["mainline", "legacy"])
     ax = plots.rates(table)
-    assert ax.get_xlabel() == "rate (MB/s)"
+    assert ax.get_xlabel() == "rate (MiB/s)"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["mainline", "legacy"]
     hatches = [bars[0].get_hatch() for bars in ax.containers]
     assert len(set(hatches)) == 2, "told apart in grey"
@@ -111,7 +155,7 @@ def test_rates_with_errors() -> None:
     table = pd.DataFrame({"counters": [1.0, 60.0], "frames": [6.0, np.nan]}, index=["mainline", "legacy"])
     ax = plots.rates(table, errors=pd.DataFrame({"counters": [0.0, 2.5], "frames": [0.02, np.nan]}, index=table.index))
     assert [text.get_text() for text in ax.texts] == ["1.0", "60.0\xa0±\xa02.5", "6.00\xa0±\xa00.02", "0.0"]
-    lines = [bar.get_segments()[0] for bar in ax.collections]
+    lines = [line for bars in ax.collections for line in bars.get_segments() if len(line)]
     assert [(line[0][0], line[1][0]) for line in lines] == [(57.5, 62.5), (pytest.approx(5.98), pytest.approx(6.02))]
 
 
@@ -127,9 +171,12 @@ def test_time_axes_say_how_sure_they_are(runs: dict[str, Run]) -> None:
 def test_overlay(recorded: trace.Trace) -> None:
     run = simulate(trace.scenario_of(recorded))
     columns = {"rss_kb": "KiB", "pages_unshared": "pages"}
-    table = plots.overlay_table(run, recorded, list(columns))
-    assert len(table) == 2 * len(recorded["samples"])
-    assert (table["model"] == table["recorded"]).all()
+    for column in columns:
+        table = plots.overlay_table(run, recorded, column)
+        assert table["model"].tolist() == run.samples[column].tolist()
+        assert table["recorded"].count() == len(recorded["samples"])
+        seen = table.dropna()
+        assert (seen["model"] == seen["recorded"]).all()
     panels = plots.overlay(run, recorded, columns, "A title")
     assert [labels(panel) for panel in panels] == [("batch", unit) for unit in columns.values()]
     assert [panel.get_title(loc="left") for panel in panels] == list(columns)
@@ -167,12 +214,19 @@ def test_steps() -> None:
     ax = plots.steps(table, "time (s)", "MiB", "run", until=4.0)
     assert labels(ax) == ("time (s)", "MiB")
     assert ax.get_xlim() == (0, 4)
-    a, b = ax.lines[0], ax.lines[3]
-    assert a.get_xydata().tolist() == b.get_xydata().tolist() == [[0, 4], [1, 2]]
+    a, b = ax.lines
     assert a.get_linewidth() > b.get_linewidth(), "equal lines show both"
-    marks = [set(np.asarray(ax.lines[i].get_xdata())) for i in (1, 4)]
+    marks = []
+    for line in (a, b):
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert set(zip(x[(x == 0) | (x == 1)], y[(x == 0) | (x == 1)], strict=True)) == {(0, 4), (1, 4), (1, 2)}
+        assert (y[x > 1] == 2).all()
+        assert x.max() == 4, "until the end of the axis, not until 5"
+        marks.append({*x[line.get_markevery()]})
     assert not marks[0] & marks[1], "markers beside each other"
-    assert max(max(m) for m in marks) <= 1, "none beyond the line's end"
+    assert len(marks[0]) == len(marks[1]) == theme.MARKS
+    short = plots.steps(table[table["time (s)"] < 5], "time (s)", "MiB", "run", until=4.0)
+    assert all(np.asarray(line.get_xdata()).max() == 1 for line in short.lines), "none goes beyond its last point"
 
 
 def test_verdict_table() -> None:
@@ -188,37 +242,34 @@ def test_verdict_table() -> None:
 def test_verdict_table_with_signs_of_your_own() -> None:
     one = pd.DataFrame([["+", "-"]], index=["a1"], columns=["V0", "V1"])
     ax = plots.verdict_table(one, one, one, signs={"+": "better", "-": "worse"})
-    legend = ax.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["better", "worse"]
+    assert below(ax) == ["better", "worse"]
 
 
 def test_truth_table() -> None:
-    table = verdict.truth_table(["mainline", "ksm-opt-out"])
-    ax = plots.truth_table(table, [verdict.possible(context) for context in table.index])
+    table = truth_table(["mainline", "ksm-opt-out"])
+    ax = plots.truth_table(table, [possible(context) for context in table.index])
     hatched = [patch for patch in ax.patches if patch.get_hatch()]
     looks = [patch.get_facecolor() for patch in ax.patches if not patch.get_hatch()]
     assert len(hatched) == 2 * 4, "ksmd does not split while KSM is off"
-    assert Counter(looks).most_common() == [(looks[0], 28 + 24), (looks[1], 4)]
+    assert Counter(looks).most_common() == [(to_rgba("#0173B2"), 28 + 24), (to_rgba("#F1F1F1"), 4)]
     assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["mainline", "ksm-opt-out"]
-    assert [line.get_fillstyle() for line in ax.lines[:3]] == ["none"] * 3, "the first context: three times no"
-    assert [line.get_fillstyle() for line in ax.lines[-3:]] == ["full"] * 3
+    flags = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert flags[0] == "○\n○\n○", "the first context: three times no"
+    assert flags[-1] == "●\n●\n●"
     (kept,) = tables_of(plots.figure_of(ax)).values()
     assert kept["name"].iloc[-1] == "caller=other, mergeable=True, ksm_running=True, shrink_underused=True"
 
 
 def test_truth_table_with_words_in_it() -> None:
-    table = verdict.truth_table(["mainline"])
-    possible = [verdict.possible(context) for context in table.index]
-    ax = plots.truth_table(table, possible, text=table.map(lambda _: 7), words=("seen", "not seen"))
+    table = truth_table(["mainline"])
+    can = [possible(context) for context in table.index]
+    ax = plots.truth_table(table, can, text=table.map(lambda _: 7), words=("seen", "not seen"))
     assert [text.get_text() for text in ax.texts].count("7") == 28, "not where it cannot happen"
-    legend = ax.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["seen", "not seen", "cannot happen"]
+    assert below(ax) == ["seen", "not seen", "cannot happen"]
 
 
 def test_says_and_truth() -> None:
-    table = pd.DataFrame({"sample": [0, 1, 2], "says": [0, 0, 0], "truth": [0, 9, 9], "kernel": [0, np.nan, 0]})
+    table = pd.DataFrame({"sample": [0, 1, 2], "model": [0, 0, 0], "truth": [0, 9, 9], "recorded": [0, np.nan, 0]})
     panels = plots.says_and_truth({name: table.copy() for name in "abcd"}, "MiB")
     assert [panel.get_title(loc="left") for panel in panels] == list("abcd")
     assert {labels(panel) for panel in panels} == {("sample", "MiB")}
@@ -240,7 +291,7 @@ def test_maps_compared() -> None:
     assert titles[5] == "different: 0 of 12 pages"
     shown = panels[2].images[0].get_array()
     assert shown is not None
-    assert shown.astype(int).tolist() == [[0] * 4, [0] * 4, [0, 0, 1, 1]]
+    assert (shown == 17).all(axis=2).astype(int).tolist() == [[0] * 4, [0] * 4, [0, 0, 1, 1]]
     (legend,) = plots.figure_of(panels).legends
     assert [text.get_text()[0] for text in legend.get_texts()] == list("HAKZSN"), "each kind once"
 
@@ -321,23 +372,12 @@ def test_blocks() -> None:
     plots.blocks(time[:1], letters[:1])
 
 
-def test_grid() -> None:
-    table = pd.DataFrame([[0.0, 1234.0], [5.0, 0.0]], [0, 256], [0, 511])
-    table = table.rename_axis("max_ptes_shared (pages)").rename_axis("max_ptes_none (pages)", axis=1)
-    ax = plots.grid(table, "collapses an hour")
-    assert labels(ax) == ("max_ptes_none (pages)", "max_ptes_shared (pages)")
-    assert [text.get_text() for text in ax.texts] == ["0", "1,234", "5", "0"]
-    assert [text.get_fontweight() for text in ax.texts] == ["bold", "normal", "normal", "bold"]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "511"]
-    plots.grid(table * 0, "nothing")
-
-
 def test_heat() -> None:
     """One scale over all panels, numbers in the fields, signs where there are differences, the tables remembered."""
     first = pd.DataFrame([[0.0, 10.0], [np.nan, 2.5]], [0.0, 1.0], [100, 1000])
     first = first.rename_axis("thp_coverage").rename_axis("pages_to_scan (pages)", axis=1)
     tables = {"one": first, "two": first / 2, "three": -first}
-    panels = plots.heat(tables, "freed_rate (MB/s)", signed=True)
+    panels = plots.heat(tables, "freed_rate (MiB/s)", signed=True)
     assert [panel.get_title("left") for panel in panels] == list(tables)
     assert [text.get_text() for text in panels[0].texts] == ["+0", "+10", "+2.5"]
     assert {panel.collections[0].get_clim() for panel in panels} == {(-10.0, 10.0)}
@@ -346,9 +386,11 @@ def test_heat() -> None:
     assert [tick.get_text() for tick in panels[2].get_xticklabels()] == ["100", "1000"]
     figure = panels[0].get_figure(root=True)
     assert figure is not None
-    assert "freed_rate (MB/s)" in [ax.get_ylabel() for ax in figure.axes]
+    assert "freed_rate (MiB/s)" in [ax.get_ylabel() for ax in figure.axes]
     (alone,) = plots.heat({"one": first}, "freed")
     assert alone.collections[0].get_clim() == (0.0, 10.0)
     assert [text.get_text() for text in alone.texts] == ["0", "10", "2.5"]
+    (many,) = plots.heat({"many": 123.4 * first}, "freed", digits=4)
+    assert [text.get_text() for text in many.texts] == ["0", "1,234", "308.5"]
     plots.heat({"nothing": first * 0}, "freed")
     plots.heat({"none": first * np.nan}, "freed")

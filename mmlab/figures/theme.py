@@ -1,0 +1,172 @@
+"""The look of all figures: colours, dashes, markers and hatches, and the helpers that draw with them.
+
+The colours are seaborn's colour-blind palette, and colour never carries a meaning alone: lines also differ in dash and
+marker, areas and bars in hatch, so that a grey print shows the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = ["ALLOCATED", "DASHED", "DASHES", "INK", "KINDS", "LETTERS", "MARKERS", "PARTS", "RGB", "axes", "figure_of"]
+__all__ += ["legend_below", "round_up", "short", "step_line", "stepped", "style", "thin", "use_theme", "write"]
+
+INK = "#111111"
+ALLOCATED: dict[str, Any] = {"color": INK, "linewidth": 2}
+DASHED: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (6, 3))}
+#: Kinds of memory and their areas, from the bottom of the stack: first what is allocated, then what was freed.
+KINDS: dict[str, dict[str, Any]] = {
+    kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.3}
+    for kind, colour, hatch in (
+        ("THP", "#0173B2", ""),
+        ("small pages", "#56B4E9", ""),
+        ("KSM pages", "#029E73", "xxx"),
+        ("freed: merged into KSM pages", "#F3E3C8", "////"),
+        ("freed: shared zeropage", "#F4F4F4", "...."),
+        ("freed: swapped out", "#FFFFFF", "\\\\\\\\"),
+    )
+}
+#: The letters of a page map (trace-format): the kind of page and its colour.
+LETTERS = {
+    "H": ("THP", "#0173B2"),
+    "h": ("part of a large folio, mapped by PTEs", "#7F6BB3"),
+    "A": ("small page", "#56B4E9"),
+    "K": ("KSM page", "#029E73"),
+    "Z": ("shared zeropage", "#F1EFE2"),
+    "Y": ("huge zeropage", "#DDD6B8"),
+    "S": ("swapped out", "#CA9161"),
+    "N": ("not present", "#FFFFFF"),
+}
+#: uint8[256, 3]: the colour of each letter, by its code.
+RGB = np.zeros((256, 3), np.uint8)
+RGB[[ord(letter) for letter in LETTERS]] = [list(bytes.fromhex(colour[1:])) for _, colour in LETTERS.values()]
+#: Colours and hatches of the parts of a bar, in order.
+PARTS = [("#0173B2", ""), ("#56B4E9", "..."), ("#029E73", "xxx"), ("#ECD9A6", "///"), ("#F4F4F4", "\\\\\\")]
+PARTS += [("#CA9161", "++")]
+DASHES: list[Any] = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (7, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+MARKS = 6
+"""Markers on a step line that spans its axis."""
+COLUMNS = 720
+"""Columns of a figure within which a long series is thinned."""
+
+
+def use_theme() -> None:
+    """Set the common look of all figures: seaborn's theme, then ``house.mplstyle``."""
+    import matplotlib.style
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", palette="colorblind")
+    matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
+
+
+def axes(columns: int = 1, rows: int = 1, width: float = 9.6, height: float = 4.0, **kwargs: Any) -> list[Axes]:
+    """Return the Axes, row by row, of a new figure of ``columns`` by ``rows``, ``width`` by ``height`` inches."""
+    import matplotlib.pyplot as plt
+
+    use_theme()
+    figure, panels = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.06)  # type: ignore[union-attr, call-arg]
+    return list(panels.flat)
+
+
+def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
+    """Return the figure that contains these Axes."""
+    first = drawn[0] if isinstance(drawn, Sequence) else drawn
+    figure = first.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def legend_below(drawn: Sequence[Axes], ncols: int = 3) -> None:
+    """Replace the legends of these Axes by one below the figure, with each label once."""
+    handles: dict[str, Any] = {}
+    for ax in drawn:
+        if legend := ax.get_legend():
+            texts = (text.get_text() for text in legend.get_texts())
+            handles |= dict(zip(texts, legend.legend_handles, strict=True))
+            legend.remove()
+        else:
+            handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure_of(drawn).legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
+
+
+def style(number: int) -> dict[str, Any]:
+    """Return colour, dash and marker of line ``number``: the first six differ in grey, too."""
+    return {"color": f"C{number}", "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def write(ax: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (4, 0), **look: Any) -> None:
+    """Write a text beside a point, ``offset`` typographic points away from it."""
+    look = {"fontsize": 9, "va": "center", "textcoords": "offset points"} | look
+    ax.annotate(text, at, xytext=offset, **look)  # type: ignore[arg-type]
+
+
+def round_up(value: float) -> float:
+    """Return the next round number, for the end of an axis; 1 if the value is not positive."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(step * power for step in (1, 1.5, 2, 3, 5, 8, 10) if step * power >= 0.9999 * value))
+
+
+def short(value: float, _: object = None) -> str:
+    """Format a tick's number: thousands separated, from 10,000 with k or M."""
+    size, letter = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k") if abs(value) >= 1e4 else (1, "")
+    return f"{value / size:,g}{letter}"
+
+
+# --- long series and steps ------------------------------------------------------------------------------------------
+
+
+def thin(time: np.ndarray, values: np.ndarray, end: float, columns: int = COLUMNS) -> np.ndarray:
+    """Return indices of the samples to draw: the first, last, smallest and largest of each column of a picture.
+
+    Parameters
+    ----------
+    time, values : array
+        One entry a sample; `time` ascends.
+    end : float
+        Time at the right edge; later samples are left out.
+    """
+    count = int(np.searchsorted(time, end, side="right"))
+    if count <= 4 * columns:
+        return np.arange(count)
+    column = (time[:count] * (columns / end)).astype(np.int64)
+    first = np.flatnonzero(np.diff(column, prepend=-1))
+    last = np.append(first[1:], count) - 1
+    by_value = np.lexsort((values[:count], column))
+    return np.unique(np.concatenate([first, last, by_value[first], by_value[last]]))
+
+
+def stepped(time: np.ndarray, values: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of step lines: each value (last axis) holds until the next sample, the last until `end`."""
+    return np.repeat(np.append(time, end), 2)[1:-1], np.repeat(values, 2, axis=-1)
+
+
+def step_line(
+    ax: Axes, time: np.ndarray, values: np.ndarray, end: float, number: int = 0, of: int = 1, **look: Any
+) -> Line2D:
+    """Draw line ``number`` of ``of``: values that hold until the next sample, the last one until ``end``.
+
+    Lines differ in colour, dash and width, and their markers lie beside each other: lines that coincide all show.
+    """
+    keep = thin(time, values, end)
+    x, y = stepped(time[keep], values[keep], end)
+    marks = ax.get_xlim()[1] * (np.arange(MARKS) + (number + 1) / (of + 1)) / MARKS
+    marks = marks[(marks > x[0]) & (marks < end)]
+    at = np.searchsorted(x, marks)
+    x, y = np.insert(x, at, marks), np.insert(y, at, y[at - 1])
+    width = {"linewidth": max(1.2, 3.0 - 0.6 * number), "markersize": 6, "markeredgecolor": "white"}
+    (line,) = ax.plot(x, y, markevery=list(at + np.arange(len(at))), **style(number) | width | look)
+    return line
