@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmlab.errors import UserError, unknown
-from mmlab.params import find_params
+from mmlab.params import find_params, write_atomically
 from mmlab.workers import cpus, each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -488,7 +488,7 @@ def tune(
         found = search.tune(asked, runs=runs or search.RUNS, seed=seed, executor=pool, progress=progress)
     click.echo(found.text())
     if table:
-        found.table().to_csv(table, index=False)
+        write_atomically(table, found.table().to_csv(index=False).encode())
     if figure:
         found.save(figure)
     sys.exit(not found.feasible)
@@ -504,12 +504,12 @@ def tune(
     "variants",
     multiple=True,
     metavar="NAME",
-    help="Instead of the file's; may be repeated: the others are compared with the first.",
+    help="Use instead of the file's variants; may be repeated. The others are compared with the first.",
 )
 @click.option("--hosts", type=click.IntRange(1), metavar="N", help="Instead of the file's.")
-@click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts that are simulated of each kind.")
+@click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts of each kind that are simulated.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the hosts that are drawn.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed for drawing hosts.")
 @click.option(
     "--table",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -528,24 +528,23 @@ def fleet_(
     table: Path | None,
     jobs: int,
 ) -> None:
-    """What many hosts come to: memory (TiB), CPU (cores) and THPs over a fleet, under each variant, with the spread.
+    """Estimate the memory (TiB), CPU time (cores) and THPs of a fleet of hosts, under each variant.
 
     FLEET.yaml is a file, or the name of one of params/fleets/:
 
     \b
       hosts: 100000
-      samples: 8                                     hosts of each kind that are simulated, and stand for the others
-      simulate_mib: 64                               … in so much memory, ksmd as much slower (README, "A fleet")
+      samples: 8                                     hosts of each kind that are simulated, and represent the others
+      simulate_mib: 64                               … in this much memory, ksmd slower to match (README, "A fleet")
       variants: [mainline, ksm-opt-out]
       mix:
-        - {params: bimodal, weight: 0.6, memory_gib: 512, pages_to_scan: 4000}    a file of params/, and what differs
+        - {params: bimodal, weight: 0.6, memory_gib: 512, pages_to_scan: 4000}    a file of params/, and changes to it
         - params: shared_image
           weight: 0.4
           zero_fraction: {low: 0.3, high: 0.6}       from host to host: a range (log: true for equal factors)
           pages_to_scan: [1000, 2000, 4000]          or one of these
 
-    Printed are totals with the standard error that comes from the sample, quantiles of single hosts, and how variants
-    differ from the first, host by host.
+    Prints fleet totals with sampling error, per-host quantiles, and paired differences between variants.
 
     \b
     Examples:
@@ -561,7 +560,7 @@ def fleet_(
         estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
     click.echo(estimate.text())
     if table:
-        estimate.hosts.to_csv(table, index=False)
+        write_atomically(table, estimate.hosts.to_csv(index=False).encode())
 
 
 # -- report, variants, params, compile -------------------------------------------------------------------------------

@@ -160,9 +160,8 @@ class Grid(Strict):
             if (total := math.prod(len(self.levels(name)) for name in self.vary)) > MOST:
                 hint = "Use fewer values, or design: sobol with samples."
                 raise UserError(parameter="combinations", value=total, allowed=f"at most {MOST:,}", hint=hint)
-        elif samples is None or not self.vary:
-            missing = "vary" if samples else "samples"
-            raise UserError("is missing", parameter=missing, hint=f"design = {design} needs it.")
+        elif samples is None:
+            raise UserError("is missing", parameter="samples", hint=f"design = {design} needs it.")
         elif design == "sobol" and samples & (samples - 1):
             below = 1 << samples.bit_length() - 1
             hint = "Only a power of two fills the space evenly."
@@ -177,8 +176,8 @@ class Grid(Strict):
         from scipy.stats import qmc
 
         kind = qmc.Sobol if self.design == "sobol" else qmc.LatinHypercube  # twice as long, Sobol begins the same
-        shares = kind(len(self.vary), rng=self.seed).random(self.samples).tolist()
-        return [{name: self._at(name, u) for name, u in zip(self.vary, row, strict=True)} for row in shares]
+        shares = kind(max(1, len(self.vary)), rng=self.seed).random(self.samples).tolist()
+        return [{name: self._at(name, u) for name, u in zip(self.vary, row, strict=False)} for row in shares]
 
     def levels(self, name: str) -> list[Any]:
         """Return all values of a list, or of a range with step or count (each whole number once)."""
