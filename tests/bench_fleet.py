@@ -1,11 +1,11 @@
-"""What a fleet costs to simulate: CPU time by pages and by hosts, the line through it, what 100,000 hosts need; and how
-much is lost by simulating a host smaller than it is.
+"""The cost of simulating a fleet: CPU time by pages and by hosts, fitted lines, the CPU time of 100,000 hosts; and the
+error of a scaled simulation.
 
     python tests/bench_fleet.py [MIB]…      default: 64 256 1024 4096 16384 65536 (two minutes)
 
-The workload of the first part: 40 % zero-filled, 30 % duplicates, 30 % unique in random order, two full scans with
-use_zero_pages=0 and smart scan off; under ksm-opt-out, because on mainline a dead root ends all searches at some sizes
-and not at others.
+The first part simulates two full scans of 40 % zero-filled, 30 % duplicate and 30 % unique pages in random order, with
+use_zero_pages=0 and smart scan off. The variant is ksm-opt-out, because on mainline a dead root ends all searches at
+some sizes and not at others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MIXED = Scenario(
 
 
 def timed(scenario: Scenario) -> float:
-    """CPU time of a run, s: what it costs on a machine with other work, too; the best of three where it is short."""
+    """Return the CPU time of a run in s, the best of three for short runs; other work disturbs it little."""
     best = float("inf")
     for _ in range(3):
         start = time.process_time()
@@ -51,7 +51,7 @@ def timed(scenario: Scenario) -> float:
 
 
 def by_size(sizes: Sequence[int]) -> list[str]:
-    """CPU time of one host by its memory, the line through the points, and what it means for the fleet."""
+    """Return lines on the CPU time of one host by its memory, the fitted line, and the consequence for the fleet."""
     seconds = [timed(MIXED.replace(memory_mib=mib, duplicate_groups=1000 * mib // 64)) for mib in sizes]
     lines = ["| memory of a host, MiB | CPU s | µs a page | core-hours for 100,000 hosts |", "|---|---|---|---|"]
     lines += [
@@ -73,7 +73,7 @@ def by_size(sizes: Sequence[int]) -> list[str]:
 
 
 def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
-    """CPU time of the shipped fleet by the hosts that are simulated of each kind."""
+    """Return lines on the CPU time of the shipped fleet by the number of simulated hosts."""
     fleet(Plan.load("three_kinds", samples=2))
     lines = ["| hosts simulated | CPU s | s a host and variant | error of memory saved, TiB |", "|---|---|---|---|"]
     hosts, seconds = [], []
@@ -82,10 +82,10 @@ def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
         start = time.process_time()
         estimate = fleet(plan)
         seconds.append(time.process_time() - start)
-        hosts.append(samples * len(plan.kinds))
+        hosts.append(samples * len(plan.mix))
         totals = estimate.totals()
-        error = totals[(totals["measure"] == "saved") & (totals["variant"] == plan.variants[0])]["error"].iloc[0]
-        each = seconds[-1] / hosts[-1] / len(plan.variants)
+        error = totals[(totals["measure"] == "saved") & (totals["variant"] == estimate.variants[0])]["error"].iloc[0]
+        each = seconds[-1] / hosts[-1] / len(estimate.variants)
         lines.append(f"| {hosts[-1]} | {seconds[-1]:.1f} | {each:.3f} | {error:,.0f} |")
     slope, first = np.polyfit(hosts, seconds, 1)
     lines += [
@@ -97,7 +97,7 @@ def by_hosts(counts: Sequence[int] = (4, 8, 16, 32)) -> list[str]:
 
 
 def by_shrinking(true_mib: int = 1024, sizes: Sequence[int] = (256, 64, 16)) -> list[str]:
-    """What comes out when a host is simulated smaller than it is."""
+    """Return lines on the results of a host that is simulated in less and less memory."""
     host = Scenario(
         memory_mib=true_mib,
         zero_fraction=0.4,
