@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures, folders and the scheduling that several tests share."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TOGETHER = {
     "test_sweep": "sweep",
     "test_wheel": "wheel",
 }
-"""Files of tests that share something dear (all reports, a server, an installation), and what to call it."""
+"""Files of tests that share something that is slow to make (all reports, a server, an installation), and its name."""
 
 
 class Scheduling(LoadScopeScheduling):
-    """Each test to whichever process is free, but those of `TOGETHER` to one; the largest group first.
+    """Give each test to the next free process, but those of a group of `TOGETHER` to one; the largest group first.
 
-    xdist's own groups by marks come to nothing with pytest 9.2: they rest on a name of a test that can be changed.
+    xdist's own groups by marks have no effect with pytest 9.2, which no longer lets a test's name be changed.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -49,7 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 RECORDED = Path(os.environ.get("MMLAB_TRACES") or ROOT.parent / "shared" / "traces")
-"""More traces, where there are some."""
+"""The folder of more recordings, if there is one."""
 
 settings.register_profile("mmlab", deadline=None, print_blob=True)
 settings.load_profile("mmlab")
@@ -57,7 +57,7 @@ settings.load_profile("mmlab")
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """Top of the repository."""
+    """Return the top of the repository."""
     return ROOT
 
 
@@ -66,7 +66,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium, headless; the test is skipped where there is none."""
+    """Start the system's Chromium, headless; skip the test where there is none."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here (Debian, Ubuntu: apt install chromium)")
     from playwright.sync_api import sync_playwright
@@ -81,31 +81,33 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def artefacts() -> Path:
-    """Where tests leave screenshots to be looked at; not in git."""
+    """Return the folder for screenshots to be looked at; it is not in git."""
     folder = ROOT / "tests" / "artefacts"
     folder.mkdir(exist_ok=True)
     return folder
 
 
+EXECUTED = "executed"
 ANOTHER_DAY = "import time\n_now = time.time\ntime.time = lambda: _now() + 400 * 86400\n"
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """All standard reports, made with everything different that a machine may have: another folder, another number of
-    processes, an ASCII locale, another time zone, day and hash seed, other settings of matplotlib.
+    """Make all standard reports with everything different that can differ between machines: another folder, number of
+    processes, time zone, day and hash seed, an ASCII locale, and the user's own settings of matplotlib.
 
-    A run as usual is in git, by its sums. Where these were made with other versions, and with MMLAB_TWICE=1 (`make
-    nightly`), it is made here, too, and is the second of the list.
+    The folder `EXECUTED` beside that of the reports has their executed notebooks. The reports of a usual run are in
+    git, by their digests. If those were made with other versions, or with MMLAB_TWICE=1 (`make nightly`), a usual run
+    is made here, too, and is the second of the list.
     """
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there") / "an other folder"
-    for folder in (there, there / "lib"):
+    for folder in (there, there / "lib", there / EXECUTED):
         folder.mkdir()
     (there / "lib" / "sitecustomize.py").write_text(ANOTHER_DAY)
     (there / "matplotlibrc").write_text("axes.facecolor: red\n")
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    mine |= {"PYTHONPATH": str(ROOT)}
-    other = mine | {
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    usual |= {"PYTHONPATH": str(ROOT)}
+    other = usual | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(there / "lib")]),
         "LC_ALL": "C",
         "PYTHONCOERCECLOCALE": "0",
@@ -114,12 +116,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "PYTHONHASHSEED": "4711",
         "MATPLOTLIBRC": str(there),
         "OMP_NUM_THREADS": "3",
+        "MMLAB_EXECUTED": str(there / EXECUTED),
     }
     command = [sys.executable, "-c", "from mmlab.cli import main; main()", "report", "--all", "-o", "reports", "--jobs"]
     runs = [("2", there, other)]
     with (ROOT / "reports" / reports.SUMS).open() as file:
         if os.environ.get("MMLAB_TWICE") or json.loads(file.readline().removeprefix("# ")) != reports.made_with():
-            runs.append(("1", here, mine))
+            runs.append(("1", here, usual))
     started = [
         subprocess.Popen([*command, jobs], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for jobs, cwd, env in runs

@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing is loaded, everyone can read them, light, dark, on a phone and on paper."""
+"""Reports in a real browser: nothing is loaded, and everyone can read them: light, dark, on a phone and on paper."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
 
 from mmlab.report.execute import ReportFailed, report
+from mmlab.report.provenance import Provenance, versions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PAGES = ["index.html", "01_regression_regression_uzp1.html", "02_other_splits.html"]
+PAGES = ["index.html", "01_regression.html"]
 VIEWS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
@@ -46,7 +46,7 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @pytest.fixture
 def opened(browser: Browser, request: pytest.FixtureRequest):
-    """Opens a file in a new context without a network; afterwards, nothing may have been asked of anyone else."""
+    """Return a function that opens a file without a network; in the end no request may have left this machine."""
     contexts, asked = [], []
 
     def open_page(file: Path, **options: object) -> Page:
@@ -67,7 +67,8 @@ def opened(browser: Browser, request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with all that a page can have: also code, and an error."""
+    """Make a report with all that a page can have, such as code and an error; its exactness is not computed."""
+    made_of = Provenance("1", "f" * 64, versions(), "3 of 3 recordings predicted exactly")
     folder = tmp_path_factory.mktemp("everything")
     v4 = nbformat.v4
     cells = [
@@ -76,8 +77,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     cells[1].metadata["tags"] = ["parameters"]
     nbformat.write(v4.new_notebook(cells=[*cells, *map(v4.new_code_cell, (EVERYTHING, "1 / 0"))]), folder / "all.ipynb")
-    with pytest.raises(ReportFailed):
-        report(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True, progress=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mmlab.report.execute.provenance", lambda: made_of)
+        with pytest.raises(ReportFailed):
+            report(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True)
     return folder / "all.html"
 
 
@@ -96,21 +99,21 @@ def test_everything_is_accessible(opened, everything: Path, artefacts: Path, vie
 @pytest.mark.parametrize("name", PAGES)
 def test_looks_and_accessibility(opened, built: list[Path], artefacts: Path, name: str, view: str) -> None:
     page = opened(built[0] / name, **VIEWS[view])
-    page.screenshot(path=artefacts / f"report-{Path(name).stem}-{view}.png", full_page=view != "dark")
+    page.screenshot(path=artefacts / f"report-{Path(name).stem}-{view}.png", full_page=view == "narrow")
     found = Axe().run(page)
     assert not found.violations_count, found.generate_report()
     images = page.locator("img")
-    assert images.count()
-    for image in images.all():
-        image.scroll_into_view_if_needed()
-        assert (image.get_attribute("alt") or "").strip()
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0, "it is there"
+    assert images.count() or name == "index.html"
+    assert all(alt.strip() for alt in images.evaluate_all("images => images.map(image => image.alt)"))
     assert page.evaluate(OVERFLOW) <= 0, "the page never scrolls sideways, its tables do"
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_contents_lead_to_their_headings(opened, built: list[Path], name: str) -> None:
+def test_contents_and_keyboard(opened, built: list[Path], name: str) -> None:
+    """Every heading is in the contents and every link leads to it; the first TAB offers to skip them."""
     page = opened(built[0] / name, reduced_motion="reduce", **VIEWS["light"])
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text().startswith("Skip to the report")
     links = page.locator("#contents a")
     assert links.count() == page.locator("h2" if name == "index.html" else ":is(h2, h3):not(.no-toc)").count() > 2
     for link in links.all():
@@ -120,48 +123,27 @@ def test_contents_lead_to_their_headings(opened, built: list[Path], name: str) -
         assert target.evaluate("heading => heading.getBoundingClientRect().top") < 900, "it is in view"
 
 
-def test_with_the_keyboard(opened, built: list[Path]) -> None:
-    page = opened(built[0] / PAGES[1], **VIEWS["light"])
-    page.keyboard.press("Tab")
-    assert page.locator(":focus").inner_text() == "Skip to the report"
-    page.keyboard.press("Enter")
-    page.keyboard.press("Tab")
-    assert page.locator("main :focus").count() == 1, "past the contents"
-
-
-def test_tables_of_all_reports_fit_on_paper(opened, built: list[Path]) -> None:
+def test_all_reports_fit_on_paper(opened, built: list[Path]) -> None:
+    """On A4 the contents are gone, figures are whole, and nothing is wider than the sheet."""
     for file in sorted(built[0].glob("*.html")):
-        page = opened(file, viewport={"width": 680, "height": 1009})
+        page = opened(file, viewport={"width": 680, "height": 1009})  # A4 without its margins
         page.emulate_media(media="print")
+        assert not page.locator("#contents").is_visible()
         assert page.evaluate(OVERFLOW) <= 0, file.name
+        high = page.locator("img").evaluate_all("images => images.map(image => image.getBoundingClientRect().height)")
+        assert max(high, default=0) < 1009, file.name
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_print(opened, built: list[Path], artefacts: Path, name: str) -> None:
-    """On A4 all is there but the contents, figures are whole, nothing overflows; the sheets are among the artefacts."""
-    page = opened(built[0] / name, viewport={"width": 680, "height": 1009})  # A4 without its margins
-    page.emulate_media(media="print")
-    assert not page.locator("#contents").is_visible()
-    assert page.evaluate(OVERFLOW) <= 0
-    high = page.locator("img").evaluate_all("images => images.map(image => image.getBoundingClientRect().height)")
-    assert max(high) < 1009
-    file = artefacts / f"report-{Path(name).stem}.pdf"
+def test_printed_pdf_has_every_heading(opened, built: list[Path], artefacts: Path) -> None:
+    page = opened(built[0] / PAGES[1], viewport={"width": 680, "height": 1009})
+    file = artefacts / f"report-{Path(PAGES[1]).stem}.pdf"
     page.pdf(path=file, prefer_css_page_size=True, format="A4")
     if not shutil.which("pdftotext"):
-        pytest.skip("the PDF was made, not looked into (Debian, Ubuntu: apt install poppler-utils)")
+        pytest.skip("the PDF was made, but not read (Debian, Ubuntu: apt install poppler-utils)")
     printed = subprocess.run(["pdftotext", file, "-"], capture_output=True, text=True, check=True).stdout
     words = "".join(printed.split())  # blanks come and go where lines are broken
     for heading in page.locator(":is(main, footer) :is(h1, h2, h3)").all_inner_texts():
         assert "".join(heading.removesuffix("¶").split()) in words
-    for old in artefacts.glob(f"{file.stem}-*.png"):
-        if old.stem.rpartition("-")[2].isdigit():
-            old.unlink()
-    subprocess.run(["pdftoppm", "-r", "50", "-gray", "-png", file, file.with_suffix("")], check=True)
-    sheets = [old for old in artefacts.glob(f"{file.stem}-*.png") if old.stem.rpartition("-")[2].isdigit()]
-    assert len(sheets) == printed.count("\f")
-    for sheet in sheets:
-        with Image.open(sheet) as picture:
-            assert picture.convert("L").getextrema()[0] < 128, f"{sheet.name} is blank"
 
 
 def test_index_leads_to_each_report_and_its_data(opened, built: list[Path]) -> None:
@@ -170,7 +152,7 @@ def test_index_leads_to_each_report_and_its_data(opened, built: list[Path]) -> N
     names = {page.stem for page in built[0].glob("*.html")} - {"index"}
     assert cards.count() == len(names)
     card = cards.first
-    card.click(position={"x": 60, "y": 90})  # anywhere on it
+    card.click(position={"x": 60, "y": 60})  # anywhere on it
     assert Path(page.url).stem in names
     page.go_back()
     card.locator(".data a").click()

@@ -1,4 +1,7 @@
-"""All standard reports, twice: the same bytes, and those that SHA256SUMS in reports/ lists."""
+"""All standard reports: the bytes that SHA256SUMS in reports/ lists, and the outputs that the notebooks have stored.
+
+The notebooks run once, for their reports. nbval's own comparison holds the outputs of that run against the stored ones.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ import json
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from nbval.plugin import IPyNbFile, coalesce_streams
 
-from conftest import ROOT
+from conftest import EXECUTED, ROOT, SHIPPED
 from mmlab.report import index as reports
 from mmlab.report.page import About
 
-ACCEPT = "To accept: make reports, look at reports/index.html, and commit reports/ (index, thumbnails, SHA256SUMS)"
+EXECUTE = (
+    "PYTHONHASHSEED=0 jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False"
+)
+ACCEPT = "To accept: make reports, look at reports/index.html, and commit reports/ (index, SHA256SUMS)"
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """{file: digest}; on the first line stands what they were made with."""
+    """Return the digest of each file; the first line tells the versions."""
     assert (folder / reports.SUMS).is_file(), f"{folder / reports.SUMS} is not there. {ACCEPT}"
     lines = (folder / reports.SUMS).read_text().splitlines()[1:]
     return {name: digest for digest, name in (line.split("  ") for line in lines)}
@@ -34,7 +42,7 @@ def different(a: dict[str, str], b: dict[str, str]) -> list[str]:
 
 
 def test_equal_bytes_in_another_environment(built: list[Path]) -> None:
-    """As in the usual one, be it here or where the sums of git were made."""
+    """… and in the usual one, of which git has the digests."""
     there, here = sums(built[0]), sums([*built, ROOT / "reports"][1])
     assert len(here) > 100
     changed = different(here, there)
@@ -42,7 +50,7 @@ def test_equal_bytes_in_another_environment(built: list[Path]) -> None:
 
 
 def test_sums_are_true(built: list[Path]) -> None:
-    """Of every file there is, and sha256sum agrees."""
+    """They list every file, and sha256sum agrees."""
     for folder in built:
         files = {
             f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file() and f.name != reports.SUMS
@@ -55,11 +63,13 @@ def test_every_number_is_beside_the_page(built: list[Path]) -> None:
     """Each figure and table of each page names its data, and each page has its headline."""
     requests = reports.standard(built[0])
     assert len(requests) >= 8
+    recordings = len(list(SHIPPED.glob("*.json.gz")))
     for request in requests:
         page = BeautifulSoup(request.page.read_text(encoding="utf-8"), "html.parser")
         about = About.read(request.page)
         assert about is not None
-        assert about.headline, f"{request.page.name}: its notebook calls plots.headline nowhere"
+        assert about.headline, f"{request.page.name}: its notebook never calls plots.headline"
+        assert about.exactness.startswith(f"{recordings} of {recordings} recordings predicted exactly")
         for figure in page.select("main figure"):
             assert figure.select(".data a"), f"{request.page.name}: {figure.img['alt'][:60]}"  # type: ignore[index]
         for table in page.select("main .html"):
@@ -81,10 +91,9 @@ def test_nothing_of_the_machine_shows(built: list[Path]) -> None:
 
 
 def test_kept_index_is_as_listed() -> None:
-    """What git keeps of the reports belongs together."""
-    folder = ROOT / "reports"
-    kept = {name: digest for name, digest in sums(folder).items() if name.startswith(("index", "thumbnails/"))}
-    assert kept == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in kept}, ACCEPT
+    """The index in git belongs to the digests in git."""
+    kept = (ROOT / "reports" / reports.INDEX).read_bytes()
+    assert sums(ROOT / "reports")[reports.INDEX] == hashlib.sha256(kept).hexdigest(), ACCEPT
 
 
 def test_equal_bytes_as_kept(built: list[Path]) -> None:
@@ -95,3 +104,37 @@ def test_equal_bytes_as_kept(built: list[Path]) -> None:
         pytest.skip(f"reports/SHA256SUMS was made with {changes}")
     changed = different(kept, sums(built[-1]))
     assert not changed, f"{len(changed)} files differ, such as {', '.join(changed[:5])}. {ACCEPT}"
+
+
+def difference(session: pytest.Session, stored: Path, executed: Path) -> str:
+    """Return how the outputs of a run differ from a notebook's stored ones, by nbval's comparison; empty if not."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    for test, ran in zip(IPyNbFile.from_parent(session, path=stored).collect(), cells, strict=True):
+        assert test.cell.source == ran.source
+        assert test.cell.execution_count == ran.execution_count
+        if test.options["check"] and not test.compare_outputs(
+            coalesce_streams(ran.outputs), coalesce_streams(test.cell.outputs)
+        ):
+            return "\n".join([test.cell.source[:300], *map(str, test.comparison_traceback)])
+    return ""
+
+
+def test_nbval_tells_outputs_apart(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A stored output in which one digit is changed is a difference."""
+    stored = ROOT / "notebooks" / "07_compare.ipynb"
+    assert not difference(request.session, stored, stored)
+    book = nbformat.read(stored, as_version=4)
+    texts = (out.data for cell in book.cells[3:] for out in cell.get("outputs", ()) if "text/plain" in out.data)
+    data = next(data for data in texts if "1" in data["text/plain"])
+    data["text/plain"] = data["text/plain"].replace("1", "2", 1)
+    nbformat.write(book, tmp_path / "other.ipynb")
+    assert difference(request.session, stored, tmp_path / "other.ipynb")
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_running_gives_the_stored_outputs(built: list[Path], notebook: Path, request: pytest.FixtureRequest) -> None:
+    """Every notebook is among the reports with its own parameters, and that run has the outputs stored in it."""
+    of_it = (made for made in reports.standard(built[0]) if made.notebook == notebook)
+    (own,) = (made for made in of_it if not any(parameter.changed for parameter in made.parameters))
+    found = difference(request.session, notebook, built[0].parent / EXECUTED / f"{own.page.stem}.ipynb")
+    assert not found, f"{found}\nTo accept the new outputs: {EXECUTE} {notebook.relative_to(ROOT)}"
