@@ -96,6 +96,7 @@ def render(executed: NotebookNode, about: About, **resources: object) -> str:
     text = _independent(
         exporter.from_notebook_node(executed, {"mmlab": {"about": about, "meta": meta, **resources}})[0]
     )
+    text = re.sub(r"<th\b[^>]*>\s*</th>", "<td></td>", text)  # the empty corner of a table is no heading
     headings = re.findall(r'<h([23]) id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h)', text)
     contents = "".join(f'<li class="level-{level}"><a href="#{at}">{words}</a></li>\n' for level, at, words in headings)
     return text.replace("<ol></ol>", f"<ol>\n{contents}</ol>", 1)
