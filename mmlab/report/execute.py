@@ -1,8 +1,8 @@
 """A notebook becomes an HTML report: papermill runs it, nbconvert renders it, and its data go beside the page.
 
     >>> from pathlib import Path
-    >>> from mmlab.report.execute import report
-    >>> report(Path("notebooks/01_regression.ipynb"), overrides={"pages_to_scan": 500})  # doctest: +SKIP
+    >>> from mmlab.report.execute import Request, report
+    >>> report(Request(Path("notebooks/01_regression.ipynb"), overrides={"pages_to_scan": 500}))  # doctest: +SKIP
     PosixPath('reports/01_regression.html')
 
 The parameters are checked before anything runs: every name must be in the notebook's cell tagged ``parameters``, and
@@ -26,7 +26,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,20 +67,7 @@ EXECUTED = "MMLAB_EXECUTED"
 
 
 class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
-    """A cell of the notebook raised: the report was written nevertheless, up to that cell and with the error.
-
-    Attributes
-    ----------
-    path : Path
-        The HTML file.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.reason}. {self.path} has the results up to there"
+    """A cell of the notebook raised: the report was written nevertheless, up to that cell and with the error."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +144,6 @@ class Request:
         """
         parameters = [(p.name, p.value) for p in self.parameters]
         with _writing(self.page.parent):
-            if self.out.suffix not in ("", ".html") and not self.out.is_dir():
-                raise UserError(parameter="-o", value=str(self.out), allowed="a folder, or a file that ends in .html")
             self.page.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.page.parent).close()
         of = [self.notebook_digest, parameters, self.show_code, self.page.name, ingredients()]
@@ -170,7 +155,7 @@ class Request:
         if about is None or about.error or about.inputs != self.check():
             return False
         with suppress(OSError):
-            return digest(self.data, (self.data / file for file in about.files)) == about.data
+            return digest({file: (self.data / file).read_bytes() for file in about.files}) == about.data
         return False
 
     def command(self) -> str:
@@ -194,25 +179,13 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(problem, parameter=str(error.filename or path), hint="Name another place with -o.") from error
 
 
-def report(
-    notebook: Path,
-    params_files: Sequence[Path] = (),
-    overrides: Mapping[str, object] | None = None,
-    out: Path = Path("reports"),
-    show_code: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Run a notebook with parameters and write the report; the parameters are those of `Request`.
+def report(request: Request, progress: Progress | None = None) -> Path:
+    """Run a notebook with parameters, write the report, and return the page.
 
     Parameters
     ----------
     progress : callable, optional
         Called with the cells done, all cells, and the report's name.
-
-    Returns
-    -------
-    Path
-        The page.
 
     Raises
     ------
@@ -221,10 +194,9 @@ def report(
     ReportFailed
         A cell raised; the page exists and tells which.
     """
-    request = Request(Path(notebook), [Path(file) for file in params_files], overrides or {}, Path(out), show_code)
     request.check()
     if error := make(request, provenance(), progress):
-        raise ReportFailed(request.page, error)
+        raise ReportFailed(f"{error}. {request.page} has the results up to there")
     return request.page
 
 
@@ -233,48 +205,41 @@ def make(request: Request, made_of: Provenance, progress: Progress | None = None
     from mmlab.engine.costs import describe_accuracy
     from mmlab.scenario import Scenario
 
-    inputs, values = request.check(), {p.name: p.value for p in request.parameters}
-    given = {p.name: p.value for p in request.parameters if p.changed}
+    costs = next(
+        (str(p.value) for p in request.parameters if p.name == "costs"), Scenario.model_fields["costs"].default
+    )
     with (
         _writing(request.page),
         tempfile.TemporaryDirectory(prefix="mmlab-report-", dir=scratch, ignore_cleanup_errors=True) as folder,
     ):
-        saved, tables = Path(folder) / "saved", Path(folder) / "tables"
-        saved.mkdir()
-        tables.mkdir()
-        executed, error = run(request, given, Path(folder), saved, progress)
+        executed, error = run(request, Path(folder), progress)
         page.arrange(executed)
         names = page.number_tables(executed)
-        for name, old in names.items():
-            for kind in ("csv", "parquet"):
-                (saved / f"{old}.{kind}").rename(tables / f"{name}.{kind}")
+        saved = [(f"{new}.{kind}", f"{old}.{kind}") for new, old in names.items() for kind in ("csv", "parquet")]
+        tables = {new: (Path(folder) / old).read_bytes() for new, old in saved}
         about = page.About(
             **page.summary(executed, request.notebook.stem),
-            changed=", ".join(f"{name}={as_yaml(value)}" for name, value in given.items()),
+            changed=", ".join(f"{p.name}={as_yaml(p.value)}" for p in request.parameters if p.changed),
             tables=list(names),
-            data=digest(tables, tables.iterdir()),
+            data=digest(tables),
             error=error,
-            inputs=inputs,
+            inputs=request.check(),
             version=made_of.version,
             exactness=made_of.exactness,
         )
-        costs = str(values.get("costs", Scenario.model_fields["costs"].default))
-        trust = describe_accuracy(costs)
-        publish(
-            request, tables, page.render(executed, about, request=request, made_of=made_of, yaml=as_yaml, trust=trust)
-        )
+        resources = {"request": request, "made_of": made_of, "yaml": as_yaml, "trust": describe_accuracy(costs)}
+        publish(request, tables, page.render(executed, about, **resources))
     return error
 
 
-def publish(request: Request, tables: Path, text: str) -> None:
+def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
     """Write the tables, then the page, each in one piece; then remove the tables of an earlier page."""
     with alone(request.page.parent):
-        new = {file.name for file in tables.iterdir()}
-        for name in sorted(new):
-            write_atomically(request.data / name, (tables / name).read_bytes())
+        for name, content in tables.items():
+            write_atomically(request.data / name, content)
         write_atomically(request.page, text.encode())
         for left in request.data.glob("[0-9][0-9]*-*.*"):
-            if left.name not in new and left.suffix in (".csv", ".parquet"):
+            if left.name not in tables and left.suffix in (".csv", ".parquet"):
                 left.unlink()
         with suppress(OSError):  # it has files, or does not exist
             request.data.rmdir()
@@ -365,19 +330,17 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
     UserError
         The file is missing or no notebook, or a default is not a plain value.
     """
+    found: dict[str, object] = {}
     try:  # plain JSON: nbformat takes seconds to load
         cells = json.loads(notebook.read_bytes())["cells"]
-        tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-        found: dict[str, object] = {}
-        for line in ast.parse("".join(tagged[0]) if tagged else "").body:
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+        for line in ast.parse("".join(tagged[:1])).body:
             if isinstance(line, ast.AnnAssign | ast.Assign) and line.value:
                 target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
                 found[ast.unparse(target)] = ast.literal_eval(line.value)
-    except OSError as error:
-        raise UserError(error.strerror or str(error), parameter=str(notebook)) from error
-    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
-        problem = f"its parameters cannot be read ({type(error).__name__}: {error})"
-        raise UserError(problem, parameter=str(notebook), hint="Each is a line `name: type = plain value`.") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
+        problem = f"its parameters cannot be read: {getattr(error, 'strerror', '') or error}"
+        raise UserError(problem, parameter=str(notebook)) from error
     return found
 
 
@@ -399,41 +362,36 @@ def read_params(file: Path) -> dict[str, object]:
     return values
 
 
-def run(
-    request: Request, parameters: Mapping[str, object], folder: Path, tables: Path, progress: Progress | None
-) -> tuple[NotebookNode, str]:
+def run(request: Request, folder: Path, progress: Progress | None) -> tuple[NotebookNode, str]:
     """Return the executed notebook, and what failed in it, empty if nothing did.
 
-    Its kernel has the caller's working directory, but nothing of the caller's environment that could show. `folder` is
-    for temporary files; the notebook's tables are saved in `tables`.
+    Its kernel has the caller's working directory, but nothing of the caller's environment that could show. The
+    notebook's tables are saved in `folder`, as are temporary files.
     """
     import nbformat
     import numpy as np
+    from nbclient.exceptions import CellControlSignal
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
 
     from mmlab.figures.notebook import TABLES
 
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
     simplest = {"NPY_DISABLE_CPU_FEATURES": ",".join(found)} if found else {}  # log and exp round differently
-    env = PINNED | simplest | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(tables)}
+    env = PINNED | simplest | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
     search = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())])
     result = Path(os.environ.get(EXECUTED) or folder) / f"{request.page.stem}.ipynb"
-    notebook, error = request.notebook.name, ""
-    with (
-        _quiet(),
-        environment(JUPYTER_RUNTIME_DIR=str(folder / "runtime"), PYTHONPATH=search),
-        this_interpreter(folder, env, *KERNEL_OPTIONS) as kernel,
-    ):
-        from nbclient.exceptions import CellControlSignal
-        from papermill import execute_notebook
-        from papermill.exceptions import PapermillExecutionError
-
-        cells = len(nbformat.read(request.notebook, as_version=4).cells)  # type: ignore[no-untyped-call]
+    cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
+    with ExitStack() as stack:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)  # of papermill and its helpers: errors reach the user as one message
+        stack.enter_context(environment(JUPYTER_RUNTIME_DIR=str(folder / "runtime"), PYTHONPATH=search))
         try:
             execute_notebook(
                 str(request.notebook.resolve()),
                 str(result),
-                parameters=dict(parameters),
-                kernel_name=kernel,
+                parameters={p.name: p.value for p in request.parameters if p.changed},
+                kernel_name=stack.enter_context(this_interpreter(folder, env, *KERNEL_OPTIONS)),
                 language="python",
                 progress_bar=False,
                 record_timing=False,
@@ -442,21 +400,10 @@ def run(
                 iopub_timeout=300,
                 on_cell_executed=lambda cell_index, **_: progress and progress(cell_index + 1, cells, request.name),
             )
-        except PapermillExecutionError as failure:
-            error = f"Cell [{failure.exec_count}] of {notebook} failed with {failure.ename}: {failure.evalue}"
-        except (CellControlSignal, RuntimeError) as failure:  # such as DeadKernelError
-            error = f"{notebook} stopped: {failure}"
-        if not result.exists():
-            return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
-        return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the logs of papermill and its helpers: errors reach the user as one message."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+        except PapermillExecutionError as stop:
+            error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
+        except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
+            error = f"{request.notebook.name} stopped: {stop}"
+    if not result.exists():
+        return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
+    return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]

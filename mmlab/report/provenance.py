@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -59,10 +59,9 @@ def provenance(jobs: int = 1) -> Provenance:
 def exactness(jobs: int = 1) -> str:
     """Predict every recording that ships with mmlab, on `jobs` cores, and count what is exact, in words."""
     total = sum(each(_compare, sorted(RECORDINGS.glob("*.json.gz")), jobs), Counter[str]())
-    parts = [
-        f"{total[f'exact {name}']:,} of {total[name]:,} {name}" for name in ("samples", "page maps", "frame counts")
-    ]
-    return f"{total['exact']:,} of {total['recordings']:,} recordings predicted exactly: {', '.join(parts)}"
+    words = {"recordings": "recordings predicted exactly:", "samples": "samples,", "maps": "page maps,"}
+    words["frames"] = "frame counts"
+    return " ".join(f"{total[f'{name}_exact']:,} of {total[name]:,} {what}" for name, what in words.items())
 
 
 def _compare(file: Path) -> Counter[str]:
@@ -71,12 +70,8 @@ def _compare(file: Path) -> Counter[str]:
 
     recorded = trace.read(file)
     found = trace.compare(recorded, trace.predict(recorded))
-    return Counter(
-        {"recordings": 1, "exact": int(found.exact)}
-        | {"samples": found.samples, "exact samples": found.samples_exact}
-        | {"page maps": found.maps, "exact page maps": found.maps_exact}
-        | {"frame counts": found.frames, "exact frame counts": found.frames_exact}
-    )
+    counts = {name: value for name, value in vars(found).items() if isinstance(value, int)}
+    return Counter({"recordings": 1, "recordings_exact": int(found.exact), **counts})
 
 
 def versions() -> dict[str, str]:
@@ -86,23 +81,21 @@ def versions() -> dict[str, str]:
 
 def source_digest() -> str:
     """Return the SHA-256 of the library's source files."""
-    kinds = (".py", ".j2", ".css", ".json", ".yaml")
+    kinds = (".py", ".j2", ".css", ".json", ".yaml", ".md")
     found = (file for file in PACKAGE.rglob("*") if file.suffix in kinds and file.parent.name != "__pycache__")
-    return digest(PACKAGE, found)
+    return digest({file.relative_to(PACKAGE).as_posix(): file.read_bytes() for file in found})
 
 
 @cache
 def ingredients() -> str:
     """Return the SHA-256 of all that reports depend on but notebook and parameters: library, recordings, params."""
-    params = shipped_folder()
-    parts = [source_digest(), digest(RECORDINGS, RECORDINGS.glob("*")), digest(params, params.glob("*.yaml"))]
-    return sha256(json.dumps([mmlab.__version__, versions(), parts]).encode()).hexdigest()
+    data = {file.name: file.read_bytes() for file in [*RECORDINGS.glob("*"), *shipped_folder().glob("*.yaml")]}
+    return sha256(json.dumps([mmlab.__version__, versions(), source_digest(), digest(data)]).encode()).hexdigest()
 
 
-def digest(folder: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of files: their paths within the folder and their bytes, in order of path."""
+def digest(files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of files, by their names and contents."""
     total = sha256()
-    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
-        content = file.read_bytes()
+    for name, content in sorted(files.items()):
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from mmlab.report.execute import ReportFailed, report
+from mmlab.report.execute import ReportFailed, Request, report
 from mmlab.report.provenance import Provenance, versions
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("mmlab.report.execute.provenance", lambda: made_of)
         with pytest.raises(ReportFailed):
-            report(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True)
+            report(Request(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True))
     return folder / "all.html"
 
 
