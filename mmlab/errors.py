@@ -27,15 +27,16 @@ class UserError(Exception):
     Parameters
     ----------
     problem
-        What is wrong, where "is not allowed" does not say it: a clause without a full stop.
+        What is wrong, by default "is not allowed": a clause without a full stop. One that begins with "is " continues
+        "parameter = value"; any other stands after a colon.
     parameter, value
-        The parameter (or file) and the value that was given. Without `value` the message names the parameter only.
+        The parameter (or file) and the given value. Without `value` the message names the parameter only.
     allowed
         What is allowed instead; follows "it must be".
     hint
         The way out: a sentence.
     where
-        The file, list element or option in which the mistake was made; stands first.
+        The file, list element or option in which the mistake was made; the message begins with it.
     """
 
     def __init__(
@@ -52,11 +53,8 @@ class UserError(Exception):
         self.problem, self.parameter, self.allowed, self.hint, self.where = problem, parameter, allowed, hint, where
         self.value = None if value is MISSING else value
         self.others: tuple[UserError, ...] = ()
-        """Mistakes that were found at the same time."""
+        """Further mistakes that were found at the same time, each on a line of its own."""
         self._subject = parameter if value is MISSING else f"{parameter} = {value!r}"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _again, (self.__dict__,)
 
     def __str__(self) -> str:
         subject, problem = self._subject, self.problem or "is not allowed"
@@ -70,12 +68,6 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback: in a notebook, too, the message is enough."""
         return [f"{type(self).__name__}: {self}"]
-
-
-def _again(fields: dict[str, object]) -> UserError:
-    error = UserError()
-    error.__dict__.update(fields)
-    return error
 
 
 def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
@@ -102,5 +94,7 @@ def located(where: str | Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.where = ": ".join(filter(None, (str(where), error.where))) if str(where) != error.where else error.where
+        for each in (error, *error.others):
+            if each.where != str(where):
+                each.where = ": ".join(filter(None, (str(where), each.where)))
         raise

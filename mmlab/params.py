@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from mmlab.errors import UserError, unknown
 
-__all__ = ["find_params", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically"]
+__all__ = ["find_params", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically", "yaml_lines"]
 
 KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
@@ -92,6 +93,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UserError("a scenario file holds `name: value` lines, one for each parameter", where=str(path))
     return data
+
+
+def yaml_lines(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    """Return values as YAML, one after another, each with its note, if it has one, in a comment behind it."""
+    lines = {}
+    for name, value in values.items():
+        line = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000)
+        lines[name] = f"{line.strip():31} # {notes[name]}\n" if name in notes else line
+    return "".join(lines.values())
 
 
 def save_new(path: str | Path, text: str) -> Path:

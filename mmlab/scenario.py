@@ -23,25 +23,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from mmlab.errors import UserError, located, unknown
-from mmlab.params import read_yaml
+from mmlab.params import read_yaml, yaml_lines
 from mmlab.variants import VARIANTS
 
-__all__ = [
-    "EVENTS",
-    "SETTABLE",
-    "Event",
-    "Parameter",
-    "ProcessSpec",
-    "Scenario",
-    "check_knob",
-    "check_value",
-    "flat_fields",
-]
+__all__ = ["EVENTS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob", "flat_fields"]
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
@@ -68,12 +57,11 @@ KeyOrder = Literal["ascending", "random"]
 Range = tuple[Index, Count]
 
 
-class _Strict(BaseModel):
-    """A frozen model in which unknown keys are errors and the text below a field is its description."""
+_FINITE = ConfigDict(allow_inf_nan=False)
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
-    )
+
+class _Strict(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True, **_FINITE):
+    """A frozen model in which unknown keys are errors and the text below a field is its description."""
 
     def check(self) -> None:
         """Raise a `UserError` if the fields, each valid, do not fit together."""
@@ -114,7 +102,10 @@ EVENTS: dict[str, type[Event]] = {}
 
 
 class Event(_Strict):
-    """Something done to the machine from outside at a given point of the run (trace-format, Events)."""
+    """Something done to the machine from outside at a given point of the run (trace-format, Events).
+
+    A subclass that names its operation is registered in `EVENTS`; its docstring says what happens.
+    """
 
     after: After
     """when it happens"""
@@ -123,7 +114,6 @@ class Event(_Strict):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Register a class that names its operation."""
         EVENTS.update(dict.fromkeys(get_args(cls.model_fields["op"].annotation), cls))
 
     def sets(self, knob: str) -> bool:  # noqa: ARG002
@@ -390,7 +380,7 @@ def check_knob(knob: str, value: object) -> None:
 
 
 class Workload(_Strict):
-    """What may be said of one process as of all: what is left out is the scenario's."""
+    """The workload fields that a process may have of its own; those left out are the scenario's."""
 
     memory_mib: Count | None = None
     thp_coverage: Share | None = None
@@ -455,9 +445,8 @@ class ProcessSpec(Workload):
 def _field(kind: Kind, default: Any, unit: str = "", source: str = "", **more: Any) -> Any:
     """Return a field; `step`, `log` and `slider` (the usual range) are for its slider, the rest are its bounds."""
     extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source}
-    return Field(
-        default, json_schema_extra=extra | {key: more.pop(key, None) for key in ("step", "log", "slider")}, **more
-    )
+    extra |= {key: more.pop(key, None) for key in ("step", "log", "slider")}
+    return Field(default, json_schema_extra=extra, **more)
 
 
 _knob, _machine, _workload, _horizon = (partial(_field, kind) for kind in get_args(Kind))
@@ -815,13 +804,9 @@ class Scenario(_Strict):
         """
         if self.variant not in VARIANTS:
             raise unknown("variant", self.variant, VARIANTS, "A params file cannot name a function of yours.")
-        lines = [f"# {about}\n\n"] if about else []
-        for name, value in ({n: getattr(self, n) for n in flat_fields() if n in always} | self.changed()).items():
-            line = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000)
-            if field := flat_fields().get(name):
-                line = f"{line.strip():31} # {field.help}{field.unit and f' ({field.unit})'}\n"
-            lines.append(line)
-        return "".join(lines)
+        values = {name: getattr(self, name) for name in flat_fields() if name in always} | self.changed()
+        notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in flat_fields().items()}
+        return (f"# {about}\n\n" if about else "") + yaml_lines(values, notes)
 
 
 def _mem_available() -> int | None:
@@ -891,7 +876,7 @@ def flat_fields() -> Mapping[str, Parameter]:
 @cache
 def _validator(name: str) -> TypeAdapter[Any]:
     annotation: Any = Annotated[Scenario.model_fields[name].annotation, Scenario.model_fields[name]]
-    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+    return TypeAdapter(annotation, config=_FINITE)
 
 
 def check_value(name: str, value: Any) -> None:
