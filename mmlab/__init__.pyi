@@ -1,8 +1,8 @@
-from .engine.clock import simulate
 from .engine.policies import Ksmtuned, Policy, View, schedule
 from .errors import UserError
 from .explorer.explorer import explore
-from .results.run import Metrics, Run
+from .results.metrics import Metrics
+from .results.run import Run, simulate
 from .scenario import Scenario
 from .spec.rules import rule
 from .studies.fleet import fleet

@@ -160,22 +160,22 @@ class _Result:
 
 def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, bar: bool) -> _Result:
     """One file: its summary, or where its prediction was written."""
-    from mmlab.engine.clock import Interrupted, simulate
     from mmlab.results import trace as traces
+    from mmlab.results.run import Interrupted, defer_ctrl_c, simulate
     from mmlab.scenario import Scenario
 
     try:
-        with _bar(bar) as progress:
+        with _bar(bar) as progress, defer_ctrl_c() as interrupted:
             if out is None:
                 scenario = traces.load(path, **_for_file(path, overrides))
-                run = simulate(scenario, variant=variant, progress=progress)
+                run = simulate(scenario, variant=variant, progress=progress, interrupted=interrupted)
                 return _Result(f"{path}\n{textwrap.indent(run.summary(), '  ')}")
             if path.name.endswith(TRACE):
                 prediction = traces.predict(traces.read(path), variant, overrides, progress)
                 target = out / path.name
             else:
                 scenario = Scenario.load(path, **{"sample_limit": 10**8, **overrides})
-                run = simulate(scenario, variant=variant, maps_at="end", progress=progress)
+                run = simulate(scenario, variant=variant, maps_at="end", progress=progress, interrupted=interrupted)
                 prediction = traces.from_run(run)
                 target = out / f"{path.stem}{TRACE}"
         prediction["name"] = target.name.removesuffix(TRACE)

@@ -20,7 +20,7 @@ import pandas as pd
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
 from mmlab.engine import workload
-from mmlab.engine.clock import Simulation
+from mmlab.engine.clock import Clock
 from mmlab.errors import UserError
 from mmlab.figures import figures as plots
 from mmlab.host import calibrate
@@ -56,7 +56,7 @@ def by_model(mib: int) -> list[float]:
     def seconds(**end: int) -> float:
         scenario, best = Scenario(memory_mib=mib, **{**UNIQUE, **end}), np.inf
         for _ in range(ROUNDS):
-            ready = Simulation(scenario, resolve("mainline"), None, None, None)
+            ready = Clock(scenario, resolve("mainline"))
             start = time.process_time()
             ready.run()
             best = min(best, time.process_time() - start)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError
-from mmlab.results.run import Run
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 from mmlab.variants import CALLERS, VARIANTS, SplitContext, Variant, resolve
 

@@ -1,26 +1,25 @@
-"""What ksmd's and khugepaged's steps cost, in ns of their CPU time, and how far figures in seconds can be trusted.
+"""Costs: what the steps of ksmd and khugepaged cost, in ns of CPU time, and how far figures in seconds can be trusted.
 
 The model counts steps (`mmlab.kernel.state`); a cost set turns them into simulated time. Costs never change what
 happens, only when: the order of batches and events stays the same unless an event is tied to seconds.
 
 A cost set is a YAML file: those of `mmlab/cost_sets/` are known by their names, any other by its path. `mmlab
-calibrate` writes them; what a file says beside `ns` is what `CostSet` holds.
+calibrate` writes them; beside `ns` a file may give the other attributes of `CostSet`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmlab.errors import UserError, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "cost_table", "describe_accuracy"]
+__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "describe_accuracy"]
 
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
@@ -29,18 +28,18 @@ STEPS: dict[str, str] = {
     "skip": "page skipped by smart scan",
     "pass_over": "entry passed over (zeropage, hole)",
     "tree_level": "one level of a search in either tree",
-    "tree_cold": "… more for a level below the first 2^10 nodes",
+    "tree_cold": "extra cost of a level below the first 2^10 nodes",
     "merge": "item attached to a KSM page",
     "merge_zero": "page replaced by the shared zeropage",
     "split": "folio that is split",
-    "split_page": "… and each of its pages",
-    "remap": "… more for a page remapped to the shared zeropage",
-    "end_of_pass": "end of a full scan, LRU drain of the next",
-    "wake_up": "begin of a batch",
+    "split_page": "each page of a folio that is split",
+    "remap": "extra cost of a page remapped to the shared zeropage",
+    "end_of_pass": "end of a full scan, and LRU drain of the next one",
+    "wake_up": "start of a batch",
     "khugepaged_pte": "khugepaged looks at an entry",
-    "khugepaged_copy": "… and copies or clears a page of a collapse",
+    "khugepaged_copy": "khugepaged copies or clears a page of a collapse",
 }
-"""Step names in the order of the model's counters, and what each is."""
+"""Name and meaning of each step, in the order of the model's counters."""
 
 FREE = "free"
 """The cost set that lets time pass in ksmd's sleeps only."""
@@ -49,7 +48,7 @@ _SETS = Path(__file__).parents[1] / "cost_sets"
 _TEXTS = ("machine", "kernel", "date", "recording")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostSet:
     """What steps cost on one machine.
 
@@ -58,24 +57,30 @@ class CostSet:
     ns
         float64[len(STEPS)]: ns a step.
     estimated
-        Steps that were not measured; each is as uncertain as it is large.
+        Steps that were not measured; the standard error of each is its whole cost.
     covariance
         float64[len(STEPS), len(STEPS)]: of the costs, ns².
     error
         Relative standard error of the CPU time of a scenario that was not measured; 0: not known.
     about
-        Where it comes from: machine, kernel, date, recording, and how well it predicts (`leave_one_out`).
+        Origin: machine, kernel, date, recording, and how well it predicts (`leave_one_out`).
     """
 
     ns: np.ndarray
-    estimated: tuple[str, ...]
-    covariance: np.ndarray
-    error: float
-    about: dict[str, Any]
+    estimated: tuple[str, ...] = ()
+    covariance: np.ndarray = field(default_factory=lambda: np.zeros((len(STEPS), len(STEPS))))
+    error: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> np.ndarray:
+        """int64[len(STEPS)]: whole ns a step, as the model takes them."""
+        table: np.ndarray = np.rint(self.ns).astype(np.int64)
+        return table
 
 
 def cost_sets() -> list[str]:
-    """The names of the cost sets that ship with mmlab.
+    """Return the names of the cost sets that ship with mmlab.
 
     >>> cost_sets()
     ['epyc-6.18', 'free']
@@ -84,7 +89,7 @@ def cost_sets() -> list[str]:
 
 
 def cost_set(name: str) -> CostSet:
-    """A cost set by its name, or by the path of its file, which ends in .yaml.
+    """Return a cost set by its name, or by the path of its file, which ends in .yaml.
 
     Raises
     ------
@@ -92,66 +97,52 @@ def cost_set(name: str) -> CostSet:
         There is no such cost set, or its file says something that is not allowed.
     """
     if name == FREE:
-        return CostSet(np.zeros(len(STEPS)), (), np.zeros((len(STEPS), len(STEPS))), 0.0, {})
+        return CostSet(np.zeros(len(STEPS)))
     own = name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if own else _SETS / f"{name}.yaml"
-    try:
-        return _read(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        if own:
-            raise UserError(
-                f"costs: {name}: {error.strerror}, seen from {Path.cwd()}: name one of "
-                f"{', '.join(cost_sets())}, or a file that `mmlab calibrate` wrote"
-            ) from None
-    near = get_close_matches(name, cost_sets(), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise UserError(
-        f"costs: {name!r} is not known{hint} Choose one of {', '.join(cost_sets())}, or name a file of "
-        "`mmlab calibrate`, *.yaml."
-    )
+    if not own and not path.is_file():
+        raise unknown("cost set", name, cost_sets(), "A file that `mmlab calibrate` wrote ends in .yaml.")
+    return _read(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 @lru_cache(maxsize=16)
 def _read(path: Path, mtime_ns: int) -> CostSet:  # noqa: ARG001  a file that has changed is read again
-    try:
-        return _checked(read_yaml(path))
-    except UserError as error:
-        text = str(error)
-        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    values = read_yaml(path)
+    with located(path):
+        return _checked(values)
 
 
 def _checked(values: dict[str, Any]) -> CostSet:
-    """A cost set from the values of its file."""
+    """Return a cost set from the values of its file."""
     known = ("ns", "estimated", "covariance", "error", "leave_one_out", *_TEXTS)
     for key in values:
         if key not in known:
             raise unknown("key", key, known)
     ns, estimated, error = values.get("ns"), values.get("estimated", []), values.get("error", 0)
     if not isinstance(ns, dict):
-        raise UserError(f"ns = {ns!r}: it must give the cost of every step: {', '.join(STEPS)}")
+        raise UserError(parameter="ns", value=ns, allowed=f"the cost of every step: {', '.join(STEPS)}")
     for step in ns:
         if step not in STEPS:
             raise unknown("step", step, STEPS)
     for step in STEPS:
         if not _is_number(ns.get(step), 1e12):
-            raise UserError(f"ns: {step} = {ns.get(step)!r}: it must be 0 … 1e12 (ns)")
+            raise UserError(parameter=step, value=ns.get(step), allowed="0 … 1e12 (ns)", where="ns")
     if not _is_number(error, 1):
-        raise UserError(f"error = {error!r}: the relative standard error must be 0 … 1")
+        raise UserError(parameter="error", value=error, allowed="0 … 1 (a relative standard error)")
     if not isinstance(estimated, list) or not set(estimated) <= set(STEPS):
-        raise UserError(f"estimated = {estimated!r}: it must list steps: {', '.join(STEPS)}")
-    measured = [i for i, step in enumerate(STEPS) if step not in estimated]
+        raise UserError(parameter="estimated", value=estimated, allowed=f"a list of steps: {', '.join(STEPS)}")
     costs = np.array([float(ns[step]) for step in STEPS])
     covariance = np.diag(costs**2 * [step in estimated for step in STEPS])
     if "covariance" in values:
+        measured = [i for i, step in enumerate(STEPS) if step not in estimated]
         size = len(measured)
         try:
             covariance[np.ix_(measured, measured)] = given = np.array(values["covariance"], np.float64)
         except (ValueError, TypeError):
             given = np.zeros(0)
         if given.shape != (size, size) or not np.isfinite(given).all():
-            raise UserError(
-                f"covariance: it must have {size} rows of {size} numbers, one for each step that is not in estimated"
-            )
+            allowed = f"{size} rows of {size} numbers, one for each step that is not in estimated"
+            raise UserError(parameter="covariance", value=values["covariance"], allowed=allowed)
     about = {key: values[key] for key in (*_TEXTS, "leave_one_out") if key in values}
     return CostSet(costs, tuple(estimated), covariance, float(error), about)
 
@@ -160,20 +151,8 @@ def _is_number(value: Any, most: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
 
 
-def cost_table(name: str) -> np.ndarray:
-    """int64[len(STEPS)], ns a step.
-
-    Raises
-    ------
-    UserError
-        There is no such cost set; see `cost_set`.
-    """
-    table: np.ndarray = np.rint(cost_set(name).ns).astype(np.int64)
-    return table
-
-
 def describe_accuracy(name: str) -> str:
-    """How far figures in seconds and MB/s can be trusted, in a sentence.
+    """Return how far figures in seconds and MiB/s can be trusted, as a sentence.
 
     >>> describe_accuracy("free")
     "ksmd's steps cost nothing: time passes in its sleeps only."
@@ -181,11 +160,11 @@ def describe_accuracy(name: str) -> str:
     found = cost_set(name)
     if not found.ns.any():
         return "ksmd's steps cost nothing: time passes in its sleeps only."
-    tried = found.about.get("leave_one_out", {})
+    tested = found.about.get("leave_one_out", {})
     known = (
-        f"predicts the CPU time of {tried['scenarios']} recorded scenarios within {tried['median_error']:.0%} (median),"
-        f" each time fitted to the others alone; its standard error is {found.error:.1%}"
-        if tried
+        f"predicts the CPU time of {tested['scenarios']} recorded scenarios within {tested['median_error']:.0%} "
+        f"(median), each time fitted to the others alone; its standard error is {found.error:.1%}"
+        if tested
         else "does not say how well it predicts"
     )
     rest = "ksmd sleeps until a timer tick, so most times and rates err far less."

@@ -1,186 +1,157 @@
-"""Events: what a scenario does to the machine from outside, one function an op (trace-format, Events)."""
+"""Events: what a scenario does to the machine from outside, one function an operation (trace-format, Events).
+
+`happen` carries out one event. What an operation does is a function here, registered for the operation's class; without
+one, the method of `mmlab.kernel.mmap.AddressSpaces` with the operation's name is called on the event's range of pages.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import singledispatch
 
 import numpy as np
 
-from mmlab.kernel import ksm, memory
-from mmlab.kernel.advisor import set_advisor
+import mmlab.scenario as ops
+from mmlab.engine.system import System
+from mmlab.errors import UserError
+from mmlab.kernel import memory
+from mmlab.kernel.folio import lru_add_drain, mlock_drain
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
-from mmlab.kernel.stable_tree import remove_all_stable_nodes
-from mmlab.kernel.state import ADVISOR_MODES, CALLER_OTHER
-from mmlab.scenario import (
-    Event,
-    Exit,
-    Fork,
-    Khugepaged,
-    MemoryFailure,
-    MergeAny,
-    Migrate,
-    Mprotect,
-    RangeEvent,
-    Read,
-    Set,
-    Shrink,
-    Sleep,
-    Split,
-    SplitAll,
-    Uffd,
-    Write,
-)
-from mmlab.variants import resolve
+from mmlab.kernel.state import CALLER_OTHER
 
-if TYPE_CHECKING:
-    from mmlab.engine.clock import Simulation
-
-__all__ = ["OPS"]
+__all__ = ["act", "happen"]
 
 
-def _write(s: Simulation, e: Write) -> int:
-    first, end = s.pages(e)
-    return 0 if memory.write_pages(s.m, first, end, np.uint64(e.key or 0), e.key is None) else errno.EFAULT
+def happen(system: System, event: ops.Event) -> int:
+    """Carry out an event; return 0 or the errno of the system call.
+
+    Raises
+    ------
+    UserError
+        The process is a fork's child that was not born yet.
+    """
+    m, stat, alive = system.m, system.m.stat[0], True
+    if isinstance(event, ops.ProcessEvent):
+        born = len(system.spaces.vmas)
+        if event.process >= born:
+            raise UserError(
+                f"op {event.op} comes before this process is born",
+                parameter="process",
+                value=event.process,
+                allowed=f"0 … {born - 1} by then",
+                hint="Processes are numbered in order of birth.",
+            )
+        alive = system.alive(event.process)
+    touched = len(m.page) if isinstance(event, ops.Khugepaged) else getattr(event, "count", 0)
+    system.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
+    stat["freed_by_batch"] = 0
+    result = act(event, system) if alive else errno.ESRCH
+    mlock_drain(m)
+    lru_add_drain(m)
+    system.spaces.publish()
+    return result
 
 
-def _read(s: Simulation, e: Read) -> int:
-    return 0 if memory.read_pages(s.m, *s.pages(e)) else errno.EFAULT
+@singledispatch
+def act(e: ops.Event, s: System) -> int:
+    """Do what an event of this class does; return 0 or the errno of the system call."""
+    assert isinstance(e, ops.RangeEvent), f"op {e.op} has no function in {__name__}"
+    result: int = getattr(s.spaces, e.op)(e.process, e.page, e.page + e.count)
+    return result
 
 
-def _split(s: Simulation, e: Split) -> int:
-    split_huge_pages(s.m, *s.pages(e), CALLER_OTHER, True)
+def _pages(e: ops.RangeEvent, s: System) -> tuple[int, int]:
+    """Return the event's range as indices of `Machine.page`: first and end."""
+    base = int(s.m.mm[e.process + 1]["base"])
+    return base + e.page, base + e.page + e.count
+
+
+@act.register
+def _write(e: ops.Write, s: System) -> int:
+    done = memory.write_pages(s.m, *_pages(e, s), np.uint64(e.key or 0), e.key is None)
+    return 0 if done else errno.EFAULT
+
+
+@act.register
+def _read(e: ops.Read, s: System) -> int:
+    return 0 if memory.read_pages(s.m, *_pages(e, s)) else errno.EFAULT
+
+
+@act.register
+def _split(e: ops.Split, s: System) -> int:
+    split_huge_pages(s.m, *_pages(e, s), CALLER_OTHER, True)
     return 0
 
 
-def _split_all(s: Simulation, _: SplitAll) -> int:
+@act.register
+def _split_all(_: ops.SplitAll, s: System) -> int:
     split_huge_pages(s.m, 0, len(s.m.page), CALLER_OTHER, False)
     return 0
 
 
-def _shrink(s: Simulation, e: Shrink) -> int:
+@act.register
+def _shrink(e: ops.Shrink, s: System) -> int:
     deferred_split_scan(s.m, e.count)
     return 0
 
 
-def _khugepaged(s: Simulation, e: Khugepaged) -> int:
+@act.register
+def _khugepaged(e: ops.Khugepaged, s: System) -> int:
     for _ in range(e.full_scans):
         khugepaged_full_scan(s.m)
     return 0
 
 
-def _compact(_s: Simulation, _e: Event) -> int:
-    """Compaction moves small pages only; nothing that is counted changes (thp-split G1)."""
+@act.register
+def _compact(_e: ops.Compact, _s: System) -> int:
+    """Do nothing: compaction moves small pages only, and nothing that is counted changes (thp-split G1)."""
     return 0
 
 
-def _migrate(s: Simulation, e: Migrate) -> int:
-    migrate_pages(s.m, *s.pages(e), -1 if e.node is None else e.node, e.huge)
+@act.register
+def _migrate(e: ops.Migrate, s: System) -> int:
+    migrate_pages(s.m, *_pages(e, s), -1 if e.node is None else e.node, e.huge)
     return 0
 
 
-def _memory_failure(s: Simulation, e: MemoryFailure) -> int:
+@act.register
+def _poison(e: ops.MemoryFailure, s: System) -> int:
     return int(memory_failure(s.m, int(s.m.mm[e.process + 1]["base"]) + e.page))
 
 
-def _merge_any(s: Simulation, e: MergeAny) -> int:
+@act.register
+def _merge_any(e: ops.MergeAny, s: System) -> int:
     return s.spaces.merge_any(e.process, e.value)
 
 
-def _uffd(s: Simulation, e: Uffd) -> int:
+@act.register
+def _uffd(e: ops.Uffd, s: System) -> int:
     return s.spaces.uffd(e.process, e.page, e.page + e.count, e.value)
 
 
-def _sleep(s: Simulation, e: Sleep) -> int:
+@act.register
+def _mprotect(e: ops.Mprotect, s: System) -> int:
+    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
+
+
+@act.register
+def _sleep(e: ops.Sleep, s: System) -> int:
     s.sleep(e.millisecs)
     return 0
 
 
-def _advice(name: str) -> Callable[[Simulation, RangeEvent], int]:
-    def op(s: Simulation, e: RangeEvent) -> int:
-        result: int = getattr(s.spaces, name)(e.process, e.page, e.page + e.count)
-        return result
-
-    return op
+@act.register
+def _fork(e: ops.Fork, s: System) -> int:
+    return s.fork(e.process)
 
 
-def _mprotect(s: Simulation, e: Mprotect) -> int:
-    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
-
-
-def _fork(s: Simulation, e: Fork) -> int:
-    base = s.top_page
-    s.top_page += s.aligned(int(s.m.mm[e.process + 1]["pages"]))
-    return s.spaces.fork(e.process, base)
-
-
-def _exit(s: Simulation, e: Exit) -> int:
+@act.register
+def _exit(e: ops.Exit, s: System) -> int:
     return s.spaces.exit(e.process)
 
 
-def _set(s: Simulation, e: Set) -> int:
-    """A write to a sysfs knob (ksm-scan S6, S29, ksm-merge 2.10)."""
-    state, value = s.m.state[0], e.value
-    if e.knob == "variant":
-        s.use_variant(resolve(str(value)))
-        return 0
-    if e.knob == "advisor_mode":
-        set_advisor(s.m, ADVISOR_MODES.index(str(value)))
-        return 0
-    assert isinstance(value, int)
-    if (e.knob == "pages_to_scan" and state["advisor_mode"]) or (e.knob == "advisor_target_scan_time" and not value):
-        return errno.EINVAL  # S29
-    shared = s.m.stat[0]["pages_shared"] > 0
-    exclusive = e.knob in ("max_page_sharing", "merge_across_nodes")
-    if exclusive and value != state[e.knob] and (shared or not remove_all_stable_nodes(s.m)):
-        return errno.EBUSY  # R4
-    if e.knob == "run" and value != state["run"]:
-        state["run"] = value
-        if value == 2:  # R2
-            ksm.unmerge_and_remove_all_rmap_items(s.m)
-    if e.knob == "sleep_millisecs" and value != state[e.knob]:  # S3
-        s.wake = s.now
-    state[e.knob] = value
-    return 0
-
-
-OPS: dict[str, Callable[[Simulation, Any], int]] = {
-    "write": _write,
-    "read": _read,
-    "split": _split,
-    "split_all": _split_all,
-    "shrink": _shrink,
-    "khugepaged": _khugepaged,
-    "compact": _compact,
-    "migrate": _migrate,
-    "memory_failure": _memory_failure,
-    "merge_any": _merge_any,
-    "uffd": _uffd,
-    "sleep": _sleep,
-    "mprotect": _mprotect,
-    "fork": _fork,
-    "exit": _exit,
-    "set": _set,
-    **{
-        name: _advice(name)
-        for name in (
-            *(
-                "dontneed",
-                "free",
-                "cold",
-                "pageout",
-                "collapse",
-                "munmap",
-                "mergeable",
-                "unmergeable",
-                "mlock",
-                "munlock",
-            ),
-            *("hugepage", "nohugepage"),
-        )
-    },
-}
-"""Each returns 0 or the errno of the system call."""
+@act.register
+def _set(e: ops.Set, s: System) -> int:
+    return s.set_knob(e.knob, e.value)

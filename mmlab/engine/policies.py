@@ -1,6 +1,6 @@
 """Policies: programs that turn ksmd's knobs while a scenario runs, as ksmtuned does.
 
-A policy is a function of what it sees; it is called every so many seconds and returns the knobs to set:
+A policy is a function of a `View`; it is called at a fixed interval and returns the knobs to set:
 
 >>> def gentle(view):
 ...     return {"run": int(view.free_mib < 1024)}
@@ -16,15 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mmlab.engine.daemons import FOREVER, SECOND, Timer
+from mmlab.engine.system import FOREVER, SECOND, System, Timer
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ADVISOR_MODES, KNOBS
 from mmlab.scenario import check_knob
-
-if TYPE_CHECKING:
-    from mmlab.engine.clock import Simulation
 
 __all__ = ["POLICIES", "Ksmtuned", "Policy", "View", "ksmtuned", "resolve", "schedule"]
 
@@ -34,22 +30,22 @@ MIN_INTERVAL = 0.001
 
 @dataclass(frozen=True)
 class View:
-    """What a policy sees.
+    """The state of the host that a policy may look at.
 
     Attributes
     ----------
     time_s
         Simulated time, s.
     calls
-        How often the policy was called before.
+        Number of earlier calls of the policy.
     knobs
-        sysfs as it is now.
+        Current values in sysfs.
     free_mib, host_mib
-        Memory of the host, MiB: what the scenario's processes don't have in frames is free, never less than 0.
+        Free and total memory of the host, MiB. Free is what the scenario's processes do not hold in frames, at least 0.
     committed_mib
-        Address space of all processes that are there, MiB.
+        Address space of all living processes, MiB.
     counters
-        Counters as they are now, with the names of the table of samples.
+        Current counters, under the names of the table of samples.
     """
 
     time_s: float
@@ -63,7 +59,10 @@ class View:
 
 @dataclass(frozen=True)
 class Policy:
-    """`decide` is called every `interval` seconds, first after one interval; or at `times` (s, ascending) alone."""
+    """A named function `decide`, called every `interval` seconds, or only at `times` (s, ascending) if there are any.
+
+    The first call comes after one interval.
+    """
 
     name: str
     decide: Callable[[View], Knobs]
@@ -78,10 +77,11 @@ PolicyLike = str | Policy | Callable[[View], Knobs] | tuple[Callable[[View], Kno
 class Ksmtuned:
     """ksmtuned with the values of ksmtuned.conf, by default as Proxmox and oVirt publish it (thread 3c).
 
-    The threshold is `thres_coef` % of the host's memory, at least `thres_const` MiB. ksmd stops while the processes'
-    address space leaves more than that unpromised and more than that is free. Otherwise it runs, with `npages_boost`
-    more pages a batch while less than the threshold is free and `npages_decay` (below 0) more while not, within
-    `npages_min` … `npages_max`, and a sleep of `sleep_msec` on a host of 16 GiB, less on a larger one, at least 10 ms.
+    The threshold is `thres_coef` % of the host's memory, at least `thres_const` MiB. ksmd stops while more memory than
+    the threshold is free, and the processes' address space leaves more than it uncommitted. Otherwise ksmd runs: each
+    call adds `npages_boost` to its pages a batch while less than the threshold is free, else `npages_decay` (below 0),
+    within `npages_min` … `npages_max`. It sleeps `sleep_msec` on a host of 16 GiB, less on a larger one but at
+    least 10 ms.
 
     >>> Ksmtuned(npages_max=2000).conf().splitlines()[-4]
     'KSM_NPAGES_MAX=2000'
@@ -106,16 +106,16 @@ class Ksmtuned:
         return {"pages_to_scan": pages, "sleep_millisecs": sleep, "run": 1}
 
     def policy(self) -> Policy:
-        """It as a policy, called every `monitor_interval` seconds."""
+        """Return these settings as a policy, called every `monitor_interval` seconds."""
         return Policy("ksmtuned", self, float(self.monitor_interval))
 
     def conf(self) -> str:
-        """The lines of /etc/ksmtuned.conf that set these values."""
+        """Return the lines of /etc/ksmtuned.conf that set these values."""
         return "\n".join(f"KSM_{name.upper()}={value}" for name, value in vars(self).items())
 
 
 def ksmtuned(view: View) -> Knobs:
-    """ksmtuned with the published values, every 60 s; see `Ksmtuned`."""
+    """Decide as ksmtuned with its published values, every 60 s; see `Ksmtuned`."""
     return Ksmtuned()(view)
 
 
@@ -124,19 +124,19 @@ POLICIES = {"ksmtuned": Policy("ksmtuned", ksmtuned, 60.0)}
 
 
 def schedule(steps: Iterable[tuple[float, Knobs]]) -> Policy:
-    """A policy that sets knobs at given times: [(seconds, {knob: value}), …].
+    """Return a policy that sets knobs at given times: [(seconds, {knob: value}), …].
 
     >>> schedule([(30, {"pages_to_scan": 1000}), (60, {"run": 0})]).times
     (30.0, 60.0)
     """
     ordered = sorted(((float(seconds), knobs) for seconds, knobs in steps), key=lambda step: step[0])
     if ordered and ordered[0][0] < 0:
-        raise UserError(f"schedule: {ordered[0][0]:g} s: times must be at least 0 s")
+        raise UserError(parameter="seconds", value=ordered[0][0], allowed="at least 0 (s)", where="schedule")
     return Policy("schedule", lambda view: ordered[view.calls][1], times=tuple(seconds for seconds, _ in ordered))
 
 
 def resolve(policy: PolicyLike | None) -> Policy | None:
-    """A policy from its name, a function with an attribute `interval` (s; 60 without), or (function, seconds).
+    """Return a policy from its name, a function with an attribute `interval` (s; 60 without), or (function, seconds).
 
     Raises
     ------
@@ -153,12 +153,13 @@ def resolve(policy: PolicyLike | None) -> Policy | None:
         decide, interval = policy if isinstance(policy, tuple) else (policy, getattr(policy, "interval", 60.0))
         policy = Policy(getattr(decide, "__name__", "policy"), decide, float(interval))
     if not policy.interval >= MIN_INTERVAL:
-        raise UserError(f"policy {policy.name}: interval = {policy.interval:g} s: it must be at least {MIN_INTERVAL} s")
+        allowed = f"at least {MIN_INTERVAL} (s)"
+        raise UserError(parameter="interval", value=policy.interval, allowed=allowed, where=f"policy {policy.name}")
     return policy
 
 
-def timer(s: Simulation, policy: Policy) -> Timer:
-    """The clock of a policy."""
+def timer(s: System, policy: Policy) -> Timer:
+    """Return the timer at which a policy is called and its knobs are set."""
     calls = 0
 
     def when(call: int) -> int:
@@ -168,7 +169,7 @@ def timer(s: Simulation, policy: Policy) -> Timer:
 
     def turn() -> int:
         nonlocal calls
-        view = look(s, calls)
+        view = _view(s, calls)
         for knob, value in policy.decide(view).items():
             with located(f"policy {policy.name} at {view.time_s:g} s"):
                 check_knob(knob, value)
@@ -180,8 +181,7 @@ def timer(s: Simulation, policy: Policy) -> Timer:
     return Timer(when(0), turn)
 
 
-def look(s: Simulation, calls: int) -> View:
-    """What a policy sees now."""
+def _view(s: System, calls: int) -> View:
     state, stat, host = s.m.state[0], s.m.stat[0], s.scenario.host_mib
     knobs: dict[str, int | str] = {name: int(state[name]) for name in KNOBS}
     knobs["advisor_mode"] = ADVISOR_MODES[int(state["advisor_mode"])]

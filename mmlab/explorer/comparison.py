@@ -16,7 +16,8 @@ from markupsafe import Markup
 from mmlab.figures import figures, theme
 from mmlab.figures.canvas import Canvas, page_map_image, swatch
 from mmlab.figures.notebook import html_table
-from mmlab.results.run import Metrics, Run
+from mmlab.results.metrics import Metrics
+from mmlab.results.run import Run
 from mmlab.results.uncertainty import error_at, one_digit
 from mmlab.studies import compare
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.explorer.comparison import Comparison, Figures, Frame, frames
 from mmlab.explorer.debounce import Debounce, Job
@@ -31,7 +30,7 @@ from mmlab.explorer.layout import Layout
 from mmlab.explorer.widgets import control, variants
 from mmlab.kernel.jit import announced
 from mmlab.params import find_params, params_files, read_yaml, save_new
-from mmlab.results.run import Run
+from mmlab.results.run import Run, simulate
 from mmlab.results.trace import load
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.clock import Simulation
 from mmlab.engine.costs import STEPS
+from mmlab.engine.system import System
 from mmlab.errors import UserError
 from mmlab.params import write_atomically
 from mmlab.results import trace as traces
+from mmlab.results.run import simulate
 from mmlab.scenario import Scenario
-from mmlab.variants import resolve
 
 __all__ = ["Calibration", "Fit", "Observed", "calibrate", "fit", "observe", "processor", "read", "write"]
 
@@ -171,23 +171,16 @@ def _of_trace(trace: dict[str, Any], path: str | Path) -> tuple[Scenario, list[d
     return traces.scenario_of(trace).replace(name=name), [dict(zip(fields, row, strict=True)) for row in rows]
 
 
-class _Counting(Simulation):
-    """Keeps the counts of steps after each batch."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario, resolve(scenario.variant), None, None, None)
-        self.counts: dict[int, np.ndarray] = {0: self.m.steps.copy()}
-
-    def _batches(self, until_ns: int, most: int, full_scans: int) -> int:
-        done = super()._batches(until_ns, min(most, 1), full_scans)
-        self.counts[int(self.m.stat[0]["batch"])] = self.m.steps.copy()
-        return done
-
-
 def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
     """Repeat a recorded scenario in the model: its steps between each sample and the next, if all counters agree."""
-    simulation = _Counting(scenario)
-    run = simulation.run()
+    counts: dict[int, np.ndarray] = {}
+
+    def count(system: System) -> None:
+        stat = system.m.stat[0]
+        if not stat["rank"]:
+            counts[int(stat["batch"])] = system.m.steps.copy()
+
+    run = simulate(scenario, policy="none", observe=count)
     columns = run.columns()
     after_batch = {int(b): i for i, b in enumerate(columns["batch"]) if columns["rank"][i] == 0}
     batches = [s["batch"] for s in samples]
@@ -199,8 +192,8 @@ def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
         for name in () if row is None else traces.COUNTERS:
             if not differs and name in s and int(columns[name][row]) != s[name]:
                 differs = f"batch {s['batch']}: {name} is {s[name]}, in the model {int(columns[name][row])}"
-    known = np.array(sorted(simulation.counts))
-    steps = [simulation.counts[known[np.searchsorted(known, b, "right") - 1]] for b in batches]
+    known = np.array(sorted(counts))
+    steps = [counts[known[np.searchsorted(known, b, "right") - 1]] for b in batches]
     cpu_ns = np.diff([s["ksmd_cpu_ns"] for s in samples])
     ran = cpu_ns > 0
     return Observed(scenario.name, scenario.kernel, np.diff(steps, axis=0)[ran], cpu_ns[ran], differs)

@@ -289,7 +289,7 @@ def resolve_parameters(
     UserError
         A name is unknown to the notebook, or a value is not allowed.
     """
-    from mmlab.engine.costs import cost_table
+    from mmlab.engine.costs import cost_set
     from mmlab.scenario import Scenario
     from mmlab.variants import resolve
 
@@ -307,7 +307,7 @@ def resolve_parameters(
         scenario = Scenario(**of_scenario)
         scenario.check_memory()
         resolve(scenario.variant)
-        cost_table(scenario.costs)
+        cost_set(scenario.costs)
         values |= {name: getattr(scenario, name) for name in of_scenario}
     return [Parameter(name, default, values[name]) for name, default in defaults.items()]
 

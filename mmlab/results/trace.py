@@ -22,23 +22,20 @@ import os
 import re
 import tempfile
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlab import __version__
+from mmlab.engine.workload import build
 from mmlab.errors import UserError, located
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, Scenario
 from mmlab.variants import Predicate, Variant
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from mmlab.results.run import Run
 
 Trace = dict[str, Any]
 Place = tuple[int, int]
@@ -304,7 +301,6 @@ def rerun(
     progress: Callable[..., Any] | None = None,
 ) -> tuple[Run, Trace]:
     """As :func:`predict`: the model's run, which knows more than a trace tells, and what it says to the question."""
-    from mmlab.engine.clock import simulate
 
     overrides = dict(overrides or {})
     scenario = scenario_of(trace)
@@ -338,8 +334,6 @@ def from_run(run: Run) -> Trace:
     UserError
         When the run can't be told in the trace format: another number of pages a THP, or rows that were thinned out.
     """
-    from mmlab.engine.workload import build
-
     scenario = run.scenario
     batch = run.rows["batch"]
     if scenario.pages_per_thp != 512:

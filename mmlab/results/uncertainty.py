@@ -1,4 +1,7 @@
-"""How uncertain a run's times, rates and CPU figures are, because the costs of steps are only known with an error."""
+"""The uncertainty of a run's times, rates and CPU figures: what steps cost is only known with an error.
+
+Every function reads an outcome, or a run, and returns its kind.
+"""
 
 from __future__ import annotations
 
@@ -6,52 +9,42 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
-from mmlab.engine.costs import STEPS, cost_set
+from mmlab.engine.costs import STEPS
+from mmlab.engine.outcome import Outcome
+from mmlab.results.metrics import METRICS, UNSURE
 
-if TYPE_CHECKING:
-    from mmlab.results.run import Run
+__all__ = ["cpu_errors", "delay", "error_at", "error_of", "one_digit", "scale_costs", "standard_errors"]
 
-__all__ = ["UNSURE", "cpu_errors", "delay", "error_at", "error_of", "one_digit", "scale_costs", "standard_errors"]
-
-UNSURE = (
-    "merge_rate",
-    "freed_rate",
-    "ksmd_cpu_ms",
-    "ksmd_cpu_percent",
-    "settled_s",
-    "thps_split_per_hour",
-    "collapses_per_hour",
-    "khugepaged_cpu_ms",
-)
-"""Metrics that depend on what steps cost, in the order of `mmlab.results.run.Metrics`: those of `standard_errors`."""
+AnyRun = TypeVar("AnyRun", bound=Outcome)
 
 
-def cpu_errors(run: Run) -> tuple[float, float]:
-    """Relative standard errors of ksmd's and of khugepaged's CPU time in a run that come from the costs of its steps.
+def cpu_errors(run: Outcome) -> tuple[float, float]:
+    """Return the relative standard errors of ksmd's and of khugepaged's CPU time that come from the costs of steps.
 
-    Of measured steps it is at least the error with which the cost set predicts scenarios that were not measured.
+    For measured steps an error is at least the one with which the cost set predicts scenarios that were not measured.
 
-    >>> from mmlab import Scenario, simulate
+    >>> from mmlab.results.run import simulate
+    >>> from mmlab.scenario import Scenario
     >>> cpu_errors(simulate(Scenario(memory_mib=2, costs="free")))
     (0.0, 0.0)
     """
-    costs, steps = cost_set(run.scenario.costs), run.machine.steps.astype(np.float64)
-    out = []
+    costs, steps = run.costs, run.machine.steps.astype(np.float64)
     by_khugepaged = np.array([step.startswith("khugepaged") for step in STEPS])
-    for counts in (steps * ~by_khugepaged, steps * by_khugepaged):
+
+    def error(counts: np.ndarray) -> float:
         total = float(counts @ costs.ns)
-        own = math.sqrt(max(0.0, float(counts @ costs.covariance @ counts))) / total if total else 0.0
-        out.append(max(own, costs.error) if total else 0.0)
-    return out[0], out[1]
+        variance = max(0.0, float(counts @ costs.covariance @ counts))
+        return max(math.sqrt(variance) / total, costs.error) if total else 0.0
+
+    return error(steps * ~by_khugepaged), error(steps * by_khugepaged)
 
 
-def delay(run: Run, errors: float = 1.0) -> np.ndarray:
-    """float64[samples]: how much later, in ns, each sample would be if every step cost so many relative standard errors
-    more.
+def delay(run: Outcome, errors: float = 1.0) -> np.ndarray:
+    """Return float64[samples]: the delay of each sample, ns, with every step cost shifted by `errors` standard errors.
 
     ksmd sleeps until a tick (ksm-scan S3): a batch that takes longer delays the next one by whole ticks, mostly none.
     Exact for the batches of a run that nothing else disturbs; where samples were thinned, for batches of their mean.
@@ -62,20 +55,20 @@ def delay(run: Run, errors: float = 1.0) -> np.ndarray:
     delay = own = more * each
     if run.scenario.sleep_millisecs:
         tick = 1e9 / run.scenario.hz
-        phase = np.where(count == 1, _begun(rows) % tick, 0.0)
+        phase = np.where(count == 1, _starts(rows) % tick, 0.0)
         delay = tick * (np.floor((phase + each + own) / tick) - np.floor((phase + each) / tick))
     late = np.cumsum(count * delay) - count * delay + own
     in_order: np.ndarray = np.maximum.accumulate(rows["time_ns"] + late) - rows["time_ns"]
     return in_order
 
 
-def scale_costs(run: Run, errors: float = 1.0) -> Run:
-    """The run as it would be if every step cost so many relative standard errors more; see `delay`.
+def scale_costs(run: AnyRun, errors: float = 1.0) -> AnyRun:
+    """Return the run with every step cost shifted by `errors` standard errors.
 
-    All happens in the same order. What is tied to the clock (events, pressure) goes along, so where that sets the pace
-    the difference overstates the error.
+    Everything happens in the same order; see `delay`. What is tied to the clock (events, pressure) moves along, so
+    where that sets the pace the difference overstates the error.
     """
-    rows, passes, machine = run.rows.copy(), run.machine.passes.copy(), copy(run.machine)
+    rows, passes = run.rows.copy(), run.machine.passes.copy()
     by_ksmd, by_khugepaged = cpu_errors(run)
     late = delay(run, errors)
     passes["time_ns"] += np.rint(np.interp(passes["time_ns"], rows["time_ns"], late)).astype(np.int64)
@@ -85,16 +78,16 @@ def scale_costs(run: Run, errors: float = 1.0) -> Run:
         ("khugepaged_cpu_ns", errors * by_khugepaged * rows["khugepaged_cpu_ns"]),
     ):
         rows[name] += np.rint(more).astype(np.int64)
-    machine.__dict__["passes"] = passes  # not machine.passes = …, which both have in common
-    return replace(run, rows=rows, machine=machine)
+    return _with(run, rows, passes)
 
 
-def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
-    """Standard error that comes from what steps cost, of anything that is measured in a run; 0 where there is nothing.
+def error_of(run: AnyRun, measure: Callable[[AnyRun], float | None]) -> float:
+    """Return the standard error, from the costs of steps, of anything measured in a run; 0 where there is no value.
 
-    How much it changes if all steps cost one relative standard error more, or less, whichever changes it more.
+    It is the larger of the changes when all steps cost one relative standard error more, or less.
 
-    >>> from mmlab import Scenario, simulate
+    >>> from mmlab.results.run import simulate
+    >>> from mmlab.scenario import Scenario
     >>> run = simulate(Scenario(memory_mib=2, horizon_full_scans=2))
     >>> error_of(run, lambda run: run.metrics.ksmd_cpu_ms) > 0
     True
@@ -105,13 +98,13 @@ def error_of(run: Run, measure: Callable[[Run], float | None]) -> float:
     return max((abs(other - value) for other in others if value is not None and other is not None), default=0.0)
 
 
-def error_at(run: Run, row: int) -> float:
-    """Standard error of the time of a sample, s."""
+def error_at(run: Outcome, row: int) -> float:
+    """Return the standard error of the time of a sample, s."""
     return max(abs(float(delay(run, errors)[row])) for errors in (1, -1)) / 1e9
 
 
 def one_digit(error: float) -> str:
-    """An error in words: no more of it is known.
+    """Return an error as text with one significant digit: no more of it is known.
 
     >>> one_digit(0.0234), one_digit(67.0), one_digit(1234.5)
     ('0.02', '70', '1,000')
@@ -119,38 +112,41 @@ def one_digit(error: float) -> str:
     return f"{float(f'{error:.1g}'):,.9f}".rstrip("0").rstrip(".")
 
 
-def standard_errors(run: Run) -> dict[str, float]:
-    """Standard errors, in their own units, of the metrics in seconds, per second or hour, and of CPU time in a run.
+def standard_errors(run: Outcome) -> dict[str, float]:
+    """Return the standard errors, in their own units, of those metrics of a run that costs move (`UNSURE`).
 
-    As `error_of`; but of runs that end by the clock, those are compared that begin their last batch before the same
-    time. None for metrics that do not depend on what steps cost.
+    As `error_of`; but a run that ends by the clock is compared up to the last batch that starts before the same time.
+    Metrics whose error is 0 are left out.
     """
     dear, cheap = scale_costs(run), scale_costs(run, -1)
     pairs = [(run, dear), (run, cheap)]
     horizon = 1e9 * run.scenario.horizon_seconds
     if 0 < horizon <= run.rows["time_ns"][-1]:
-        sooner = float(_begun(cheap.rows)[-1] - _begun(run.rows)[-1])
+        sooner = float(_starts(cheap.rows)[-1] - _starts(run.rows)[-1])
         pairs = [(run, _until(dear, horizon)), (_until(run, horizon + sooner), cheap)]
-    for other in (other for pair in pairs for other in pair if other is not run):
-        other.__dict__["zero_pages_left"] = run.zero_pages_left  # not asked for, and dear
     errors = {}
     for name in UNSURE:
-        values = [(getattr(one.metrics, name), getattr(other.metrics, name)) for one, other in pairs]
-        errors[name] = max((abs(other - one) for one, other in values if None not in (one, other)), default=0.0)
+        measure = METRICS[name].measure
+        values = [(measure(one), measure(other)) for one, other in pairs]
+        errors[name] = max((abs(b - a) for a, b in values if a is not None and b is not None), default=0.0)
     return {name: error for name, error in errors.items() if error > 0}
 
 
-def _begun(rows: np.ndarray) -> np.ndarray:
-    """float64[samples]: when the batch of each sample began, ns."""
+def _starts(rows: np.ndarray) -> np.ndarray:
+    """Return float64[samples]: the time at which the batch of each sample started, ns."""
     each = np.diff(rows["ksmd_cpu_ns"], prepend=0) / np.maximum(1, np.diff(rows["batch"], prepend=0))
-    begun: np.ndarray = rows["time_ns"] - each
-    return begun
+    starts: np.ndarray = rows["time_ns"] - each
+    return starts
 
 
-def _until(run: Run, end_ns: float) -> Run:
-    """What there is of a run if no batch begins at that time or later."""
-    rows = run.rows[: max(1, int(np.searchsorted(_begun(run.rows), end_ns)))]
-    machine, passes = copy(run.machine), run.machine.passes.copy()
+def _until(run: Outcome, end_ns: float) -> Outcome:
+    """Return the part of a run in which no batch starts at that time or later."""
+    rows, passes = run.rows[: max(1, int(np.searchsorted(_starts(run.rows), end_ns)))], run.machine.passes.copy()
     passes["full_scan"][passes["time_ns"] > rows["time_ns"][-1]] = 0
-    machine.__dict__["passes"] = passes
+    return _with(run, rows, passes)
+
+
+def _with(run: AnyRun, rows: np.ndarray, passes: np.ndarray) -> AnyRun:
+    machine = copy(run.machine)
+    machine.__dict__["passes"] = passes  # not machine.passes = …, which both have in common
     return replace(run, rows=rows, machine=machine)

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import isclose, isnan
 
 import pandas as pd
 
-from mmlab.results.run import Metrics, Run
+from mmlab.results.metrics import METRICS
+from mmlab.results.run import Run
 from mmlab.scenario import Scenario, Set, flat_fields
 
 __all__ = ["metrics", "parameters", "same_task"]
-
-BETTER = {
-    "freed_mib": "more",
-    "most_freed_per_budget": "less",
-    "wasted_visits_share": "less",
-    "ksmd_cpu_percent": "less",
-    "failed_splits": "less",
-    "zero_pages_left": "less",
-    "settled_s": "less",
-    "settled_full_scans": "less",
-    "khugepaged_cpu_ms": "less",
-    "thps_lost_per_mib": "less",
-}
-"""Metrics of which it is clear what is better, all else equal. Of the others it depends on what one wants: THPs left
-are fast memory or wasted memory, a high rate is quick help or a limit bypassed, and who frees nothing hides nothing."""
-PER_SOMETHING = {"most_freed_per_budget", "wasted_visits_share", "ksmd_cpu_percent", "thps_lost_per_mib"}
-"""… and that can be compared whatever the memory and the length of the runs."""
-GOOD_ENOUGH = {"most_freed_per_budget": 1.0}
-"""What is below this is not better than this: a batch that stays within its budget does."""
 
 
 def parameters(first: Scenario, second: Scenario) -> pd.DataFrame:
@@ -80,29 +61,29 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
     -------
     DataFrame
         Index the metric; columns unit, the two labels, ``difference`` (second less first), and ``better``: the label of
-        the better run, ``equal`` (within 1 %), or blank where that is not clear (:data:`BETTER`; amounts only for the
+        the better run, ``equal`` (within 1 %), or blank where that is not clear (`Metric.better`; amounts only for the
         :func:`same_task`). What is missing is not a number.
     """
     (one, first), (other, second) = runs.items()
     comparable = same_task(first.scenario, second.scenario)
-    a, b = (asdict(run.metrics) for run in (first, second))
-    units = {name: unit for name, (unit, _) in Metrics.describe().items()}
-    names = [name for name in units if a[name] or b[name]]
+    a, b = (run.metrics.as_dict() for run in (first, second))
+    names = [name for name in METRICS if a[name] or b[name]]
     table = pd.DataFrame(
-        {"unit": [units[n] for n in names], one: [a[n] for n in names], other: [b[n] for n in names]},
+        {"unit": [METRICS[n].unit for n in names], one: [a[n] for n in names], other: [b[n] for n in names]},
         index=pd.Index(names, name="metric"),
     ).astype({one: float, other: float})
     table["difference"] = table[other] - table[one]
 
     def better(name: str, *values: float) -> str:
-        x, y = (max(value, GOOD_ENOUGH.get(name, value)) for value in values)
-        if name not in BETTER or isnan(x + y) or not (comparable or name in PER_SOMETHING):
+        metric = METRICS[name]
+        x, y = (value if metric.good_enough is None else max(value, metric.good_enough) for value in values)
+        if not metric.better or isnan(x + y) or not (comparable or metric.relative):
             return ""
         return (
             "equal"
             if isclose(x, y, rel_tol=0.01, abs_tol=0.005)
             else other
-            if (y > x) == (BETTER[name] == "more")
+            if (y > x) == (metric.better == "more")
             else one
         )
 

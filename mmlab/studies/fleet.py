@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -32,12 +32,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, PrivateAttr
 
-from mmlab.engine import policies
-from mmlab.engine.clock import Simulation
-from mmlab.engine.costs import STEPS
+from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
 from mmlab.params import find_params, read_yaml
-from mmlab.results.run import Run
+from mmlab.results.run import Run, simulate
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.goals import Reference
@@ -94,9 +92,9 @@ class Host:
         deeper = deep + math.log2(self.factor)
         times["tree_level"] *= deeper / deep
         times["tree_cold"] *= (deeper - COLD) / max(1.0, deep - COLD)
-        run = Simulation(self.scenario, resolve(variant), policies.resolve(self.scenario.policy), None, None)
-        run.m.costs[:] = np.rint(run.m.costs * list(times.values()))
-        return run.run()
+        costs, factors = cost_set(self.scenario.costs), np.array(list(times.values()))
+        scaled = replace(costs, ns=costs.table * factors, covariance=costs.covariance * np.outer(factors, factors))
+        return simulate(self.scenario, variant=variant, costs=scaled)
 
 
 class Kind(Strict):

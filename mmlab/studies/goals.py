@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
 from mmlab.params import find_params, params_files, read_yaml
-from mmlab.results.run import PAGES_PER_MIB, Metrics, Run
+from mmlab.results.metrics import PAGES_PER_MIB, Metrics
+from mmlab.results.run import Run, simulate
 from mmlab.results.trace import load
 from mmlab.scenario import Scenario
 from mmlab.studies.settings import BY
@@ -133,7 +133,7 @@ class Reference:
 
     def measures(self, run: Run) -> dict[str, float]:
         """Return all `MEASURES` of a run of that memory; NaN where one has no value."""
-        last, metrics = run.rows[-1], {name: getattr(run.metrics, name) for name in Metrics.describe()}
+        last, metrics = run.rows[-1], run.metrics.as_dict()
         values = {
             "saved": 100 * (1 - redundant(run.machine) / self.ideal) if self.ideal else None,
             "saved_mib": (self.frames - int(last["frames"])) / PAGES_PER_MIB,

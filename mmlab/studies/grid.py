@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mmlab.engine.costs import cost_table
+from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import find_params, read_yaml
 from mmlab.scenario import Scenario, check_value, flat_fields
@@ -235,7 +235,7 @@ def _check(name: str, value: Any) -> None:
     if name == "variant":
         resolve(value)
     elif name == "costs":
-        cost_table(value)
+        cost_set(value)
 
 
 def _is_whole(name: str) -> bool:

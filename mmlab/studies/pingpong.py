@@ -3,7 +3,7 @@
 khugepaged's turn is the time in which it looks at every block once. What a run comes to is measured after its first
 turn, when every block that will come back has had its chance:
 
->>> from mmlab.engine.clock import simulate
+>>> from mmlab.results.run import simulate
 >>> s = Scenario(memory_mib=8, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=500, khugepaged=1, horizon_seconds=60)
 >>> turn_seconds(s)
 10.0
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmlab.results.run import PAGES_PER_MIB, Run
+from mmlab.results.metrics import PAGES_PER_MIB
+from mmlab.results.run import Run
 from mmlab.scenario import Scenario
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,13 +40,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import mmlab
-from mmlab.engine.clock import simulate
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError
 from mmlab.kernel.jit import warm_up
 from mmlab.params import write_atomically
-from mmlab.results.run import Metrics, Run
-from mmlab.results.uncertainty import UNSURE
+from mmlab.results.metrics import METRICS, UNSURE
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import Parameter, Scenario, flat_fields
 from mmlab.studies.grid import Grid, Point
 from mmlab.workers import cpus, executor, size
@@ -287,7 +286,7 @@ def _schema() -> pa.Schema:
     """Return the columns of a row: the same for every scenario, so that a folder is one table."""
     kinds = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
     parameters = {name: parameter.type for name, parameter in _parameters().items()}
-    metrics = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(Metrics).items()}
+    metrics = {name: metric.kind for name, metric in METRICS.items()}
     errors = {f"se_{name}": float for name in UNSURE}
     columns = {"hash": str, **parameters, **metrics, **errors, "error": str, "model": str}
     return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
@@ -295,7 +294,7 @@ def _schema() -> pa.Schema:
 
 def _row(hash_: str, values: Point, run: Run | None = None, error: str | None = None) -> Row:
     said = {name: p.type(values.get(name, p.default)) for name, p in _parameters().items()}
-    found = vars(run.metrics) | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
+    found = run.metrics.as_dict() | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
     return {"hash": hash_, **said, **found, "error": error, "model": model_digest()}
 
 

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError
 from mmlab.figures import figures as plots
+from mmlab.results.run import simulate
 from mmlab.results.uncertainty import standard_errors
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference
 from mmlab.studies.settings import Setting, spaces

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.clock import simulate
 from mmlab.engine.policies import View
 from mmlab.errors import UserError
-from mmlab.results.run import PAGES_PER_MIB, Run
+from mmlab.results.metrics import PAGES_PER_MIB
+from mmlab.results.run import Run, simulate
 from mmlab.results.uncertainty import cpu_errors, error_at, scale_costs
 from mmlab.scenario import Scenario
 from mmlab.studies.scenes import scan_seconds

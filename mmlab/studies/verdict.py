@@ -27,10 +27,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError, unknown
 from mmlab.params import read_yaml
-from mmlab.results.run import PAGES_PER_MIB, Run
+from mmlab.results.metrics import PAGES_PER_MIB
+from mmlab.results.run import Run, simulate
 from mmlab.results.uncertainty import error_of, one_digit
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
@@ -152,7 +152,7 @@ def freed(run: Run) -> float:
 @measure
 def freed_unseen(run: Run) -> float:
     """Return the memory freed that no counter of KSM shows, MiB."""
-    return run.metrics.freed_unseen_pages / PAGES_PER_MIB
+    return float(run.metrics.freed_unseen_pages) / PAGES_PER_MIB
 
 
 @measure

@@ -6,8 +6,8 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,18 @@ import pytest
 import conservation
 import randomscenario
 from conftest import ROOT
-from mmlab.engine.clock import simulate
-from mmlab.engine.costs import STEPS, cost_table
-from mmlab.engine.events import OPS
+from mmlab.engine.costs import STEPS, cost_set
+from mmlab.engine.events import act
 from mmlab.errors import UserError
-from mmlab.results.run import Run
+from mmlab.kernel.mmap import AddressSpaces
+from mmlab.results.run import Run, simulate
 from mmlab.results.trace import scenario_of
 from mmlab.scenario import EVENTS, RangeEvent, Scenario
 from mmlab.variants import VARIANTS
+from mmlab.workers import keep_freed_memory
 
 SECOND = 1_000_000_000
-NS = dict(zip(STEPS, cost_table("epyc-6.18").tolist(), strict=True))
+NS = dict(zip(STEPS, cost_set("epyc-6.18").table.tolist(), strict=True))
 FIRST_BATCH_NS = 100 * NS["visit_thp"] + NS["wake_up"]
 """With `scenario`: visits of pages of a THP."""
 
@@ -287,7 +288,7 @@ def test_thinning(fields: dict[str, Any], limit: int, late_event: bool) -> None:
     index = {bytes(row): i for i, row in enumerate(whole.rows)}
     where = [index[bytes(row)] for row in run.rows]  # a KeyError: a row that never was
     assert np.diff(where).max() <= 4 * len(whole.rows) / limit, "not thinned evenly"
-    assert asdict(run.metrics) == asdict(whole.metrics)
+    assert run.metrics == whole.metrics
     conservation.check(run)
     for mine, event_row in zip(run.event_rows, whole.event_rows, strict=True):  # the first that was kept of those after
         assert mine is not None and event_row is not None and where[mine - 1] < event_row <= where[mine]
@@ -319,7 +320,7 @@ def test_the_same_again() -> None:
 
 @pytest.mark.parametrize("seed", ["0", "4711"])
 def test_the_same_in_another_process(seed: str) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
     program = "import test_clock; print(test_clock.fingerprint())"
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
     got = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
@@ -335,18 +336,23 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_every_event_is_modelled() -> None:
-    assert set(EVENTS) == set(OPS)
+    own = {event for event in EVENTS.values() if act.dispatch(event) is not act.dispatch(object)}
+    others = {op for op, event in EVENTS.items() if event not in own}
+    assert len(own) > 10 and all(callable(getattr(AddressSpaces, op)) for op in others)
+    assert all(issubclass(EVENTS[op], RangeEvent) for op in others)
 
 
 def test_process_that_is_not_born_yet() -> None:
     too_early = scenario(at(0.1, "read", process=1, page=0, count=1), at(0.2, "fork"))
-    with pytest.raises(UserError, match=r"events 0: op read of process 1: only processes 0 to 0 have been born"):
+    with pytest.raises(UserError, match="op read") as caught:
         simulate(too_early)
+    error = caught.value
+    assert (error.where, error.parameter, error.value, error.allowed) == ("events 0", "process", 1, "0 … 0 by then")
     simulate(scenario(at(0.2, "fork"), at(0.2, "read", process=1, page=0, count=1)))
 
 
 def test_costs_that_are_not_known() -> None:
-    with pytest.raises(UserError, match=r"costs: 'epyc-6\.17' is not known; did you mean 'epyc-6\.18'\?"):
+    with pytest.raises(UserError, match=r"'epyc-6\.17': did you mean 'epyc-6\.18'\?"):
         simulate(scenario(costs="epyc-6.17"))
 
 
@@ -452,16 +458,17 @@ def test_conservation_notices() -> None:
 
 
 @pytest.mark.parametrize(
-    "endless",
+    ("parameter", "endless"),
     [
-        {"costs": "free", "sleep_millisecs": 0},
-        {"pages_to_scan": 0, "horizon_seconds": 0.0, "until_settled": True},
-        {"pages_to_scan": 0, "horizon_seconds": 0.0, "horizon_full_scans": 3},
+        ("costs", {"costs": "free", "sleep_millisecs": 0}),
+        ("pages_to_scan", {"pages_to_scan": 0, "horizon_seconds": 0.0, "until_settled": True}),
+        ("pages_to_scan", {"pages_to_scan": 0, "horizon_seconds": 0.0, "horizon_full_scans": 3}),
     ],
 )
-def test_a_run_that_would_never_end_is_refused(endless: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"stand still|nor would the run"):
+def test_a_run_that_would_never_end_is_refused(parameter: str, endless: dict[str, object]) -> None:
+    with pytest.raises(UserError) as caught:
         simulate(Scenario(memory_mib=2, **endless))
+    assert caught.value.parameter == parameter
 
 
 @pytest.mark.parametrize(("kernel", "rss_kb", "splits"), [("6.12.117", 4, 1), ("6.18.44", 2048, 0)])
@@ -481,6 +488,7 @@ def test_a_write_to_the_huge_zeropage(kernel: str, rss_kb: int, splits: int) -> 
 def test_memory_of_a_former_run_is_used_again() -> None:
     """Runs after the first take few pages anew from the kernel: each is a fault, and they were a tenth of the time."""
     scenario, pages = Scenario(memory_mib=64, horizon_full_scans=2), 64 * 256
+    keep_freed_memory()
     simulate(scenario)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):

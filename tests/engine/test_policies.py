@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mmlab.engine.clock import simulate
 from mmlab.engine.policies import POLICIES, Policy, View, ksmtuned, resolve, schedule
 from mmlab.errors import UserError
+from mmlab.results.run import simulate
 from mmlab.scenario import Scenario
 
 
@@ -116,31 +116,36 @@ def test_what_a_policy_sees() -> None:
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        ({"pages_to_scna": 3}, r'policy bad at 2 s: unknown knob "pages_to_scna": did you mean "pages_to_scan"'),
-        ({"run": 3}, r"policy bad at 2 s: run = 3 is out of range: it must be 0 … 2"),
-        ({"pages_to_scan": 1.5}, r"pages_to_scan = 1.5 is out of range"),
-        ({"advisor_mode": "fast"}, r"advisor_mode = 'fast': it must be one of none, scan-time"),
-        ({"swap_mib": 3}, r'unknown knob "swap_mib"'),
+        ({"pages_to_scna": 3}, "pages_to_scna"),
+        ({"run": 3}, "run = 3"),
+        ({"pages_to_scan": 1.5}, "pages_to_scan = 1.5"),
+        ({"advisor_mode": "fast"}, "advisor_mode = 'fast'"),
+        ({"swap_mib": 3}, "swap_mib"),
     ],
 )
 def test_what_a_policy_may_not_return(knobs: dict[str, Any], words: str) -> None:
     def bad(_: View) -> dict[str, Any]:
         return knobs
 
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         simulate(scenario(), policy=(bad, 2))
+    assert caught.value.where == "policy bad at 2 s"
 
 
 def test_names_and_intervals() -> None:
     assert resolve(None) is resolve("none") is None
     assert resolve("ksmtuned") is POLICIES["ksmtuned"]
     assert resolve(ksmtuned) == Policy("ksmtuned", ksmtuned, 60.0)
-    with pytest.raises(UserError, match=r'unknown policy "ksmtune": did you mean "ksmtuned"'):
+    with pytest.raises(UserError, match="ksmtuned") as caught:
         resolve("ksmtune")
+    assert (caught.value.parameter, caught.value.value) == ("policy", "ksmtune")
     for interval in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match=r"policy ksmtuned: interval = .* it must be at least 0.001 s"):
+        with pytest.raises(UserError) as caught:
             resolve((ksmtuned, interval))
-    with pytest.raises(UserError, match=r"schedule: -1 s: times must be at least 0 s"):
+        assert (caught.value.where, caught.value.parameter) == ("policy ksmtuned", "interval")
+    with pytest.raises(UserError) as caught:
         schedule([(-1, {})])
-    with pytest.raises(UserError, match=r"horizon_seconds = 0 with policy ksmtuned"):
+    assert (caught.value.where, caught.value.value, caught.value.allowed) == ("schedule", -1, "at least 0 (s)")
+    with pytest.raises(UserError, match="ksmtuned") as caught:
         simulate(scenario(horizon_seconds=0.0, horizon_full_scans=2), policy="ksmtuned")
+    assert caught.value.parameter == "horizon_seconds"

@@ -29,7 +29,8 @@ from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
 from mmlab.explorer.widgets import Number, Switch, control, explained
 from mmlab.figures import canvas
 from mmlab.params import find_params, save_new
-from mmlab.results.run import Metrics, Run
+from mmlab.results.metrics import Metrics
+from mmlab.results.run import Run
 from mmlab.scenario import flat_fields
 
 SMALL: dict[str, Any] = {"memory_mib": 16, "pages_to_scan": 100, "horizon_seconds": 20.0}

@@ -33,7 +33,7 @@ def python(code: str, *args: object, **environment: object) -> subprocess.Comple
 RACE = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
-from mmlab.engine.clock import simulate
+from mmlab.results.run import simulate
 from mmlab.kernel.jit import warm_up
 from mmlab.scenario import Scenario
 
@@ -60,7 +60,7 @@ EVERY_SHAPE = """
 import numba.core.event
 from pathlib import Path
 import randomscenario
-from mmlab.engine.clock import simulate
+from mmlab.results.run import simulate
 from mmlab.kernel.jit import warm_up
 from mmlab.params import find_params
 from mmlab.results import trace

@@ -10,14 +10,13 @@ import pytest
 
 import reference
 import worked_examples
-from mmlab.engine.clock import simulate
 from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_get, folio_put, put_frame
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.jit import entry
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import CALLER_OTHER, FREE, Machine, machine
 from mmlab.results import trace
-from mmlab.results.run import Run
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 
 # --- worked examples ------------------------------------------------------------------------------------------------

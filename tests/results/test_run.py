@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict
+import weakref
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mmlab.engine.clock import Interrupted, simulate
 from mmlab.kernel.state import ANON, PMD_HUGE
-from mmlab.results.run import Metrics, Run
+from mmlab.results.metrics import METRICS, Metrics
+from mmlab.results.run import Interrupted, Run, defer_ctrl_c, simulate
 from mmlab.scenario import Scenario
 
 
@@ -99,6 +99,9 @@ def metrics_of_rows(run: Run) -> dict[str, Any]:
         "zeropages_by_shrinker": last["zeropages_by_shrinker"],
         "zeropages_by_other": last["zeropages_by_other"],
         "swapped_out_mib": last["pswpout"] / pages_per_mib,
+        "thps_split_per_gib_scanned": (
+            last["thp_split_page"] / (last["pages_scanned"] / 2**18) if last["pages_scanned"] else None
+        ),
     }
 
 
@@ -153,7 +156,7 @@ MEASURED = {
 @pytest.mark.parametrize("name", MEASURED)
 def test_metrics_are_what_they_say(name: str) -> None:
     run = simulate(MEASURED[name])
-    got = asdict(run.metrics)
+    got = run.metrics.as_dict()
     for metric, expected in metrics_of_rows(run).items():
         assert got.pop(metric) == (None if expected is None else pytest.approx(expected, rel=1e-12)), metric
     assert not got
@@ -179,7 +182,7 @@ def test_settled_is_not_always() -> None:
 
 def test_every_metric_is_described() -> None:
     run = simulate(MEASURED["settled"])
-    assert list(Metrics.describe()) == list(asdict(run.metrics))
+    assert list(Metrics.describe()) == list(run.metrics.as_dict())
     assert all(what for _, what in Metrics.describe().values())
     lines = run.summary().splitlines()
     assert [line.split()[0] for line in lines] == list(Metrics.describe())
@@ -201,8 +204,8 @@ def test_ctrl_c_loses_nothing() -> None:
             signal.raise_signal(signal.SIGINT)
 
     try:
-        with pytest.raises(Interrupted, match=r"stopped after [0-9.]+ s of simulated time") as caught:
-            simulate(asked, progress=progress)
+        with pytest.raises(Interrupted, match=r"stopped after [0-9.]+ s") as caught, defer_ctrl_c() as interrupted:
+            simulate(asked, progress=progress, interrupted=interrupted)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -211,3 +214,28 @@ def test_ctrl_c_loses_nothing() -> None:
     assert 1 < len(run.rows) < len(whole.rows)
     assert (run.rows == whole.rows[: len(run.rows)]).all()
     assert run.machine.stat["batch"][0] == run.rows["batch"][-1]
+
+
+def test_what_is_known_of_a_metric() -> None:
+    assert METRICS["freed_mib"].better == "more" and METRICS["ksmd_cpu_percent"].relative
+    assert METRICS["most_freed_per_budget"].good_enough == 1.0
+    assert {metric.better for metric in METRICS.values()} == {"more", "less", None}
+    assert (METRICS["settled_s"].kind, METRICS["settled_full_scans"].kind, METRICS["thps_left"].kind) == (
+        float,
+        int,
+        int,
+    )
+    for name, metric in METRICS.items():
+        value = getattr(simulate(MEASURED["khugepaged"]).metrics, name)
+        assert value is None or type(value) is metric.kind, name
+    with pytest.raises(AttributeError, match="no metric 'freed'"):
+        _ = simulate(MEASURED["settled"]).metrics.freed
+
+
+def test_metrics_outlive_their_run_only_if_held() -> None:
+    """A run holds no cycle: its memory goes with it."""
+    run = simulate(MEASURED["settled"])
+    assert run.metrics.freed_mib == run.metrics.freed_mib and run.uncertainty is not None
+    machine = weakref.ref(run.machine)
+    del run
+    assert machine() is None

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import RECORDED, ROOT, SHIPPED
-from mmlab.engine.clock import simulate
 from mmlab.errors import UserError
 from mmlab.results import trace as traces
+from mmlab.results.run import simulate
 from mmlab.scenario import Scenario
 from mmlab.variants import VARIANTS
 

@@ -18,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ import yaml
 import mmlab
 from mmlab import Scenario, cli, read_sweep, simulate, sweep
 from mmlab.errors import UserError
-from mmlab.results.run import Metrics
-from mmlab.results.uncertainty import UNSURE
+from mmlab.results.metrics import UNSURE, Metrics
 from mmlab.studies import sweep as sweeps
 from mmlab.studies.grid import Grid
 from mmlab.studies.sweep import Item, Result, model_digest
@@ -220,8 +218,8 @@ def test_a_row_says_what_the_run_comes_to(grid: Grid, swept: tuple[Path, sweeps.
             continue
         scenario = Scenario(**TINY, **values)
         run = simulate(scenario)
-        found = {name: None if pd.isna(row[name]) else row[name] for name in asdict(run.metrics)}
-        assert found == asdict(run.metrics)
+        found = {name: None if pd.isna(row[name]) else row[name] for name in run.metrics.as_dict()}
+        assert found == run.metrics.as_dict()
         assert {name: row[f"se_{name}"] for name in UNSURE} == dict.fromkeys(UNSURE, 0.0) | run.uncertainty
         assert pd.isna(row["error"])
         assert {n: row[n] for n in sweeps._parameters()} == {n: getattr(scenario, n) for n in sweeps._parameters()}

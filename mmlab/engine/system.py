@@ -1,0 +1,227 @@
+"""The system: a machine in use, with its address spaces, knobs, variant and time.
+
+Events, daemons and policies act on a `System`; the clock (`mmlab.engine.clock`) decides when they do.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmlab.engine import workload
+from mmlab.engine.costs import CostSet
+from mmlab.kernel import ksm, memory
+from mmlab.kernel.advisor import set_advisor
+from mmlab.kernel.mmap import AddressSpaces
+from mmlab.kernel.stable_tree import remove_all_stable_nodes
+from mmlab.kernel.state import (
+    ADVISOR_MODES,
+    KNOBS,
+    VM_HUGEPAGE,
+    VM_PRESENT,
+    VM_WRITE,
+    Machine,
+    folio_t,
+    frame_t,
+    machine,
+    node_t,
+)
+from mmlab.kernel.versions import set_flags
+from mmlab.scenario import THP_ORDER, Scenario
+from mmlab.variants import Variant, resolve
+
+__all__ = ["FOREVER", "SECOND", "System", "Timer"]
+
+SECOND = 1_000_000_000
+FOREVER = 1 << 62
+
+
+@dataclass
+class Timer:
+    """Something that acts at `next_ns`; `act` returns the time at which it acts again (FOREVER: never)."""
+
+    next_ns: int
+    act: Callable[[], int]
+
+
+class System:
+    """A machine with the memory of a scenario, populated and advised, at time 0.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        The scenario that the system was made from.
+    costs : CostSet
+        What the steps of ksmd and khugepaged cost.
+    m : Machine
+        All arrays of the model.
+    spaces : AddressSpaces
+        VMAs, and the system calls that change them.
+    order : int
+        Order of a THP.
+    images : list of Image
+        Memory of each process at its start.
+    unborn : set of int
+        Processes that have not booted yet.
+    now, wake : int
+        Simulated time, and the time at which ksmd's sleep ends, ns.
+    timers : dict
+        Daemons by name; of those due at the same time the first acts first.
+    given_back : ndarray
+        bool[pages]: pages that a balloon took from their guest.
+    """
+
+    def __init__(self, scenario: Scenario, variant: Variant, costs: CostSet) -> None:
+        self.scenario, self.costs = scenario, costs
+        self.now = self.wake = 0
+        self.timers: dict[str, Timer] = {}
+        self.unborn: set[int] = set()
+        self.order = scenario.pages_per_thp.bit_length() - 1
+        self.images = workload.build(scenario)
+        self._specs = scenario.specs
+        self._top_page = 0
+        self.m = self._machine()
+        self.spaces = AddressSpaces(self.m)
+        self.given_back = np.zeros(len(self.m.page), bool)
+        self.use_variant(variant)
+        for process in range(len(self.images)):
+            self._lay_out(process)
+            if scenario.boots_at(process):
+                self.unborn.add(process)
+            else:
+                self._populate(process)
+        self.m.stat[0]["thp_split_pmd"] = 0  # a VMA border may cut a huge PMD; events count from here
+        self.spaces.publish()
+
+    def _machine(self) -> Machine:
+        forks = sum(event.op == "fork" for event in self.scenario.events)
+        sizes = [self._aligned(len(image.keys)) for image in self.images]
+        m = machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
+        m.costs[:] = self.costs.table
+        state = m.state[0]
+        for name in KNOBS:
+            value = getattr(self.scenario, name)
+            state[name] = value if isinstance(value, int) else 0
+        set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
+        if self.scenario.ksm_start_seconds:
+            state["run"] = 0
+        state["hz"] = self.scenario.hz
+        set_flags(state, self.scenario.kernel)
+        return m
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def _aligned(self, pages: int) -> int:
+        return -(-pages >> self.order << self.order)
+
+    def _take_region(self, pages: int) -> int:
+        """Return the first page of a new region, which starts and ends at a THP border."""
+        base = self._top_page
+        self._top_page += self._aligned(pages)
+        return base
+
+    def _lay_out(self, process: int) -> None:
+        """Give a process its address space, still empty."""
+        m, spec, pages = self.m, self._specs[process], len(self.images[process].keys)
+        mm = m.mm[process + 1]
+        base = self._take_region(pages)
+        mm["base"], mm["pages"], mm["family"] = base, pages, process + 1
+        mm["forbids_zeropages"] = spec.forbids_zeropages
+        mm["nid"] = process % self.scenario.nodes if spec.node is None else spec.node
+        m.block["mm"][base >> self.order : self._top_page >> self.order] = process + 1
+        self.spaces.vmas.append([])
+
+    def _populate(self, process: int) -> None:
+        m, image = self.m, self.images[process]
+        base, pages = int(m.mm[process + 1]["base"]), len(image.keys)
+        if not (self.scenario.hot_fraction or self.scenario.warm_fraction):
+            self.images[process] = workload.NOTHING  # nobody asks for it again, and it is a quarter of all memory
+        m.page["key"][base : base + pages] = image.keys
+        flags = np.where(image.huge, np.uint8(VM_HUGEPAGE | VM_PRESENT | VM_WRITE), np.uint8(VM_PRESENT | VM_WRITE))
+        m.pte["vm"][base : base + pages] = flags
+        image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge)
+        orders = image.order if self.order >= THP_ORDER else np.minimum(image.order, self.order)
+        memory.populate(m, process + 1, orders)
+        self.spaces.add(flags, image.born_huge)
+        self.spaces.vmas[process] = self.spaces.vmas.pop()
+        own = self._specs[process].merge_any
+        if self.scenario.merge_any if own is None else own:
+            self.spaces.merge_any(process, 1)
+            return
+        edges = np.flatnonzero(np.diff(image.mergeable, prepend=False, append=False)).tolist()
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            self.spaces.mergeable(process, start, end)
+
+    def boot(self, process: int) -> None:
+        """Start a guest while the scenario runs: its huge pages then count as faults."""
+        stat = self.m.stat[0]
+        self.reserve(len(self.images[process].keys) + (2 << self.order))
+        self.unborn.remove(process)
+        before = int(stat["huge_pmds"] + stat["thp_split_pmd"])
+        self._populate(process)
+        stat["thp_fault_alloc"] += stat["huge_pmds"] + stat["thp_split_pmd"] - before
+
+    def fork(self, parent: int) -> int:
+        """Fork a process into a region of its own; return 0."""
+        return self.spaces.fork(parent, self._take_region(int(self.m.mm[parent + 1]["pages"])))
+
+    def alive(self, process: int) -> bool:
+        """Return whether a process has booted and not exited."""
+        return process not in self.unborn and not self.m.mm[process + 1]["exited"]
+
+    # --- knobs ------------------------------------------------------------------------------------------------------
+
+    def use_variant(self, variant: Variant) -> None:
+        """Let a fix variant decide about remaps from now on."""
+        self.m.remap[:] = variant.table()
+        self.m.state[0]["early_stop"] = variant.early_stop
+
+    def set_knob(self, knob: str, value: int | str) -> int:
+        """Write to sysfs; return 0 or the errno of the write (ksm-scan S6, S29, ksm-merge 2.10)."""
+        state = self.m.state[0]
+        if knob == "variant":
+            self.use_variant(resolve(str(value)))
+            return 0
+        if knob == "advisor_mode":
+            set_advisor(self.m, ADVISOR_MODES.index(str(value)))
+            return 0
+        if (knob == "pages_to_scan" and state["advisor_mode"]) or (knob == "advisor_target_scan_time" and not value):
+            return errno.EINVAL  # S29
+        changed = bool(value != state[knob])
+        exclusive = changed and knob in ("max_page_sharing", "merge_across_nodes")
+        if exclusive and (self.m.stat[0]["pages_shared"] > 0 or not remove_all_stable_nodes(self.m)):
+            return errno.EBUSY  # R4
+        state[knob] = value
+        if knob == "run" and changed and value == 2:  # R2
+            ksm.unmerge_and_remove_all_rmap_items(self.m)
+        if knob == "sleep_millisecs" and changed:  # S3
+            self.wake = self.now
+        if knob in ("khugepaged", "khugepaged_scan_sleep_millisecs"):  # K1: it wakes at once
+            self.timers["khugepaged"].next_ns = self.now if state["khugepaged"] else FOREVER
+        return 0
+
+    # --- room and time ----------------------------------------------------------------------------------------------
+
+    def reserve(self, pages: int) -> None:
+        """Grow the arrays so that this number of frames, and what goes with them, can be allocated."""
+        m = self.m
+        for name, dtype in (("frame", frame_t), ("folio", folio_t), ("node", node_t)):
+            array = getattr(m, name)
+            if len(array) - int(m.state[0][f"top_{name}"]) < pages:
+                setattr(m, name, np.concatenate([array, np.zeros(len(array) + pages, dtype)]))
+
+    def sleep(self, millisecs: int) -> None:
+        """Let time pass, in which timers act but ksmd does not run."""
+        end = self.now + millisecs * 1_000_000
+        while (timer := self.next_timer()) and timer.next_ns <= end:
+            self.now = max(self.now, timer.next_ns)
+            timer.next_ns = timer.act()
+        self.now = end
+        self.wake = max(self.wake, self.now)
+
+    def next_timer(self) -> Timer | None:
+        """Return the timer that acts next, if there is one."""
+        return min(self.timers.values(), key=lambda timer: timer.next_ns, default=None)
