@@ -237,12 +237,24 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
       mmlab calibrate recorded/*.json.gz -o my-host.yaml
       mmlab simulate params/all_zero.yaml --set costs=my-host.yaml
     """
+    import time
+
     from mmlab.host import calibrate as calibration
 
+    if out and out.suffix not in (".yaml", ".yml"):
+        raise UserError(parameter="-o", value=str(out), allowed="a file that ends in .yaml")
+    recorded = [one for file in files for one in calibration.read(file)]
     with _compiled(), _progress() as progress:
-        found = calibration.calibrate_files(files, out, machine, progress)
+        found = calibration.calibrate(recorded, progress)
     click.echo(found.text())
     if out:
+        about = {
+            "machine": machine or calibration.processor(),
+            "kernel": ", ".join(sorted({one.kernel for one in found.observed})),
+            "date": time.strftime("%Y-%m-%d"),
+            "recording": ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else ""),
+        }
+        calibration.write(out, found.cost_file(**about))
         click.echo(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
 

@@ -179,7 +179,10 @@ class Clock:
         return until < FOREVER
 
     def _batches(self, until_ns: int, most: int, full_scans: int) -> bool:
-        """Let ksmd run up to a time, a number of batches or of full scans; False if it does not run."""
+        """Let ksmd run up to a time, a number of batches or of full scans; return False if it does not run.
+
+        From an untimed sleep it wakes at once (ksm-scan S4).
+        """
         system, m, stat = self.system, self.system.m, self.system.m.stat[0]
         system.reserve(ksm.batch_room(m))
         rank, stat["rank"] = int(stat["rank"]), 0
@@ -191,7 +194,7 @@ class Clock:
             most = min([most, *(place[0] - batch for place in places if place[0] > batch)])
         rows = self._rows[: min(most, CHUNK, 1 + CHUNK_PAGES // max(1, int(m.state[0]["pages_to_scan"])))]
         target = int(stat["full_scans"]) + full_scans
-        wake = max(system.wake, system.now)  # S4: from an untimed sleep it wakes at once
+        wake = max(system.wake, system.now)
         done, system.wake, freed = ksm.ksm_scan_thread(
             m, wake, len(rows), until_ns, target, self.scenario.until_settled, rows, self._mthp
         )

@@ -469,6 +469,12 @@ class Comparison:
         return text if self.exact else f"{text}; first: {str(self.differences[0])[:300]}"
 
 
+def compare_file(path: str | Path) -> Comparison:
+    """Predict a recording and compare; see `compare`."""
+    recorded = read(path)
+    return compare(recorded, predict(recorded))
+
+
 def compare(recorded: Trace, predicted: Trace) -> Comparison:
     """Compare a prediction with a recording: every field but ``lab_*``, every map, every frame count.
 
