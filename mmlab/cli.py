@@ -226,8 +226,8 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
 
     FILE is a kernel trace with lab_ksmd_cpu_ns among its fields, as tests/record.py makes them (`tests/record.py
     "cost-*" --out recorded`, as root on the kernel in question), or a list of scenarios with their samples, like
-    tests/calibration-6.18.json.gz. At least two scenarios are needed, with different kinds of memory: a step that occurs
-    in only one of them cannot be predicted from the others.
+    tests/calibration-6.18.json.gz. At least two scenarios are needed, with different kinds of memory: a step that
+    occurs in only one of them cannot be predicted from the others.
 
     Exit status 1: in some scenario the model's counters differ from the recorded ones; that scenario was not used.
 
