@@ -455,10 +455,12 @@ def populate(m, mm, orders):
     orders
         uint8[pages]: the order of the folio of each page.
     """
+    base = m.mm[mm].base
     i = 0
     while i < m.mm[mm].pages:
         if orders[i] > 0:
-            map_folio(m, m.mm[mm].base + i, orders[i], m.mm[mm].nid)
+            map_folio(m, base + i, orders[i], m.mm[mm].nid)
+            i += 1 << orders[i]
         else:
-            map_new_page(m, m.mm[mm].base + i, DIRTY | EXCLUSIVE)
-        i += 1 << orders[i]
+            map_new_page(m, base + i, DIRTY | EXCLUSIVE)
+            i += 1

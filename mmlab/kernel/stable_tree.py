@@ -331,7 +331,7 @@ def _dup_at(m, n, prune):
     return n if ksm_get_folio(m, n) else -1
 
 
-@compiled
+@inlined
 def _descend(m, nid, key, prune):
     """Descend a tree to a content, and start again from the root after a stale node (ksm-merge T4).
 
