@@ -5,17 +5,18 @@ one address: that of a table that holds each array's address and length. Compile
 `m` were a tuple of arrays. Measured on the 1 GiB regression, variant legacy, 120 simulated seconds took 0.9 s with a
 tuple of arrays and 0.5 s with the address.
 
-Each function is compiled for one signature: `Tables` states the types of its parameters by their names. numba would
-otherwise compile a function again for each combination of int32, int64 and literal arguments. Functions that Python
-calls (`entry`) are compiled when they are first called, under numba's own lock, and cached on disk.
+Each function is compiled for one signature: `Tables.parameters` states the types of parameters by their names. numba
+would otherwise compile a function again for each combination of int32, int64 and literal arguments. A function is
+compiled when it is first needed, under numba's own lock, so any number of threads may call it first. What Python calls
+is cached on disk.
 """
 
 from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import update_wrapper
 from hashlib import sha256
 from importlib import import_module
@@ -27,27 +28,15 @@ from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import numpy as np
 from llvmlite import ir
-from numba import from_dtype, njit, typeof
-from numba.core import event, types
+from numba import extending, from_dtype, njit, typeof
+from numba.core import config, event, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import (
-    NativeValue,
-    infer_getattr,
-    intrinsic,
-    lower_builtin,
-    lower_getattr_generic,
-    models,
-    register_model,
-    type_callable,
-    typeof_impl,
-    unbox,
-)
 
-__all__ = ["Tables", "announced", "compiled", "entry", "get_word", "inlined", "set_word", "trailing_zeros", "warm_up"]
+__all__ = ["TableType", "Tables", "announced", "compiled", "entry", "inlined", "trailing_zeros", "warm_up", "words"]
 
 _WORD = ir.IntType(64)
 
@@ -69,7 +58,7 @@ class MachineType(types.Type):  # type: ignore[misc]
     """numba's type of a machine; `tables` maps each attribute to its type.
 
     The type's name contains a digest of all files of this package, which keeps numba's cache on disk valid: numba
-    itself recompiles a function only when the function's own file changes, not when one that it calls does.
+    itself compiles a function again only when the function's own file changes, not when one that it calls does.
     """
 
     def __init__(self, dtypes: dict[str, np.dtype]) -> None:
@@ -78,11 +67,11 @@ class MachineType(types.Type):  # type: ignore[misc]
         super().__init__(name=f"Machine_{sha256(sources).hexdigest()[:16]}")
 
 
-register_model(MachineType)(models.OpaqueModel)
-register_model(TableType)(models.OpaqueModel)
+extending.register_model(MachineType)(extending.models.OpaqueModel)
+extending.register_model(TableType)(extending.models.OpaqueModel)
 
 
-@infer_getattr
+@extending.infer_getattr
 class _MachineAttributes(AttributeTemplate):  # type: ignore[misc]
     key = MachineType
 
@@ -90,105 +79,74 @@ class _MachineAttributes(AttributeTemplate):  # type: ignore[misc]
         return machine.tables.get(name)
 
 
-@lower_getattr_generic(MachineType)
+@extending.lower_getattr_generic(MachineType)
 def _lower_table(context: Any, builder: Any, machine: MachineType, pointer: Any, name: str) -> Any:
     return builder.gep(pointer, [ir.Constant(_WORD, 16 * list(machine.tables).index(name))])
 
 
-@type_callable(operator.getitem)
-def _type_getitem(context: Any) -> Callable[[Any, Any], Any]:
-    def typer(table: Any, index: Any) -> Any:
-        if isinstance(table, TableType) and isinstance(index, types.Integer):
-            return table.dtype(table, types.int64)
-        return None
-
-    return typer
+@extending.type_callable(operator.getitem)
+def _type_getitem(context: Any) -> Any:
+    return lambda table, index: table.dtype(table, types.int64) if isinstance(table, TableType) else None
 
 
-@type_callable(operator.setitem)
-def _type_setitem(context: Any) -> Callable[[Any, Any, Any], Any]:
-    def typer(table: Any, index: Any, value: Any) -> Any:
-        if isinstance(table, TableType) and isinstance(index, types.Integer):
-            return types.none(table, types.int64, table.dtype)
-        return None
-
-    return typer
+@extending.type_callable(operator.setitem)
+def _type_setitem(context: Any) -> Any:
+    return lambda t, index, value: types.none(t, types.int64, t.dtype) if isinstance(t, TableType) else None
 
 
-@type_callable(len)
-def _type_len(context: Any) -> Callable[[Any], Any]:
+@extending.type_callable(len)
+def _type_len(context: Any) -> Any:
     return lambda table: types.int64 if isinstance(table, TableType) else None
 
 
 def _word(builder: Any, table: Any, slot: int) -> Any:
     """Return the table's address (slot 0) or length (slot 1); both are constant for the whole call."""
-    words = builder.bitcast(table, _WORD.as_pointer())
-    load = builder.load(builder.gep(words, [ir.Constant(_WORD, slot)]))
+    load = builder.load(builder.gep(builder.bitcast(table, _WORD.as_pointer()), [ir.Constant(_WORD, slot)]))
     load.set_metadata("invariant.load", builder.module.add_metadata([]))
     return load
 
 
 def _item(context: Any, builder: Any, table: TableType, pointer: Any, index: Any) -> Any:
     """Return the pointer to an element."""
-    kind = context.get_data_type(table.dtype)
-    return builder.gep(builder.inttoptr(_word(builder, pointer, 0), kind.as_pointer()), [index], inbounds=True)
+    kind = context.get_data_type(table.dtype).as_pointer()
+    return builder.gep(builder.inttoptr(_word(builder, pointer, 0), kind), [index], inbounds=True)
 
 
-@lower_builtin(operator.getitem, TableType, types.Integer)
+@extending.lower_builtin(operator.getitem, TableType, types.Integer)
 def _lower_getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return context.unpack_value(builder, sig.return_type, _item(context, builder, sig.args[0], *args))
 
 
-@lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
+@extending.lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
 def _lower_setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     context.pack_value(builder, sig.args[2], args[2], _item(context, builder, sig.args[0], *args[:2]))
     return context.get_dummy_value()
 
 
-@lower_builtin(len, TableType)
+@extending.lower_builtin(len, TableType)
 def _lower_len(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return _word(builder, args[0], 1)
 
 
-@intrinsic
+@extending.intrinsic
+def words(context: Any, table: Any) -> Any:
+    """Return an array of 8-byte records as an array of uint64; a record's first byte is the lowest of its word."""
+    return TableType(types.uint64)(table), lambda context, builder, sig, args: args[0]
+
+
+@extending.intrinsic
 def trailing_zeros(context: Any, word: Any) -> Any:
     """Return the position of the lowest set bit of a uint64 other than 0."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), codegen
-
-
-@intrinsic
-def get_word(context: Any, table: Any, index: Any) -> Any:
-    """Return a record of 8 bytes as a uint64, its first byte the lowest."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _item(context, builder, signature.args[0], *args)
-        return builder.load(builder.bitcast(pointer, _WORD.as_pointer()))
-
-    return types.uint64(table, types.int64), codegen
-
-
-@intrinsic
-def set_word(context: Any, table: Any, index: Any, word: Any) -> Any:
-    """Store a uint64 as a record of 8 bytes, its lowest byte first."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _item(context, builder, signature.args[0], *args[:2])
-        builder.store(args[2], builder.bitcast(pointer, _WORD.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.none(table, types.int64, types.uint64), codegen
+    not_zero = ir.Constant(ir.IntType(1), 1)
+    return types.int64(types.uint64), lambda context, builder, sig, args: builder.cttz(args[0], not_zero)
 
 
 class Tables:
     """A machine: a subclass declares each array as `name: Annotated[np.ndarray, dtype]`.
 
     The constructor takes the arrays' lengths (default 0). Assigning an array of the same dtype replaces one.
-    `parameters` maps the names of compiled functions' parameters to their types; "m" is the machine, and a name that
-    is not listed is an int64. A name with several types has its functions compiled for each.
+    `parameters` maps the names of compiled functions' parameters to their types: "m" is the machine, and a name that
+    is not listed is an int64. A function with a parameter of several types is compiled for each of them.
     """
 
     parameters: ClassVar[dict[str, list[types.Type]]] = {}
@@ -212,38 +170,38 @@ class Tables:
         self.__dict__[name] = array
 
 
-@typeof_impl.register(Tables)
+@extending.typeof_impl.register(Tables)
 def _typeof_machine(machine: Tables, context: Any) -> Any:
     return machine.parameters["m"][0]
 
 
-@unbox(MachineType)
-def _unbox_machine(kind: MachineType, machine: Any, c: Any) -> NativeValue:
+@extending.unbox(MachineType)
+def _unbox_machine(kind: MachineType, machine: Any, c: Any) -> Any:
     address = c.pyapi.object_getattr_string(machine, "address")
     value = c.pyapi.long_as_longlong(address)
     c.pyapi.decref(address)
-    return NativeValue(c.builder.inttoptr(value, ir.IntType(8).as_pointer()))
+    return extending.NativeValue(c.builder.inttoptr(value, ir.IntType(8).as_pointer()))
 
 
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
 class _PartCompiler(Compiler):  # type: ignore[misc]
-    """Compiler of functions that only compiled functions call: what it makes is linked, but not optimized or emitted.
+    """The compiler of functions that only compiled functions call: it links them, but does not optimize or emit them.
 
     numba would optimize and emit each function with all that it calls, and do so again for every caller up to the
-    function that Python calls. Done only there, `mmlab compile` took 20 s of CPU time instead of 34 (medians of
-    five cold runs in turns), so more than a quarter hangs on it. numba's hook for it, `pipeline_class`, is limited to
-    the function that is being decorated: other code in the process is compiled as usual.
+    function that Python calls. Compiling all of the model takes MEASURED s of CPU time this way and MEASURED s without
+    it (medians of five cold runs in turns). `pipeline_class` is numba's hook for this. It applies to the decorated
+    function only: other code in the process is compiled as usual.
     """
 
     def compile_extra(self, function: Callable[..., Any]) -> Any:
         self.state.library = _Part(self.state.targetctx.codegen(), function.__qualname__)
         self.state.flags.no_compile = True
         result = super().compile_extra(function)
-        handle = result.library.__reduce__  # numba knows a compiled function by a built-in one; nobody calls this one
-        self.state.targetctx.insert_user_function(handle, result.fndesc, [result.library])
-        return result._replace(entry_point=handle)
+        key = result.library.__reduce__  # numba wants a built-in function to know it by; this one is never called
+        self.state.targetctx.insert_user_function(key, result.fndesc, [result.library])
+        return result._replace(entry_point=key)
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
@@ -253,25 +211,29 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "_nrt": False}  # _nrt: no reference counts
+_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "_nrt": False}  # _nrt: reference counts
+_UNCACHED = (
+    "mmlab: the compiled model cannot be saved, so each start compiles it again (about 20 s). Set the environment "
+    "variable NUMBA_CACHE_DIR to a folder that can be written."
+)
 
 
 class Function:
-    """A function of the model, compiled when Python first calls it or when a function that calls it is compiled."""
+    """A function of the model; it is compiled when Python first calls it or when a caller of it is compiled."""
 
     entries: ClassVar[list[Function]] = []
 
     def __init__(self, function: Callable[..., Any], **options: object) -> None:
         update_wrapper(self, function)
         self.function = function
-        self.options = {**_OPTIONS, **options}
+        self.options = _OPTIONS | options
         self.ready: Any = None
 
     def __call__(self, *args: Any) -> Any:
         return (self.ready or self.compile())(*args)
 
     def compile(self) -> Any:
-        """Return the function as numba compiled it; the first call compiles it, under numba's own lock."""
+        """Return numba's compiled function; compile it first if need be."""
         with global_compiler_lock:
             if self.ready is None:
                 self.ready = self._cached() if self in self.entries else self._specialized(self._dispatcher())
@@ -283,16 +245,19 @@ class Function:
     def _specialized(self, dispatcher: Any) -> Any:
         """Compile for the declared types and for no others: numba converts arguments to them."""
         if not dispatcher.signatures:
-            for kinds in product(*map(_types_of, signature(self.function).parameters)):
+            parameters = signature(self.function).parameters
+            for kinds in product(*(Tables.parameters.get(name, [types.int64]) for name in parameters)):
                 dispatcher.compile(kinds)
         dispatcher.disable_compile()
         return dispatcher
 
     def _cached(self) -> Any:
-        """Load from numba's cache on disk or compile; what cannot be loaded is dropped, and compiled again."""
+        """Load the function from numba's cache on disk, or compile it; a cached file that cannot be loaded goes."""
         for _ in range(2):
             dispatcher = self._dispatcher()
             try:
+                if not config.CACHE_DIR:
+                    Path.home()  # raises where there is none: numba would create a folder "~" here
                 dispatcher.enable_caching()
                 return self._specialized(dispatcher)
             except NumbaError:
@@ -301,24 +266,14 @@ class Function:
                 if dispatcher.signatures:  # compiled, but not saved
                     break
                 with suppress(OSError):
-                    dispatcher.recompile()  # empties its cache
+                    dispatcher.recompile()  # empties the function's cache
         else:
             dispatcher = self._dispatcher()
         warnings.warn(_UNCACHED, RuntimeWarning, stacklevel=2)
         return self._specialized(dispatcher)
 
 
-_UNCACHED = (
-    "mmlab: the compiled model cannot be saved, so each start compiles it again (about 20 s). Set the environment "
-    "variable NUMBA_CACHE_DIR to a folder that can be written."
-)
-
-
-def _types_of(parameter: str) -> list[types.Type]:
-    return Tables.parameters.get(parameter, [types.int64])
-
-
-@typeof_impl.register(Function)
+@extending.typeof_impl.register(Function)
 def _typeof_function(function: Function, context: Any) -> Any:
     return typeof(function.compile())
 
@@ -343,13 +298,11 @@ def warm_up() -> None:
     """Compile all of the model, or load it from the cache on disk."""
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{__package__}.{module.name}")
-    for function in list(Function.entries):
+    for function in Function.entries:
         function.compile()
 
 
-class _OnCompilation(event.Listener):  # type: ignore[misc]
-    """Announce once that numba starts to compile, because its cache on disk has nothing."""
-
+class _Announcer(event.Listener):  # type: ignore[misc]
     def __init__(self, say: Callable[[str], object]) -> None:
         self.say: Callable[[str], object] | None = say
 
@@ -362,8 +315,7 @@ class _OnCompilation(event.Listener):  # type: ignore[misc]
         pass
 
 
-@contextmanager
-def announced(say: Callable[[str], object]) -> Iterator[None]:
-    """Announce the first compilation within this context through `say`."""
-    with event.install_listener("numba:compile", _OnCompilation(say)):
-        yield
+def announced(say: Callable[[str], object]) -> AbstractContextManager[None]:
+    """Announce the first compilation within a `with` block through `say`, in the thread that compiles."""
+    found: AbstractContextManager[None] = event.install_listener("numba:compile", _Announcer(say))
+    return found

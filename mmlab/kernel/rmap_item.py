@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmlab.kernel.folio import vm_mm
-from mmlab.kernel.jit import compiled, get_word, inlined, set_word
+from mmlab.kernel.jit import compiled, inlined, words
 from mmlab.kernel.stable_tree import detach, ksm_get_folio, set_rmap_hlist_len
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unstable_tree_erase
@@ -102,7 +102,7 @@ def should_skip_rmap_item(m, v):
 
 
 def _word(**values: int) -> np.uint64:
-    """Return fields of a `pte_t` as `get_word` reads them."""
+    """Return fields of a `pte_t` as `words` reads them."""
     names = list(pte_t.names or ())
     return np.uint64(sum(value << 8 * names.index(name) for name, value in values.items()))
 
@@ -120,10 +120,10 @@ def skip_on(m, at, end):
     With smart scan most pages are skipped, 8 of 9 in the long run, so all fields of an entry are tested at once.
     """
     while at < end:
-        word = get_word(m.pte, at)
+        word = words(m.pte)[at]
         age = word & _ALL_AGES
         if word & _LOOKED_AT != _SKIPPABLE or age < _AGE * 3 or word & _ALL_SKIPS == 0:
             break
-        set_word(m.pte, at, word - _SKIPS + (_AGE if age != _ALL_AGES else np.uint64(0)))
+        words(m.pte)[at] = word - _SKIPS + (_AGE if age != _ALL_AGES else np.uint64(0))
         at += 1
     return at

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_an_argument_of_another_type_is_refused() -> None:
         populate(machine(8, 1, 2), 1, np.zeros(8))
 
 
-# --- the cache, with a small function in place of the model ---------------------------------------------------------
+# --- the cache, with small functions in place of the model ---------------------------------------------------------
 
 SMALL = """
 from mmlab.kernel.jit import compiled, entry
@@ -101,76 +102,89 @@ from mmlab.kernel.jit import compiled, entry
 @compiled
 def twice(v):
     return 2 * v
-
-@entry
-def small(v):
-    return twice(v) + 1
 """
-CALL = "from small import small; print(small(20), small(True))"
+ENTRY = """
+@entry
+def small{0}(m, v):
+    return twice(v) + len(m.mm)
+"""
+CALL = """
+import small
+from mmlab.kernel.state import machine
+m = machine(8, 0, 2)
+print([(f(m, 20), f(m, True)) for name, f in vars(small).items() if name.startswith("small")])
+"""
+DAMAGES: tuple[Callable[[bytes], bytes], ...] = (
+    lambda _: b"",
+    lambda data: data[: len(data) // 2],
+    lambda data: bytes(reversed(data)),
+    lambda data: data.replace(b"mmlab.kernel.jit", b"mmlab.kernel.old"),  # a module that was renamed
+    lambda _: b"cmmlab.missing\nThing\n.",
+)
+
+
+class Small:
+    """A module with a function for each kind of damage; its cache is folder/cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        functions = [ENTRY.format(n) for n in range(2 * len(DAMAGES))]
+        (folder / "small.py").write_text("".join([SMALL, *functions]))
+
+    def call(self, code: str = "", **environment: object) -> str:
+        """Call the functions in a new process, after `code`; return what it says on stderr."""
+        given = {"NUMBA_CACHE_DIR": self.folder / "cache", **environment}
+        done = python(f"import sys; sys.path.insert(0, {str(self.folder)!r}); {code}\n{CALL}", **given)
+        assert (done.returncode, done.stdout) == (0, f"{[(41, 3)] * 2 * len(DAMAGES)}\n"), done.stderr
+        return done.stderr
+
+    def cached(self, pattern: str) -> list[Path]:
+        return sorted((self.folder / "cache").rglob(pattern))
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call the small function in a new process; its cache is tmp_path/cache."""
-    (tmp_path / "small.py").write_text(SMALL)
-
-    def call(code: str = CALL, **environment: object) -> subprocess.CompletedProcess[str]:
-        given = {"NUMBA_CACHE_DIR": tmp_path / "cache", **environment}
-        done = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", **given)
-        assert (done.returncode, done.stdout) == (0, "41 3\n"), done.stderr
-        return done
-
-    return call
+def small(tmp_path: Path) -> Small:
+    return Small(tmp_path)
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "half": lambda data: data[: len(data) // 2],
-    "garbage": lambda data: bytes(reversed(data)),
-    "of a module that was renamed": lambda data: data.replace(b"mmlab.kernel.jit", b"mmlab.kernel.old"),
-    "of a module that is missing": lambda _: b"cmmlab.missing\nThing\n.",
-}
+def test_a_damaged_cache_is_made_anew(small: Small) -> None:
+    assert small.call() == ""
+    files = small.cached("*.nbi")[::2] + small.cached("*.nbc")[1::2]
+    damaged = [damage(file.read_bytes()) for file, damage in zip(files, DAMAGES * 2, strict=True)]
+    for file, data in zip(files, damaged, strict=True):
+        file.write_bytes(data)
+    assert small.call() == ""
+    assert all(file.read_bytes() != data for file, data in zip(files, damaged, strict=True))
 
 
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_made_anew(
-    damage: str, suffix: str, small: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    small()
-    (file,) = (tmp_path / "cache").rglob(f"*.{suffix}")
-    whole = file.read_bytes()
-    file.write_bytes(DAMAGES[damage](whole))
-    assert small().stderr == ""
-    assert file.stat().st_size == len(whole)
-
-
-def test_a_cache_that_cannot_be_read_is_not_used(
-    small: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    small()
-    (file,) = (tmp_path / "cache").rglob("*.nbi")
+def test_a_cache_that_cannot_be_read_is_not_used(small: Small) -> None:
+    small.call()
+    file = small.cached("*.nbi")[0]
     file.unlink()
     file.mkdir()
-    assert small().stderr.count("NUMBA_CACHE_DIR") == 1
+    assert small.call().count("NUMBA_CACHE_DIR") == 1
 
 
-def test_without_a_folder_that_can_be_written_it_is_compiled_each_time(
-    small: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "__pycache__").write_text("not a folder")
-    nowhere = tmp_path / "small.py" / "folder"
-    assert small(NUMBA_CACHE_DIR="", HOME=nowhere, XDG_CACHE_HOME=nowhere).stderr.count("NUMBA_CACHE_DIR") == 1
+def test_without_a_folder_that_can_be_written_it_is_compiled_each_time(small: Small) -> None:
+    (small.folder / "__pycache__").write_text("not a folder")
+    nowhere = small.folder / "small.py" / "folder"
+    assert small.call(NUMBA_CACHE_DIR="", HOME=nowhere, XDG_CACHE_HOME=nowhere).count("NUMBA_CACHE_DIR") == 1
 
 
-def test_a_full_disk_is_no_reason_to_stop(small: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
-    assert small(limit + CALL).stderr.count("NUMBA_CACHE_DIR") == 1
-    assert small().stderr == ""
+def test_without_a_home_it_is_compiled_each_time(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small.folder / "__pycache__").write_text("not a folder")
+    monkeypatch.delenv("HOME")
+    unknown = f"import os, pwd; os.chdir({str(small.folder)!r}); pwd.getpwuid = {{}}.__getitem__"
+    assert small.call(unknown, NUMBA_CACHE_DIR="").count("NUMBA_CACHE_DIR") == 1
+    assert not (small.folder / "~").exists()
 
 
-def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
-    (tmp_path / "small.py").write_text(SMALL)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{TESTS.parent}:{tmp_path}"}
-    both = [subprocess.Popen([sys.executable, "-c", CALL], env=environment, stdout=subprocess.PIPE) for _ in "12"]
-    assert [process.communicate()[0] for process in both] == [b"41 3\n"] * 2
+def test_a_full_disk_is_no_reason_to_stop(small: Small) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    assert small.call(limit).count("NUMBA_CACHE_DIR") == 1
+    assert small.call() == ""
+
+
+def test_two_processes_may_compile_at_once(small: Small) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(small.call, ["", ""])) == ["", ""]
