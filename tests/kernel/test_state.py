@@ -34,7 +34,7 @@ def test_no_module_redefines_a_constant(name: str) -> None:
 
 def test_records_are_what_their_docstrings_list() -> None:
     assert state.pte_t.names == ("kind", "bits", "vm", "item", "age", "skips", "seq", "nid")
-    assert state.pte_t.itemsize == 8  # what `get_word` reads at once
+    assert state.pte_t.itemsize == 8  # what `words` needs
     assert state.page_t.names == ("key", "frame", "left", "right", "parent")
     assert [state.frame_t[name] for name in state.frame_t.names or ()] == [np.int32] * 3 + [np.uint16] * 2
     assert {"run", "shrinker_skips_mlocked", "hpage_order"} <= set(state.state_t.names or ())
