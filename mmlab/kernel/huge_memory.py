@@ -15,6 +15,7 @@ from mmlab.kernel.folio import (
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
+from mmlab.variants import remap_index
 
 __all__ = [
     "clear_huge_pmd",
@@ -112,12 +113,15 @@ def _unmap_folio(m, f):
     return locked
 
 
+_remap_index = compiled(remap_index)
+
+
 @compiled
 def _remap(m, caller, vm):
     """Return the variant's predicate for one entry. KSM's state and the knob are read now (fix-variants 5.1)."""
     s = m.state[0]
-    mergeable = 4 if vm & VM_MERGEABLE else 0
-    return m.remap[caller * 8 + mergeable + (s.run & 1) * 2 + (s.shrink_underused & 1)] != 0
+    mergeable = 1 if vm & VM_MERGEABLE else 0
+    return m.remap[_remap_index(caller, mergeable, s.run & 1, s.shrink_underused & 1)] != 0
 
 
 @compiled

@@ -36,6 +36,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaError
 from numba.core.typing.templates import AttributeTemplate
 
+from mmlab import variants
+
 __all__ = ["TableType", "Tables", "announced", "compiled", "entry", "inlined", "trailing_zeros", "warm_up", "words"]
 
 _WORD = ir.IntType(64)
@@ -57,13 +59,14 @@ class TableType(types.Type):  # type: ignore[misc]
 class MachineType(types.Type):  # type: ignore[misc]
     """numba's type of a machine; `tables` maps each attribute to its type.
 
-    The type's name contains a digest of all files of this package, which keeps numba's cache on disk valid: numba
+    The type's name contains a digest of this package and of `mmlab.variants`, which keeps numba's cache on disk valid: numba
     itself compiles a function again only when the function's own file changes, not when one that it calls does.
     """
 
     def __init__(self, dtypes: dict[str, np.dtype]) -> None:
         self.tables = {name: TableType(from_dtype(dtype)) for name, dtype in dtypes.items()}
-        sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+        files = [*sorted(Path(__file__).parent.glob("*.py")), Path(variants.__file__)]
+        sources = b"".join(path.read_bytes() for path in files)
         super().__init__(name=f"Machine_{sha256(sources).hexdigest()[:16]}")
 
 
