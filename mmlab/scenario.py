@@ -230,6 +230,12 @@ class Split(RangeEvent):
     op: Literal["split"]
 
 
+class PopulateWrite(RangeEvent):
+    """madvise(MADV_POPULATE_WRITE): populate each page as by a write fault; contents that are there stay."""
+
+    op: Literal["populate_write"]
+
+
 class Mprotect(RangeEvent):
     """mprotect"""
 

@@ -48,6 +48,7 @@ EVENT_WEIGHTS = {
     "merge_any": 3,
     "uffd": 4,
     "memory_failure": 1,
+    "populate_write": 4,
 }
 # which of them need to know what happened before, so that they can't be in a scenario of mixed clocks
 ORDERED = {"fork", "exit", "munmap", "mprotect"}

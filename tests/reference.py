@@ -15,7 +15,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 
-ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL = 3, 11, 12, 14, 16, 22
+ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL, EHWPOISON = 3, 11, 12, 14, 16, 22, 133
 
 # What an entry of a page table can hold beside a `Pte` and a `Slot` (README, "PTE states").
 ZP_CLEAN, ZP_KSM, POISON = "ZP_CLEAN", "ZP_KSM", "POISON"
@@ -2136,6 +2136,19 @@ class Machine(Reclaim):
                 if mm.ptes.get(address) is not POISON:
                     (self.write_fault if vma.writable else self.read_fault)(mm, vma, address)
         return result
+
+    def op_populate_write(self, mm: Mm, page: int, count: int) -> int:
+        """MADV_POPULATE_WRITE: as mlock (F8), up to the first page that can't be written."""
+        for address in range(page, page + count):
+            vma = mm.vma_at(address)
+            if vma is None:
+                return ENOMEM
+            if not vma.writable:
+                return EINVAL
+            if mm.ptes.get(address) is POISON:
+                return EHWPOISON
+            self.write_fault(mm, vma, address)
+        return 0
 
     def op_munlock(self, mm: Mm, page: int, count: int) -> int:
         return self.protect(mm, page, count, locked=False)
