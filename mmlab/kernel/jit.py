@@ -59,8 +59,8 @@ class TableType(types.Type):  # type: ignore[misc]
 class MachineType(types.Type):  # type: ignore[misc]
     """numba's type of a machine; `tables` maps each attribute to its type.
 
-    The type's name contains a digest of this package and of `mmlab.variants`, which keeps numba's cache on disk valid: numba
-    itself compiles a function again only when the function's own file changes, not when one that it calls does.
+    The type's name contains a digest of this package and of `mmlab.variants`, which keeps numba's cache on disk valid:
+    numba itself compiles a function again only when the function's own file changes, not when one that it calls does.
     """
 
     def __init__(self, dtypes: dict[str, np.dtype]) -> None:
