@@ -36,6 +36,7 @@ import bench_tune
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Run, Scenario, simulate
 from mmlab.kernel.jit import announced, warm_up
+from mmlab.workers import keep_freed_memory
 
 EXPECTED = Path(__file__).with_suffix(".json")
 ROUNDS = 5
@@ -167,6 +168,7 @@ def main(names: Sequence[str]) -> int:
         print(f"{odd[0]}: there is no such part: choose some of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    keep_freed_memory()
     with announced(print):
         warm_up()
     goals: list[Goal] = []

@@ -194,7 +194,7 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
 
     numba would optimize and emit each function with all that it calls, and do so again for every caller up to the
     function that Python calls. Compiling all of the model takes 24 s of CPU time this way and 34 s without
-    it (medians of five cold runs in turns). `pipeline_class` is numba's hook for this. It applies to the decorated
+    it (cold, in turns). `pipeline_class` is numba's hook for this. It applies to the decorated
     function only: other code in the process is compiled as usual.
     """
 
