@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -119,32 +121,26 @@ def keep_freed_memory() -> None:
 
 def _dask(address: str) -> Iterator[Executor]:
     """Connect to a Dask scheduler; see `executor`."""
+    refused = partial(UserError, parameter="scheduler", value=address)
     try:
-        import distributed
-        from distributed.comm.addressing import get_address_host_port
-        from distributed.scheduler import KilledWorker
+        dask: Any = import_module("distributed")
+        dask.comm.addressing.get_address_host_port(address)  # a Client takes half a minute for a malformed address
+        client = dask.Client(address, timeout=ANSWER_S, set_as_default=False)
     except ImportError:
-        hint = "Install it: pip install 'mmlab[cluster]'."
-        raise UserError("Dask is not installed", parameter="scheduler", value=address, hint=hint) from None
-    lost = (KilledWorker, CancelledError, OSError)
-    new_client: Any = distributed.Client  # not typed
-    try:
-        get_address_host_port(address)  # with a malformed address, a Client takes half a minute to fail
-        client = new_client(address, timeout=ANSWER_S, set_as_default=False)
+        raise refused("Dask is not installed", hint="Install it: pip install 'mmlab[cluster]'.") from None
     except (OSError, ValueError) as error:
         hint = "`dask scheduler` starts one and prints its address."
-        problem = f"no Dask scheduler answers there ({error})"
-        raise UserError(problem, parameter="scheduler", value=address, hint=hint) from None
+        raise refused(f"no Dask scheduler answers there ({error})", hint=hint) from None
     with ExitStack() as stack:
         stack.callback(client.close)
         try:
             client.wait_for_workers(1, timeout=ANSWER_S)
         except OSError:
             hint = f"Start some, with the same mmlab: `dask worker {address} --nthreads 1`."
-            raise UserError("the cluster has no workers", parameter="scheduler", value=address, hint=hint) from None
+            raise refused("the cluster has no workers", hint=hint) from None
         pool = client.get_executor(pure=False)
         stack.callback(pool.shutdown, wait=False)
         try:
             yield pool
-        except lost as error:
+        except (dask.scheduler.KilledWorker, CancelledError, OSError) as error:
             raise BrokenExecutor(str(error)) from error

@@ -45,21 +45,23 @@ from mmlab.workers import each
 
 __all__ = ["MEASURES", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
 
-MEASURES: dict[str, tuple[str, float, str, float]] = {
-    "memory": ("TiB", 2.0**-28, "GiB", 2.0**-18),
-    "saved": ("TiB", 2.0**-28, "GiB", 2.0**-18),
-    "ksmd_cpu": ("cores", 1.0, "% of a CPU", 100.0),
-    "khugepaged_cpu": ("cores", 1.0, "% of a CPU", 100.0),
-    "thps": ("million", 1e-6, "THPs", 1.0),
-    "thps_lost": ("million", 1e-6, "THPs", 1.0),
+MEASURES: dict[str, tuple[str, float, float]] = {
+    "memory": ("TiB", 2.0**-28, 2.0**-18),
+    "saved": ("TiB", 2.0**-28, 2.0**-18),
+    "ksmd_cpu": ("cores", 1.0, 100.0),
+    "khugepaged_cpu": ("cores", 1.0, 100.0),
+    "thps": ("million", 1e-6, 1.0),
+    "thps_lost": ("million", 1e-6, 1.0),
 }
 """Measures of a host at the end: frames in use, frames saved, CPU time over simulated time, THPs mapped, THPs lost.
 
-Savings and losses are relative to the host with KSM and khugepaged off. Each measure has the unit of the fleet's total
-and that of a single host, and the number of units that a frame, a CPU or a THP makes."""
+Savings and losses are relative to the host with KSM and khugepaged off. Each measure has the unit of the fleet's total,
+and the number that a frame, a CPU or a THP makes of it, and of a single host's unit (GiB, %, THPs)."""
 
 UNTIL = {"until_settled": False, "horizon_full_scans": 0, "horizon_batches": 0}
 """All hosts are measured after `horizon_seconds`, not when they happen to be done."""
+SCALED = """Hosts were simulated up to {:,.0f} times smaller, as if memory were alike throughout. The depth of their
+trees is corrected for by the number of pages alone (mmlab.studies.fleet.shrunk)."""
 COLD = 10
 """Levels of a tree before the cold ones (`mmlab.engine.costs`, tree_cold)."""
 BATCHES_A_SCAN = 100
@@ -323,38 +325,33 @@ class Estimate:
         """Return the total of each measure and its standard error over the fleet, from a row a host."""
         count, by_kind = pd.Series(self.plan.of_kind()), hosts.groupby("kind")[list(MEASURES)]
         weight = count**2 / self.plan.samples * (1 - self.plan.samples / count).clip(lower=0)
-        table = pd.DataFrame.from_dict(MEASURES, orient="index", columns=["unit", "scale", "of a host", "_"])
-        table["total"] = by_kind.mean().mul(count, axis=0).sum() * table["scale"]
-        table["error"] = by_kind.var().mul(weight, axis=0).sum() ** 0.5 * table["scale"]
-        table = table.rename_axis("measure").reset_index()
-        return table.assign(variant=variant)[["variant", "measure", "unit", "total", "error"]]
+        unit, scale, _ = zip(*MEASURES.values(), strict=True)
+        total = by_kind.mean().mul(count, axis=0).sum() * scale
+        error = by_kind.var().mul(weight, axis=0).sum() ** 0.5 * scale
+        table = pd.DataFrame({"unit": unit, "total": total, "error": error}).reset_index(names="measure")
+        return pd.concat({variant: table}, names=["variant"]).reset_index("variant").reset_index(drop=True)
 
     def text(self) -> str:
         """Return all of it as text tables, with the assumptions."""
-        plan, tables = self.plan, {"": self.totals(), f"minus {self.variants[0]}": self.differences()}
-        lines = [f"{plan.hosts:,} hosts, {plan.samples} simulated of each kind, seed {plan.seed}"]
-        for kind, hosts in plan.sampled.items():
-            scenario, gib = hosts[0].scenario, [host.factor * host.scenario.total_pages / 2**18 for host in hosts]
-            sizes = " … ".join(f"{size:,.4g}" for size in sorted({min(gib), max(gib)}))
-            scaled = f", simulated in {scenario.total_pages / 256:,.0f} MiB" if hosts[0].factor > 1 else ""
-            after = f"{sizes} GiB after {scenario.horizon_seconds:,g} s{scaled}"
-            lines.append(f"  {kind.name}: {plan.of_kind()[kind.name]:,.0f} hosts of {after}")
-        for title, table in tables.items():
-            if len(table):
-                lines += ["", title, table.to_string(index=False, float_format=_four)]
-        cpu, error, factor = (self.hosts[name] for name in ("ksmd_cpu", "ksmd_cost_error", "factor"))
-        lines += [
-            "",
-            "Quantiles (p5, median, p95) are those of single hosts, in GiB, % of a CPU and THPs. The error is that of",
-            "the sample. The costs of steps add an uncertainty, common to all hosts, of "
-            f"{100 * float((cpu * error).sum() / (cpu.sum() or 1)):.2g} % of ksmd's CPU time.",
-        ]
-        if factor.max() > 1:
-            lines += [
-                f"Hosts were simulated up to {factor.max():,.0f} times smaller, as if memory were alike throughout.",
-                "The depth of their trees is corrected for by the number of pages alone (mmlab.studies.fleet.shrunk).",
-            ]
-        return "\n".join(lines)
+        plan, hosts = self.plan, self.hosts
+        kinds = []
+        for kind, sampled in plan.sampled.items():
+            gib = max(host.factor * host.scenario.total_pages / 2**18 for host in sampled)
+            first = sampled[0].scenario
+            small, after = first.total_pages / 2**18, first.horizon_seconds
+            kinds.append((kind.name, plan.of_kind()[kind.name], gib, small, after))
+        tables = {
+            f"{plan.hosts:,} hosts, {plan.samples} simulated of each kind, seed {plan.seed}": pd.DataFrame(
+                kinds, columns=["kind", "hosts", "GiB", "simulated, GiB", "after, s"]
+            ),
+            "Totals with sampling error; quantiles of single hosts in GiB, % of a CPU and THPs": self.totals(),
+            f"Differences from {self.variants[0]}, host by host": self.differences(),
+        }
+        texts = [f"{title}\n{table.to_string(index=False, float_format=_four)}" for title, table in tables.items()]
+        share = (hosts["ksmd_cpu"] * hosts["ksmd_cost_error"]).sum() / (hosts["ksmd_cpu"].sum() or 1)
+        costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
+        scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""
+        return "\n\n".join([*texts[: 1 + len(self.variants)], f"{costs}\n{scaled}".strip()])
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray) -> list[float]:

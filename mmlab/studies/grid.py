@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import find_params, read_yaml
-from mmlab.scenario import Scenario, check_value, flat_fields
+from mmlab.scenario import Parameter, Scenario, check_value, flat_fields
 from mmlab.variants import resolve
 
-__all__ = ["Grid", "Point", "Range", "Strict", "with_params"]
+__all__ = ["Grid", "Point", "Range", "Strict", "varying", "with_params"]
 
 MOST = 1_000_000
 """Scenarios of one grid."""
@@ -148,24 +148,21 @@ class Grid(Strict):
 
     @model_validator(mode="after")
     def _check_design(self) -> Self:
-        design, samples = self.design, self.samples
-        if design == "full":
-            if samples is not None:
-                raise UserError("goes with design: latin_hypercube or sobol", parameter="samples", value=samples)
-            for name, axis in self.vary.items():
-                if isinstance(axis, Range) and axis.step is None and axis.count is None:
-                    example = f"{{low: {axis.low}, high: {axis.high}, count: 5}}"
-                    hint = f"A full design needs step or count in each range, e.g. {example}."
-                    raise UserError("has neither step nor count", parameter=name, where="vary", hint=hint)
-            if (total := math.prod(len(self.levels(name)) for name in self.vary)) > MOST:
+        if (self.design == "full") == (self.samples is not None):
+            hint = "A full design has all combinations; latin_hypercube and sobol need samples."
+            raise UserError("does not fit the design", parameter="samples", value=self.samples, hint=hint)
+        if self.design == "sobol" and self.samples and self.samples.bit_count() > 1:
+            below = 1 << self.samples.bit_length() - 1
+            allowed = f"a power of two, which fills the space evenly: {below} or {2 * below}"
+            raise UserError(parameter="samples", value=self.samples, allowed=allowed)
+        if self.design == "full":
+            count = {name: len(self.levels(name)) for name in self.vary}
+            for name in (name for name, levels in count.items() if not levels):
+                hint = "A full design needs one of them in each range, e.g. count: 5."
+                raise UserError("has neither step nor count", parameter=name, where="vary", hint=hint)
+            if (total := math.prod(count.values())) > MOST:
                 hint = "Use fewer values, or design: sobol with samples."
                 raise UserError(parameter="combinations", value=total, allowed=f"at most {MOST:,}", hint=hint)
-        elif samples is None:
-            raise UserError("is missing", parameter="samples", hint=f"design = {design} needs it.")
-        elif design == "sobol" and samples & (samples - 1):
-            below = 1 << samples.bit_length() - 1
-            hint = "Only a power of two fills the space evenly."
-            raise UserError(parameter="samples", value=samples, allowed=f"{below} or {2 * below}", hint=hint)
         return self
 
     def points(self) -> list[Point]:
@@ -184,7 +181,7 @@ class Grid(Strict):
         axis = self.vary[name]
         if isinstance(axis, list):
             return axis
-        return list(dict.fromkeys(map(round, axis.levels()))) if _is_whole(name) else axis.levels()
+        return list(dict.fromkeys(map(round, axis.levels()))) if flat_fields()[name].type is int else axis.levels()
 
     def _at(self, name: str, share: float) -> Any:
         """Return the value at a share, 0 … 1: each level, or each whole number, has an equal part of it."""
@@ -192,7 +189,7 @@ class Grid(Strict):
         if levels:
             return levels[min(int(share * len(levels)), len(levels) - 1)]
         assert isinstance(axis, Range)
-        if not _is_whole(name):
+        if flat_fields()[name].type is float:
             return axis.between(share)
         high = math.floor(axis.high)
         return min(high, int(Range(low=math.ceil(axis.low), high=high + 1, log=axis.log).between(share)))
@@ -211,10 +208,8 @@ def with_params(base: Any, folder: Path = Path()) -> Any:
 
 
 def _axis(name: str, given: Any) -> Any:
-    if name not in flat_fields():
-        raise unknown("parameter", name, flat_fields(), "`mmlab params` explains every one.")
-    if name == "name":
-        raise UserError("is free text and changes no result", parameter=name)
+    if name not in varying():
+        raise unknown("parameter", name, varying(), "`mmlab params` explains every one.")
     if isinstance(given, dict) and flat_fields()[name].type in (int, float):
         with located(name):
             given = Range(**given)
@@ -229,6 +224,11 @@ def _axis(name: str, given: Any) -> Any:
     return given
 
 
+def varying() -> dict[str, Parameter]:
+    """Return all parameters that can change a result."""
+    return {name: parameter for name, parameter in flat_fields().items() if name != "name"}
+
+
 def _check(name: str, value: Any) -> None:
     """Raise a `UserError` unless the parameter may have the value, whatever the others are."""
     check_value(name, value)
@@ -236,7 +236,3 @@ def _check(name: str, value: Any) -> None:
         resolve(value)
     elif name == "costs":
         cost_set(value)
-
-
-def _is_whole(name: str) -> bool:
-    return flat_fields()[name].type is int

@@ -17,6 +17,7 @@ under way each time is tried by itself, and becomes a row with its error after `
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -46,8 +47,8 @@ from mmlab.kernel.jit import warm_up
 from mmlab.params import write_atomically
 from mmlab.results.metrics import METRICS, UNSURE
 from mmlab.results.run import Run, simulate
-from mmlab.scenario import Parameter, Scenario, flat_fields
-from mmlab.studies.grid import Grid, Point
+from mmlab.scenario import Scenario, flat_fields
+from mmlab.studies.grid import Grid, Point, varying
 from mmlab.workers import cpus, executor, size
 
 __all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
@@ -181,8 +182,8 @@ def sweep(
             summary.failed += result.failed
             summary.simulated_s += result.seconds
             if progress:
-                errors = f"{summary.failed} with errors" if summary.failed else ""
-                progress(summary.scenarios - len(summary.items) + summary.ran, summary.scenarios, errors)
+                done = summary.scenarios - len(summary.items) + summary.ran
+                progress(done, summary.scenarios, f"{summary.failed} with errors")
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -210,7 +211,7 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
         raise UserError(f"there is no sweep in it (no {MANIFEST})", parameter=str(folder), hint=hint) from None
     rows = pa.concat_tables([_schema().empty_table(), *_read(folder)], promote_options="default").to_pandas()
     rows = rows if all_models else rows[rows["model"] == model]
-    return rows.drop_duplicates("hash").sort_values([*_parameters(), "hash"], ignore_index=True)
+    return rows.drop_duplicates("hash").sort_values([*varying(), "hash"], ignore_index=True)
 
 
 def plan(grid: Grids, folder: str | Path, *, samples: bool = False) -> Summary:
@@ -250,42 +251,39 @@ def _scenarios(grid: Grids) -> list[Point]:
 
 def _identify(values: Point, costs: dict[str, str]) -> tuple[str, str | None]:
     """Return a scenario's hash and its mistake, if any; `costs` keeps the digests of cost sets."""
+    said: list[Any] = [values]
     try:
         scenario, error = Scenario(**values), None
         if scenario.costs not in costs:  # their numbers matter, not their name
             found = cost_set(scenario.costs)
             numbers = [found.ns.tolist(), found.estimated, found.covariance.tolist(), found.error]
-            costs[scenario.costs] = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
-        said = f"{costs[scenario.costs]} {scenario.model_dump_json(exclude={'name', 'costs'})}"
+            costs[scenario.costs] = _sha256(numbers)
+        said = [costs[scenario.costs], scenario.model_dump_json(exclude={"name", "costs"})]
     except UserError as wrong:
-        said, error = json.dumps(values, sort_keys=True, default=str), str(wrong)
-    return hashlib.sha256(f"{FORMAT} {model_digest()} {said}".encode()).hexdigest(), error
+        error = str(wrong)
+    return _sha256([FORMAT, model_digest(), *said]), error
 
 
 @cache
 def model_digest() -> str:
     """Return the SHA-256 of the model's sources and of the version of numpy, which draws what is random."""
     package = Path(mmlab.__file__).parent
-    total = hashlib.sha256(np.__version__.encode())
-    for path in sorted(path for pattern in MODEL for path in package.glob(pattern)):
-        total.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return total.hexdigest()
+    files = sorted(path for pattern in MODEL for path in package.glob(pattern))
+    return _sha256([np.__version__, *((path.name, path.read_text(encoding="utf-8")) for path in files)])
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
 @cache
-def _parameters() -> dict[str, Parameter]:
-    """Return all parameters that a row holds."""
-    return {name: parameter for name, parameter in flat_fields().items() if name != "name"}
-
-
-@cache
 def _schema() -> pa.Schema:
     """Return the columns of a row: the same for every scenario, so that a folder is one table."""
     kinds = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-    parameters = {name: parameter.type for name, parameter in _parameters().items()}
+    parameters = {name: parameter.type for name, parameter in varying().items()}
     metrics = {name: metric.kind for name, metric in METRICS.items()}
     errors = {f"se_{name}": float for name in UNSURE}
     columns = {"hash": str, **parameters, **metrics, **errors, "error": str, "model": str}
@@ -293,14 +291,14 @@ def _schema() -> pa.Schema:
 
 
 def _row(hash_: str, values: Point, run: Run | None = None, error: str | None = None) -> Row:
-    said = {name: p.type(values.get(name, p.default)) for name, p in _parameters().items()}
+    said = {name: p.type(values.get(name, p.default)) for name, p in varying().items()}
     found = run.metrics.as_dict() | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
     return {"hash": hash_, **said, **found, "error": error, "model": model_digest()}
 
 
 def _part(rows: list[Row], ending: str = "") -> dict[str, bytes]:
     """Return the name and the content of a part file with these rows, if there are any."""
-    name = hashlib.sha256("".join(row["hash"] for row in rows).encode()).hexdigest()[:32]
+    name = _sha256([row["hash"] for row in rows])[:32]
     table = pd.DataFrame(rows, columns=_schema().names)
     return {f"{name}{ending}.parquet": table.to_parquet(None, **PARQUET, schema=_schema())} if rows else {}
 
@@ -326,20 +324,16 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create and lock the folder, and remove the temporary files of a killed sweep."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        hint = "Name another folder."
-        raise UserError(error.strerror or str(error), parameter=str(folder), hint=hint) from None
-    with lock:
+    with ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / ".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            hint = "Wait for its end, or name another folder."
-            raise UserError("another sweep is writing there", parameter=str(folder), hint=hint) from None
-        except OSError as error:  # ENOLCK: NFS, FUSE
-            text = f"{folder} cannot be locked ({error.strerror}): do not let two sweeps write there at once"
+        except OSError as error:
+            problem = "another sweep is writing there" if isinstance(error, BlockingIOError) else str(error.strerror)
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # NFS, FUSE
+                raise UserError(problem, parameter=str(folder), hint="Name another folder.") from None
+            text = f"{folder} cannot be locked ({problem}): do not let two sweeps write there at once"
             warnings.warn(text, stacklevel=4)
         for left in (*folder.glob(".*.tmp"), *(folder / SAMPLES).glob(".*.tmp")):
             left.unlink()
