@@ -109,8 +109,6 @@ class Kind(Strict):
 
     def host(self, **values: Any) -> Host:
         """Return the host of this kind with these parameters."""
-        if "memory_mib" in values:  # whole THPs
-            values["memory_mib"] = max(2, values["memory_mib"] // 2 * 2)
         scenario = Scenario(**values | UNTIL)
         true_mib = scenario.total_pages / 256 if self.memory_gib is None else 1024 * self.memory_gib
         if self.simulate_mib is not None and self.simulate_mib < true_mib:
@@ -325,7 +323,7 @@ class Estimate:
         """Return the total of each measure and its standard error over the fleet, from a row a host."""
         count, by_kind = pd.Series(self.plan.of_kind()), hosts.groupby("kind")[list(MEASURES)]
         weight = count**2 / self.plan.samples * (1 - self.plan.samples / count).clip(lower=0)
-        unit, scale, _ = zip(*MEASURES.values(), strict=True)
+        unit, scale, _ = map(np.array, zip(*MEASURES.values(), strict=True))
         total = by_kind.mean().mul(count, axis=0).sum() * scale
         error = by_kind.var().mul(weight, axis=0).sum() ** 0.5 * scale
         table = pd.DataFrame({"unit": unit, "total": total, "error": error}).reset_index(names="measure")

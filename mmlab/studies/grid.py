@@ -192,7 +192,8 @@ class Grid(Strict):
         if flat_fields()[name].type is float:
             return axis.between(share)
         high = math.floor(axis.high)
-        return min(high, int(Range(low=math.ceil(axis.low), high=high + 1, log=axis.log).between(share)))
+        value = min(high, int(Range(low=math.ceil(axis.low), high=high + 1, log=axis.log).between(share)))
+        return max(2, value // 2 * 2) if name == "memory_mib" else value  # whole THPs
 
 
 def with_params(base: Any, folder: Path = Path()) -> Any:
