@@ -327,41 +327,46 @@ __all__ += ["NR_KSMD_STEPS", "NR_STEPS", "mthp_t", "pass_t", "stat_t", "state_t"
 
 
 class Machine(Tables):
-    """All state of one simulated machine; see the types of this module."""
+    """All state of one simulated machine. The types of this module describe the records of its tables."""
 
     pte: Annotated[np.ndarray, pte_t]
-    """virtual pages of all processes, each process's region aligned to a THP"""
+    """virtual pages of all processes; each process's region is aligned to a THP"""
     page: Annotated[np.ndarray, page_t]
-    """… the same pages"""
+    """the large fields of the same pages"""
     oldchecksum: Annotated[np.ndarray, np.dtype(np.uint64)]
-    """… the content at the last checksum of a page that is REWRITTEN; others have it still"""
+    """content of each REWRITTEN page at its last checksum; other pages still have it"""
     occupied: Annotated[np.ndarray, np.dtype(np.uint64)]
-    """… a bit each: may map a page or have an rmap_item; ksmd's walk clears it late"""
+    """one bit a page: it may map an anonymous page or have an rmap_item; ksmd's walk clears it later"""
     block: Annotated[np.ndarray, block_t]
-    """… / pages per THP"""
+    """one record for each pages_per_thp pages"""
     frame: Annotated[np.ndarray, frame_t]
+    """physical memory"""
     folio: Annotated[np.ndarray, folio_t]
+    """large folios"""
     node: Annotated[np.ndarray, node_t]
+    """stable nodes and chains"""
     swap: Annotated[np.ndarray, swap_t]
+    """slots of the swap area"""
     mm: Annotated[np.ndarray, mm_t]
-    """process i is record i + 1"""
+    """processes: process i is record i + 1, record 0 is the head of ksmd's list"""
     vma: Annotated[np.ndarray, vma_t]
+    """VMAs of all processes, in the order of reverse mapping"""
     tree: Annotated[np.ndarray, tree_t]
-    """one record a NUMA node; only the first unless merge_across_nodes is 0"""
+    """one record a NUMA node; only the first is used unless merge_across_nodes is 0"""
     index: Annotated[np.ndarray, np.dtype(np.int32)]
-    """hash table by content of the unstable tree's items that the tree was not built of yet: page + 1"""
+    """hash table by content of the unstable tree's items that are not in the tree yet: page + 1, 0 for none"""
     state: Annotated[np.ndarray, state_t]
-    """one record"""
+    """one record: knobs, flags of the kernel version, global variables"""
     stat: Annotated[np.ndarray, stat_t]
-    """one record: the counters of now"""
+    """one record: the current counters"""
     mthp: Annotated[np.ndarray, mthp_t]
-    """one record an order"""
+    """one record for each order"""
     passes: Annotated[np.ndarray, pass_t]
-    """FIRST, LAST and SETTLED; full_scan is 0 where there was none yet"""
+    """the FIRST, the LAST and the first SETTLED full scan"""
     steps: Annotated[np.ndarray, np.dtype(np.int64)]
-    """how often ksmd has done each step"""
+    """how often each step was done"""
     costs: Annotated[np.ndarray, np.dtype(np.int64)]
-    """ns a step"""
+    """cost of each step, ns"""
     remap: Annotated[np.ndarray, np.dtype(np.uint8)]
     """the variant's truth table, at `variants.remap_index`"""
     mlock: Annotated[np.ndarray, np.dtype(np.int32)]
@@ -386,9 +391,9 @@ Tables.parameters.update(
 
 
 def machine(pages: int, mms: int, hpage_order: int) -> Machine:
-    """An empty machine with room for `pages` virtual pages in `mms` processes.
+    """Return an empty machine with room for `pages` virtual pages in `mms` processes.
 
-    Frames, folios and nodes get room beyond what is mapped at first; memory that is not used is not touched.
+    Tables of frames, folios and nodes are larger than the start needs. Memory that is not used is not touched.
     """
     m = Machine(
         pte=pages,
