@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class Limit:
             raise unknown("measure", name, MEASURES, "mmlab tune --help lists them.")
         if unit and unit != MEASURES[name][0]:
             raise UserError(parameter="goal", value=text, allowed=f"in {MEASURES[name][0] or 'plain numbers'}")
+        if MEASURES[name][0] == "%" and float(number) > 100:
+            raise UserError(parameter="goal", value=text, allowed="at most 100 %")
         return cls(name, sign in (">=", "≥"), float(number))
 
     def violation(self, value: float) -> float:
@@ -117,11 +119,16 @@ class Reference:
         Frames in use, and THPs mapped.
     ideal
         Redundant frames of mergeable memory: the ideal saving.
+    rows
+        Samples of its run, with the columns time_ns and frames.
     """
 
     frames: int
     thps: int
     ideal: int
+    rows: np.ndarray = field(
+        default_factory=lambda: np.zeros(1, [("time_ns", np.int64), ("frames", np.int64)]), repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, scenario: Scenario) -> Reference:
@@ -129,7 +136,19 @@ class Reference:
         events = tuple(event for event in scenario.events if not event.sets("run"))
         off = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}
         run = simulate(scenario.replace(**off, **_END, events=events, sample_limit=100), variant="legacy")
-        return cls(int(run.rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), redundant(run.machine))
+        last, rows = run.rows[-1], np.array(run.rows[["time_ns", "frames"]])
+        return cls(int(last["frames"]), int(last["huge_pmds"]), redundant(run.machine), rows)
+
+    def saved_mib(self, run: Run) -> np.ndarray:
+        """Return float64[samples]: MiB that a run of that memory has saved at each of its samples."""
+        at = np.searchsorted(self.rows["time_ns"], run.rows["time_ns"], side="right") - 1
+        saved: np.ndarray = (self.rows["frames"][at] - run.rows["frames"]) / PAGES_PER_MIB
+        return saved
+
+    def until(self, run: Run, share: float) -> Run | None:
+        """Return a run up to the sample at which it first saves this share of the ideal; None: it never does."""
+        reached = np.flatnonzero(self.saved_mib(run) >= share * self.ideal / PAGES_PER_MIB)
+        return replace(run, rows=run.rows[: reached[0] + 1]) if self.ideal and len(reached) else None
 
     def measures(self, run: Run) -> dict[str, float]:
         """Return all `MEASURES` of a run of that memory; NaN where one has no value."""

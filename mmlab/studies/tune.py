@@ -360,6 +360,7 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
     import pandas as pd
 
     frame = pd.DataFrame(rows).fillna("–").astype(str)
-    for column in frame.columns[[0, -1]]:
-        frame[column] = frame[column].str.ljust(frame[column].str.len().max())
-    return textwrap.indent(frame.to_string(index=False), "  ")
+    for name in frame.columns[[0, -1]]:
+        frame[name] = frame[name].str.ljust(frame[name].str.len().max())
+    lines = frame.to_string(index=False, justify="left").splitlines()
+    return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -148,6 +148,20 @@ def test_redundant_frames_of_processes_that_fork_and_exit() -> None:
     assert Reference.of(scenario).ideal == 256 - 1 + 256
 
 
+def test_saved_over_time_with_guests_that_come_and_go() -> None:
+    """A guest that boots later takes memory, and one that exits gives it back: KSM neither saves nor loses that."""
+    scenario = GUESTS.replace(boot_interval_seconds=2.0, lifetime_seconds=9.0, pages_to_scan=1000, use_zero_pages=1)
+    reference = Reference.of(scenario)
+    assert reference.saved_mib(simulate(scenario.replace(run=0))).tolist() == [0.0] * len(reference.rows)
+    run = simulate(scenario, variant="ksm-opt-out")
+    saved = reference.saved_mib(run)
+    assert saved[-1] * 256 == pytest.approx(reference.measures(run)["saved"] / 100 * reference.ideal)
+    head = reference.until(run, 0.9)
+    assert head is not None
+    assert reference.saved_mib(head)[-1] >= 0.9 * reference.ideal / 256 > reference.saved_mib(head)[:-1].max()
+    assert reference.until(simulate(scenario, variant="legacy"), 1.1) is None
+
+
 @pytest.mark.parametrize("changes", [{}, {"use_zero_pages": 0}, {"max_page_sharing": 16}, {"processes": 3}])
 def test_the_ideal_saving_is_reached_and_not_passed(changes: dict[str, Any]) -> None:
     """ksmd at full pace gets there; without use_zero_pages a frame for every 256 zero-filled pages remains."""
