@@ -13,7 +13,7 @@ pages_to_scan=110 sleep_millisecs=20 use_zero_pages=1
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -132,13 +132,13 @@ class Space:
     by: str
     levels: Mapping[str, tuple[int, ...]]
 
-    def sample(self, count: int, rng: np.random.Generator) -> list[Setting]:
-        """Return `count` settings, spread evenly over the levels of each knob (a Latin hypercube)."""
-        places = [rng.permutation(count) * len(levels) // count for levels in self.levels.values()]
-        chosen = [np.array(levels)[at].tolist() for levels, at in zip(self.levels.values(), places, strict=True)]
-        return [
-            Setting.of(self.by, dict(zip(self.levels, values, strict=True))) for values in zip(*chosen, strict=True)
-        ]
+    def at(self, places: Iterable[float]) -> Setting:
+        """Return the setting at a place on each knob's levels; places are rounded, and limited to the levels."""
+        nearest = {
+            knob: levels[int(np.clip(np.rint(place), 0, len(levels) - 1))]
+            for (knob, levels), place in zip(self.levels.items(), places, strict=True)
+        }
+        return Setting.of(self.by, nearest)
 
     def neighbours(self, setting: Setting) -> Iterator[Setting]:
         """Yield settings that differ by 1, 2, 4 … levels of one knob; a step of the sleep keeps the pace."""

@@ -6,11 +6,12 @@
 >>> found.feasible, found.best.measures["saved"] >= 90
 (True, True)
 
-*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. The
-search starts from settings spread evenly over all levels. It then tries the neighbours of the best setting, a few at a
-time, and moves on as soon as one is better. Once all neighbours of the best are tried, those of the next best follow,
-so it never gets stuck. Each pace has its turn before all compete; later, limits are left out one by one to find what
-each of them costs. No setting is run twice, and the same seed tries the same settings on any number of processes.
+*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. Each
+pace (`mmlab.studies.settings.BY`) is searched by differential evolution over the levels of its knobs, which finds the
+valley. Then the search tries the neighbours of the best setting, two at a time, and goes on from the first that is
+better; once all neighbours of the best are tried, those of the next best follow. Later, limits are left out one by one
+to find what each of them costs. No setting is run twice, and the same seed tries the same settings on any number of
+processes.
 
 A setting that misses a limit ranks behind every setting that misses none, by its distance: the root of the sum of
 squares of the shares by which it misses each limit. Where no setting meets all limits, the search ends at the nearest.
@@ -34,7 +35,7 @@ from mmlab.figures import figures as plots
 from mmlab.results.run import simulate
 from mmlab.results.uncertainty import standard_errors
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference
-from mmlab.studies.settings import Setting, spaces
+from mmlab.studies.settings import Setting, Space, spaces
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,14 +45,17 @@ __all__ = ["ConstraintReport", "Trial", "TuneResult", "tune"]
 
 RUNS = 240
 """Default limit on the runs of a search."""
-FIRST, AT_ONCE = 16, 2
-"""Settings of each pace to start from; neighbours to try before the search goes on from the best again."""
-ALONE, TOGETHER, RELAXED = 0.5, 0.7, 0.9
-"""Shares of the runs after which each pace has had its turn, all have competed, and limits were left out one by one."""
+POPULATION, AT_ONCE = 16, 2
+"""Members of a population; neighbours to try before the search goes on from the best again."""
+EVOLVED, ALONE, TOGETHER, RELAXED = 0.35, 0.65, 0.75, 0.9
+"""Shares of the runs after which each stage ends: evolution and neighbours of each pace, of all, without each limit."""
+MISSED = 1e9
+"""Score in the evolution of a setting that misses a limit: beyond any cost."""
 ROWS = 12
 """Most rows of the front that are printed."""
 
 Progress = Callable[[float, float, str], None]
+Run = Callable[[Iterable[Setting], int], None]
 Score = Callable[["Trial"], tuple[float, float]]
 
 
@@ -117,6 +121,36 @@ def _score(minimise: str, limits: Sequence[Limit], trial: Trial) -> tuple[float,
     return trial.violation(limits), float(np.nan_to_num(trial.measures[minimise], nan=NOT_MET))
 
 
+def _evolve(
+    space: Space, trials: dict[Setting, Trial], run: Run, score: Score, until: int, rng: np.random.Generator
+) -> None:
+    """Search a space by differential evolution until `until` settings are done or it converges."""
+    from scipy.optimize import differential_evolution
+
+    def costs(_: object, vectors: Iterable[np.ndarray]) -> list[float]:
+        settings = [space.at(vector) for vector in vectors]
+        run(settings, until)
+        scores = [score(trials[setting]) if setting in trials else (math.inf, 0.0) for setting in settings]
+        return [cost + (MISSED * (1 + missed) if missed else 0.0) for missed, cost in scores]
+
+    counts = [len(levels) for levels in space.levels.values()]
+    spread = np.array([rng.permutation(POPULATION) * count // POPULATION for count in counts], float)
+    differential_evolution(
+        lambda _: 0.0,  # costs evaluates whole generations instead
+        [(0, max(1, count - 1)) for count in counts],
+        init=spread.T,
+        integrality=np.ones(len(counts), bool),
+        maxiter=200,
+        mutation=(0.4, 0.9),
+        recombination=0.8,
+        polish=False,
+        updating="deferred",
+        workers=costs,
+        callback=lambda intermediate_result: len(trials) >= until,  # noqa: ARG005
+        rng=rng,
+    )
+
+
 def tune(
     goals: Goals,
     *,
@@ -146,27 +180,28 @@ def tune(
         `runs` is too small, nothing may be changed, or `saved` has a limit and there is nothing to save.
     """
     searched = {space.by: space for space in spaces(goals.scenario, goals.by, goals.levels)}
-    least = 32 * len(searched)
+    least = 2 * POPULATION * len(searched)
     if runs < least:
-        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: 32 for each pace")
+        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * POPULATION} for each pace")
     reference, rng = Reference.of(goals.scenario), np.random.default_rng(seed)
     if not reference.ideal and any(limit.measure == "saved" for limit in goals.limits):
         hint = "No mergeable pages of the workload are zero-filled or equal."
         raise UserError("nothing can be saved", parameter="saved", hint=hint)
     trials: dict[Setting, Trial] = {}
 
-    def run(settings: Iterable[Setting]) -> None:
-        new = [setting for setting in dict.fromkeys(settings) if setting not in trials]
+    def run(settings: Iterable[Setting], until: int) -> None:
+        new = [setting for setting in dict.fromkeys(settings) if setting not in trials][: until - len(trials)]
         for trial in (executor.map if executor else map)(partial(Trial.run, goals, reference), new):
             trials[trial.setting] = trial
             if progress:
                 progress(len(trials), runs, str(trial.setting))
 
-    for space in searched.values():
-        run(space.sample(min(FIRST, runs // (2 * len(searched))), rng))
     aim = partial(_score, goals.minimise, goals.limits)
+    for i, space in enumerate(searched.values()):
+        share = (EVOLVED * runs - len(trials)) / (len(searched) - i)
+        _evolve(space, trials, run, aim, int(len(trials) + share), rng)
     stages: list[tuple[Score, tuple[str, ...], float]] = [
-        (aim, (pace,), ALONE * (i + 1) / len(searched)) for i, pace in enumerate(searched)
+        (aim, (pace,), EVOLVED + (ALONE - EVOLVED) * (i + 1) / len(searched)) for i, pace in enumerate(searched)
     ]
     stages.append((aim, tuple(searched), TOGETHER))
     for i, limit in enumerate(goals.limits):
@@ -184,7 +219,7 @@ def tune(
                 if new:
                     break
             rng.shuffle(new)  # type: ignore[arg-type]
-            run(new[: min(AT_ONCE, int(share * runs) - len(trials))])
+            run(new[:AT_ONCE], int(share * runs))
     return TuneResult(goals, reference, tuple(trials.values()), seed)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import bench_tune
@@ -233,12 +232,14 @@ def test_neighbours_differ_in_one_knob_and_another_sleep_keeps_the_pace() -> Non
     assert len(list(bench_tune.settings_of(space, pages_to_scan=[10, 20]))) == 2 * 7 * 2 * 2
 
 
-def test_a_sample_is_spread_over_the_levels_of_each_knob() -> None:
-    (space,) = spaces(GUESTS, ("fixed",))
-    sample = space.sample(14, np.random.default_rng(0))
-    assert len(sample) == 14
-    for sleep in space.levels["sleep_millisecs"]:
-        assert sum(setting["sleep_millisecs"] == sleep for setting in sample) == 2
+def test_places_are_rounded_and_limited_to_the_levels() -> None:
+    (space,) = spaces(GUESTS, ("fixed",), {"pages_to_scan": (10, 20, 30)})
+    assert dict(space.at([1.4, -3.0, 0.6, 9.0]).values) == {
+        "pages_to_scan": 20,
+        "sleep_millisecs": 10,
+        "use_zero_pages": 1,
+        "smart_scan": 1,
+    }
 
 
 def test_commands_of_fixed() -> None:
