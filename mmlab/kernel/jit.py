@@ -140,8 +140,7 @@ def words(context: Any, table: Any) -> Any:
 @extending.intrinsic
 def trailing_zeros(context: Any, word: Any) -> Any:
     """Return the position of the lowest set bit of a uint64 other than 0."""
-    not_zero = ir.Constant(ir.IntType(1), 1)
-    return types.int64(types.uint64), lambda context, builder, sig, args: builder.cttz(args[0], not_zero)
+    return types.int64(types.uint64), lambda _, builder, sig, args: builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
 
 class Tables:
@@ -220,8 +219,8 @@ _OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "_n
 @cache
 def _warn_uncached() -> None:
     """Warn once, whatever the filters of warnings do meanwhile."""
-    text = "mmlab: the compiled model cannot be saved, so each start compiles it again (about 20 s)"
-    warnings.warn(f"{text}. Set NUMBA_CACHE_DIR to a folder that can be written.", RuntimeWarning, stacklevel=4)
+    text = "mmlab: the compiled model cannot be saved. Set NUMBA_CACHE_DIR to a folder that can be written."
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 class Function:
