@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from mmlab.engine.costs import CostSet
-from mmlab.engine.system import System
+from mmlab.engine.system import FOREVER, System
 from mmlab.kernel import pagemap
 from mmlab.kernel.state import FIRST, Machine
 from mmlab.scenario import Scenario
@@ -103,8 +103,8 @@ class Recorder:
         if first["full_scan"]:
             frames = rows["frames"][rows["time_ns"] >= first["time_ns"]]
             if len(frames):
-                low, high = self.frames_range or (frames[0], frames[0])
-                self.frames_range = int(min(low, frames.min())), int(max(high, frames.max()))
+                low, high = self.frames_range or (FOREVER, 0)
+                self.frames_range = min(low, int(frames.min())), max(high, int(frames.max()))
         if self.maps_at == "all" or (isinstance(self.maps_at, set) and self._place() in self.maps_at):
             self._map()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -224,4 +225,4 @@ class System:
 
     def next_timer(self) -> Timer | None:
         """Return the timer that acts next, if there is one."""
-        return min(self.timers.values(), key=lambda timer: timer.next_ns, default=None)
+        return min(self.timers.values(), key=attrgetter("next_ns"), default=None)

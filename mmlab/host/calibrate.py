@@ -1,9 +1,9 @@
-"""What ksmd's steps cost, from recordings of its CPU time on a real kernel.
+"""Calibration: fit the costs of ksmd's steps to recordings of its CPU time on a real kernel.
 
-The model repeats each recorded scenario and counts ksmd's steps in every batch; the costs are those that explain the
-CPU time of the batches best: non-negative least squares of relative errors, in which batches that are far off weigh
-less (Huber), because the machines that record are shared. How good they are is judged by scenarios that the fit has not
-seen: each scenario is predicted from all the others.
+The model repeats each recorded scenario and counts ksmd's steps in every batch. The costs are those that explain the
+CPU time of the batches best: non-negative least squares of relative errors, in which outliers weigh less (Huber),
+because recording machines are shared. Their quality is judged by scenarios that the fit has not seen: each scenario is
+predicted from all the others.
 
 A recording is a file of either kind, gzip-compressed or not:
 
@@ -29,10 +29,11 @@ import numpy as np
 
 from mmlab.engine.costs import STEPS
 from mmlab.engine.system import System
-from mmlab.errors import UserError
+from mmlab.errors import UserError, located
 from mmlab.params import write_atomically
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
+from mmlab.results.table import text_table
 from mmlab.scenario import Scenario
 
 __all__ = ["Calibration", "Fit", "Observed", "calibrate", "fit", "observe", "processor", "read", "write"]
@@ -55,18 +56,18 @@ ESTIMATES: dict[str, float] = {
     "khugepaged_pte": 10,  # a warm page table entry
     "khugepaged_copy": 500,  # 4 KiB at 8 GB/s
 }
-"""What a step is taken to cost, ns, where a recording does not tell."""
+"""Assumed cost of each step, ns, where a recording does not determine it."""
 
 HUBER = 1.345
-"""Residuals of so many standard deviations begin to weigh less: 95 % as good as least squares if none is far off."""
+"""Residuals beyond this many standard deviations weigh less: 95 % as efficient as least squares without outliers."""
 NORMAL = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Standard deviation of a normal distribution over its median absolute deviation."""
 KNOBS = ("use_zero_pages", "pages_to_scan", "smart_scan", "max_page_sharing", "sleep_millisecs")
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One recorded scenario: what the model counts in each batch, and what the batch took.
+    """One recorded scenario: the model's step counts and the measured CPU time of each batch.
 
     Attributes
     ----------
@@ -75,7 +76,7 @@ class Observed:
     cpu_ns
         int64[batches]: ksmd's CPU time.
     differs
-        The first counter in which the model differs from the recording; "": none. What differs is of no use.
+        The first counter in which the model differs from the recording, "" for none. Such a scenario is not used.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Fit:
     covariance
         float64[len(STEPS), len(STEPS)], ns²; of the estimated steps zero.
     estimated
-        Steps that keep their estimate, because the batches do not tell.
+        Steps that keep their estimate, because the batches do not determine their cost.
     scatter
         Relative standard deviation of single batches.
     """
@@ -111,34 +112,31 @@ class Fit:
 
 
 def read(path: str | Path) -> list[tuple[Scenario, list[dict[str, int]]]]:
-    """The recorded scenarios of a file, each with its samples: the one before the start, and one after each batch.
+    """Return the recorded scenarios of a file, each with its samples: one before the start, one after each batch.
 
     Raises
     ------
     UserError
-        When it can't be read, or has no CPU time of ksmd; the message begins with the file.
+        The file can't be read, or has no CPU time of ksmd.
     """
-    try:
-        raw = Path(path).read_bytes()
-        data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (EOFError, ValueError, zlib.error, RecursionError) as error:
-        raise UserError(f"{path}: this is no JSON, gzip-compressed or not: {error}") from None
-    entries = data if isinstance(data, list) else [data]
-    try:
-        found = [_of_trace(e, path) if e.get("format") == traces.FORMAT else _of_entry(e) for e in entries]
-        for _, samples in found:
-            for s in samples:
-                if not isinstance(s["batch"], int) or not isinstance(s["ksmd_cpu_ns"], int):
-                    raise TypeError(f"batch and ksmd_cpu_ns must be whole numbers: {s['batch']}, {s['ksmd_cpu_ns']}")
-    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(
-            f"{path}: this is no recording with ksmd's CPU time: {what}. `mmlab calibrate --help` says how to make one"
-        ) from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    with located(path):
+        try:
+            raw = Path(path).read_bytes()
+            data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from None
+        except (EOFError, ValueError, zlib.error, RecursionError) as error:
+            raise UserError(f"this is no JSON, gzip-compressed or not: {error}") from None
+        try:
+            entries = data if isinstance(data, list) else [data]
+            found = [_of_trace(e, path) if e.get("format") == traces.FORMAT else _of_entry(e) for e in entries]
+            for sample in (sample for _, samples in found for sample in samples):
+                if not isinstance(sample["batch"], int) or not isinstance(sample["ksmd_cpu_ns"], int):
+                    raise TypeError("batch and ksmd_cpu_ns must be whole numbers")
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            hint = "`mmlab calibrate --help` says how to make one."
+            raise UserError(f"this is no recording with ksmd's CPU time: {what}", hint=hint) from None
     return found
 
 
@@ -163,7 +161,7 @@ def _of_entry(entry: dict[str, Any]) -> tuple[Scenario, list[dict[str, int]]]:
 
 
 def _of_trace(trace: dict[str, Any], path: str | Path) -> tuple[Scenario, list[dict[str, int]]]:
-    """Samples after events are left out: what ksmd does on their account is in the next batch."""
+    """Return a trace's scenario and samples, without those after events: ksmd's part in them is in the next batch."""
     after_events = {event.get("sample") for event in trace["scenario"]["events"]}
     rows = [row for i, row in enumerate(trace["samples"]) if i not in after_events]
     name = str(trace.get("name") or Path(path).name)
@@ -172,7 +170,7 @@ def _of_trace(trace: dict[str, Any], path: str | Path) -> tuple[Scenario, list[d
 
 
 def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
-    """Repeat a recorded scenario in the model: its steps between each sample and the next, if all counters agree."""
+    """Repeat a recorded scenario in the model, and return the steps between each sample and the next."""
     counts: dict[int, np.ndarray] = {}
 
     def count(system: System) -> None:
@@ -188,7 +186,7 @@ def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
     for s in samples:
         row = after_batch.get(s["batch"])
         if row is None:
-            differs = differs or f"batch {s['batch']} is recorded, but not in the model"
+            differs = differs or f"batch {s['batch']} is recorded but not simulated"
         for name in () if row is None else traces.COUNTERS:
             if not differs and name in s and int(columns[name][row]) != s[name]:
                 differs = f"batch {s['batch']}: {name} is {s[name]}, in the model {int(columns[name][row])}"
@@ -203,7 +201,7 @@ def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
 
 
 def _least_squares(terms: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors ≥ 0 for which Σ weight (target - terms·factors)² is least; the weights, and the residuals."""
+    """Return the factors ≥ 0 that minimise Σ weight (target - terms·factors)², the weights, and the residuals."""
     from scipy.optimize import nnls
 
     weights = np.ones(len(target))
@@ -219,11 +217,11 @@ def _least_squares(terms: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 
 
 def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
-    """The costs that explain the CPU time of batches best.
+    """Return the costs that explain the CPU time of batches best.
 
-    A step keeps its estimate if the batches do not tell its cost: its standard error is larger than the estimate. Such
-    steps are found one by one, the worst first. For example, if all folios that were split had 512 pages, nothing tells
-    what a split costs from what its pages cost.
+    A step keeps its estimate if the standard error of its fitted cost is larger than the estimate. Such steps are found
+    one by one, the worst first. For example, if all folios that were split had 512 pages, the cost of a split cannot be
+    separated from the cost of its pages.
 
     Parameters
     ----------
@@ -232,8 +230,8 @@ def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
     cpu_ns
         int64[batches], all positive.
     scenario
-        [batches]: which one it is of. Batches of a scenario err together, since they are recorded together; errors are
-        larger by what that does to a mean (Kish's design effect).
+        [batches]: the scenario of each batch. Batches of one scenario were recorded together and their errors are
+        correlated, so standard errors are multiplied by Kish's design effect.
     """
     estimates = np.array([ESTIMATES[step] for step in STEPS])
     shares = steps * estimates / cpu_ns[:, None]  # of the CPU time, if each step cost its estimate
@@ -257,18 +255,18 @@ def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Costs, and how well they predict.
+    """Fitted costs, and how well they predict scenarios that were left out.
 
     Attributes
     ----------
     observed
         The scenarios that the costs were fitted to.
     dropped
-        Those in which the model differs from the recording.
+        Scenarios in which the model differs from the recording.
     fit
-        To all scenarios.
+        The fit to all scenarios.
     predicted_ns
-        For each scenario float64[batches]: its CPU time by the costs that all the others give.
+        For each scenario float64[batches]: its CPU time, predicted by the costs fitted to all the others.
     """
 
     observed: tuple[Observed, ...]
@@ -278,52 +276,58 @@ class Calibration:
 
     @property
     def errors(self) -> np.ndarray:
-        """float64[scenarios]: predicted over measured CPU time, less 1."""
+        """float64[scenarios]: predicted over measured CPU time, minus 1."""
         pairs = zip(self.observed, self.predicted_ns, strict=True)
         return np.array([predicted.sum() / one.cpu_ns.sum() - 1 for one, predicted in pairs])
 
     @property
     def median_error(self) -> float:
-        """Median over scenarios of how far the predicted CPU time is off, as a share of the measured."""
+        """Median over scenarios of the relative error of the predicted CPU time."""
         return float(np.median(np.abs(self.errors)))
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, of predicted and measured CPU time over all batches."""
+        """Spearman's rank correlation of predicted and measured CPU time over all batches."""
         from scipy.stats import spearmanr
 
         measured = np.concatenate([one.cpu_ns for one in self.observed])
         return float(spearmanr(np.concatenate(self.predicted_ns), measured).statistic)
 
     def text(self) -> str:
-        """The costs, the residuals of each scenario, and what they come to, as text tables."""
-        ns, error = self.fit.ns, np.sqrt(np.diag(self.fit.covariance))
+        """Return the costs, the residual of each scenario and the overall error as text tables."""
         counts = np.array([one.steps.sum(0) for one in self.observed])
-        lines = [f"{'step':16}{'ns':>8}{'± 1 s.e.':>10}{'steps':>12}{'scenarios':>11}   what"]
-        for i, (step, what) in enumerate(STEPS.items()):
-            sure = "estimate" if step in self.fit.estimated else f"{error[i]:,.0f}"
-            total, where = int(counts[:, i].sum()), int((counts[:, i] > 0).sum())
-            lines.append(f"{step:16}{ns[i]:>8,.0f}{sure:>10}{total:>12,}{where:>11}   {what}")
-        lines += ["", f"{'left out':24}{'batches':>8}{'measured':>12}{'predicted':>12}{'error':>9}"]
-        names = np.array(list(STEPS))
-        for i, (one, predicted) in enumerate(zip(self.observed, self.predicted_ns, strict=True)):
-            only = names[(counts[i] > 0) & (np.delete(counts, i, 0).sum(0) == 0)]
-            lines.append(
-                f"{one.name:24}{len(one.cpu_ns):>8}{one.cpu_ns.sum() / 1e6:>9,.1f} ms{predicted.sum() / 1e6:>9,.1f} ms"
-                f"{100 * self.errors[i]:>+7.1f} %{f'   only here: {chr(44).join(only)}' if only.size else ''}"
-            )
-        lines += [f"{one.name:24}not used: {one.differs}" for one in self.dropped]
-        batches = sum(len(one.cpu_ns) for one in self.observed)
+        error = np.sqrt(np.diag(self.fit.covariance))
+        costs = {
+            "step": list(STEPS),
+            "ns": self.fit.ns,
+            "± 1 s.e.": np.where(error > 0, error, np.nan),
+            "steps": counts.sum(0),
+            "scenarios": (counts > 0).sum(0),
+            "what": list(STEPS.values()),
+        }
+        only = (counts > 0) & ((counts > 0).sum(0) == 1)
+        left_out = {
+            "left out": [one.name for one in self.observed],
+            "batches": [len(one.cpu_ns) for one in self.observed],
+            "measured, ms": [one.cpu_ns.sum() / 1e6 for one in self.observed],
+            "predicted, ms": [predicted.sum() / 1e6 for predicted in self.predicted_ns],
+            "error, %": [f"{100 * error:+.1f}" for error in self.errors],
+            "only here": [", ".join(np.array(list(STEPS))[steps]) for steps in only],
+        }
+        batches = len(np.concatenate(self.predicted_ns))
+        lines = [text_table(costs, digits=0), "(± -: the recording does not determine it, so it is an estimate)", ""]
+        lines.append(text_table(left_out, digits=1))
+        lines += [f"{one.name} is not used: {one.differs}" for one in self.dropped]
         lines += [
             "",
-            f"Each scenario by the costs of the others: off by {100 * self.median_error:.1f} % in the median of "
-            f"{len(self.observed)}; rank correlation over {batches} batches {self.rank_correlation:.3f}.",
+            f"Predicted from the costs of the others, scenarios are off by {100 * self.median_error:.1f} % (median of "
+            f"{len(self.observed)}); rank correlation over {batches} batches {self.rank_correlation:.3f}.",
             f"Single batches scatter by {100 * self.fit.scatter:.0f} %.",
         ]
         return "\n".join(lines)
 
     def cost_file(self, **about: str) -> str:
-        """The cost set as `mmlab.engine.costs` reads it; `about`: machine, kernel, date, recording."""
+        """Return the cost set as `mmlab.engine.costs` reads it; `about`: machine, kernel, date, recording."""
         import yaml
 
         measured = [i for i, step in enumerate(STEPS) if step not in self.fit.estimated]
@@ -342,16 +346,16 @@ class Calibration:
         }
         rows = "".join(f"  - [{', '.join(f'{value:.6g}' for value in row)}]\n" for row in covariance.tolist())
         return (
-            "# What ksmd's steps cost, ns of CPU time; `mmlab calibrate` has fitted them. A scenario takes them by\n"
-            "# `costs:` and this file's name. Steps in `estimated` the recording does not tell.\n"
+            "# What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and\n"
+            "# this file's name. The recording does not determine the steps in `estimated`.\n"
             f"{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)}"
-            "# Of the other steps, in their order, ns²\n"
+            "# of the other steps, in their order, ns²\n"
             f"covariance:\n{rows}"
         )
 
 
 def processor() -> str:
-    """This computer's processor, as /proc/cpuinfo has it, and how many of them."""
+    """Return the name of this computer's processor, as /proc/cpuinfo has it, and the number of CPUs."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -361,38 +365,38 @@ def processor() -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a cost file, all of it or nothing.
+    """Write a cost file atomically.
 
     Raises
     ------
     UserError
-        When it can't be written there.
+        The file can't be written there.
     """
     try:
         write_atomically(path, text.encode())
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from None
 
 
 def calibrate(
     recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]],
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[float, float, str], object] | None = None,
 ) -> Calibration:
     """Fit the costs of ksmd's steps to recorded scenarios.
 
-    A step that only one scenario has is predicted to cost nothing there: the others do not know of it.
+    A step that occurs in one scenario only is predicted to cost nothing there: the others know nothing of it.
 
     Parameters
     ----------
     recorded
         As `read` gives them.
     progress
-        Called after each scenario with how many are done, how many there are, and its name.
+        Called after each scenario with the number of scenarios done, the number in all, and its name.
 
     Raises
     ------
     UserError
-        Fewer than two scenarios are as the model has them.
+        Fewer than two scenarios agree with the model.
     """
     recorded, seen = list(recorded), []
     for scenario, samples in recorded:
@@ -402,10 +406,8 @@ def calibrate(
     good, dropped = (tuple(one for one in seen if bool(one.differs) == bad) for bad in (False, True))
     if len(good) < 2:
         why = "".join(f"; {one.name}: {one.differs}" for one in dropped[:3])
-        raise UserError(
-            f"{len(good)} of {len(seen)} recorded scenarios can be used{why}: a fit is judged by scenarios "
-            "that it has not seen, so record at least two"
-        )
+        hint = "A fit is judged by scenarios that it has not seen: record at least two."
+        raise UserError(f"{len(good)} of {len(seen)} recorded scenarios can be used{why}", hint=hint)
     steps, cpu_ns = (np.concatenate([getattr(one, name) for one in good]) for name in ("steps", "cpu_ns"))
     number = np.repeat(np.arange(len(good)), [len(one.cpu_ns) for one in good])
     predicted = []
