@@ -1,22 +1,21 @@
-"""From a scenario to the pages it starts with: contents, folio sizes and advice of each process.
+"""The workload: the pages that a scenario starts with, their contents, folio sizes and advice.
 
-All of it is arithmetic over whole arrays: 1 GiB takes some milliseconds. A page's content is an integer key whose order
-is the page's order in memcmp; equal keys are equal pages; 0 is the page of all zeroes. Generated keys begin at 2^32
-(duplicate groups first, then unique contents), so that small keys in events and explicit contents never meet them.
+Everything is arithmetic over whole arrays: 1 GiB takes some milliseconds. A page's content is an integer key whose
+order is the page's order in memcmp; equal keys are equal pages; 0 is the page of all zeroes. Generated keys start at
+2^32 (duplicate groups first, then unique contents), so small keys in events and explicit contents never equal them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlab.scenario import THP_ORDER, ProcessSpec, Scenario
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["FIRST_KEY", "NOTHING", "Image", "build"]
 
 FIRST_KEY = 1 << 32
 """Keys of generated contents start just above."""
@@ -26,20 +25,20 @@ BIMODAL_EMPTY = 0.9991
 BIMODAL_BETWEEN = 21 / 421
 """Share of the other THPs that hold the rest of the zero-filled pages."""
 KEPT_PAGES = 1 << 19
-"""Images of at most so many pages are kept for the next run."""
+"""Images of up to this many pages are kept for the next run."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One process's region at the start; each array has one element a page.
+    """The region of one process at the start; each array has one element for each page.
 
     Attributes
     ----------
     keys
         Contents (uint64), 0 = zero-filled.
     order
-        Order of the folio that the page is born in (uint8): 0, 2 … 8, or 9 = a THP, whatever ``pages_per_thp`` is
-        (mthp E1, E18).
+        Order of the folio that the page is allocated in (uint8): 0, 2 … 8, or 9 for a THP, whatever ``pages_per_thp``
+        is (mthp E1, E18).
     born_huge
         MADV_HUGEPAGE in force while it is populated.
     huge
@@ -60,12 +59,12 @@ NOTHING = Image(*(np.zeros(0, dtype) for dtype in (np.uint64, np.uint8, *[np.boo
 
 
 def build(scenario: Scenario) -> list[Image]:
-    """The start image of every process.
+    """Return the start image of every process.
 
     Raises
     ------
     UserError
-        When it would not fit into memory.
+        The simulation would not fit into memory.
 
     Examples
     --------
@@ -81,7 +80,7 @@ def build(scenario: Scenario) -> list[Image]:
 
 @lru_cache(maxsize=2)
 def _images(specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool) -> tuple[Image, ...]:
-    """Kept for the next run of the same memory, under another variant or with other knobs: half of a run's set-up."""
+    """Return the images, kept for the next run of the same memory under another variant: half of a run's set-up."""
     groups = max(s.duplicate_groups or 0 for s in specs)
     contents, unique = [], FIRST_KEY + 1 + groups
     for index, spec in enumerate(specs):
@@ -97,7 +96,7 @@ def _images(specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool) ->
 
 
 def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
-    """Keys of ``[[first, count, step], …]``, modulo 2^64 so that descending runs need no special case."""
+    """Return the keys of ``[[first, count, step], …]``, modulo 2^64 so that descending runs need no special case."""
     assert spec.contents is not None
     first = np.array([r[0] for r in spec.contents], dtype=np.uint64)
     count = np.array([r[1] for r in spec.contents], dtype=np.int64)
@@ -108,7 +107,7 @@ def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
 
 
 def _generated(spec: ProcessSpec, size: int, seed: tuple[int, ...], first_unique: int) -> NDArray[np.uint64]:
-    """Keys of a process that workload fields describe; unique contents count up from ``first_unique``."""
+    """Return the keys of a process described by workload fields; unique contents count up from ``first_unique``."""
     assert spec.memory_mib is not None and spec.stray_zero_pages is not None
     lead = -(-spec.stray_zero_pages // size) * size
     pages = lead + spec.memory_mib * 256
@@ -133,7 +132,7 @@ def _generated(spec: ProcessSpec, size: int, seed: tuple[int, ...], first_unique
 
 
 def _zero_pages(spec: ProcessSpec, pages: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which pages are zero-filled: a share ``zero_fraction`` of them, laid out as ``layout`` says."""
+    """Return which pages are zero-filled: a share ``zero_fraction`` of them, in the given ``layout``."""
     zeros = round((spec.zero_fraction or 0.0) * pages)
     blocks = pages // size
     if spec.layout == "random":
@@ -152,7 +151,7 @@ def _zero_pages(spec: ProcessSpec, pages: int, size: int, rng: np.random.Generat
 
 
 def _bimodal(zeros: int, blocks: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Nearly all zero-filled pages in nearly empty blocks, the rest in a few of the others; blocks in random order."""
+    """Put nearly all zero-filled pages into nearly empty blocks and the rest into a few others, in random order."""
     out = np.zeros((blocks, size), dtype=np.bool_)
     order = rng.permutation(blocks)
     empty = zeros // size
@@ -168,7 +167,7 @@ def _bimodal(zeros: int, blocks: int, size: int, rng: np.random.Generator) -> ND
 
 
 def _shuffle(contents: list[NDArray[np.uint64]], above: int, seed: int) -> None:
-    """Deal the unique contents (keys larger than ``above``) of these processes anew, in random memcmp order."""
+    """Shuffle the unique contents (keys larger than ``above``) of these processes into a random memcmp order."""
     if not contents:
         return
     masks = [keys > above for keys in contents]
@@ -179,6 +178,7 @@ def _shuffle(contents: list[NDArray[np.uint64]], above: int, seed: int) -> None:
 
 
 def _image(spec: ProcessSpec, size: int, late: bool, keys: NDArray[np.uint64]) -> Image:
+    """Return the image of a process: its keys with the folios and advice that its specification asks for."""
     pages = keys.size
     huge = np.zeros(pages, dtype=np.bool_)
     order = np.zeros(pages, dtype=np.uint8)

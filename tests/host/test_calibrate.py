@@ -11,13 +11,12 @@ import pytest
 import yaml
 
 import bench_calibrate
-from mmlab import Run, Scenario, cli, simulate
+from mmlab import Scenario, cli, simulate
 from mmlab.engine.costs import STEPS, cost_set, cost_sets
 from mmlab.errors import UserError
 from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
-from mmlab.results.metrics import UNSURE
 from mmlab.results.trace import from_run
-from mmlab.results.uncertainty import cpu_errors, error_of, scale_costs
+from mmlab.results.uncertainty import cpu_errors
 
 NAMES = list(STEPS)
 TRUE = {
@@ -363,81 +362,3 @@ def test_bench() -> None:
     goals = bench_calibrate.main()
     assert goals
     assert all(goal.kept for goal in goals), goals
-
-
-# --- what it does to a run's figures --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"horizon_seconds": 5.0, "pages_to_scan": 9000, "hz": 1000},
-        {"horizon_full_scans": 6, "pages_to_scan": 9000, "hz": 1000},
-        {"until_settled": True, "pages_to_scan": 9000, "hz": 1000},
-        {"until_settled": True, "pages_to_scan": 9000, "sleep_millisecs": 0},
-        {"horizon_seconds": 5.0, "use_zero_pages": 1, "pages_to_scan": 4000, "hz": 1000},
-        {"horizon_seconds": 60.0, "pages_to_scan": 1000},  # most batches end before the next tick
-        {"horizon_seconds": 20.0, "pages_to_scan": 5000},
-        {"until_settled": True, "pages_to_scan": 3000, "variant": "ksm-opt-out"},
-    ],
-)
-def test_standard_errors_are_what_dearer_steps_do(setting: dict[str, Any], found: Calibration, tmp_path: Path) -> None:
-    """Each metric moves by its standard error when all steps cost one relative standard error more, or less."""
-    base = {
-        "memory_mib": 128,
-        "zero_fraction": 0.5,
-        "duplicate_fraction": 0.5,
-        "duplicate_groups": 500,
-        "smart_scan": 0,
-        "horizon_seconds": 0.0,
-    }
-    text, more = yaml.safe_load(found.cost_file()), 0.08
-
-    def at(times: float) -> Run:
-        path = tmp_path / f"{times}.yaml"
-        costs = {step: times * ns for step, ns in text["ns"].items()}
-        write(path, yaml.safe_dump({"ns": costs, "error": more}))
-        return simulate(Scenario(**{**base, **setting, "costs": str(path)}))
-
-    run, others = at(1.0), [at(1 + more), at(1 - more)]
-    assert cpu_errors(run) == (pytest.approx(more), 0.0)
-    assert {"ksmd_cpu_ms"} <= set(run.uncertainty) <= set(UNSURE)
-    for name in UNSURE:
-        value = getattr(run.metrics, name) or 0.0
-        moved = max(abs((getattr(other.metrics, name) or 0.0) - value) for other in others)
-        assert run.uncertainty.get(name, 0.0) == pytest.approx(moved, rel=0.3, abs=0.01 * value), name
-
-
-def test_error_of_any_measure() -> None:
-    """What is measured in the run with dearer steps is what its own formula says; the run itself stays as it is."""
-    memory = {"memory_mib": 64, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 500}
-    run = simulate(Scenario(**memory, pages_to_scan=500, horizon_seconds=0.0, until_settled=True))
-    before = run.rows.tobytes(), run.machine.passes.tobytes()
-    for name in ("settled_s", "merge_rate", "freed_rate", "ksmd_cpu_ms"):
-        error = error_of(run, lambda run, name=name: getattr(run.metrics, name))
-        assert error == pytest.approx(run.uncertainty[name], rel=0.05), name
-    later = scale_costs(run)
-    assert later.metrics.freed_mib == run.metrics.freed_mib
-    assert later.page_map().tobytes() == run.page_map().tobytes()
-    assert (later.rows["time_ns"] >= run.rows["time_ns"]).all()
-    assert error_of(run, lambda run: None) == 0.0
-    assert before == (run.rows.tobytes(), run.machine.passes.tobytes())
-
-
-def test_no_uncertainty_without_costs() -> None:
-    run = simulate(Scenario(memory_mib=4, costs="free", horizon_seconds=2.0))
-    assert run.uncertainty == {}
-    assert error_of(run, lambda run: float(run.rows["time_ns"][-1])) == 0.0
-    assert "±" not in run.summary()
-
-
-def test_summary_says_how_sure_it_is() -> None:
-    run = simulate(Scenario(memory_mib=4, horizon_seconds=2.0))
-    line = next(line for line in run.summary().splitlines() if line.startswith("ksmd_cpu_ms"))
-    assert line.split() == [
-        "ksmd_cpu_ms",
-        f"{run.metrics.ksmd_cpu_ms:.2f}",
-        "±",
-        f"{run.uncertainty['ksmd_cpu_ms']:.2f}",
-        "ms",
-    ]
