@@ -205,9 +205,8 @@ def make(request: Request, made_of: Provenance, progress: Progress | None = None
     from mmlab.engine.costs import describe_accuracy
     from mmlab.scenario import Scenario
 
-    costs = next(
-        (str(p.value) for p in request.parameters if p.name == "costs"), Scenario.model_fields["costs"].default
-    )
+    inputs, values = request.check(), {p.name: str(p.value) for p in request.parameters}
+    trust = describe_accuracy(values.get("costs", Scenario.model_fields["costs"].default))
     with (
         _writing(request.page),
         tempfile.TemporaryDirectory(prefix="mmlab-report-", dir=scratch, ignore_cleanup_errors=True) as folder,
@@ -223,12 +222,12 @@ def make(request: Request, made_of: Provenance, progress: Progress | None = None
             tables=list(names),
             data=digest(tables),
             error=error,
-            inputs=request.check(),
+            inputs=inputs,
             version=made_of.version,
             exactness=made_of.exactness,
         )
-        resources = {"request": request, "made_of": made_of, "yaml": as_yaml, "trust": describe_accuracy(costs)}
-        publish(request, tables, page.render(executed, about, **resources))
+        text = page.render(executed, about, request=request, made_of=made_of, yaml=as_yaml, trust=trust)
+        publish(request, tables, text)
     return error
 
 
