@@ -372,6 +372,7 @@ def run(request: Request, folder: Path, progress: Progress | None) -> tuple[Note
     from nbclient.exceptions import CellControlSignal
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     from mmlab.figures.notebook import TABLES
 
@@ -392,6 +393,7 @@ def run(request: Request, folder: Path, progress: Progress | None) -> tuple[Note
                 parameters={p.name: p.value for p in request.parameters if p.changed},
                 kernel_name=stack.enter_context(this_interpreter(folder, env, *KERNEL_OPTIONS)),
                 language="python",
+                config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
                 progress_bar=False,
                 record_timing=False,
                 coalesce_streams=True,
