@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from mmlab.figures import figures, theme
-from mmlab.figures.canvas import Canvas, page_map_image, swatch
+from mmlab.figures.canvas import Canvas, page_map_image
 from mmlab.figures.notebook import html_table
 from mmlab.results.metrics import Metrics
 from mmlab.results.run import Run
@@ -72,25 +72,9 @@ class Figures:
     """The figures of one explorer, which keep what does not change. Use it in one thread at a time."""
 
     def __init__(self) -> None:
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-
         self.canvases = {name: Canvas() for name in CELLS if "map" not in name}
-        lines = {
-            "memory": {"allocated": theme.ALLOCATED},
-            "batches": {"budget: pages_to_scan": theme.DASHED},
-            "counters": {"really freed": figures.FREED, "KSM’s counters show": figures.SHOWN},
-        }
-        legends = {
-            name: "".join(_key(words, Line2D([], [], **{"color": "C0"} | look)) for words, look in looks.items())
-            for name, looks in lines.items()
-        }
-        kinds = [(kind.split(": "), _key(kind.split(": ")[-1], Patch(**look))) for kind, look in theme.KINDS.items()]
-        used, freed = ("".join(key for words, key in kinds if len(words) == n) for n in (1, 2))
-        legends["memory"] += f"{used} <br>freed: {freed}"
         environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
         environment.globals |= {"released": _released, "plus_minus": _plus_minus}
-        environment.globals["legends"] = {name: Markup(legend) for name, legend in legends.items()}
         self.words = environment.get_template("comparison.html.j2")
 
     def compare(self, runs: Mapping[str, Run], whole: bool = False) -> Comparison:
@@ -103,11 +87,14 @@ class Figures:
         """
         both = list(runs.values())
         end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else figures.end_of_changes(both)
-        words = self.words.make_module({"runs": list(zip(SIGNS, *zip(*runs.items(), strict=True), strict=True))})
+        pictures = self.draw(runs, end)
+        legends = {name: Markup(canvas.legend()) for name, canvas in self.canvases.items()}
+        shown = [(sign, label, run) for sign, (label, run) in zip(SIGNS, runs.items(), strict=True)]
+        words: Any = self.words.make_module({"runs": shown, "legends": legends})
         heads = {name: str(getattr(words, kind)(*map(int, i))) for name in CELLS for kind, *i in [name.split()]}
         code = both[0].scenario.as_python([run.variant for run in both])
-        texts = heads, str(words.summary()), metrics_table(runs), code  # type: ignore[attr-defined]
-        return Comparison(dict(runs), end, self.draw(runs, end), *texts, last_frame(runs))
+        texts = heads, str(words.summary()), metrics_table(runs), code
+        return Comparison(dict(runs), end, pictures, *texts, last_frame(runs))
 
     def draw(self, runs: Mapping[str, Run], end: float) -> dict[str, bytes]:
         """Return PNGs of the figures, by cell, with time axes until `end`, s."""
@@ -116,10 +103,6 @@ class Figures:
             name: canvas.draw(getattr(figures, name.split()[0]), shown.get(name, runs), until=end)
             for name, canvas in self.canvases.items()
         }
-
-
-def _key(words: str, artist: Any) -> str:
-    return f'<span class="mmlab-key">{swatch(artist)}{escape(words)}</span>'
 
 
 def _released(run: Run) -> tuple[float, float]:

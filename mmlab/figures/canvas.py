@@ -2,7 +2,7 @@
 
 A :class:`Canvas` keeps its Axes. The figure functions draw into it as into any other Axes, but an axis with its grid,
 ticks and label is drawn once for each range and kept as a picture: only lines and areas are drawn anew, on a copy of
-it. Titles and legends are not in the pictures but beside them, as text.
+it. Titles and legends are not in the pictures but beside them, as HTML.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -36,6 +37,8 @@ class Canvas:
 
     kept: ClassVar[dict[tuple[object, ...], np.ndarray]] = {}
     """Pictures of single axes, the most recently used last."""
+
+    swatches: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,6 +72,17 @@ class Canvas:
         )
         image.putpalette([255 if value >= 247 else value for value in image.getpalette() or ()])  # white paper is white
         return _png(image)
+
+    def legend(self) -> str:
+        """Return the legend of what was drawn last, as HTML."""
+        words = []
+        for artist, label in zip(*self.ax.get_legend_handles_labels(), strict=True):
+            names = ("color", "linestyle", "marker", "linewidth", "alpha", "facecolor", "hatch")
+            look = str([getattr(artist, f"get_{name}")() for name in names if hasattr(artist, f"get_{name}")])
+            if look not in self.swatches:
+                self.swatches[look] = swatch(artist)
+            words.append(f'<span class="mmlab-key">{self.swatches[look]}{escape(label)}</span>')
+        return "".join(words)
 
     def _drawn(self) -> list[Artist]:
         """Return what a figure function has drawn, from the bottom up."""
@@ -107,9 +121,11 @@ def swatch(artist: Artist, width: int = 22, height: int = 12) -> str:
 
     figure = Figure(figsize=(width / 64, height / 64), dpi=DPI)  # two pixels to a CSS pixel
     line = isinstance(artist, Line2D)
-    shown: Any = Line2D([0.04, 0.96], [0.5, 0.5]) if line else Rectangle((0.02, 0.05), 0.96, 0.9)
+    shown: Any = Line2D([0.04, 0.5, 0.96], [0.5] * 3) if line else Rectangle((0.02, 0.05), 0.96, 0.9)
     shown.update_from(artist)
     shown.set(transform=figure.transFigure, clip_on=False)
+    if line:
+        shown.set_markevery((1, 2))
     figure.add_artist(shown)
     out = io.BytesIO()
     figure.savefig(out, format="png", transparent=True, dpi=DPI)

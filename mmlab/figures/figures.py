@@ -13,7 +13,7 @@ text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -44,10 +44,11 @@ __all__ = [
 __all__ += ["end_of_changes", "side_by_side", "time_label"]
 __all__ += ["batches", "batches_table", "counters", "counters_table", "cpu", "cpu_table", "memory", "memory_table"]
 __all__ += ["overlay", "overlay_table", "recorded_samples", "says_and_truth"]
-__all__ += ["crossings", "curves", "heat", "rates", "stacked", "steps", "tradeoff", "truth_table", "verdict_table"]
+__all__ += ["bars", "crossings", "curves", "heat", "steps", "tradeoff", "truth_table", "verdict_table"]
 __all__ += ["blocks", "blocks_table", "maps_compared", "page_map", "page_map_table"]
 
 MIB_PER_PAGE = 4 / 1024
+PLAIN = "{x:,g}"
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
@@ -183,7 +184,7 @@ def batches(
     if ax.get_yscale() != "log":
         ax.set_yscale("log")
     ax.yaxis.set_major_formatter(theme.short)
-    ax.set(ylabel="pages freed by one batch", ylim=(0.8, 10 ** np.ceil(np.log10(1.2 * top))))
+    ax.set(ylabel="pages freed by one batch", ylim=(0.8, 10 ** np.ceil(np.log10(1.05 * top))))
     return _finish(ax, tables, "batches", brief)
 
 
@@ -270,9 +271,8 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     columns : mapping
         Counter → its unit.
     """
-    panels = axes(len(columns), height=2.9, sharex=True)
     tables = {column: overlay_table(run, recorded, column) for column in columns}
-    _against_kernel(panels, tables, "batch", columns.values(), f"Linux {recorded['kernel']}", "overlay")
+    panels = _against_kernel(axes(len(columns), height=2.9, sharex=True), tables, list(columns.values()), "overlay")
     if title:
         figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
@@ -293,37 +293,31 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
     panels = axes(width, rows, width=11.5, height=0.5 + 2.7 * rows)
     for ax in panels[len(tables) :]:
         ax.set_axis_off()
-    _against_kernel(panels, tables, "sample", [unit] * len(tables), "shown by Linux", "says_and_truth")
-    return panels[: len(tables)]
+    return _against_kernel(panels[: len(tables)], tables, [unit] * len(tables), "says_and_truth")
 
 
 def _against_kernel(
-    panels: list[Axes], tables: Mapping[str, pd.DataFrame], x: str, units: Iterable[str], kernel: str, name: str
-) -> None:
-    """Draw one table into each of the Axes: the model's line, a kernel's samples and, where it is given, the truth."""
-    from matplotlib.ticker import MaxNLocator
-
-    for ax, (title, data), unit in zip(panels, tables.items(), units, strict=False):
-        if "truth" in data:
-            ax.step(data[x], data["truth"], where="mid", color="#ECB01F", linewidth=6, alpha=0.6, label="true value")
-        where: Literal["mid", "post"] = "mid" if "truth" in data else "post"
-        ax.step(data[x], data["model"], where=where, color="C0", linewidth=1.5, label="mmlab")
-        circles: dict[str, Any] = {
-            "color": theme.INK,
-            "markerfacecolor": "none",
-            "markersize": 4.5,
-            "markeredgewidth": 1,
-        }
-        ax.plot(data[x], data["recorded"], "o", label=kernel, **circles)
-        values = data.drop(columns=[x, "rank"], errors="ignore")
-        low, high = min(values.min(axis=None), 0), values.max(axis=None)
-        room = 0.07 * max(high - low, 1)
-        ax.set(xlabel=x, ylabel=unit, ylim=(low - room, high + room))
+    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Sequence[str], name: str
+) -> list[Axes]:
+    """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
+    looks: dict[str, dict[str, Any]] = {
+        "truth": {"color": "#ECB01F", "linewidth": 6, "alpha": 0.6, "drawstyle": "steps-mid"},
+        "model": {"color": "C0", "linewidth": 1.5, "drawstyle": "steps-mid" if "truth" in name else "steps-post"},
+        "recorded": {"color": theme.INK, "marker": "o", "linestyle": "none", "markerfacecolor": "none"},
+    }
+    labels = {"truth": "true value", "model": "mmlab", "recorded": "Linux"}
+    for ax, (title, data), unit in zip(panels, tables.items(), units, strict=True):
+        values = data[[column for column in looks if column in data]]
+        for column in values:
+            ax.plot(data.iloc[:, 0], data[column], label=labels[column], markersize=4.5, **looks[column])
+        low = min(values.min(axis=None), 0)
+        high = max(values.max(axis=None), low + 1)
+        ax.set(xlabel=data.columns[0], ylabel=unit, ylim=(low - 0.07 * (high - low), high + 0.07 * (high - low)))
         ax.set_title(title, fontsize=9.5)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        ax.yaxis.set_major_formatter(PLAIN)
         remember(ax, data, name)
     legend_below(panels)
+    return panels
 
 
 # --- curves: one quantity over another ------------------------------------------------------------------------------
@@ -400,7 +394,7 @@ def curves(
     if drawn:
         ax.set(yscale="log", ylim=(min(drawn) * 0.7, max(drawn) * 1.6))
     ax.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    ax.yaxis.set_major_formatter(PLAIN)
     if log:
         ticks = sorted(set(table[x]))
         ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
@@ -437,7 +431,7 @@ def tradeoff(
     look: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#555555", "hatch": "..", "linewidth": 0.8}
     ax.fill_between([low, within[0]], bottom, within[1], zorder=0, label="the goal", **look)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_major_formatter(PLAIN)
     ax.legend(loc="best", frameon=True)
     return remember(ax, table, "tradeoff")
 
@@ -474,80 +468,59 @@ def steps(
 # --- bars -----------------------------------------------------------------------------------------------------------
 
 
-def rates(
-    table: pd.DataFrame, ax: Axes | None = None, label: str = "rate (MiB/s)", errors: pd.DataFrame | None = None
+def bars(
+    table: pd.DataFrame,
+    label: str,
+    ax: Axes | None = None,
+    *,
+    errors: pd.DataFrame | None = None,
+    stacked: bool = False,
+    legend: bool = True,
 ) -> Axes:
-    """Draw a bar for each column of each row, such as rates in KSM's counters and in frames really freed.
+    """Draw a horizontal bar for each column of each row, beside each other or stacked, with the values as text.
 
     Parameters
     ----------
     table : DataFrame
-        A row a variant (index). NaN, where nothing was merged or freed, is drawn as 0.
-    errors : DataFrame, optional
-        Standard errors, in the same rows and columns: a line across the end of each bar.
-    """
-    ax = ax or axes(height=0.5 + 0.42 * len(table))[0]
-    values, height = table.fillna(0.0), 0.8 / len(table.columns)
-    sigma = (values * 0 if errors is None else errors.reindex_like(values)).where(lambda error: error > 0)
-    for number, column in enumerate(table):
-        places = np.arange(len(table)) - 0.4 + height * (number + 0.5)
-        colour, hatch = theme.PARTS[3 * number % len(theme.PARTS)]
-        look = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.8, "label": column}
-        bars = {"error_kw": {"ecolor": theme.INK, "capsize": 2.5, "elinewidth": 1.2}, **look}
-        ax.barh(places, values[column], height, xerr=None if errors is None else sigma[column], **bars)
-        for place, value, error in zip(places, values[column], sigma[column].fillna(0.0), strict=True):
-            theme.write(ax, sure(value, error) if error else f"{value:,.1f}", (value + error, place), fontsize=8)
-    ax.set_xlim(0, 1.1 * max(values.max(axis=None), 1e-9))
-    _name_bars(ax, table, label, legend=True)
-    return remember(ax, with_errors(table, errors), "rates")
-
-
-def stacked(table: pd.DataFrame, label: str, ax: Axes | None = None, legend: bool = True) -> Axes:
-    """Draw a horizontal bar for each row, made of its columns; a number stands in each part that has room for it.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Rows (index) and the parts of their bars (columns), not negative.
+        Names (index) and values, not negative. NaN is drawn as 0.
     label : str
         Label of the x axis, with its unit.
+    errors : DataFrame, optional
+        Standard errors, in the same rows and columns: a line across the end of each bar.
+    stacked : bool
+        Stack the columns; only parts that have room for their value show it.
     """
-    ax = ax or axes(height=1.2 + 0.34 * len(table))[0]
-    values, whole = table.fillna(0.0).astype(float), max(float(table.sum(axis=1).max()), 1e-9)
-    left = np.zeros(len(table))
-    box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for number, part in enumerate(table):
-        colour, hatch = theme.PARTS[number % len(theme.PARTS)]
-        look = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.7, "label": part}
-        ax.barh(range(len(table)), values[part], 0.72, left, **look)
-        for place, width in enumerate(values[part]):
-            if width >= 0.05 * whole:
-                ax.text(left[place] + width / 2, place, f"{width:,.3g}", fontsize=8, bbox=box, **CENTRED)
-        left += values[part].to_numpy()
-    ax.set_xlim(0, 1.02 * whole)
-    _name_bars(ax, table, label, legend)
-    return remember(ax, table, "stacked")
-
-
-def _name_bars(ax: Axes, table: pd.DataFrame, label: str, legend: bool) -> None:
+    ax = ax or axes(height=1.0 + (0.34 if stacked else 0.2 * len(table.columns)) * len(table))[0]
+    values, left = table.fillna(0.0).astype(float), np.zeros(len(table))
+    sigma = (values * 0 if errors is None else errors.reindex_like(values)).fillna(0.0)
+    whole = max(float(values.sum(axis=1).max() if stacked else (values + sigma).max(axis=None)), 1e-9)
+    height = 0.72 if stacked else 0.8 / len(table.columns)
+    for number, column in enumerate(table):
+        colour, hatch = theme.PARTS[number * (1 if stacked else 3) % len(theme.PARTS)]
+        look = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.8, "label": column}
+        places = np.arange(len(table)) + (0 if stacked else height * (number + 0.5) - 0.4)
+        ax.barh(places, values[column], height, left, **look)
+        for place, start, value, error in zip(places, left, values[column], sigma[column], strict=True):
+            if error > 0:
+                ax.errorbar(value, place, xerr=error, color=theme.INK, capsize=2.5, linewidth=1.2)
+            if not stacked:
+                theme.write(ax, sure(value, error), (value + error, place), fontsize=8)
+            elif value >= 0.05 * whole:
+                box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                ax.text(start + value / 2, place, f"{value:,.3g}", fontsize=8, bbox=box, **CENTRED)
+        left = left + values[column].to_numpy() * stacked
     ax.set_yticks(range(len(table)), [str(name) for name in table.index])
-    ax.set(xlabel=label, ylim=(len(table) - 0.5, -0.5))
+    ax.set(xlabel=label, xlim=(0, (1.02 if stacked else 1.1) * whole), ylim=(len(table) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if legend:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
+    return remember(ax, with_errors(table, errors), "bars")
 
 
 # --- tables as figures ----------------------------------------------------------------------------------------------
 
-CELLS: dict[str, dict[str, Any]] = {
-    "+": {"facecolor": "#FFFFFF"},
-    " ": {"facecolor": "#BFD9EA"},
-    "-": {"facecolor": "#4C86AE"},
-    "=": {"facecolor": "#EFEFEF"},
-    "yes": {"facecolor": "#0173B2"},
-    "no": {"facecolor": "#F1F1F1"},
-    "never": {"facecolor": "#FFFFFF", "hatch": "xxxx"},
-}
+#: Colours of the cells of :func:`verdict_table` by their sign, and of :func:`truth_table`.
+CELLS = {"+": "#FFFFFF", " ": "#BFD9EA", "-": "#4C86AE", "=": "#EFEFEF", "yes": "#0173B2", "no": "#F1F1F1"}
 SIGNS = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
 
 
@@ -570,10 +543,8 @@ def verdict_table(
         Sign → its meaning, for the legend.
     """
     ax = ax or axes(height=0.9 + 0.29 * len(cells))[0]
-    suffix = marks.replace({"+": " +", "-": " −", "=": "", " ": ""})
-    _draw_cells(ax, marks, text.astype(str) + suffix.set_axis(text.columns, axis=1), signs)
-    ax.set_xticks(np.arange(len(cells.columns)) + 0.5, list(cells.columns))
-    ax.set_yticks(np.arange(len(cells)) + 0.5, list(cells.index))
+    suffix = marks.replace({"+": " +", "-": " −", "=": "", " ": ""}).to_numpy()
+    _draw_cells(ax, marks.set_axis(cells.columns, axis=1), text.astype(str).to_numpy() + suffix, signs)
     ax.xaxis.tick_top()
     if any("*" in str(row) for row in cells.index):
         ax.set_xlabel("* from the text only", loc="right", fontsize=9)
@@ -592,7 +563,7 @@ def truth_table(
     Parameters
     ----------
     table : DataFrame
-        Contexts (index), variants (columns), booleans: see :func:`mmlab.studies.verdict.truth_table`.
+        Contexts (index), variants (columns), booleans: see :func:`mmlab.variants.truth_table`.
     possible : sequence of bool
         For each context whether it can happen.
     text : DataFrame, optional
@@ -600,46 +571,41 @@ def truth_table(
     words : tuple of str
         The meaning of true and of false, for the legend.
     """
+    from matplotlib.patches import Patch
+
     ax = ax or axes(width=11.5, height=2.2 + 0.28 * len(table.columns))[0]
-    marks = table.map(lambda yes: "yes" if yes else "no")
-    marks[~np.array(possible)] = "never"
-    shown = marks.map(lambda _: "") if text is None else text.astype(str).where(marks != "never", "")
-    signs = {"yes": words[0], "no": words[1], "never": "cannot happen"}
-    _draw_cells(ax, marks.T, shown.T, signs)
+    ax.patch.set(hatch="xxxx", edgecolor="#BBBBBB")
+    shown = table.map(lambda yes: "yes" if yes else "no")
+    shown[~np.array(possible)] = None
+    texts = np.full(table.T.shape, "") if text is None else text.T.astype(str).to_numpy()
+    never = Patch(hatch="xxxx", facecolor="#FFFFFF", edgecolor="#BBBBBB", label="cannot happen")
+    _draw_cells(ax, shown.T, texts, {"yes": words[0], "no": words[1]}, never)
     flags = {"mergeable memory": "mergeable", "KSM runs": "ksm_running", "shrink_underused": "shrink_underused"}
     dots = ["\n".join("●" if getattr(context, flag) else "○" for flag in flags.values()) for context in table.index]
-    ax.set_xticks(np.arange(len(table)) + 0.5, dots, linespacing=1.6)
-    ax.set_yticks(np.arange(len(table.columns)) + 0.5, list(map(str, table.columns)))
+    ax.set_xticks(np.arange(len(table)) + 0.5, dots, linespacing=1.6, rotation=0)
     look: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top", "linespacing": 1.6}
     theme.write(ax, "\n".join(flags), (0, 0), (-4, -4), **look)
     callers = pd.Series(range(len(table))).groupby([context.caller for context in table.index], sort=False)
     for caller, places in callers:
         ax.axvline(places.min(), color="#888888", linewidth=1.4)
         ax.text(places.mean() + 0.5, -0.25, f"split by: {caller}", ha="center", fontsize=10)
-    kept = (table if text is None else text).set_axis(
-        [", ".join(f"{name}={value}" for name, value in vars(context).items()) for context in table.index]
-    )
-    return remember(ax, kept, "truth_table")
+    names = [", ".join(f"{name}={value}" for name, value in vars(context).items()) for context in table.index]
+    return remember(ax, (table if text is None else text).set_axis(names), "truth_table")
 
 
-def _draw_cells(ax: Axes, marks: pd.DataFrame, text: pd.DataFrame, signs: Mapping[str, str]) -> None:
-    """Draw a rectangle with a text for each cell, and a legend of the looks."""
-    from matplotlib.patches import Patch, Rectangle
+def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[str, str], *more: Any) -> None:
+    """Draw a coloured cell with a text for each mark, none for NaN, and a legend of the colours."""
+    import seaborn as sns
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
-    for (i, j), mark in np.ndenumerate(marks.to_numpy()):
-        ax.add_patch(Rectangle((j, i), 1, 1, **{"edgecolor": "#CCCCCC" if mark == "never" else "white"} | CELLS[mark]))
-        look: dict[str, Any] = {
-            "color": "white" if mark in ("-", "yes") else theme.INK,
-            "fontweight": "bold" if mark == "+" else "normal",
-        }
-        if text.iat[i, j]:
-            ax.text(j + 0.5, i + 0.5, text.iat[i, j], fontsize=9, **look, **CENTRED)
-    ax.set(xlim=(0, marks.shape[1]), ylim=(marks.shape[0], 0), xlabel="", ylabel="")
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
-    patches = [Patch(edgecolor="#888888", label=words, **CELLS[sign]) for sign, words in signs.items()]
-    figure_of(ax).legend(handles=patches, loc="outside lower center", ncols=len(patches))
+    codes = marks.apply(lambda column: column.map(list(CELLS).index, na_action="ignore")).astype(float)
+    look = {"cmap": ListedColormap(list(CELLS.values())), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
+    sns.heatmap(codes, ax=ax, annot=text, fmt="", annot_kws={"fontsize": 9}, linewidths=1.5, **look)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0, labelrotation=0)
+    patches = [Patch(facecolor=CELLS[sign], edgecolor="#888888", label=words) for sign, words in signs.items()]
+    figure_of(ax).legend(handles=[*patches, *more], loc="outside lower center", ncols=len(patches) + len(more))
 
 
 def heat(

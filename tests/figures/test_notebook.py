@@ -73,8 +73,7 @@ def test_tables_of_figures(run: Run) -> None:
         "counters": plots.counters(runs),
         "curves": plots.curves(LINES, "x (s)", "y (MiB)", "which"),
         "steps": plots.steps(LINES, "x (s)", "y (MiB)", "which"),
-        "stacked": plots.stacked(pd.DataFrame({"KSM": [1.0], "others": [2.0]}, index=["mainline"]), "MiB"),
-        "rates": plots.rates(pd.DataFrame({"seen": [1.0], "freed": [2.0]}, index=["mainline"])),
+        "bars": plots.bars(pd.DataFrame({"seen": [1.0], "freed": [2.0]}, index=["mainline"]), "rate (MiB/s)"),
         "page_map": plots.page_map(LETTERS, 8),
     }.items():
         assert list(display.tables_of(plots.figure_of(ax))) == [name]
