@@ -272,7 +272,9 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
         Counter → its unit.
     """
     tables = {column: overlay_table(run, recorded, column) for column in columns}
-    panels = _against_kernel(axes(len(columns), height=2.9, sharex=True), tables, list(columns.values()), "overlay")
+    panels = _against_kernel(
+        axes(len(columns), height=2.9, sharex=True), tables, list(columns.values()), "overlay", recorded["kernel"]
+    )
     if title:
         figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
@@ -297,7 +299,7 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
 
 
 def _against_kernel(
-    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Sequence[str], name: str
+    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Sequence[str], name: str, release: str = ""
 ) -> list[Axes]:
     """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
     looks: dict[str, dict[str, Any]] = {
@@ -305,7 +307,7 @@ def _against_kernel(
         "model": {"color": "C0", "linewidth": 1.5, "drawstyle": "steps-mid" if "truth" in name else "steps-post"},
         "recorded": {"color": theme.INK, "marker": "o", "linestyle": "none", "markerfacecolor": "none"},
     }
-    labels = {"truth": "true value", "model": "mmlab", "recorded": "Linux"}
+    labels = {"truth": "true value", "model": "mmlab", "recorded": f"Linux {release}"}
     for ax, (title, data), unit in zip(panels, tables.items(), units, strict=True):
         values = data[[column for column in looks if column in data]]
         for column in values:
@@ -602,6 +604,8 @@ def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[
     codes = marks.apply(lambda column: column.map(list(CELLS).index, na_action="ignore")).astype(float)
     look = {"cmap": ListedColormap(list(CELLS.values())), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
     sns.heatmap(codes, ax=ax, annot=text, fmt="", annot_kws={"fontsize": 9}, linewidths=1.5, **look)
+    for written in ax.texts:
+        written.set_fontweight("bold" if written.get_text().endswith("+") else "normal")
     ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0, labelrotation=0)
     patches = [Patch(facecolor=CELLS[sign], edgecolor="#888888", label=words) for sign, words in signs.items()]
@@ -636,7 +640,9 @@ def heat(
     rows, columns = max(map(len, tables.values())), max(len(table.columns) for table in tables.values())
     across = min(width, len(tables))
     down = -(-len(tables) // across)
-    panels = axes(across, down, across * (1.7 + 0.56 * columns), down * (1.0 + 0.34 * rows), sharey=True, sharex=True)
+    panels = axes(
+        across, down, across * (1.7 + 0.56 * columns), down * max(2.8, 1.0 + 0.34 * rows), sharey=True, sharex=True
+    )
     values = np.concatenate([table.to_numpy(float).ravel() for table in tables.values()])
     top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     low = -top if signed else min(0.0, float(np.nanmin(values, initial=0.0)))
