@@ -605,7 +605,7 @@ def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[
     look = {"cmap": ListedColormap(list(CELLS.values())), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
     sns.heatmap(codes, ax=ax, annot=text, fmt="", annot_kws={"fontsize": 9}, linewidths=1.5, **look)
     for written in ax.texts:
-        written.set_fontweight("bold" if written.get_text().endswith("+") else "normal")
+        written.set_fontweight("bold" if written.get_text().endswith(" +") else "normal")
     ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0, labelrotation=0)
     patches = [Patch(facecolor=CELLS[sign], edgecolor="#888888", label=words) for sign, words in signs.items()]
