@@ -16,8 +16,10 @@ from conftest import ROOT
 
 LAYERS = """
     errors
-    params workers spec
-    scenario variants schema
+    params workers
+    spec variants
+    scenario
+    schema
     kernel
     engine
     results
