@@ -36,6 +36,7 @@ from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
 from mmlab.params import find_params, read_yaml
 from mmlab.results.run import Run, simulate
+from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.goals import Reference
@@ -345,7 +346,7 @@ class Estimate:
             "Totals with sampling error; quantiles of single hosts in GiB, % of a CPU and THPs": self.totals(),
             f"Differences from {self.variants[0]}, host by host": self.differences(),
         }
-        texts = [f"{title}\n{table.to_string(index=False, float_format=_four)}" for title, table in tables.items()]
+        texts = [f"{title}\n{text_table(table.map(_four), indent=2)}" for title, table in tables.items()]
         share = (hosts["ksmd_cpu"] * hosts["ksmd_cost_error"]).sum() / (hosts["ksmd_cpu"].sum() or 1)
         costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
         scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""
@@ -360,6 +361,6 @@ def _quantiles(values: np.ndarray, weights: np.ndarray) -> list[float]:
     return [float(value) for value in values[order][at]]
 
 
-def _four(value: float) -> str:
-    """Return a number with four digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _four(value: str | float) -> str:
+    """Return a number with four digits, and a text as it is."""
+    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -537,7 +537,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
             one.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=LONG)
     assert process.returncode == 130
-    assert f"mmlab: {tmp_path}: the same command goes on with what is not there yet" in err
+    assert f"mmlab: {tmp_path}: the same command resumes the sweep" in err
     assert "Traceback" not in err
     assert workers
     assert _gone(workers)
