@@ -43,6 +43,17 @@ class Scheduling(LoadScopeScheduling):
         return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
 
 
+SLOW = {*TOGETHER, "test_execute", "test_index", "test_jit", "test_notebooks", "test_property"}
+"""Files of tests that `pytest -m quick` leaves out: exactness and unit tests remain."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test quick that is not in a slow file."""
+    for item in items:
+        if item.path.stem not in SLOW:
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
