@@ -50,6 +50,13 @@ def test_a_worker_that_dies_breaks_the_executor() -> None:
         pool.submit(_die, 0).result()
 
 
+def test_a_worker_that_dies_is_one_message_to_the_user() -> None:
+    with pytest.raises(UserError, match="a worker process was killed") as found:
+        list(workers.each(_die, [1, 2], jobs=2))
+    assert (found.value.parameter, found.value.value) == ("jobs", 2)
+    assert "fewer jobs" in found.value.hint
+
+
 PARENT = """
 import os, time
 from mmlab.workers import executor
