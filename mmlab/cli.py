@@ -502,7 +502,7 @@ def report(
 
 @cli.command()
 @click.argument("folder", required=False, metavar="[FOLDER]", type=PATH)
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: the first free one from 8888 on.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.option("--copy-only", is_flag=True, help="Copy the notebooks and params files, and open nothing.")
 def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool) -> None:

@@ -23,7 +23,7 @@ POLL = 0.05
 
 
 class Dropped(Exception):  # noqa: N818 (nothing went wrong)
-    """Raised in a job that nobody waits for any more."""
+    """Raised in a job whose result is no longer wanted."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Job:
     Attributes
     ----------
     work
-        Computes it, in a thread; takes the job.
+        Computes the result, in a thread; takes the job.
     show
         Takes the result, in the event loop's thread.
     patience
@@ -43,7 +43,7 @@ class Job:
     shares
         Progress of each part, 0 to 1.
     note
-        What it is busy with, shown when that takes long.
+        What the job is busy with, shown when that takes long.
     """
 
     work: Callable[[Job], Any]
@@ -53,36 +53,33 @@ class Job:
     shares: dict[str, float] = field(default_factory=dict)
     note: str = ""
     dropped: bool = False
-    started: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic)
 
     @property
     def age(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
+        """Seconds since the start; negative before it."""
+        return time.monotonic() - self.start
 
     @property
     def share(self) -> float:
         """Progress of the whole, 0 to 1."""
         return sum(self.shares.values()) / max(1, len(self.shares))
 
-    def check(self) -> None:
-        """Raise `Dropped` when nobody waits for the job any more."""
+    def report(self, part: str, share: float) -> None:
+        """Note the progress of a part.
+
+        Raises
+        ------
+        Dropped
+            The result is no longer wanted.
+        """
         if self.dropped:
             raise Dropped
-
-    def reporter(self, part: str) -> Callable[[float], None]:
-        """Return a function that takes the progress of a part, and drops the job where that is due."""
-        self.shares[part] = 0.0
-
-        def report(share: float) -> None:
-            self.check()
-            self.shares[part] = share
-
-        return report
+        self.shares[part] = share
 
 
 class Debounce:
-    """Runs the most recent request.
+    """Runs the most recent request, which is a sequence of jobs.
 
     Parameters
     ----------
@@ -94,7 +91,7 @@ class Debounce:
 
     def __init__(self, status: Callable[[Job | None], None], show_error: Callable[[Exception], None]) -> None:
         self.status, self.show_error = status, show_error
-        self.asked: list[Job] = []
+        self.asked: tuple[Job, ...] = ()
         self.task: asyncio.Task[None] | None = None
 
     def ask(self, *jobs: Job) -> None:
@@ -102,22 +99,21 @@ class Debounce:
 
         Without a running event loop the first job is computed and shown before this returns, the others never.
         """
-        if _loop() is None and jobs:
+        if jobs and _loop() is None:
             self.now(jobs[0])
         else:
             self.later(*jobs)
 
     def later(self, *jobs: Job) -> None:
         """Run these jobs as `ask` does, but never before this returns; without a running event loop, not at all."""
-        self.asked = list(jobs)
-        loop = _loop()
+        self.asked, loop = jobs, _loop()
         if loop and jobs and (self.task is None or self.task.done()):
             self.task = loop.create_task(self._serve())
 
     def now(self, job: Job) -> None:
         """Compute a job and show its result before this returns, instead of everything asked before."""
-        self.asked = []
-        job.started = time.monotonic()
+        self.asked = ()
+        job.start = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(job.work, job)
             try:
@@ -126,38 +122,40 @@ class Debounce:
             except KeyboardInterrupt:
                 job.dropped = True
                 raise
-        self._conclude(job, future)
+        self._finish(job, future)
 
     async def _serve(self) -> None:
+        """Run requests until there is none."""
         while self.asked:
             await asyncio.sleep(DELAY)
-            if not self.asked or not await self._is_quiet(self.asked[0].idle):
-                continue
-            rest = self.asked = self.asked[:]
-            job = rest.pop(0)
-            job.started = time.monotonic()
-            future = asyncio.get_running_loop().run_in_executor(None, job.work, job)
-            while not future.done() and not job.dropped:
-                await asyncio.wait([future], timeout=POLL)
-                self.status(job)
-                outdated = self.asked is not rest
-                job.dropped = outdated and (not self.asked or (not future.done() and job.age > job.patience))
-            if job.dropped:
-                future.add_done_callback(lambda dropped: dropped.cancelled() or dropped.exception())
-            else:
-                self._conclude(job, future)
+            asked = self.asked
+            for job in asked:
+                job.start = time.monotonic() + job.idle
+                while self.asked is asked and job.age < 0:
+                    await asyncio.sleep(POLL)
+                if self.asked is asked:
+                    await self._run(job, asked)
+            if self.asked is asked:
+                self.asked = ()
 
-    async def _is_quiet(self, seconds: float) -> bool:
-        """Wait for this time; return False as soon as something else is asked."""
-        asked, end = self.asked, time.monotonic() + seconds
-        while self.asked is asked and (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(POLL, left))
-        return self.asked is asked
+    async def _run(self, job: Job, asked: tuple[Job, ...]) -> None:
+        """Compute a job and show its result; drop it when that is due."""
+        future = asyncio.get_running_loop().run_in_executor(None, job.work, job)
+        while not future.done() and not job.dropped:
+            await asyncio.wait([future], timeout=POLL)
+            self.status(job)
+            late = job.age > job.patience and not future.done()
+            job.dropped = self.asked is not asked and (late or not self.asked)
+        if job.dropped:
+            future.add_done_callback(lambda dropped: dropped.cancelled() or dropped.exception())
+        self._finish(job, future)
 
-    def _conclude(self, job: Job, future: asyncio.Future[Any] | Future[Any]) -> None:
+    def _finish(self, job: Job, future: asyncio.Future[Any] | Future[Any]) -> None:
+        """Show the result of a job, or its error, unless it was dropped."""
         self.status(None)
         try:
-            job.show(future.result())
+            if not job.dropped:
+                job.show(future.result())
         except Exception as error:  # in a callback it would vanish into a log
             self.show_error(error)
 

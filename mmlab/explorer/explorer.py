@@ -15,10 +15,9 @@ loop, such as in a script, each change is computed at once.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,6 +33,7 @@ from mmlab.results.run import Run, simulate
 from mmlab.results.trace import load
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
+from mmlab.workers import keep_freed_memory
 
 __all__ = ["CONTROLS", "Explorer", "explore"]
 
@@ -91,6 +91,7 @@ def explore(
     """
     if not isinstance(scenario, Scenario):
         scenario = load(find_params(START if scenario is None else scenario))
+    keep_freed_memory()
     return Explorer(scenario.replace(**changes), resolve(variant or scenario.variant), resolve(compare), controls)
 
 
@@ -98,22 +99,19 @@ class Runs:
     """The latest runs, by scenario and variant."""
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[tuple[Scenario, Variant], Run] = OrderedDict()
+        self.kept: dict[tuple[Scenario, Variant], Run] = {}
         self.lock = Lock()
 
     def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
         """Return a run, simulated if necessary, with its table, metrics and errors computed: they take time, too."""
-        key = (scenario.replace(name="", variant="mainline"), variant)
-        with self.lock:
-            if key in self.kept:
-                self.kept.move_to_end(key)
-                return self.kept[key]
-        run = simulate(scenario, variant=variant, progress=progress)
+        key = scenario.replace(name="", variant="mainline"), variant
+        run = self.kept.get(key) or simulate(scenario, variant=variant, progress=progress)
         _ = run.samples, run.metrics, run.uncertainty
         with self.lock:
-            self.kept[key] = run
+            self.kept.pop(key, None)
+            self.kept[key] = run  # the last one, as it is the latest
             while len(self.kept) > 2 and sum(kept.total_pages for kept, _ in self.kept) > KEPT_PAGES:
-                self.kept.popitem(last=False)
+                del self.kept[next(iter(self.kept))]
         return run
 
 
@@ -138,17 +136,16 @@ class Explorer(Layout):
             if name not in fields:
                 raise unknown("control", name, fields, "Plain fields of the scenario can have one.")
         self.known = {**VARIANTS, variant.name: variant, compare.name: compare}
-        self.start = self.base = scenario.replace(variant=variant.name)
-        self.start_compare = compare.name
+        self.base = scenario.replace(variant=variant.name)
+        self.start = self.base, compare.name
         made = {name: control(fields[name], getattr(scenario, name)) for name in controls if name != "variant"}
-        made["variant"] = variants("variant", self.known, variant.name)
-        made["compare"] = variants("compare", self.known, compare.name)
+        for name, value in {"variant": variant.name, "compare": compare.name}.items():
+            made[name] = variants(name, self.known, value)
         super().__init__(made, flat_presets())
         self.figures, self.cache, self.requests = Figures(), Runs(), Debounce(self.show_status, self.show_error)
         self.shown: Comparison | None = None
         self.seconds = 0.0, 0.0
-        self._drawing = Lock()
-        self._setting = False
+        self._drawing, self._setting = Lock(), False
         for widget in (*made.values(), self.whole):
             widget.observe(self._changed, "value")
         self.preset.observe(self._preset, "value")
@@ -183,42 +180,36 @@ class Explorer(Layout):
         """Set all controls to a scenario, and take over its other fields."""
         if compare is None and (compare := self.controls["compare"].value) == scenario.variant:
             compare = "mainline" if compare != "mainline" else "ksm-opt-out"
-        self.base = scenario
-        with self._together():
+        self.base, self._setting = scenario, True
+        try:
             for name, made in self.controls.items():
                 made.value = compare if name == "compare" else getattr(scenario, name)
+        finally:
+            self._setting = False
         self._changed()
 
     def update(self) -> None:
         """Simulate and show the controls' scenario before this returns; the page maps follow in a notebook."""
-        jobs = self._jobs()
-        if jobs:
+        if jobs := self._jobs():
             self.requests.now(jobs[0])
             self.requests.later(*jobs[1:])
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Change several controls within this context without computing anything."""
-        self._setting = True
-        try:
-            yield
-        finally:
-            self._setting = False
-
     def _changed(self, _: Any = None) -> None:
+        """Show the controls' scenario, unless several controls are being set."""
         if not self._setting:
             self.requests.ask(*self._jobs())
 
     def _reset(self, _: Any = None) -> None:
-        with self._together():
+        """Set everything as it was at the start."""
+        if self.preset.value:
             self.preset.value = ""
-        self.use(self.start, self.start_compare)
+        else:
+            self.use(*self.start)
 
     def _preset(self, change: Any) -> None:
-        if self._setting:
-            return
+        """Use a file of ``params/``, or the start for the empty name."""
         try:
-            self.use(load(find_params(change["new"])) if change["new"] else self.start)
+            self.use(*([load(find_params(change["new"]))] if change["new"] else self.start))
         except UserError as error:
             self.show_error(error)
 
@@ -226,8 +217,7 @@ class Explorer(Layout):
         """Return the jobs of the controls: the comparison, then the page maps through time; none after a mistake."""
         names = [self.controls[name].value for name in ("variant", "compare")]
         chosen = [self.known[name] for name in names]
-        others = {n: v for n, v in self.base.changed().items() if n not in (*self.controls, "name")}
-        self.explain(chosen, others)
+        self.explain(chosen, {n: v for n, v in self.base.changed().items() if n not in (*self.controls, "name")})
         try:
             scenario = self.scenario
             scenario.check_memory()
@@ -235,40 +225,33 @@ class Explorer(Layout):
             self.show_error(error)
             return []
         labels = names if names[0] != names[1] else [names[0], f"{names[1]} again"]
-        asked, whole = dict(zip(labels, chosen, strict=True)), bool(self.whole.value)
-
-        def compare(job: Job) -> tuple[Comparison, tuple[float, float]]:
-            return self._compare(job, scenario, asked, whole)
-
-        return [
-            Job(compare, self._show),
-            Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …"),
-        ]
+        compare = partial(self._compare, scenario, dict(zip(labels, chosen, strict=True)), self.whole.value)
+        page_maps = Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …")
+        return [Job(compare, self._show), page_maps]
 
     def _compare(
-        self, job: Job, scenario: Scenario, asked: Mapping[str, Variant], whole: bool
+        self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, job: Job
     ) -> tuple[Comparison, tuple[float, float]]:
-        reporters = {label: job.reporter(label) for label in asked}
+        """Return the comparison of a scenario under two variants, and `seconds`."""
+        job.shares = dict.fromkeys(asked, 0.0)
 
         def one(label: str) -> Run:
-            return self.cache.get(scenario, asked[label], reporters[label])
+            return self.cache.get(scenario, asked[label], partial(job.report, label))
 
-        def note(text: str) -> None:
-            job.note = text
-
-        with announced(note), ThreadPoolExecutor(len(asked)) as pool:
+        with announced(partial(setattr, job, "note")), ThreadPoolExecutor(len(asked)) as pool:
             runs = dict(zip(asked, pool.map(one, asked), strict=True))
         simulated = job.age
         with self._drawing:
-            job.check()
+            job.report("drawing", 1.0)
             return self.figures.compare(runs, whole), (simulated, job.age)
 
     def _frames(self, job: Job) -> list[Frame]:
         """Return the page maps through time of the runs on display."""
         assert self.shown is not None
+        job.shares = {run.variant: 0.0 for run in self.runs.values()}
 
         def again(run: Run, where: set[tuple[int, int]]) -> Run:
-            report = job.reporter(run.variant)
+            report = partial(job.report, run.variant)
             return simulate(run.scenario, variant=self.known[run.variant], maps_at=where, progress=report)
 
         return frames(self.shown.runs, self.shown.end, again)
@@ -277,16 +260,14 @@ class Explorer(Layout):
         self.shown, self.seconds = found
         self.show(self.shown, self.seconds)
 
-    def yaml(self) -> str:
-        """Return the controls' scenario as a params file."""
-        about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
-        return self.scenario.as_yaml(self.controls, about)
-
     def _save(self, _: Any = None) -> None:
+        """Save the controls' scenario as a new params file."""
+        about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
         try:
-            self.note(f"Saved as {save_new(self.path.value, self.yaml())}")
+            said = f"Saved as {save_new(self.path.value, self.scenario.as_yaml(self.controls, about))}"
         except UserError as error:
-            self.note(f"Not saved: {error}")
+            said = f"Not saved: {error}"
+        self.message.value = self.words.note(said)
 
 
 def flat_presets() -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmlab import __version__
 from mmlab.errors import UserError
-from mmlab.params import shipped_folder, write_atomically
+from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report.jupyter import environment, this_interpreter
 
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
@@ -63,9 +63,7 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
                 write_atomically(target, origin.read_bytes())
                 added += 1
             elif target.read_bytes() != origin.read_bytes():
-                differ.append(
-                    f"{target}: differs from that of mmlab {__version__} and stays; remove it to get that one"
-                )
+                differ.append(f"{target}: differs from that of mmlab {__version__}; remove it to get that one")
     except OSError as error:
         problem = f"{error.filename or folder}: {error.strerror}"
         raise UserError(problem, parameter="folder", value=str(folder), hint="Name another folder.") from None
@@ -80,7 +78,7 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
     folder
         What the lab shows; it has ``notebooks/``.
     port
-        Default: the first free one from 8888 on.
+        Default: 8888, or a free one where that is in use.
     browser
         Open a browser, where there is a display for it. The address is printed in any case.
     say
@@ -93,26 +91,19 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
     """
     from jupyterlab.labapp import LabApp
 
+    data = read_yaml(Path(__file__).with_name("lab.yaml"))
     token, port = secrets.token_hex(24), _free_port(port)
-    shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
-    settings = {
-        "ServerApp.ip": "127.0.0.1",
+    display = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+    settings = data["server"] | {
         "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
-        "ServerApp.base_url": "/",
-        "ServerApp.certfile": "",
         "ServerApp.root_dir": folder.resolve(),
-        "ServerApp.open_browser": browser and shown,
-        "ServerApp.allow_root": True,  # only this machine reaches it, and only with the token
-        "ServerApp.answer_yes": True,  # one Ctrl-C ends it
-        "ServerApp.log_level": 40,
-        "LabApp.log_level": 40,
+        "ServerApp.open_browser": browser and display,
         "IdentityProvider.token": token,
         "LabApp.default_url": f"/lab/tree/{START}",
     }
     with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own, this_interpreter(Path(own)):
-        quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-        write_atomically(Path(own, "labconfig", "default_setting_overrides.json"), json.dumps(quiet).encode())
+        overrides = Path(own, "labconfig", "default_setting_overrides.json")
+        write_atomically(overrides, json.dumps(data["overrides"]).encode())
         others = filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
         with environment(JUPYTER_CONFIG_PATH=os.pathsep.join([own, *others])):
             app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
@@ -132,14 +123,14 @@ def _as_shipped(model: dict[str, Any], **_: object) -> None:
 
 
 def _free_port(wanted: int | None) -> int:
-    """Return the port that is wanted, or the first free one from 8888 on, or any."""
-    for port in (wanted,) if wanted else (*range(8888, 8988), 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
-            return int(probe.getsockname()[1])
-    raise UserError(reason, parameter="--port", value=wanted, hint="Name another one, or none to take a free one.")
+    """Return the port that is wanted; without one, 8888 or any that is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 8888))
+        except OSError as error:
+            if wanted:
+                hint = "Name another one, or none to take a free one."
+                raise UserError(str(error.strerror), parameter="--port", value=wanted, hint=hint) from None
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
