@@ -337,11 +337,11 @@ POINTS: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white"}
 def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
     """Return where each curve passes ``at``, interpolated between its points (logarithmically if they are far apart).
 
-    Columns ``by`` and ``x``; a curve that stays on one side of ``at`` has no row.
+    Columns ``by`` and ``x``, curves in the order of the table; one that stays on one side of ``at`` has no row.
     """
     rows = []
-    for _, name, part in _parts(table.sort_values(x), by):
-        part = part[np.isfinite(part[y]) & (part[y] > 0)]
+    for _, name, part in _parts(table, by):
+        part = part[np.isfinite(part[y]) & (part[y] > 0)].sort_values(x)
         xs, ys = part[x].to_numpy(float), np.log(part[y].to_numpy(float) / at)
         for i in np.flatnonzero((ys[:-1] < 0) != (ys[1:] < 0)):
             share = ys[i] / (ys[i] - ys[i + 1])

@@ -397,3 +397,10 @@ def test_heat() -> None:
     assert [text.get_text() for text in many.texts] == ["0", "1,234", "308.5"]
     plots.heat({"nothing": first * 0}, "freed")
     plots.heat({"none": first * np.nan}, "freed")
+
+
+def test_crossings_are_in_the_order_of_the_curves() -> None:
+    """pandas' default sort is not stable, and differs between processors."""
+    names = ["25 %", "50 %", "75 %", "90 %"]
+    rows = [{"of": name, "x": x, "y": 30.0 / x} for name in names for x in (100, 50, 20, 10, 5, 2, 1)]
+    assert plots.crossings(pd.DataFrame(rows), "x", "y", 10, "of")["of"].tolist() == names
