@@ -154,11 +154,13 @@ class Tables:
     parameters: ClassVar[dict[str, list[types.Type]]] = {}
     address: int
     _dtypes: ClassVar[dict[str, np.dtype]]
+    _numba_type_: ClassVar[MachineType]
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls, include_extras=True).items()
         cls._dtypes = {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}
-        cls.parameters["m"] = [MachineType(cls._dtypes)]
+        cls._numba_type_ = MachineType(cls._dtypes)  # numba looks here: 5 µs a call less than by `typeof_impl`
+        cls.parameters["m"] = [cls._numba_type_]
 
     def __init__(self, **lengths: int) -> None:
         table = np.zeros(2 * len(self._dtypes), np.int64)
@@ -170,11 +172,6 @@ class Tables:
         slot = 2 * list(self._dtypes).index(name)
         self.__dict__["_table"][slot : slot + 2] = array.ctypes.data, len(array)
         self.__dict__[name] = array
-
-
-@extending.typeof_impl.register(Tables)
-def _typeof_machine(machine: Tables, context: Any) -> Any:
-    return machine.parameters["m"][0]
 
 
 @extending.unbox(MachineType)
