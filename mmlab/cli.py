@@ -28,6 +28,7 @@ from mmlab.workers import cpus, each, executor, keep_freed_memory
 
 TRACE = ".json.gz"
 PATH = click.Path(path_type=Path)
+FIGURES = (".png", ".svg", ".pdf")
 FILE = click.Path(path_type=Path, dir_okay=False)
 AT_LEAST_0, AT_LEAST_1, JOBS = click.IntRange(0), click.IntRange(1), click.IntRange(1, 1024)
 
@@ -367,18 +368,21 @@ def tune(
 
     Exit status 1: the goals cannot be met.
     """
+    from mmlab.figures.theme import figure_of
     from mmlab.studies import tune as search
     from mmlab.studies.goals import Goals
 
     goals = Goals.load(workload, levels=_parse(levels, "--levels"), set=_parse(settings), **asked)
+    if figure and figure.suffix not in FIGURES:
+        raise UserError(parameter="--figure", value=str(figure), allowed=f"a file that ends in {', '.join(FIGURES)}")
     _make_folders(table, figure)
     with _compiled(), _progress() as progress, executor(jobs) if jobs > 1 else nullcontext() as pool:
         found = search.tune(goals, runs=runs, seed=seed, executor=pool, progress=progress)
     click.echo(found.text())
     if table:
-        write_atomically(table, found.table().to_csv(index=False).encode())
+        write_atomically(table, found.front.to_csv(index=False).encode())
     if figure:
-        found.save(figure)
+        figure_of(found.plot()).savefig(figure, dpi=150)
     sys.exit(not found.feasible)
 
 

@@ -20,7 +20,7 @@ from bench_goals import Goal, told
 from mmlab.kernel.jit import warm_up
 from mmlab.params import params_files
 from mmlab.studies.goals import Goals, Reference
-from mmlab.studies.settings import Setting, Space, spaces
+from mmlab.studies.settings import Levels, Setting, spaces
 from mmlab.studies.tune import RUNS, Trial, TuneResult, tune
 from mmlab.workers import cpus, executor
 
@@ -49,23 +49,23 @@ THINNER: dict[str, Sequence[int]] = {
 
 def grid(goals: Goals) -> Iterator[Setting]:
     """Yield the settings of the exhaustive grid."""
-    for space in spaces(goals.scenario, goals.by, goals.levels):
-        chosen = GRID | (THINNER if "max_ptes_none" in space.levels else {})
-        own = {knob: levels for knob, levels in chosen.items() if knob not in (goals.levels or {})}
-        yield from settings_of(space, **own)
+    for by, levels in spaces(goals.scenario, goals.by, goals.levels).items():
+        chosen = GRID | (THINNER if "max_ptes_none" in levels else {})
+        own = {knob: levels for knob, levels in chosen.items() if knob not in goals.levels}
+        yield from settings_of(by, levels, **own)
 
 
-def settings_of(space: Space, **levels: Sequence[int]) -> Iterator[Setting]:
-    """Yield every setting of a space, with other levels for the knobs that are named."""
-    tried = {knob: levels.get(knob, own) for knob, own in space.levels.items()}
-    made = (Setting.of(space.by, dict(zip(tried, values, strict=True))) for values in product(*tried.values()))
+def settings_of(by: str, levels: Levels, **others: Sequence[int]) -> Iterator[Setting]:
+    """Yield every setting of a pace, with other levels for the knobs that are named."""
+    tried = {knob: others.get(knob, own) for knob, own in levels.items()}
+    made = (Setting.of(by, dict(zip(tried, values, strict=True))) for values in product(*tried.values()))
     yield from dict.fromkeys(made)
 
 
 def exhaustive(goals: Goals, settings: Sequence[Setting], executor: Executor | None = None) -> TuneResult:
     """Run all settings instead of searching."""
     reference = Reference.of(goals.scenario)
-    task = partial(Trial.run, goals, reference)
+    task = partial(Trial.run, goals.scenario, reference)
     trials = executor.map(task, settings, chunksize=8) if executor else map(task, settings)
     return TuneResult(goals, reference, tuple(trials))
 

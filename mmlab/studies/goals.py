@@ -21,21 +21,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
-from mmlab.params import find_params, params_files, read_yaml
+from mmlab.params import params_files, read_yaml
 from mmlab.results.metrics import PAGES_PER_MIB, Metrics
 from mmlab.results.run import Run, simulate
-from mmlab.results.trace import load
 from mmlab.scenario import Scenario
-from mmlab.studies.settings import BY
+from mmlab.studies.grid import Strict, with_params
+from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
 __all__ = ["MEASURES", "Goals", "Limit", "Reference", "redundant", "seconds"]
@@ -51,6 +53,7 @@ MEASURES: dict[str, tuple[str, str]] = {
 """Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""
 
 _END = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
+_ALONE = {"policy": "none", "advisor_mode": "none", "sample_limit": 100}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
 
@@ -66,6 +69,13 @@ def seconds(text: str | float) -> float:
     if not 0 < value <= 1e9:
         raise UserError(parameter="within", value=text, allowed='a time above 0, such as "90 s", "30 min" or "2 h"')
     return value
+
+
+def measure(name: str) -> str:
+    """Return the name if it is one of `MEASURES`; else it is a `UserError`."""
+    if name not in MEASURES:
+        raise unknown("measure", name, MEASURES, "mmlab tune --help lists them.")
+    return name
 
 
 @dataclass(frozen=True)
@@ -90,12 +100,10 @@ class Limit:
             allowed = 'NAME >= NUMBER or NAME <= NUMBER, such as "saved >= 90 %"'
             raise UserError(parameter="goal", value=text, allowed=allowed)
         name, sign, number, unit = found.groups()
-        if name not in MEASURES:
-            raise unknown("measure", name, MEASURES, "mmlab tune --help lists them.")
-        if unit and unit != MEASURES[name][0]:
-            raise UserError(parameter="goal", value=text, allowed=f"in {MEASURES[name][0] or 'plain numbers'}")
-        if MEASURES[name][0] == "%" and float(number) > 100:
-            raise UserError(parameter="goal", value=text, allowed="at most 100 %")
+        own = MEASURES[measure(name)][0]
+        if unit not in ("", own) or (own == "%" and float(number) > 100):
+            allowed = {"": "a plain number", "%": "in %, at most 100"}.get(own, f"in {own}")
+            raise UserError(parameter="goal", value=text, allowed=allowed)
         return cls(name, sign in (">=", "≥"), float(number))
 
     def violation(self, value: float) -> float:
@@ -105,11 +113,15 @@ class Limit:
         miss = self.value - value if self.at_least else value - self.value
         return min(NOT_MET, max(0.0, miss) / (self.value or 1.0))
 
+    def others(self, limits: Iterable[Limit]) -> list[Limit]:
+        """Return the limits without this one."""
+        return [limit for limit in limits if limit is not self]
+
     def __str__(self) -> str:
         return f"{self.measure} {'>=' if self.at_least else '<='} {self.value:.4g} {MEASURES[self.measure][0]}".rstrip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """The memory without KSM and khugepaged at the same moment; see the module.
 
@@ -126,9 +138,7 @@ class Reference:
     frames: int
     thps: int
     ideal: int
-    rows: np.ndarray = field(
-        default_factory=lambda: np.zeros(1, [("time_ns", np.int64), ("frames", np.int64)]), repr=False, compare=False
-    )
+    rows: np.ndarray
 
     @classmethod
     def of(cls, scenario: Scenario) -> Reference:
@@ -136,8 +146,8 @@ class Reference:
         events = tuple(event for event in scenario.events if not event.sets("run"))
         off = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}
         run = simulate(scenario.replace(**off, **_END, events=events, sample_limit=100), variant="legacy")
-        last, rows = run.rows[-1], np.array(run.rows[["time_ns", "frames"]])
-        return cls(int(last["frames"]), int(last["huge_pmds"]), redundant(run.machine), rows)
+        ideal, rows = redundant(run.machine), np.array(run.rows[["time_ns", "frames"]])
+        return cls(int(rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), ideal, rows)
 
     def saved_mib(self, run: Run) -> np.ndarray:
         """Return float64[samples]: MiB that a run of that memory has saved at each of its samples."""
@@ -152,15 +162,16 @@ class Reference:
 
     def measures(self, run: Run) -> dict[str, float]:
         """Return all `MEASURES` of a run of that memory; NaN where one has no value."""
-        last, metrics = run.rows[-1], run.metrics.as_dict()
+        last = run.rows[-1]
         values = {
             "saved": 100 * (1 - redundant(run.machine) / self.ideal) if self.ideal else None,
-            "saved_mib": (self.frames - int(last["frames"])) / PAGES_PER_MIB,
+            "saved_mib": float(self.saved_mib(run)[-1]),
             "thps_lost": 100 * max(0, self.thps - int(last["huge_pmds"])) / max(1, self.thps),
             "ksmd_cpu": run.metrics.ksmd_cpu_percent,
             "khugepaged_cpu": 1e8 * run.metrics.khugepaged_cpu_ms / max(1, int(last["time_ns"])),
+            **run.metrics.as_dict(),
         }
-        return {name: math.nan if v is None else float(v) for name, v in (values | metrics).items()}
+        return {name: math.nan if v is None else float(v) for name, v in values.items()}
 
 
 def redundant(m: Machine) -> int:
@@ -179,112 +190,90 @@ def redundant(m: Machine) -> int:
     return len(np.unique(zero_filled)) + int(np.maximum(0, frames - needed).sum())
 
 
-@dataclass(frozen=True)
-class Goals:
+def _listed(given: Any) -> Any:
+    """Return a single value as a list."""
+    return given if isinstance(given, list | tuple) else [given]
+
+
+class Goals(Strict):
     """A workload, limits on its measures, and what a search may change; see `mmlab.studies.tune.tune`.
 
     Attributes
     ----------
-    scenario
-        The workload and everything beside ksmd. It lasts `within`; ksmd runs from the start unless the scenario starts
-        it itself.
+    workload
+        The processes and everything beside ksmd: a scenario, parameters, or the name of a params file.
     limits
-        What must hold at its end.
+        What must hold at the end; the key is `goals`, each as in "saved >= 90 %".
+    within
+        How long ksmd has, in s or with a unit: "30 min". Default: the workload's `horizon_seconds`.
+    variant
+        The kernel variant. Default: the workload's.
     minimise
         The cost: the measure to make least. Default: ksmd's CPU time.
     by
-        Who may set the pace: "fixed" (pages_to_scan), "advisor", "ksmtuned".
+        Who may set the pace: "fixed" (pages_to_scan), "advisor", "ksmtuned". Default: any of them.
     levels
         {knob: values to choose from} instead of `mmlab.studies.settings.LEVELS`; one value fixes the knob.
+    set
+        Changes to the workload's parameters.
+
+    Raises
+    ------
+    UserError
+        Something is unknown or out of range, or the workload's events wait for ksmd.
     """
 
-    scenario: Scenario
-    limits: tuple[Limit, ...]
-    minimise: str = "ksmd_cpu"
-    by: tuple[str, ...] = tuple(BY)
-    levels: Mapping[str, tuple[int, ...]] | None = None
+    model_config = ConfigDict(strict=False)
 
-    @classmethod
-    def of(
-        cls,
-        workload: Scenario | str | Path | Mapping[str, Any],
-        goals: Sequence[str],
-        within: str | float | None = None,
-        variant: str | None = None,
-        minimise: str = "ksmd_cpu",
-        by: str | Sequence[str] = (),
-        levels: Mapping[str, Any] | None = None,
-        **changes: Any,
-    ) -> Goals:
-        """Return goals as a file or the command line states them; `changes` are made to the workload.
-
-        A workload is a scenario, a params file or the name of one of `params/`, or a mapping of parameters. `within`
-        defaults to the scenario's `horizon_seconds`.
-
-        Raises
-        ------
-        UserError
-            Something is unknown or out of range, or the workload's events wait for ksmd.
-        """
-        if isinstance(workload, Mapping):
-            workload = Scenario(**workload)
-        elif not isinstance(workload, Scenario):
-            workload = load(find_params(workload))
-        span = workload.horizon_seconds if within is None else seconds(within)
-        if not span:
-            raise UserError("it is missing", parameter="within", hint='Say how long it may take, such as "30 min".')
-        starts = workload.sets("run") or workload.ksm_start_seconds
-        given = {"run": workload.run if starts else 1, "policy": "none", "advisor_mode": "none", "sample_limit": 100}
-        given |= changes | _END | {"horizon_seconds": span, "variant": variant or workload.variant}
-        scenario = workload.replace(**given)
-        resolve(scenario.variant)
-        if any(event.after.seconds is None for event in scenario.events):
-            problem = "they wait for a batch or a full scan, so another setting would be another workload"
-            raise UserError(problem, parameter="events", hint="Say after: {seconds: …} instead.")
-        if not goals:
-            raise UserError("there are none", parameter="goals", hint='Add some, such as --goal "saved >= 90 %".')
-        if minimise not in MEASURES:
-            raise unknown("measure", minimise, MEASURES)
-        by = (by,) if isinstance(by, str) else tuple(by) or tuple(BY)
-        for name in by:
-            if name not in BY:
-                raise unknown("pace", name, BY)
-        tried = {name: tuple(v) if isinstance(v, list | tuple) else (v,) for name, v in (levels or {}).items()}
-        return cls(scenario, tuple(map(Limit.parse, goals)), minimise, by, tried)
+    workload: Annotated[Scenario, BeforeValidator(with_params)]
+    limits: list[Annotated[Limit, BeforeValidator(Limit.parse)]] = Field(alias="goals", min_length=1)
+    within: Annotated[float | None, BeforeValidator(seconds)] = None
+    variant: str | None = None
+    minimise: Annotated[str, AfterValidator(measure)] = "ksmd_cpu"
+    by: tuple[Literal["fixed", "advisor", "ksmtuned"], ...] = ("fixed", "advisor", "ksmtuned")
+    levels: dict[str, Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]] = Field({})
+    set: dict[str, Any] = Field({})
 
     @classmethod
     def load(cls, what: str | Path, **overrides: Any) -> Goals:
         """Read a goals file, or a params file that becomes the workload of the goals among the overrides.
 
-        A goals file holds `workload`, `goals`, `within`, and what else :meth:`of` takes; changes to the workload stand
-        below `set`. An override that is not empty replaces the file's value; `set` and `levels` are added to it.
+        A goals file has the attributes of this class as its keys. An override that is not empty replaces the file's
+        value; `set` and `levels` are added to it.
 
         Raises
         ------
         UserError
             The file cannot be read or says something that is not allowed; `where` is its path.
         """
-        name, path = str(what), Path(what)
-        if name in params_files("goals") or (path.is_file() and {"goals", "workload"} & set(read_yaml(path))):
-            path = find_params(what, "goals")
-            values = read_yaml(path)
-        elif path.is_file() or name in params_files():
-            path = find_params(what)
-            values = {"workload": path}
-        else:
-            hint = "Name a params file, a goals file, or one of params/."
-            raise unknown("workload", what, [*params_files("goals"), *params_files()], hint)
+        shipped = params_files() | params_files("goals")
+        path = shipped.get(str(what), Path(what))
+        if not path.is_file():
+            raise unknown("workload", str(what), shipped, "Name a params file, a goals file, or one of params/.")
         with located(path):
-            known = ("workload", "variant", "within", "goals", "minimise", "by", "levels", "set")
-            for key in values:
-                if key not in known:
-                    raise unknown("key", key, known)
+            values = read_yaml(path)
+            if not {"goals", "workload"} & values.keys():
+                values = {"workload": values}
             for key, value in overrides.items():
                 if value:
-                    values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
-            if "workload" not in values:
-                raise UserError("it is missing", parameter="workload", hint="A goals file needs workload and goals.")
-            if isinstance(values["workload"], str) and (beside := path.parent / values["workload"]).is_file():
-                values["workload"] = beside
-            changes = values.pop("set", None) or {}
-            return cls.of(**{"goals": (), **values, **changes})
+                    values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+            if "workload" in values:
+                values["workload"] = with_params(values["workload"], path.parent)
+            return cls(**values)
+
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The workload with its changes. It lasts `within`; ksmd runs from the start unless the workload starts it."""
+        own, fixed = self.workload, {**_END, "variant": self.variant or self.workload.variant}
+        starts = own.sets("run") or own.ksm_start_seconds
+        fixed["horizon_seconds"] = self.within or own.horizon_seconds
+        return own.replace(**_ALONE | {"run": own.run if starts else 1} | self.set | fixed)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        resolve(self.scenario.variant)
+        check_levels(self.levels)
+        if any(event.after.seconds is None for event in self.scenario.events):
+            problem = "they wait for a batch or a full scan, so another setting would be another workload"
+            raise UserError(problem, parameter="events", hint="Say after: {seconds: …} instead.")
+        return self

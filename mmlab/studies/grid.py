@@ -47,10 +47,11 @@ class Strict(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            found = error.errors(include_url=False)[0]
+            found = max(error.errors(include_url=False), key=lambda each: each["type"] == "extra_forbidden")
             name = " ".join(map(str, found["loc"]))
             if found["type"] == "extra_forbidden":
-                raise unknown("key", name, type(self).model_fields) from None
+                known = [field.alias or name for name, field in type(self).model_fields.items()]
+                raise unknown("key", name, known) from None
             if found["type"] == "missing":
                 raise UserError("is missing", parameter=name) from None
             allowed = found["msg"].removeprefix("Input should be ")

@@ -14,15 +14,19 @@ pages_to_scan=110 sleep_millisecs=20 use_zero_pages=1
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmlab.engine.policies import Ksmtuned, Policy
 from mmlab.errors import UserError, located, unknown
-from mmlab.scenario import Scenario
+from mmlab.scenario import Scenario, check_value
 
-__all__ = ["BY", "LEVELS", "Setting", "Space", "spaces"]
+__all__ = ["BY", "LEVELS", "Levels", "Setting", "check_levels", "spaces"]
+
+
+Levels = Mapping[str, Sequence[int]]
+"""Values to choose from, by knob."""
 
 
 def _levels(low: int, high: int, digits: Sequence[int]) -> tuple[int, ...]:
@@ -47,21 +51,23 @@ LEVELS: dict[str, tuple[int, ...]] = {
 }
 """Default levels, by the kernel's names and those of ksmtuned.conf. Levels above the workload's size are left out."""
 
-_BOTH = ("use_zero_pages", "smart_scan", "max_ptes_none")
+CONF = {f"KSM_{name.upper()}": name for name in vars(Ksmtuned())}
+"""Name in ksmtuned.conf → attribute of `Ksmtuned`."""
+_ADVISOR = ("advisor_target_scan_time", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan")
+_ALWAYS = ("use_zero_pages", "smart_scan", "max_ptes_none")
 BY: dict[str, tuple[str, ...]] = {
-    "fixed": ("pages_to_scan", "sleep_millisecs", *_BOTH),
-    "advisor": (
-        "advisor_min_pages_to_scan",
-        "sleep_millisecs",
-        *(k for k in LEVELS if k.startswith("advisor_")),
-        *_BOTH,
-    ),
-    "ksmtuned": ("KSM_NPAGES_MAX", "KSM_SLEEP_MSEC", "KSM_THRES_COEF", *_BOTH),
+    "fixed": ("pages_to_scan", "sleep_millisecs", *_ALWAYS),
+    "advisor": tuple(dict.fromkeys(("advisor_min_pages_to_scan", "sleep_millisecs", *_ADVISOR, *_ALWAYS))),
+    "ksmtuned": tuple(dict.fromkeys(("KSM_NPAGES_MAX", "KSM_SLEEP_MSEC", "KSM_THRES_COEF", *_ALWAYS, *CONF))),
 }
 """Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
-_CONF = {f"KSM_{field.name.upper()}": field for field in fields(Ksmtuned)}
-_SYSFS = ("use_zero_pages", "smart_scan", "sleep_millisecs", "pages_to_scan")
-_STEPS = (1, 2, 4, 8, 16)
+_WRITTEN = {
+    "fixed": ("use_zero_pages", "smart_scan", "sleep_millisecs", "pages_to_scan", "run"),
+    "advisor": ("use_zero_pages", "smart_scan", "sleep_millisecs", *_ADVISOR, "advisor_mode", "run"),
+    "ksmtuned": ("use_zero_pages", "smart_scan"),
+}
+"""Who sets the pace → the files below /sys/kernel/mm/ksm that are written, in order."""
+_STEPS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16)
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,23 @@ class Setting:
         least = values.get("advisor_min_pages_to_scan", 0)
         return cls(by, tuple((k, max(v, least) if k == "advisor_max_pages_to_scan" else v) for k, v in values.items()))
 
-    def __getitem__(self, knob: str) -> int:
-        return dict(self.values)[knob]
+    @classmethod
+    def at(cls, by: str, levels: Levels, places: Iterable[float]) -> Setting:
+        """Return the setting at a place on each knob's levels, counted from 0."""
+        return cls.of(by, {knob: levels[knob][int(place)] for knob, place in zip(levels, places, strict=True)})
+
+    def neighbours(self, levels: Levels) -> Iterator[Setting]:
+        """Yield settings that differ by 1, 2, 4 … levels of one knob; a step of the sleep keeps the pace."""
+        own, (pages, sleep) = dict(self.values), BY[self.by][:2]
+        for knob, values in levels.items():
+            at = int(np.argmin(np.abs(np.subtract(values, own[knob]))))
+            for place in (at + step for step in _STEPS if 0 <= at + step < len(values)):
+                new = own | {knob: values[place]}
+                if knob == sleep:
+                    wanted = max(1, own[pages]) * max(1, values[place]) / max(1, own[sleep])
+                    distances = abs(np.log(np.maximum(1, levels[pages]) / wanted))
+                    new[pages] = levels[pages][int(distances.argmin())]
+                yield Setting.of(self.by, new)
 
     def __str__(self) -> str:
         who = {"fixed": "", "advisor": "advisor_mode=scan-time ", "ksmtuned": "ksmtuned: "}[self.by]
@@ -87,18 +108,18 @@ class Setting:
     @property
     def changed(self) -> int:
         """The number of knobs that differ from the kernel's defaults or from ksmtuned's published configuration."""
-        usual = {name: (_CONF.get(name) or Scenario.model_fields[name]).default for name, _ in self.values}
+        usual = {f"KSM_{name.upper()}": value for name, value in vars(Ksmtuned()).items()}
+        usual |= {name: field.default for name, field in Scenario.model_fields.items()}
         return sum(value != usual[knob] for knob, value in self.values)
 
     def ksmtuned(self) -> Ksmtuned:
         """Return ksmtuned with this configuration; its npages_min is lowered to npages_max where it is above."""
-        own = {_CONF[knob].name: value for knob, value in self.values if knob in _CONF}
-        most = own.get("npages_max", Ksmtuned.npages_max)
-        return Ksmtuned(**own | {"npages_min": min(own.get("npages_min", Ksmtuned.npages_min), most)})
+        tuned = Ksmtuned(**{CONF[knob]: value for knob, value in self.values if knob in CONF})
+        return replace(tuned, npages_min=min(tuned.npages_min, tuned.npages_max))
 
     def apply(self, scenario: Scenario) -> tuple[Scenario, Policy | None]:
         """Return the scenario with these knobs, and the policy that turns them during the run."""
-        scenario = scenario.replace(**{knob: value for knob, value in self.values if knob not in _CONF})
+        scenario = scenario.replace(**{knob: value for knob, value in self.values if knob not in CONF})
         if self.by == "ksmtuned":  # ksmd is stopped until ksmtuned checks for the first time
             return scenario.replace(run=0, ksm_start_seconds=0.0), self.ksmtuned().policy()
         return scenario.replace(advisor_mode="scan-time" if self.by == "advisor" else "none"), None
@@ -109,54 +130,36 @@ class Setting:
         advisor_mode comes before pages_to_scan, which a change of the mode resets, and once more at the end to start
         the advisor from its minimum (ksm-scan S29).
         """
-        s, own = self.apply(scenario)[0], dict(self.values)
-        left_out = {"fixed": (), "advisor": ("pages_to_scan",), "ksmtuned": ("sleep_millisecs", "pages_to_scan", "run")}
+        s = self.apply(scenario)[0].replace(run=1)
+        knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _WRITTEN[self.by])]
         absent = ("advisor_mode", "smart_scan") if s.kernel == "6.1" else ()
-        knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _SYSFS), ("run", 1)]
-        knobs = [(name, value) for name, value in knobs if name not in (*left_out[self.by], *absent)]
-        if self.by == "advisor":
-            knobs[-1:-1] = [item for item in self.values if item[0].startswith("advisor_")]
-            knobs.insert(-1, ("advisor_mode", "scan-time"))
-        lines = [f"echo {value} > /sys/kernel/mm/ksm/{name}" for name, value in knobs]
-        if "max_ptes_none" in own:
+        lines = [f"echo {value} > /sys/kernel/mm/ksm/{name}" for name, value in knobs if name not in absent]
+        if "max_ptes_none" in dict(self.values):
             lines.insert(0, f"echo {s.max_ptes_none} > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none")
         if self.by == "ksmtuned":
             lines += ["cat > /etc/ksmtuned.conf <<END", self.ksmtuned().conf(), "END", "systemctl restart ksmtuned"]
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Space:
-    """All settings of one pace: {knob: levels}, without knobs that have no effect on the scenario."""
+def check_levels(levels: Levels) -> None:
+    """Check the knobs and the values that a search is to choose from.
 
-    by: str
-    levels: Mapping[str, tuple[int, ...]]
-
-    def at(self, places: Iterable[float]) -> Setting:
-        """Return the setting at a place on each knob's levels; places are rounded, and limited to the levels."""
-        nearest = {
-            knob: levels[int(np.clip(np.rint(place), 0, len(levels) - 1))]
-            for (knob, levels), place in zip(self.levels.items(), places, strict=True)
-        }
-        return Setting.of(self.by, nearest)
-
-    def neighbours(self, setting: Setting) -> Iterator[Setting]:
-        """Yield settings that differ by 1, 2, 4 … levels of one knob; a step of the sleep keeps the pace."""
-        own, (pages, sleep) = dict(setting.values), BY[self.by][:2]
-        for knob, levels in self.levels.items():
-            at = int(np.argmin([abs(level - own[knob]) for level in levels]))
-            for place in (at + sign * step for step in _STEPS for sign in (1, -1)):
-                if 0 <= place < len(levels):
-                    new = own | {knob: levels[place]}
-                    if knob == sleep:
-                        wanted = max(1, own[pages]) * max(1, levels[place]) / max(1, own[sleep])
-                        nearest = np.argmin(abs(np.log(np.maximum(1, self.levels[pages]) / wanted)))
-                        new[pages] = self.levels[pages][int(nearest)]
-                    yield Setting.of(self.by, new)
+    Raises
+    ------
+    UserError
+        A knob is unknown, or does not take a value.
+    """
+    known = sorted({knob for knobs in BY.values() for knob in knobs})
+    with located("levels"):
+        for knob, values in levels.items():
+            if knob not in known:
+                raise unknown("knob", knob, known)
+            for value in values if knob not in CONF else ():
+                check_value(knob, value)
 
 
-def spaces(scenario: Scenario, by: Sequence[str], levels: Mapping[str, Sequence[int]] | None = None) -> list[Space]:
-    """Return the settings to choose from, one space for each pace.
+def spaces(scenario: Scenario, by: Sequence[str], levels: Levels) -> Mapping[str, Levels]:
+    """Return the levels to choose from for each pace; `levels` replace those of `LEVELS`.
 
     max_ptes_none keeps its value where nothing collapses and nothing is underused; smart_scan and the advisor are left
     out where the kernel has none, ksmtuned where the run ends before it checks for the first time.
@@ -164,32 +167,19 @@ def spaces(scenario: Scenario, by: Sequence[str], levels: Mapping[str, Sequence[
     Raises
     ------
     UserError
-        A knob of `levels` is unknown, a level is not allowed, or nothing is left to choose from.
+        Nothing is left to choose from.
     """
-    own, old = dict(levels or {}), scenario.kernel == "6.1"
-    for knob, values in own.items():
-        if knob not in LEVELS and knob not in _CONF:
-            raise unknown("knob", knob, [*LEVELS, *_CONF])
-        if not values or not all(isinstance(value, int) for value in values):
-            raise UserError(parameter=knob, value=values, allowed="a list of whole numbers", where="levels")
-        with located("levels"):
-            for value in values if knob not in _CONF else ():
-                scenario.replace(**{knob: value})
+    old, size = scenario.kernel == "6.1", scenario.total_pages
     collapses = scenario.khugepaged or scenario.pressure_rate or scenario.sets("khugepaged")
     collapses = collapses or any(event.op in ("khugepaged", "shrink") for event in scenario.events)
-    idle = {"smart_scan"} if old else set()
-    idle |= set() if collapses else {"max_ptes_none"}
-    first = min(own.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
-    out = []
-    for who in by:
-        if (who == "advisor" and old) or (who == "ksmtuned" and scenario.horizon_seconds <= first):
-            continue
-        usual = {knob: LEVELS[knob] for knob in BY[who] if knob not in idle}
-        for knob, values in usual.items():
-            if "pages" in knob.lower():
-                usual[knob] = tuple(value for value in values if value <= scenario.total_pages) or values[:1]
-        named = {knob: tuple(own[knob]) for knob in own if knob in BY[who] or (who == "ksmtuned" and knob in _CONF)}
-        out.append(Space(who, usual | named))
+    idle = {"smart_scan": old, "max_ptes_none": not collapses}
+    usual = {knob: values for knob, values in LEVELS.items() if not idle.get(knob)}
+    for knob in (knob for knob in usual if "pages" in knob.lower()):
+        usual[knob] = tuple(value for value in usual[knob] if value <= size) or usual[knob][:1]
+    chosen = {**usual, **levels}
+    first = min(chosen.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
+    usable = {"fixed": True, "advisor": not old, "ksmtuned": scenario.horizon_seconds > first}
+    out = {pace: {knob: chosen[knob] for knob in BY[pace] if knob in chosen} for pace in by if usable[pace]}
     if not out:
         hint = f"Linux 6.1 has no advisor, and ksmtuned first checks after {first} s (KSM_MONITOR_INTERVAL)."
         raise UserError(parameter="by", value=tuple(by), allowed="fixed, or within must be longer", hint=hint)
