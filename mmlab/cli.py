@@ -7,16 +7,16 @@ goals cannot be met; 2: a mistake in the input; 130: interrupted (what was finis
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -26,10 +26,14 @@ from mmlab.errors import UserError, located, unknown
 from mmlab.params import find_params, write_atomically
 from mmlab.workers import cpus, each, executor, keep_freed_memory
 
+if TYPE_CHECKING:
+    from mmlab.report.execute import Request
+
 TRACE = ".json.gz"
 PATH = click.Path(path_type=Path)
 FIGURES = (".png", ".svg", ".pdf")
 FILE = click.Path(path_type=Path, dir_okay=False)
+Progress = Callable[[float, float, str], None] | None
 AT_LEAST_0, AT_LEAST_1, JOBS = click.IntRange(0), click.IntRange(1), click.IntRange(1, 1024)
 
 
@@ -79,14 +83,22 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
+def computes(command: Callable[..., None]) -> Callable[..., None]:
+    """Pass `progress` to a command that runs the model, and announce on stderr if the model is compiled meanwhile."""
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        with _compiled(), _progress() as progress:
+            command(**options, progress=progress)
+
+    return run
+
+
+many = partial(click.option, multiple=True)
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE…", type=PATH)
 variant_option = click.option("--variant", metavar="NAME", help="Replaces the file's variant (`mmlab variants`).")
-set_option = click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change one parameter (`mmlab params`); repeatable."
-)
-only_option = click.option(
-    "--only", multiple=True, metavar="GLOB", help="In folders, only files whose names start like this, e.g. 'act-*'."
-)
+set_option = many("--set", "settings", metavar="NAME=VALUE", help="Change one parameter (`mmlab params`); repeatable.")
+only_option = many("--only", metavar="GLOB", help="In folders, only files whose names start like this, e.g. 'act-*'.")
 jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, help="Processes that share the work.")
 
 
@@ -97,15 +109,14 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
 @only_option
 @jobs_option
-def simulate(
-    files: tuple[Path, ...], variant: str | None, settings: tuple[str, ...], out: Path | None, only: Any, jobs: int
-) -> None:
+@computes
+def simulate(files: Any, variant: Any, settings: Any, out: Any, only: Any, jobs: int, progress: Progress) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
     Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
     batch and event, and page maps where a recording has them, or at the end.
 
-    \b
+    
     Examples:
       mmlab simulate params/all_zero.yaml
       mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
@@ -113,65 +124,78 @@ def simulate(
     """
     overrides = _checked(_parse(settings), variant)
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
-    targets = [path.name.removesuffix(TRACE).removesuffix(".yaml").removesuffix(".yml") for path in paths]
-    if out and (twice := sorted({t for t in targets if targets.count(t) > 1})):
+    names = [_name(path) for path in paths]
+    if out and (twice := sorted({name for name in names if names.count(name) > 1})):
         problem = f"several files would be written as {twice[0]}{TRACE}"
         raise UserError(problem, parameter="--out", value=str(out), hint="Rename one of them.")
-    task = _Try(partial(_simulate, variant=variant, overrides=overrides, out=out, alone=len(paths) == 1))
-    failed = False
-    with _compiled(), _progress(len(paths) > 1) as progress:
-        for result in each(task, paths, jobs, progress):
-            failed |= isinstance(result, UserError)
-            _say(str(result), err=isinstance(result, UserError))
-    sys.exit(2 * failed)
+    alone = progress if len(paths) == 1 else None
+    task = partial(_simulate, variant=variant, overrides=overrides, out=out, progress=alone)
+    done = 0
+    for _, text in _results(task, paths, jobs, None if alone else progress):
+        _say(text)
+        done += 1
+    sys.exit(2 * (done < len(paths)))
 
 
-@dataclass(frozen=True)
-class _Try:
-    """A task for one file whose mistakes are results, so that the other files go on."""
-
-    task: Callable[[Path], Any]
-
-    def __call__(self, path: Path) -> Any:
-        try:
-            with located(path):
-                return self.task(path)
-        except UserError as error:
-            return error
+def _results(task: Callable[[Path], Any], paths: list[Path], jobs: int, progress: Progress) -> Iterator[Any]:
+    """Yield (path, result of the task) for every file; print the mistake in a file, and go on with the others."""
+    for path, result in zip(paths, each(partial(_tried, task), paths, jobs, progress), strict=True):
+        if isinstance(result, UserError):
+            _say(f"mmlab: {result}", err=True)
+        else:
+            yield path, result
 
 
-def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, alone: bool) -> str:
+def _tried(task: Callable[[Path], Any], path: Path) -> Any:
+    """Return the result of a task for a file, or the mistake in the file."""
+    try:
+        with located(path):
+            return task(path)
+    except UserError as error:
+        return error
+
+
+def _simulate(
+    path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, progress: Progress
+) -> str:
     """Return a run's summary, or the file to which its prediction was written."""
     from mmlab.results import trace as traces
     from mmlab.results.run import Interrupted, defer_ctrl_c
     from mmlab.results.run import simulate as run_scenario
 
-    limit = 20_000 if out is None and path.name.endswith(TRACE) else 10**8
-    limits = {} if out is None and not path.name.endswith(TRACE) else {"sample_limit": limit}
-    try:
-        with _progress(alone) as bar, defer_ctrl_c() as interrupted:
-            progress = (lambda share: bar(share, 1.0, "")) if bar else None
-            if out and path.name.endswith(TRACE):
-                prediction = traces.predict(traces.read(path), variant, overrides, progress)
-            else:
-                scenario = traces.load(path, **{**limits, **overrides})
-                where: Any = "end" if out else None
-                run = run_scenario(scenario, variant=variant, maps_at=where, progress=progress, interrupted=interrupted)
-                if out is None:
-                    return f"{path}\n{textwrap.indent(run.summary(), '  ')}"
-                prediction = traces.from_run(run)
-    except Interrupted as stopped:
-        if out is None:
-            _say(f"{path}: {stopped.args[0].partition(';')[0]}\n{textwrap.indent(stopped.run.summary(), '  ')}")
-        raise
-    prediction["name"] = path.name.removesuffix(TRACE).removesuffix(".yaml").removesuffix(".yml")
-    target = out / f"{prediction['name']}{TRACE}"
+    bar = (lambda share: progress(share, 1.0, "")) if progress else None
+    recorded = path.name.endswith(TRACE)
+    if out and recorded:
+        prediction = traces.predict(traces.read(path), variant, overrides, bar)
+    else:
+        limits = {"sample_limit": 10**8} if out else {"sample_limit": 20_000} if recorded else {}
+        scenario = traces.load(path, **{**limits, **overrides})
+        where: Any = "end" if out else None
+        try:
+            with defer_ctrl_c() as pressed:
+                run = run_scenario(scenario, variant=variant, maps_at=where, progress=bar, interrupted=pressed)
+        except Interrupted as stopped:
+            if not out:
+                _say(_summary(f"{path}: {stopped.args[0].partition(';')[0]}", stopped.run))
+            raise
+        if not out:
+            return _summary(str(path), run)
+        prediction = traces.from_run(run)
+    target = out / f"{_name(path)}{TRACE}"
     if target.resolve() == path.resolve():
-        raise UserError(
-            "it is where the file itself is", parameter="--out", value=str(out), hint="Name another folder."
-        )
-    traces.write(target, prediction)
+        hint = "Name another folder."
+        raise UserError("it is where the file itself is", parameter="--out", value=str(out), hint=hint)
+    traces.write(target, prediction | {"name": _name(path)})
     return str(target)
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file without its ending."""
+    return re.sub(r"\.(json\.gz|ya?ml)$", "", path.name)
+
+
+def _summary(title: str, run: Any) -> str:
+    return f"{title}\n{textwrap.indent(run.summary(), '  ')}"
 
 
 @cli.command()
@@ -180,13 +204,14 @@ def _simulate(path: Path, *, variant: str | None, overrides: dict[str, Any], out
 @jobs_option
 @click.option("-v", "--verbose", is_flag=True, help="Every difference, not only the first.")
 @click.option("-q", "--quiet", is_flag=True, help="Only traces that are not exact, and the totals.")
-def compare(files: tuple[Path, ...], only: tuple[str, ...], jobs: int, verbose: bool, quiet: bool) -> None:
+@computes
+def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progress: Progress) -> None:
     """Predict recorded kernel traces and compare: every counter of every sample, every map, every frame count.
 
     Prints a line for each trace, then the totals. Exit status 0 only when everything is exact. The prediction reads
     the recording's scenario, variant, kernel and the places of its maps, nothing else.
 
-    \b
+    
     Examples:
       mmlab compare mmlab/recordings
       mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
@@ -195,30 +220,27 @@ def compare(files: tuple[Path, ...], only: tuple[str, ...], jobs: int, verbose: 
 
     paths = _expand(files, only, (TRACE,))
     found: list[Comparison] = []
-    with _compiled(), _progress(len(paths) > 1) as progress:
-        for path, result in zip(paths, each(_Try(compare_file), paths, jobs, progress), strict=True):
-            if isinstance(result, UserError):
-                _say(str(result), err=True)
-                continue
-            found.append(result)
-            if not (result.exact and quiet):
-                _say(f"{path.name}: {result}")
-            for difference in result.differences if verbose else ():
-                _say(f"    {difference}")
-    counts = (
-        f"{name} exact {sum(getattr(one, f'{name}_exact') for one in found)}/{sum(getattr(one, name) for one in found)}"
-        for name in ("samples", "maps", "frames")
-    )
-    exact = sum(one.exact for one in found)
-    click.echo(", ".join([f"traces exact {exact}/{len(paths)}", *counts]))
-    sys.exit(2 if len(found) < len(paths) else exact != len(paths))
+    for path, result in _results(compare_file, paths, jobs, progress):
+        found.append(result)
+        if not (result.exact and quiet):
+            _say(f"{path.name}: {result}")
+        for difference in result.differences if verbose else ():
+            _say(f"    {difference}")
+
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in found)
+
+    counts = (f"{name} exact {total(f'{name}_exact')}/{total(name)}" for name in ("samples", "maps", "frames"))
+    _say(", ".join([f"traces exact {total('exact')}/{len(paths)}", *counts]))
+    sys.exit(2 if len(found) < len(paths) else total("exact") != len(paths))
 
 
 @cli.command()
 @files_argument
 @click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the costs; `costs: FILE.yaml` uses them.")
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
-def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) -> None:
+@computes
+def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, progress: Progress) -> None:
     """Fit the costs of ksmd's steps to recordings of its CPU time on a real kernel, and judge the fit.
 
     The model repeats each recorded scenario and counts ksmd's steps in every batch. The output is the cost of each step
@@ -244,10 +266,8 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
 
     if out and out.suffix not in (".yaml", ".yml"):
         raise UserError(parameter="-o", value=str(out), allowed="a file that ends in .yaml")
-    recorded = [one for file in files for one in calibration.read(file)]
-    with _compiled(), _progress() as progress:
-        found = calibration.calibrate(recorded, progress)
-    click.echo(found.text())
+    found = calibration.calibrate([one for file in files for one in calibration.read(file)], progress)
+    _say(found.text())
     if out:
         about = {
             "machine": machine or calibration.processor(),
@@ -256,7 +276,7 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
             "recording": ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else ""),
         }
         calibration.write(out, found.cost_file(**about))
-        click.echo(f"\n{out}")
+        _say(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
 
 
@@ -269,6 +289,7 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None) ->
 )
 @click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
 @click.option("--dry-run", is_flag=True, help="Only print what there is to do.")
+@computes
 def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
     """Run a grid of scenarios, and keep a row of metrics for each in DIR, as Parquet.
 
@@ -303,23 +324,18 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 
     if dry_run:
         todo = sweeps.plan(grid, out, samples=how["samples"])
-        click.echo(
-            f"{out}: {todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run, "
-            f"{len(todo.invalid):,} impossible"
-        )
+        counts = f"{todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run"
+        _say(f"{out}: {counts}, {len(todo.invalid):,} impossible")
         for row in todo.invalid[:5]:
-            click.echo(f"  {row['error']}")
+            _say(f"  {row['error']}")
         return
     try:
-        with _compiled(), _progress() as progress:
-            found = sweeps.sweep(grid, out, progress=progress, **how)
+        found = sweeps.sweep(grid, out, **how)
     except KeyboardInterrupt:
-        click.echo(f"\nmmlab: {out}: the same command resumes the sweep", err=True)
+        _say(f"\nmmlab: {out}: the same command resumes the sweep", err=True)
         raise
-    click.echo(
-        f"{out}: {found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in "
-        f"{found.seconds:.1f} s, {found.failed:,} with errors"
-    )
+    counts = f"{found.scenarios:,} scenarios, {found.there:,} were there, {found.ran:,} run in {found.seconds:.1f} s"
+    _say(f"{out}: {counts}, {found.failed:,} with errors")
     sys.exit(found.failed > 0)
 
 
@@ -327,19 +343,18 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 @click.argument("workload", metavar="WORKLOAD|GOALS.yaml")
 @variant_option
 @set_option
-@click.option("--goal", "goals", multiple=True, metavar="LIMIT", help="'NAME >= NUMBER', 'NAME <= NUMBER'; repeatable.")
+@many("--goal", "goals", metavar="LIMIT", help="'NAME >= NUMBER', 'NAME <= NUMBER'; repeatable.")
 @click.option("--within", metavar="TIME", help="ksmd's time: '90 s', '30 min', '2 h'. Default: the file's.")
 @click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
-@click.option("--by", multiple=True, metavar="PACE", help="Who sets the pace: fixed, advisor, ksmtuned. Default: any.")
-@click.option("--levels", multiple=True, metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
+@many("--by", metavar="PACE", help="Who sets the pace: fixed, advisor, ksmtuned. Default: any.")
+@many("--levels", metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
 @click.option("--runs", type=AT_LEAST_1, default=240, show_default=True, metavar="N", help="Most runs of the search.")
 @click.option("--seed", default=0, show_default=True, type=AT_LEAST_0, help="Seed of the search.")
 @click.option("--figure", type=FILE, metavar="FILE", help="Draw the settings tried (.png, .svg, .pdf).")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write the whole Pareto front.")
 @jobs_option
-def tune(
-    workload: str, settings: Any, levels: Any, runs: int, seed: int, figure: Path, table: Path, jobs: int, **asked: Any
-) -> None:
+@computes
+def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, jobs: int, **asked: Any) -> None:
     """Find the cheapest setting of ksmd that meets goals, and print the commands that set it.
 
     WORKLOAD is a params file or the name of one in params/, with --goal; or a goals file, or the name of one in
@@ -372,13 +387,14 @@ def tune(
     from mmlab.studies import tune as search
     from mmlab.studies.goals import Goals
 
+    how = {name: asked.pop(name) for name in ("runs", "seed", "progress")}
     goals = Goals.load(workload, levels=_parse(levels, "--levels"), set=_parse(settings), **asked)
     if figure and figure.suffix not in FIGURES:
         raise UserError(parameter="--figure", value=str(figure), allowed=f"a file that ends in {', '.join(FIGURES)}")
     _make_folders(table, figure)
-    with _compiled(), _progress() as progress, executor(jobs) if jobs > 1 else nullcontext() as pool:
-        found = search.tune(goals, runs=runs, seed=seed, executor=pool, progress=progress)
-    click.echo(found.text())
+    with executor(jobs) if jobs > 1 else nullcontext() as pool:
+        found = search.tune(goals, executor=pool, **how)
+    _say(found.text())
     if table:
         write_atomically(table, found.front.to_csv(index=False).encode())
     if figure:
@@ -388,14 +404,15 @@ def tune(
 
 @cli.command()
 @click.argument("plan", metavar="FLEET.yaml")
-@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Replaces the file's variants; repeatable.")
+@many("--variant", "variants", metavar="NAME", help="Replaces the file's variants; repeatable.")
 @click.option("--hosts", type=AT_LEAST_1, metavar="N", help="Replaces the file's number of hosts.")
 @click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts of each kind that are simulated.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
 @click.option("--seed", type=AT_LEAST_0, metavar="N", help="Seed for drawing hosts.")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write a row for each simulated host and variant.")
 @jobs_option
-def fleet(plan: str, variants: tuple[str, ...], table: Path | None, jobs: int, **changes: Any) -> None:
+@computes
+def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Progress, **changes: Any) -> None:
     """Estimate the memory (TiB), CPU time (cores) and THPs of a fleet of hosts, under each variant.
 
     FLEET.yaml is a file, or the name of one in params/fleets/:
@@ -424,9 +441,8 @@ def fleet(plan: str, variants: tuple[str, ...], table: Path | None, jobs: int, *
 
     asked = fleets.Plan.load(plan, **changes)
     _make_folders(table)
-    with _compiled(), _progress() as progress:
-        estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
-    click.echo(estimate.text())
+    estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
+    _say(estimate.text())
     if table:
         write_atomically(table, estimate.hosts.to_csv(index=False).encode())
 
@@ -434,24 +450,15 @@ def fleet(plan: str, variants: tuple[str, ...], table: Path | None, jobs: int, *
 @cli.command()
 @click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]…")
 @click.option("--all", "everything", is_flag=True, help="The standard reports and their index, instead of NOTEBOOK.")
-@click.option("-f", "params", multiple=True, metavar="FILE", help="Flat params file, or the name of one; repeatable.")
+@many("-f", "params", metavar="FILE", help="Flat params file, or the name of one; repeatable.")
 @click.option("--each", "apart", is_flag=True, help="A report for each FILE, instead of one with all of them.")
-@click.option("-p", "settings", multiple=True, metavar="NAME=VALUE", help="One parameter; wins over files.")
+@many("-p", "settings", metavar="NAME=VALUE", help="One parameter; wins over files.")
 @click.option("-o", "out", type=PATH, metavar="FILE.html|DIR", help="The page, or the folder. Default: reports/")
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
 @click.option("--again", is_flag=True, help="With --all: make also the pages that would not change.")
 @click.option("--jobs", default=cpus, type=JOBS, help="Reports made at a time. Default: one per core.")
-def report(
-    notebooks: tuple[str, ...],
-    everything: bool,
-    params: tuple[str, ...],
-    apart: bool,
-    settings: tuple[str, ...],
-    out: Path | None,
-    code: bool,
-    again: bool,
-    jobs: int,
-) -> None:
+@computes
+def report(everything: bool, out: Path | None, again: bool, jobs: int, progress: Progress, **asked: Any) -> None:
     """Run notebooks with parameters: each becomes one HTML page that needs no network. Prints what was written.
 
     The tables behind the figures go beside the page, into NAME.data/, as CSV and Parquet. A notebook is a file, or the
@@ -461,7 +468,7 @@ def report(
     SHA256SUMS. --all makes only what is new or has changed: the notebook, a parameter, mmlab itself. The same
     parameters and versions give the same bytes.
 
-    \b
+    
     Examples:
       mmlab report 01_regression -f regression_uzp1 -p pages_to_scan=100
       mmlab report 02_other_splits -f params/migration_no_huge.yaml -o migration.html
@@ -470,38 +477,40 @@ def report(
       mmlab report --all
     """
     from mmlab.report import index
-    from mmlab.report.execute import Request, find_notebook
 
     place = out or Path("reports")
     page = place.suffix == ".html"
-    if everything:
-        if notebooks or params or apart or settings or code or page:
-            raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
-        requests = index.standard(place)
-    else:
-        if not notebooks:
-            raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
-        if apart and not params:
-            raise click.UsageError("--each makes a report for each -f FILE: name some.")
-        files = [find_params(name) for name in params]
-        groups = [[file] for file in files] if apart else [files]
-        pairs = [(find_notebook(name), group) for name in notebooks for group in groups]
-        if page and len(pairs) > 1:
-            raise click.UsageError(f"{len(pairs)} reports do not fit into one file: name a folder with -o.")
-        requests = [Request(*pair, _parse(settings, "-p"), place, code) for pair in pairs]
+    if everything and (page or any(asked.values())):
+        raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
+    requests = index.standard(place) if everything else _requests(place, **asked)
+    if page and len(requests) > 1:
+        raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
     wanted = index.to_make(requests, again or not everything)
     failed = 0
-    with _compiled(), _progress() as progress:
-        for request, error in zip(wanted, index.make_all(wanted, jobs, progress), strict=True):
-            _say(str(request.page))
-            if error:
-                failed += 1
-                _say(f"mmlab: {error}. {request.page} has the results up to there", err=True)
+    for request, error in zip(wanted, index.make_all(wanted, jobs, progress), strict=True):
+        _say(str(request.page))
+        if error:
+            failed += 1
+            _say(f"mmlab: {error}. {request.page} has the results up to there", err=True)
     if everything or (out and not page):
         if unchanged := len(requests) - len(wanted):
-            click.echo(f"{unchanged} of {len(requests)} were up to date")
-        click.echo(index.write_index(place, requests))
+            _say(f"{unchanged} of {len(requests)} were up to date")
+        _say(str(index.write_index(place, requests)))
     sys.exit(failed > 0)
+
+
+def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: Any, code: bool) -> list[Request]:
+    """Return the requests for the reports that the options of ``mmlab report`` name."""
+    from mmlab.report.execute import Request, find_notebook
+
+    if not notebooks:
+        raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
+    if apart and not params:
+        raise click.UsageError("--each makes a report for each -f FILE: name some.")
+    files = [find_params(name) for name in params]
+    groups = [[file] for file in files] if apart else [files]
+    values = _parse(settings, "-p")
+    return [Request(find_notebook(name), group, values, place, code) for name in notebooks for group in groups]
 
 
 @cli.command()
@@ -533,12 +542,15 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
 
 
 @cli.command()
-@click.option("--params", "files", multiple=True, type=PATH, metavar="FILE", help="Flat params file; repeatable.")
+@many("--params", "files", type=PATH, metavar="FILE", help="Flat params file; repeatable.")
 @set_option
-@click.option("--variant", "chosen", multiple=True, metavar="NAME", help="Only this variant; repeatable.")
-@click.option("--only", multiple=True, metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
+@many("--variant", "variants", metavar="NAME", help="Only this variant; repeatable.")
+@click.option(
+    "--only", "questions", multiple=True, metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c."
+)
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
-def verdict(files: Any, settings: Any, chosen: tuple[str, ...], only: tuple[str, ...], as_json: bool) -> None:
+@computes
+def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **asked: Any) -> None:
     """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
 
     The matrix has a row for each question and a column for each variant. A cell has a number computed from a run, and a
@@ -556,21 +568,19 @@ def verdict(files: Any, settings: Any, chosen: tuple[str, ...], only: tuple[str,
       mmlab verdict --params params/underused_pressure.yaml --variant ksm-opt-out --variant v1-mergeable
       mmlab verdict --json > verdict.json
     """
-    import json
-
     from mmlab.report.execute import read_params
     from mmlab.scenario import Scenario
+    from mmlab.studies import scenes
     from mmlab.studies import verdict as verdicts
 
-    values = dict(verdicts.BASE)
+    values = dict(scenes.BASE)
     for file in files:
         with located(file):
             values |= _checked(read_params(file))
     base = Scenario(**_checked(values | _parse(settings)))
-    with _compiled(), _progress() as progress:
-        asked = {"variants": chosen, "questions": only}
-        found = verdicts.verdict(base, progress=progress, **{name: given for name, given in asked.items() if given})
-    click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False) if as_json else found.text())
+    given = {name: chosen for name, chosen in asked.items() if chosen}
+    found = verdicts.verdict(base, progress=progress, **given)
+    _say(json.dumps(found.as_json(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
 @cli.command()
@@ -623,16 +633,15 @@ def params(names: tuple[str, ...]) -> None:
     """
     from mmlab.scenario import flat_fields
 
+    kinds = ("knob", "machine", "workload", "horizon")
     fields = flat_fields()
     for name in names:
         if name not in fields:
             raise unknown("parameter", name, fields, "`mmlab params` prints all of them.")
-    for p in sorted(fields.values(), key=lambda p: ("knob", "machine", "workload", "horizon").index(p.kind)):
-        if p.name in (names or fields):
-            default = f'"{p.default}"' if p.type is str else str(p.default).lower() if p.type is bool else p.default
-            allowed = f"   [{p.allowed}]" if p.allowed else ""
-            click.echo(f"  {p.name}: {default}{f' {p.unit}' if p.unit else ''}{allowed}")
-            click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
+    for p in sorted((fields[name] for name in names or fields), key=lambda p: kinds.index(p.kind)):
+        default = f"  {p.name}: {json.dumps(p.default)} {p.unit}".rstrip()
+        click.echo(f"{default}   [{p.allowed}]" if p.allowed else default)
+        click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
 
 
 @cli.command()
@@ -670,14 +679,13 @@ def _compiled() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(wanted: bool = True) -> Iterator[Callable[[float, float, str], None] | None]:
+def _progress() -> Iterator[Progress]:
     """Yield a function that shows progress on a terminal's stderr (done, all, what); None where there is none."""
-    if not wanted or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield None
         return
-    with tqdm(
-        total=1.0, leave=False, file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, leave=False, file=sys.stderr, bar_format=layout, delay=0.1) as bar:
 
         def update(done: float, total: float, what: str) -> None:
             bar.set_postfix_str(f"{done:,.0f} of {total:,.0f} {what}".rstrip() if total > 1 else what, refresh=False)
@@ -687,10 +695,8 @@ def _progress(wanted: bool = True) -> Iterator[Callable[[float, float, str], Non
 
 
 def _say(text: str, err: bool = False) -> None:
-    """Print a line above the progress bar."""
-    tqdm.write(
-        f"mmlab: {text}" if err and not text.startswith("mmlab: ") else text, file=sys.stderr if err else sys.stdout
-    )
+    """Print text above the progress bar."""
+    tqdm.write(text, file=sys.stderr if err else sys.stdout)
 
 
 def _wrapped(text: str, indent: int) -> str:
@@ -714,15 +720,12 @@ def _parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
 
 def _checked(values: dict[str, Any], variant: str | None = None) -> dict[str, Any]:
     """Return the values: what is wrong with them for every file is reported once, before anything runs."""
-    from mmlab.scenario import Scenario, flat_fields
+    from mmlab.scenario import Scenario
     from mmlab.variants import resolve
 
-    for name in values:
-        if name not in flat_fields():
-            raise unknown("parameter", name, flat_fields(), "`mmlab params` explains every one.")
     for name in filter(None, (variant, values.get("variant"))):
         resolve(name)
-    Scenario(**{name: value for name, value in values.items() if not name.startswith(("horizon", "until"))})
+    Scenario(**values | {"horizon_batches": 1})
     return values
 
 
@@ -741,12 +744,11 @@ def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]
     for path in files:
         if not path.exists():
             raise UserError("there is no such file", parameter=str(path))
-        inside = sorted(p for p in path.iterdir() if p.name.endswith(endings)) if path.is_dir() else [path]
-        if path.is_dir():
-            inside = [p for p in inside if not only or any(fnmatch.fnmatch(p.name, glob + "*") for glob in only)]
-            inside = [p for p in inside if not p.name.startswith(".")]
-        if not inside:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        inside = [p for p in inside if p.name.endswith(endings) and not p.name.startswith(".")]
+        inside = [p for p in inside if any(fnmatch.fnmatch(p.name, f"{glob}*") for glob in only or ("",))]
+        if path.is_dir() and not inside:
             chosen = f" that starts like {' or '.join(only)}" if only else ""
             raise UserError(f"there is no {' or '.join(endings)} file{chosen} in this folder", parameter=str(path))
-        out += inside
+        out += inside or [path]
     return out

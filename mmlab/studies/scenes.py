@@ -1,15 +1,18 @@
-"""What is done to a workload before the verdict asks its questions. A scene is one function; its docstring says what.
+"""What is done to a workload before the verdict asks its questions.
 
-A scene takes the base scenario (memory, knobs, rates) and returns the scenario that is run. Its name is the function's,
-with dashes.
+A scene takes the base scenario (memory, knobs, rates) and returns the scenario that is run. One that only sets some
+values is an entry of `scenes.yaml`, which has the default base, too. Any other is a function of this module, with
+dashes in its name; its docstring says what it does.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from mmlab.params import read_yaml
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
 
@@ -17,34 +20,11 @@ __all__ = ["BASE", "DECIDED", "FIRST_SPLITS", "SCENES", "Scene", "described", "s
 
 Scene = Callable[[Scenario], Scenario]
 
-BASE: dict[str, Any] = {
-    "memory_mib": 32,
-    "zero_fraction": 0.75,
-    "use_zero_pages": 1,
-    "pages_to_scan": 100,
-    "sleep_millisecs": 100,
-    "max_ptes_none": 255,
-    "migration_rate": 2.0,
-    "migration_huge_share": 0.0,
-    "pressure_rate": 4.0,
-    "swap_mib": 64,
-}
+LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
+BASE: dict[str, Any] = LISTED["base"]
 """The default base: 16 THPs, three quarters zero-filled, and a ksmd so slow that other things happen before it comes. A
 full scan of 9 s stands for the minutes that it takes on a host."""
-DECIDED: dict[str, Any] = {
-    "run": 1,
-    "ksm_start_seconds": 0.0,
-    "migration_rate": 0.0,
-    "pressure_rate": 0.0,
-    "khugepaged": 0,
-    "advisor_mode": "none",
-    "policy": "none",
-    "horizon_full_scans": 0,
-    "horizon_batches": 0,
-    "until_settled": False,
-    "variant": "mainline",
-    "name": "",
-}
+DECIDED: dict[str, Any] = LISTED["decided"]
 """What every scene decides by itself; everything else is the base's."""
 FIRST_SPLITS = ("migrate", "pageout", "cold", "free")
 """What splits a THP before the shrinker does: migration without a huge page; MADV_* of its last page."""
@@ -52,12 +32,11 @@ SECONDS_BEFORE = 0.5
 """When one-time events happen: before ksmd, khugepaged or the shrinker has done anything."""
 
 SCENES: dict[str, Scene] = {}
-S = TypeVar("S", bound=Callable[..., Scenario])
 
 
-def scene(build: S) -> S:
+def scene(build: Scene) -> Scene:
     """Register a scene under the function's name."""
-    SCENES[build.__name__.strip("_").replace("_", "-")] = build
+    SCENES[build.__name__.replace("_", "-")] = build
     return build
 
 
@@ -73,70 +52,58 @@ def scan_seconds(s: Scenario) -> float:
     return max(0.1, round(batches * ticks / s.hz + s.total_pages * 1e-6, 1))
 
 
-def blocks(s: Scenario) -> int:
-    """Return the number of 2 MiB blocks of all processes."""
-    return s.total_pages // s.pages_per_thp
+def calm(s: Scenario, lasts: float | str, **changes: Any) -> Scenario:
+    """Return the base with nothing going on but `changes`.
 
-
-def calm(s: Scenario, scans: float, **changes: Any) -> Scenario:
-    """Return the base with nothing going on but `changes`, for a number of ksmd's full scans."""
-    return s.replace(**{**DECIDED, "horizon_seconds": round(scans * scan_seconds(s), 1), **changes})
+    It lasts for a number of ksmd's full scans; until KSM alone has `settled`, which takes at most a full scan for each
+    THP; or for `ten turns` of the slower one of ksmd and khugepaged.
+    """
+    scan, blocks = scan_seconds(s), s.total_pages // s.pages_per_thp
+    named = {"settled": (16 + blocks) * scan, "ten turns": max(600.0, 10 * pingpong.turn_seconds(s), 10 * scan)}
+    seconds = named[lasts] if isinstance(lasts, str) else lasts * scan
+    return s.replace(**{**DECIDED, "horizon_seconds": round(seconds, 1), **changes})
 
 
 def each_block(s: Scenario, *ops: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return one event a block, the operations in turn; an operation's `page` counts from the start of its block."""
+    """Return one event a 2 MiB block, the operations in turn; their `page` counts from the start of the block.
+
+    Page -1 is the last page of the block.
+    """
     size = s.pages_per_thp
     places = [(i, block * size) for i, spec in enumerate(s.specs) for block in range(s.pages_of(spec) // size)]
     return tuple(
-        {"after": {"seconds": SECONDS_BEFORE}, "process": process, **op, "page": first + op["page"]}
+        {"after": {"seconds": SECONDS_BEFORE}, "process": process, **op, "page": first + op["page"] % size}
         for number, (process, first) in enumerate(places)
         for op in [ops[number % len(ops)]]
     )
 
 
-def last_page(s: Scenario, op: str, **fields: Any) -> dict[str, Any]:
-    """Return an operation on the last page of a block."""
-    return {"op": op, "page": s.pages_per_thp - 1, "count": 1, **fields}
+def listed(what: str, **fields: Any) -> Scene:
+    """Return the scene of an entry of `scenes.yaml`, described by `what`."""
+
+    def build(s: Scenario) -> Scenario:
+        kept = {name: getattr(s, name) for name in fields.get("keep", ())}
+        events = each_block(s, fields["each_block"]) if "each_block" in fields else ()
+        return calm(s, fields["lasts"], **kept, **fields.get("set", {}), events=events)
+
+    build.__doc__ = what
+    return build
 
 
-@scene
-def migration(s: Scenario) -> Scenario:
-    """KSM on; blocks migrate at migration_rate while ksmd scans (6 full scans)"""
-    return calm(s, 6, migration_rate=s.migration_rate)
+SCENES |= {name: listed(**entry) for name, entry in LISTED["scenes"].items()}
 
 
-@scene
 def first(s: Scenario, causes: Sequence[str] = FIRST_SPLITS) -> Scenario:
     """KSM off; each THP is split once by migration or by MADV_PAGEOUT, MADV_COLD or MADV_FREE of one page, then
     pressure and khugepaged go on"""
     whole = {"op": "migrate", "page": 0, "count": s.pages_per_thp, "huge": 0}
-    events = each_block(s, *(whole if cause == "migrate" else last_page(s, cause) for cause in causes))
-    until_empty = 2 * blocks(s) / s.pressure_rate if s.pressure_rate else 0.0
+    events = each_block(s, *(whole if op == "migrate" else {"op": op, "page": -1, "count": 1} for op in causes))
+    until_empty = 2 * (s.total_pages // s.pages_per_thp) / s.pressure_rate if s.pressure_rate else 0.0
     horizon = 60.0 + 2 * pingpong.turn_seconds(s) + until_empty
     return calm(s, 1, run=0, khugepaged=1, pressure_rate=s.pressure_rate, horizon_seconds=horizon, events=events)
 
 
-for cause in FIRST_SPLITS:
-    SCENES[f"first-{cause}"] = functools.partial(first, causes=[cause])
-
-
-@scene
-def pressure(s: Scenario) -> Scenario:
-    """KSM on; the shrinker is asked for pressure_rate folios a second (6 full scans)"""
-    return calm(s, 6, pressure_rate=s.pressure_rate)
-
-
-@scene
-def pressure_off(s: Scenario) -> Scenario:
-    """KSM off; the shrinker is asked for pressure_rate folios a second"""
-    return calm(s, 6, pressure_rate=s.pressure_rate, run=0)
-
-
-@scene
-def partial(s: Scenario) -> Scenario:
-    """KSM off; one page of each THP is unmapped, then pressure comes; max_ptes_none is 511, the default"""
-    events = each_block(s, last_page(s, "dontneed"))
-    return calm(s, 6, pressure_rate=s.pressure_rate, run=0, max_ptes_none=511, events=events)
+SCENES |= {"first": first, **{f"first-{cause}": partial(first, causes=[cause]) for cause in FIRST_SPLITS}}
 
 
 @scene
@@ -150,56 +117,15 @@ def late(s: Scenario) -> Scenario:
 @scene
 def mix(s: Scenario) -> Scenario:
     """KSM on; half of migration_rate, a sixteenth of pressure_rate, MADV_COLD of a part of every 4th THP"""
-    events = each_block(s, last_page(s, "cold"), *[last_page(s, "read")] * 3)
+    events = each_block(s, *({"op": op, "page": -1, "count": 1} for op in ("cold", "read", "read", "read")))
     return calm(s, 6, migration_rate=s.migration_rate / 2, pressure_rate=s.pressure_rate / 16, events=events)
-
-
-def alone(s: Scenario, **changes: Any) -> Scenario:
-    """Return the base with KSM alone until it settles; there is time for one THP a full scan."""
-    return calm(s, 16 + blocks(s), until_settled=True, **changes)
-
-
-@scene
-def uzp1(s: Scenario) -> Scenario:
-    """KSM alone until settled, use_zero_pages=1"""
-    return alone(s, use_zero_pages=1)
-
-
-@scene
-def uzp0(s: Scenario) -> Scenario:
-    """KSM alone until settled, use_zero_pages=0"""
-    return alone(s, use_zero_pages=0)
 
 
 @scene
 def sparse(s: Scenario) -> Scenario:
     """KSM alone until settled, use_zero_pages=1, two zero-filled pages in each THP"""
-    return alone(s, use_zero_pages=1, zero_fraction=2 / s.pages_per_thp, layout="zero-first")
-
-
-def both_daemons(s: Scenario, **changes: Any) -> Scenario:
-    """Return the base with ksmd and khugepaged by their own clocks, for ten turns of the slower one."""
-    horizon = round(max(600.0, 10 * pingpong.turn_seconds(s), 10 * scan_seconds(s)), 1)
-    knobs = {"khugepaged": 1, "max_ptes_none": 511, "use_zero_pages": 1, **changes}
-    return calm(s, 1, horizon_seconds=horizon, **knobs)
-
-
-@scene
-def pingpong_(s: Scenario) -> Scenario:
-    """KSM and khugepaged by their own clocks, use_zero_pages=1, max_ptes_none=511"""
-    return both_daemons(s)
-
-
-@scene
-def pingpong_none(s: Scenario) -> Scenario:
-    """KSM and khugepaged by their own clocks, use_zero_pages=1, max_ptes_none=0"""
-    return both_daemons(s, max_ptes_none=0)
-
-
-@scene
-def pingpong_uzp0(s: Scenario) -> Scenario:
-    """KSM and khugepaged by their own clocks, use_zero_pages=0, max_ptes_none=511"""
-    return both_daemons(s, use_zero_pages=0)
+    few = {"zero_fraction": 2 / s.pages_per_thp, "layout": "zero-first"}
+    return calm(s, "settled", until_settled=True, use_zero_pages=1, **few)
 
 
 @scene
@@ -218,15 +144,9 @@ def mthp(s: Scenario) -> Scenario:
 @scene
 def advisor(s: Scenario) -> Scenario:
     """the scan-time advisor chooses pages_to_scan: 30 s, at least 512 MiB, 20 ms, a target of 2 s at most"""
-    return calm(
-        s,
-        1,
-        advisor_mode="scan-time",
-        sleep_millisecs=20,
-        memory_mib=max(512, s.memory_mib),
-        advisor_target_scan_time=min(2, s.advisor_target_scan_time),
-        horizon_seconds=30.0,
-    )
+    size, target = max(512, s.memory_mib), min(2, s.advisor_target_scan_time)
+    knobs = {"advisor_mode": "scan-time", "advisor_target_scan_time": target, "sleep_millisecs": 20}
+    return calm(s, 1, memory_mib=size, horizon_seconds=30.0, **knobs)
 
 
 @scene
@@ -234,15 +154,3 @@ def numa(s: Scenario) -> Scenario:
     """two nodes, merge_across_nodes=0, two processes with equal pages"""
     groups = max(1, s.memory_mib * 4)  # 64 pages a content
     return calm(s, 12, nodes=2, merge_across_nodes=0, processes=2, duplicate_fraction=1.0, duplicate_groups=groups)
-
-
-@scene
-def poison(s: Scenario) -> Scenario:
-    """one used page of each THP is poisoned, before ksmd has merged anything"""
-    return calm(s, 0.9, events=each_block(s, {"op": "memory_failure", "page": s.pages_per_thp - 1}))
-
-
-@scene
-def switch_off(s: Scenario) -> Scenario:
-    """KSM on; blocks migrate at migration_rate while ksmd scans (6 full scans), with shrink_underused=0"""
-    return calm(s, 6, migration_rate=s.migration_rate, shrink_underused=0)

@@ -4,7 +4,7 @@ A question (`questions.yaml`) has a scene (`scenes`), which turns the base into 
 which reads one number from the run. `verdict` runs each scene under every variant:
 
 >>> v = verdict(Scenario(**{**BASE, "memory_mib": 4}), ["legacy", "mainline"], ["c3"])
->>> v.cells["c3"]
+>>> v.cells.loc["c3"].to_dict()
 {'legacy': 0.0, 'mainline': 3.0}
 >>> print(v.text(legend=False))
 question                V-1    V0
@@ -18,11 +18,13 @@ are the same. The legend says which end of a row is good.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,19 +39,7 @@ from mmlab.studies import pingpong
 from mmlab.studies.scenes import BASE, DECIDED, SCENES, described, scan_seconds
 from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
-__all__ = [
-    "BASE",
-    "CODES",
-    "MEASURES",
-    "QUESTIONS",
-    "Question",
-    "Verdict",
-    "group_equal",
-    "over_time",
-    "scene_runs",
-    "verdict",
-    "weights",
-]
+__all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "group_equal", "over_time", "scene_runs", "verdict", "weights"]
 
 CODES = {
     "legacy": ("V-1", "leg"),
@@ -68,16 +58,7 @@ LABEL, CELL, WIDTH = 22, 6, 76
 NEAR, SAME = 0.02, 0.05
 """Part of a row's range that still counts as its best or worst; rows that differ by less than 5 % are all the same."""
 
-Measure = Callable[[Run], float | None]
 AnyVariant = str | Variant | Predicate
-MEASURES: dict[str, Measure] = {}
-M = TypeVar("M", bound=Measure)
-
-
-def measure(function: M) -> M:
-    """Register a measure under the function's name."""
-    MEASURES[function.__name__] = function
-    return function
 
 
 def last(run: Run, *names: str, row: int = -1) -> float:
@@ -106,14 +87,12 @@ def wasted(run: Run) -> np.ndarray:
     return pages
 
 
-@measure
 def held(run: Run) -> float:
     """Return how much zero-filled memory stays allocated for how long, MiB·s."""
     seconds = np.diff(run.rows["time_ns"]) / 1e9
     return float((wasted(run)[:-1] * seconds).sum()) / PAGES_PER_MIB
 
 
-@measure
 def gone_after(run: Run, share: float = 0.99) -> float | None:
     """Return when this share of the zero-filled memory has been given back, s; None if that never happens."""
     waste = wasted(run)
@@ -121,7 +100,6 @@ def gone_after(run: Run, share: float = 0.99) -> float | None:
     return float(run.rows["time_ns"][done[0]]) / 1e9 if len(done) and waste[0] else None
 
 
-@measure
 def zeroes_in_swap(run: Run) -> float:
     """Return the zero-filled memory in swap slots, MiB: what is there beyond the used pages that had to go out."""
     size, used = run.scenario.pages_per_thp, 0
@@ -131,49 +109,41 @@ def zeroes_in_swap(run: Run) -> float:
     return max(0.0, mib(run, "swap_entries") - used / PAGES_PER_MIB)
 
 
-@measure
 def remapped_before_ksm(run: Run) -> float:
     """Return the memory that other splits than ksmd's have remapped when KSM is enabled, MiB."""
     return at(run, run.scenario.ksm_start_seconds, "zeropages_by_other")
 
 
-@measure
 def remapped_since_ksm(run: Run) -> float:
     """Return the memory that other splits than ksmd's have remapped since KSM was enabled, MiB."""
     return mib(run, "zeropages_by_other") - remapped_before_ksm(run)
 
 
-@measure
 def freed(run: Run) -> float:
     """Return the memory freed from the start to the end, MiB."""
     return float(run.metrics.freed_mib)
 
 
-@measure
 def freed_unseen(run: Run) -> float:
     """Return the memory freed that no counter of KSM shows, MiB."""
     return float(run.metrics.freed_unseen_pages) / PAGES_PER_MIB
 
 
-@measure
 def cpu_per_mib(run: Run) -> float | None:
     """Return ksmd's CPU time for each MiB freed, ms."""
     return float(run.metrics.ksmd_cpu_ms) / freed(run) if freed(run) > 0 else None
 
 
-@measure
 def thps_per_mib(run: Run) -> float | None:
     """Return how many THPs were split for each MiB freed."""
     return run.metrics.thps_split / freed(run) if freed(run) > 0 else None
 
 
-@measure
 def collapses(run: Run) -> float:
     """Return the ranges that khugepaged collapses per hour in whole turns after its first."""
     return pingpong.measure(run).collapses_per_hour
 
 
-@measure
 def swing(run: Run) -> float:
     """Return most minus least memory allocated after the first quarter of the run, MiB."""
     rows = run.rows
@@ -181,7 +151,6 @@ def swing(run: Run) -> float:
     return float(frames.max() - frames.min()) / PAGES_PER_MIB
 
 
-@measure
 def hunting(run: Run) -> float:
     """Return the largest divided by the smallest pages_to_scan in the second half of the run."""
     rows = run.rows
@@ -209,8 +178,8 @@ class Question:
 
     def answer(self, run: Run) -> float | None:
         """Return the number that the question asks for; None if the thing never happens in the run."""
-        if self.measure in MEASURES:
-            return MEASURES[self.measure](run)
+        if measure := globals().get(self.measure):
+            return measure(run)  # type: ignore[no-any-return]
         counters = self.measure.split()
         if set(counters) <= set(run.rows.dtype.names or ()):
             return mib(run, *counters)
@@ -224,35 +193,49 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The matrix: `cells[question][variant]`, None where the thing never happened in the run.
+    """The matrix of questions and variants.
 
-    `errors` has the cells' standard errors, as far as they come from the costs of ksmd's steps.
+    Attributes
+    ----------
+    scenario
+        The base that the scenes changed.
+    cells : DataFrame
+        A row a question (index: its key), a column a variant; not a number where the thing never happened in the run.
+    errors : DataFrame
+        The cells' standard errors, as far as they come from the costs of ksmd's steps.
     """
 
     scenario: Scenario
-    variants: tuple[str, ...]
-    questions: tuple[Question, ...]
-    cells: dict[str, dict[str, float | None]]
-    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    cells: pd.DataFrame
+    errors: pd.DataFrame
 
     @property
-    def table(self) -> pd.DataFrame:
-        """The cells: a row a question (index: its key), a column a variant."""
-        return pd.DataFrame.from_dict(self.cells, orient="index", columns=list(self.variants)).astype(float)
+    def questions(self) -> list[Question]:
+        """The questions, in the order of the rows."""
+        return [QUESTIONS[key] for key in self.cells.index]
 
-    def _goodness(self, question: Question) -> pd.Series:
-        """Return a row's numbers, the more the better; not a number where the thing never happened."""
-        return self.table.loc[question.key] * (1 if question.best == "most" else -1)
+    def _goodness(self) -> pd.DataFrame:
+        """Return the numbers, the more the better: a column a question, a row a variant."""
+        return self.cells.T * [1 if q.best == "most" else -1 for q in self.questions]
 
-    def marks(self, key: str) -> dict[str, str]:
-        """Return {variant: sign}: `+` among the best of the row, `-` the worst, `=` all the same, or a blank."""
-        row = self._goodness(next(q for q in self.questions if q.key == key))
-        low, high, never = row.min(), row.max(), row.isna()
-        if never.all() or (high - low <= SAME * max(abs(low), abs(high)) and not never.any()):
-            return dict.fromkeys(self.variants, "=")
+    @property
+    def marks(self) -> pd.DataFrame:
+        """The sign of each cell: `+` among the best of its row, `-` the worst, `=` all the same, or a blank.
+
+        What never happens is the worst, whichever end of the row is good.
+        """
+        good = self._goodness()
+        low, high, never = good.min(), good.max(), good.isna()
         room = NEAR * (high - low)
-        worst = never if never.any() else row <= low + room  # what never happens is worst, whichever end is good
-        return {v: "-" if never[v] else "+" if row[v] >= high - room else "-" if worst[v] else " " for v in row.index}
+        same = never.all() | (~never.any() & (high - low <= SAME * good.abs().max()))
+        worst = never | (~never.any() & (good <= low + room))
+        signs = np.select([same, good >= high - room, worst], ["=", "+", "-"], " ")
+        return pd.DataFrame(signs, good.index, good.columns).T
+
+    @property
+    def words(self) -> pd.DataFrame:
+        """The number of each cell in at most five characters."""
+        return self.cells.map(_word)
 
     @property
     def places(self) -> pd.DataFrame:
@@ -260,52 +243,39 @@ class Verdict:
 
         What never happens is worse than the worst number, by the row's range or that number, whichever is more.
         """
-        rows = {}
-        for q in self.questions:
-            if set(self.marks(q.key).values()) != {"="}:
-                row = self._goodness(q)
-                row = row.fillna(row.min() - max(row.max() - row.min(), abs(row.min()), 1.0))
-                rows[q.key] = (row - row.min()) / ((row.max() - row.min()) or 1.0)
-        return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.variants), dtype=float)
+        good = self._goodness().loc[:, (self.marks != "=").any(axis=1)]
+        low, span = good.min(), good.max() - good.min()
+        good = good.fillna(low - np.maximum(span, low.abs()).clip(lower=1.0))
+        return ((good - good.min()) / (good.max() - good.min())).T
 
     def better(self, one: str, other: str) -> list[str]:
         """Return the questions in which one variant is better than another, by more than 2 % of the row's range."""
         places = self.places
-        return [str(key) for key in places.index[places[one] > places[other] + NEAR]]
+        return list(places.index[places[one] > places[other] + NEAR])
 
     def pareto(self) -> dict[str, list[str]]:
         """Return {variant: those that dominate it}: never worse, and better in something. None: it is on the front."""
-        wins = {(a, b): self.better(a, b) for a in self.variants for b in self.variants}
-        return {b: [a for a in self.variants if wins[a, b] and not wins[b, a]] for b in self.variants}
-
-    def cell(self, key: str, variant: str) -> str:
-        """Return a cell's number in at most five characters."""
-        value = self.cells[key][variant]
-        if not value:
-            return "inf" if value is None else "0"
-        digits = 2 if abs(value) < 0.095 else 1 if abs(value) < 9.95 else 0
-        return f"{value:.{digits}f}" if abs(value) < 99_999.5 else f"{value / 1000:.0f}k"
+        wins = {(a, b): self.better(a, b) for a, b in product(self.cells, repeat=2)}
+        return {b: [a for a in self.cells if wins[a, b] and not wins[b, a]] for b in self.cells}
 
     def text(self, legend: bool = True) -> str:
         """Return the matrix as plain text of at most 76 columns (with nine variants), and what its rows mean."""
-        codes = [CODES.get(name, ("", name[: CELL - 2])) for name in self.variants]
+        codes = [CODES.get(name, ("", name[: CELL - 2])) for name in self.cells]
+        rows = {"question": [f"{number} " for number, _ in codes], "": [f"{short} " for _, short in codes]}
+        cells = self.words + self.marks
+        rows |= {f"{q.key} {q.label}": list(cells.loc[q.key]) for q in self.questions}
         lines = [
-            (label.ljust(LABEL) + "".join(f"{code[i]} ".rjust(CELL) for code in codes)).rstrip()
-            for i, label in enumerate(("question", ""))
+            (label.ljust(LABEL) + "".join(cell.rjust(CELL) for cell in row)).rstrip() for label, row in rows.items()
         ]
-        lines.append("-" * (LABEL + CELL * len(codes)))
-        for q in self.questions:
-            marks = self.marks(q.key)
-            cells = "".join((self.cell(q.key, v) + marks[v]).rjust(CELL) for v in self.variants)
-            lines.append((f"{q.key} {q.label}".ljust(LABEL) + cells).rstrip())
+        lines.insert(2, "-" * (LABEL + CELL * len(codes)))
         return "\n".join([*lines, "", self.legend()] if legend else lines)
 
     def legend(self) -> str:
         """Return what was run, and what each row's number is."""
         s = self.scenario
-        shown = [*BASE, *sorted(s.model_fields_set - BASE.keys() - DECIDED.keys())]
-        changed = [n for n in shown if n in BASE or getattr(s, n) != type(s).model_fields[n].default]
-        values = ", ".join(f"{name}={getattr(s, name)}" for name in changed if not name.startswith("horizon_"))
+        own = sorted(s.model_fields_set - BASE.keys() - DECIDED.keys())
+        shown = [*BASE, *(name for name in own if getattr(s, name) != type(s).model_fields[name].default)]
+        values = ", ".join(f"{name}={getattr(s, name)}" for name in shown if not name.startswith("horizon_"))
         lines = [
             _wrapped("+ best of the row, - worst, = all the same (within 5 %); inf: never within the run."),
             *["* from the text only: no recorded kernel has shown it."] * any(q.from_text_only for q in self.questions),
@@ -320,25 +290,28 @@ class Verdict:
 
     def sure(self, question: Question) -> str:
         """Return a row's largest standard error, to stand behind its unit, if it is more than 0.01 % of its number."""
-        cells, errors = self.cells[question.key], self.errors.get(question.key, {})
-        error = max((e for variant, e in errors.items() if e > 1e-4 * abs(cells[variant] or 0.0)), default=0.0)
-        return f" ± {one_digit(error)}" if error else ""
+        errors = self.errors.loc[question.key]
+        error = errors[errors > 1e-4 * self.cells.loc[question.key].abs().fillna(0)].max()
+        return f" ± {one_digit(error)}" if error > 0 else ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: scenario, variants, questions, and the cells and their errors unrounded."""
+        cells = self.cells.astype(object).where(self.cells.notna(), None)
+        tables = {"cells": cells, "errors": self.errors, "marks": self.marks}
         questions = [
-            {
-                **asdict(q),
-                "scene_is": described(q.scene),
-                "from_text_only": q.from_text_only,
-                "cells": self.cells[q.key],
-                "errors": self.errors.get(q.key, {}),
-                "marks": self.marks(q.key),
-            }
+            {**asdict(q), "scene_is": described(q.scene), "from_text_only": q.from_text_only}
+            | {name: table.loc[q.key].to_dict() for name, table in tables.items()}
             for q in self.questions
         ]
         scenario = {name: getattr(self.scenario, name) for name in sorted(self.scenario.model_fields_set)}
-        return {"scenario": scenario, "variants": list(self.variants), "questions": questions}
+        return {"scenario": scenario, "variants": list(self.cells), "questions": questions}
+
+
+def _word(value: float) -> str:
+    if not abs(value) > 0:
+        return "0" if value == 0 else "inf"
+    digits = 2 if abs(value) < 0.095 else 1 if abs(value) < 9.95 else 0
+    return f"{value:.{digits}f}" if abs(value) < 99_999.5 else f"{value / 1000:.0f}k"
 
 
 def verdict(
@@ -368,19 +341,19 @@ def verdict(
     base = Scenario(**BASE) if base is None else base
     if base.events or base.process_list:
         raise UserError("a verdict makes its own events and processes", parameter="base", hint="Give it plain values.")
-    asked, chosen = _asked(questions), [resolve(variant) for variant in variants]
-    scenes = list(dict.fromkeys(q.scene for q in asked))
-    cells: dict[str, dict[str, float | None]] = {q.key: {} for q in asked}
-    errors: dict[str, dict[str, float]] = {q.key: {} for q in asked}
-    for done, (scene, variant) in enumerate(((s, v) for s in scenes for v in chosen), start=1):
+    asked, chosen = _asked(questions), {variant.name: variant for variant in map(resolve, variants)}
+    scenes = dict.fromkeys(q.scene for q in asked)
+    cells = pd.DataFrame(np.nan, [q.key for q in asked], list(chosen))
+    errors = cells.copy()
+    for done, (scene, (name, variant)) in enumerate(product(scenes, chosen.items()), start=1):
         run = simulate(SCENES[scene](base), variant=variant)
         for q in (q for q in asked if q.scene == scene):
             value = q.answer(run)
-            cells[q.key][variant.name] = None if value is None else round(float(value), 9)
-            errors[q.key][variant.name] = round(error_of(run, q.answer), 9)
+            cells.at[q.key, name] = np.nan if value is None else round(float(value), 9)
+            errors.at[q.key, name] = round(error_of(run, q.answer), 9)
         if progress:
-            progress(done, len(scenes) * len(chosen), f"{scene}, {variant.name}")
-    return Verdict(base, tuple(v.name for v in chosen), tuple(asked), cells, errors)
+            progress(done, len(scenes) * len(chosen), f"{scene}, {name}")
+    return Verdict(base, cells, errors)
 
 
 def scene_runs(
@@ -405,16 +378,12 @@ def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str,
     {'a1': 1.0, 'f1': 3.0, 'f2': 0.0}
     """
     out = dict.fromkeys(questions, 1.0)
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, _, number = (word.strip() for word in part.partition("="))
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf"):
+    for part in filter(None, map(str.strip, text.split(","))):
+        found = re.fullmatch(r"(\w+)\s*=\s*(\d*\.?\d+(?:e\d+)?)", part)
+        if not found:
             allowed = "QUESTION=NUMBER, the number at least 0"
             raise UserError(parameter="weights", value=part, allowed=allowed, hint="Such as f=3, a1=0.")
-        out |= {q.key: value for q in _asked([key]) if q.key in out}
+        out |= {q.key: float(found[2]) for q in _asked([found[1]]) if q.key in out}
     return out
 
 
@@ -450,13 +419,11 @@ def over_time(runs: Mapping[str, Run], series: Callable[[Run], np.ndarray], what
 
 def _asked(keys: Iterable[str]) -> list[Question]:
     """Return the questions with these keys or first letters, in the order of the matrix."""
-    wanted: set[str] = set()
+    keys = tuple(keys)
     for key in keys:
-        found = {k for k in QUESTIONS if k == key or k[0] == key}
-        if not found:
+        if not any(known.startswith(key) for known in QUESTIONS):
             raise unknown("question", key, QUESTIONS, f"There are {', '.join(QUESTIONS)}.")
-        wanted |= found
-    return [q for key, q in QUESTIONS.items() if key in wanted]
+    return [q for key, q in QUESTIONS.items() if key.startswith(keys)]
 
 
 def _wrapped(text: str, key: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from mmlab.errors import UserError
@@ -22,15 +23,20 @@ def matrix() -> Verdict:
     return verdict(SMALL, questions=[key for key in QUESTIONS if key != "i1"])
 
 
-def row(matrix: Verdict, key: str) -> dict[str, float | None]:
+def row(matrix: Verdict, key: str) -> dict[str, float]:
     """Cells by the numbers of the discussion."""
-    return {CODES[name][0]: value for name, value in matrix.cells[key].items()}
+    return {CODES[str(name)][0]: value for name, value in matrix.cells.loc[key].items()}
+
+
+def made(variants: str, **cells: list[float | None]) -> Verdict:
+    """A matrix with these rows; its variants have one letter each."""
+    table = pd.DataFrame.from_dict(cells, orient="index", columns=list(variants)).astype(float)
+    return Verdict(SMALL, table, 0 * table)
 
 
 def test_every_question_is_answered_for_every_variant(matrix: Verdict) -> None:
-    assert list(matrix.variants) == list(VARIANTS)
     assert [q.key for q in matrix.questions] == [key for key in QUESTIONS if key != "i1"]
-    assert all(list(cells) == list(VARIANTS) for cells in matrix.cells.values())
+    assert list(matrix.cells) == list(matrix.errors) == list(VARIANTS)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +99,20 @@ def test_switched_off(matrix: Verdict) -> None:
 
 def test_all_the_same_where_no_variant_differs(matrix: Verdict) -> None:
     for key in ("g1", "h3", "i3"):
-        assert set(matrix.marks(key).values()) == {"="}, key
+        assert set(matrix.marks.loc[key]) == {"="}, key
 
 
 def test_marks() -> None:
-    cells: dict[str, dict[str, float | None]] = {
-        "a1": {"a": 0.0, "b": 10.0, "c": 5.0},  # most is best
-        "a2": {"a": 0.0, "b": 10.0, "c": 0.1},  # least is best
-        "c2": {"a": 1.0, "b": None, "c": 2.0},
-        "f1": {"a": 1.0, "b": 1.01, "c": 1.0},
-    }
-    v = Verdict(SMALL, ("a", "b", "c"), tuple(QUESTIONS[key] for key in cells), cells)
-    assert ["".join(v.marks(key).values()) for key in cells] == ["-+ ", "+-+", "+- ", "==="]
-    assert v.text(legend=False).splitlines()[-2].split()[-3:] == ["1.0+", "inf-", "2.0"]
+    v = made(
+        "abc",
+        a1=[0.0, 10.0, 5.0],  # most is best
+        a2=[0.0, 10.0, 0.1],  # least is best
+        c2=[1.0, None, 2.0],
+        f1=[1.0, 1.01, 1.0],
+        f4=[None, None, None],
+    )
+    assert ["".join(v.marks.loc[key]) for key in v.cells.index] == ["-+ ", "+-+", "+- ", "===", "==="]
+    assert v.text(legend=False).splitlines()[-3].split()[-3:] == ["1.0+", "inf-", "2.0"]
 
 
 def test_text_fits_a_mail_and_is_always_the_same(matrix: Verdict) -> None:
@@ -118,7 +125,7 @@ def test_text_fits_a_mail_and_is_always_the_same(matrix: Verdict) -> None:
         assert f"\n{q.key} " in text
         assert f"{q.scene}:" in text
     assert text.count("*") >= 3, "what comes from the text only says so"
-    assert matrix.table.loc["c1", "mainline"] == ZEROES
+    assert matrix.cells.loc["c1", "mainline"] == ZEROES
 
 
 def test_labels_fit() -> None:
@@ -132,7 +139,7 @@ def test_an_own_variant() -> None:
         return not split.mergeable
 
     found = verdict(SMALL, [mine, "mainline"], ["c1", "c3"])
-    assert found.cells == {"c1": {"mine": 0.0, "mainline": ZEROES}, "c3": {"mine": 0.0, "mainline": ZEROES}}
+    assert found.cells.to_dict("index") == {key: {"mine": 0.0, "mainline": ZEROES} for key in ("c1", "c3")}
     assert "mine" in found.text().splitlines()[1]
 
 
@@ -163,13 +170,13 @@ def test_a_predicate_that_cannot_be_one(predicate: Predicate, words: str) -> Non
 
 
 def test_places_and_the_front() -> None:
-    cells: dict[str, dict[str, float | None]] = {
-        "a1": {"a": 0.0, "b": 10.0, "c": 5.0},  # most is best
-        "a2": {"a": 0.0, "b": 10.0, "c": 2.5},  # least is best
-        "b1": {"a": 3.0, "b": 3.0, "c": 3.0},
-        "c2": {"a": 2.0, "b": 1.0, "c": None},  # least is best, and never is as 4: the worst, and that much more
-    }
-    v = Verdict(SMALL, ("a", "b", "c"), tuple(QUESTIONS[key] for key in cells), cells)
+    v = made(
+        "abc",
+        a1=[0.0, 10.0, 5.0],  # most is best
+        a2=[0.0, 10.0, 2.5],  # least is best
+        b1=[3.0, 3.0, 3.0],
+        c2=[2.0, 1.0, None],  # least is best, and never is as 4: the worst, and that much more
+    )
     assert v.places.to_dict("index") == {
         "a1": {"a": 0, "b": 1, "c": 0.5},
         "a2": {"a": 1, "b": 0, "c": 0.75},
@@ -181,13 +188,9 @@ def test_places_and_the_front() -> None:
 
 
 def test_what_is_equal_does_not_dominate() -> None:
-    cells: dict[str, dict[str, float | None]] = {
-        "a1": {"a": 10.0, "b": 10.0, "c": 9.9, "d": 0.0},
-        "a2": {"a": 1.0, "b": 1.0, "c": 1.0, "d": 2.0},
-    }
-    v = Verdict(SMALL, ("a", "b", "c", "d"), tuple(QUESTIONS[key] for key in cells), cells)
+    v = made("abcd", a1=[10.0, 10.0, 9.9, 0.0], a2=[1.0, 1.0, 1.0, 2.0])
     assert v.pareto() == {"a": [], "b": [], "c": [], "d": ["a", "b", "c"]}, "2 % of the range is no difference"
-    alone = Verdict(SMALL, ("a",), v.questions, {key: {"a": row["a"]} for key, row in cells.items()})
+    alone = made("a", a1=[10.0], a2=[1.0])
     assert alone.places.empty
     assert alone.pareto() == {"a": []}
 
@@ -227,11 +230,11 @@ def test_mistakes(kwargs: dict, words: str) -> None:
 def test_says_how_sure_it_is() -> None:
     """CPU time has an error, what is counted none; a legend's row says the largest that matters."""
     v = verdict(SMALL, ["legacy", "mainline"], ["f1", "f4", "f5"])
-    assert v.errors["f1"] == {"legacy": 0.0, "mainline": 0.0}
-    assert 0 < v.errors["f5"]["mainline"] < 0.5 * (v.cells["f5"]["mainline"] or 0)
+    assert v.errors.loc["f1"].to_dict() == {"legacy": 0.0, "mainline": 0.0}
+    assert 0 < v.errors.at["f5", "mainline"] < 0.5 * v.cells.at["f5", "mainline"]
     _, gone, spent = v.questions
-    assert v.errors["f4"]["mainline"] > 0
+    assert v.errors.at["f4", "mainline"] > 0
     assert v.sure(gone) == "", "its batches end before the next tick, whatever they cost"
-    assert v.sure(spent) == f" ± {one_digit(max(v.errors['f5'].values()))}"
+    assert v.sure(spent) == f" ± {one_digit(v.errors.loc['f5'].max())}"
     assert f"(ms/MiB{v.sure(spent)}, least is best" in " ".join(v.legend().split())
-    assert v.as_json()["questions"][2]["errors"] == v.errors["f5"]
+    assert v.as_json()["questions"][2]["errors"] == v.errors.loc["f5"].to_dict()
