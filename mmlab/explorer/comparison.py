@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from mmlab.figures import figures, theme
 from mmlab.figures.canvas import Canvas, page_map_image
-from mmlab.figures.notebook import html_table
 from mmlab.results.metrics import Metrics
 from mmlab.results.run import Run
 from mmlab.results.uncertainty import error_at, one_digit
 from mmlab.studies import compare
 
-__all__ = ["CELLS", "SIGNS", "Comparison", "Figures", "Frame", "frames", "last_frame"]
+__all__ = ["CELLS", "SIGNS", "Comparison", "Figures", "Frame", "frames", "last_frame", "template"]
 
 CELLS = ("memory 0", "memory 1", "batches", "counters", "cpu", "map 0", "map 1")
 """Names of the pictures; 0 and 1 are the two runs."""
@@ -73,9 +71,6 @@ class Figures:
 
     def __init__(self) -> None:
         self.canvases = {name: Canvas() for name in CELLS if "map" not in name}
-        environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
-        environment.globals |= {"released": _released, "plus_minus": _plus_minus}
-        self.words = environment.get_template("comparison.html.j2")
 
     def compare(self, runs: Mapping[str, Run], whole: bool = False) -> Comparison:
         """Return all that is shown of two runs.
@@ -88,12 +83,17 @@ class Figures:
         both = list(runs.values())
         end = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both) if whole else figures.end_of_changes(both)
         pictures = self.draw(runs, end)
-        legends = {name: Markup(canvas.legend()) for name, canvas in self.canvases.items()}
-        shown = [(sign, label, run) for sign, (label, run) in zip(SIGNS, runs.items(), strict=True)]
-        words: Any = self.words.make_module({"runs": shown, "legends": legends})
+        words = template().make_module(
+            {
+                "runs": [(sign, label, run) for sign, (label, run) in zip(SIGNS, runs.items(), strict=True)],
+                "legends": {name: Markup(canvas.legend()) for name, canvas in self.canvases.items()},
+                "described": Metrics.describe(),
+                "better": compare.metrics(runs)["better"].to_dict(),
+            }
+        )
         heads = {name: str(getattr(words, kind)(*map(int, i))) for name in CELLS for kind, *i in [name.split()]}
         code = both[0].scenario.as_python([run.variant for run in both])
-        texts = heads, str(words.summary()), metrics_table(runs), code
+        texts = heads, str(words.summary()), str(words.metrics()), code
         return Comparison(dict(runs), end, pictures, *texts, last_frame(runs))
 
     def draw(self, runs: Mapping[str, Run], end: float) -> dict[str, bytes]:
@@ -105,6 +105,15 @@ class Figures:
         }
 
 
+@cache
+def template() -> Any:
+    """Return the template of all that the explorer says."""
+    environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
+    environment.filters["number"] = _number
+    environment.globals |= {"released": _released, "plus_minus": _plus_minus, "signs": SIGNS, "letters": theme.LETTERS}
+    return environment.get_template("explorer.html.j2")
+
+
 def _released(run: Run) -> tuple[float, float]:
     """Return when 99 % of what a run frees was freed, and the standard error of that, s."""
     frames = run.rows["frames"]
@@ -114,33 +123,6 @@ def _released(run: Run) -> tuple[float, float]:
 
 def _plus_minus(error: float, least: float) -> str:
     return f" ± {one_digit(error)}" if error >= least else ""
-
-
-def metrics_table(runs: Mapping[str, Run]) -> str:
-    """Return every metric of both runs and the change, as HTML; the better value, where that is clear, has a ✓."""
-    better = compare.metrics(runs)["better"]
-    rows = {}
-    for name, (unit, meaning) in Metrics.describe().items():
-        values = [getattr(run.metrics, name) for run in runs.values()]
-        cells = []
-        for (label, run), value in zip(runs.items(), values, strict=True):
-            error = run.uncertainty.get(name, 0.0)
-            text = _number(value) + (f" <small>± {_number(error)}</small>" if error >= 0.005 else "")
-            cells.append(f"<b>✓ {text}</b>" if better.get(name) == label else text)
-        change = None if None in values else values[1] - values[0]
-        cells.append("" if change is None else "+" * (change > 0) + _number(change) if change else "=")
-        known = not unit or unit.lower().replace(" ", "_").replace("%", "percent") in name
-        look = "" if any(values) else ' class="mmlab-nothing"'
-        head = f'<span title="{escape(meaning)}"{look}>{name if known else f"{name} ({unit})"}</span>'
-        rows[head] = [f"<span{look}>{cell}</span>" for cell in cells] if look else cells
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*_names(runs), "change"]).rename_axis("metric")
-    half = -(-len(table) // 2)
-    return html_table(table[:half], "Metrics") + html_table(table[half:], "… and more")
-
-
-def _names(labels: Iterable[str]) -> list[str]:
-    """Return the headings of columns of runs, HTML."""
-    return [f'<span title="{escape(v)}">{sign} {escape(v)}</span>' for sign, v in zip(SIGNS, labels, strict=False)]
 
 
 def _number(value: float | None) -> str:
@@ -181,17 +163,6 @@ class Frame:
         pictures = tuple(page_map_image(letters, size) for letters in maps)
         pages = tuple({letter: int(c[ord(letter)]) for letter in theme.LETTERS} for c in counts)
         return cls(time_s, tuple(runs), tuple(batches), pictures, pages)
-
-    def caption(self) -> str:
-        """Return the time, the batch and the number of pages of each kind, as HTML."""
-        rows = {"after batch": [f"{batch:,}" for batch in self.batches]}
-        for letter, (kind, colour) in theme.LETTERS.items():
-            counts = [pages[letter] for pages in self.pages]
-            look = "" if any(counts) else ' class="mmlab-nothing"'
-            chip = f'<span class="mmlab-chip" style="background:{colour}" aria-hidden="true"></span>'
-            rows[f"<span{look}>{chip} {kind}</span>"] = [f"<span{look}>{n:,}</span>" for n in counts]
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=_names(self.labels)).rename_axis("pages")
-        return html_table(table, f"Pages after {self.time_s:,.3f} s")
 
 
 def moments(runs: Sequence[Run], end: float) -> np.ndarray:

@@ -94,25 +94,23 @@ class Debounce:
         self.asked: tuple[Job, ...] = ()
         self.task: asyncio.Task[None] | None = None
 
-    def ask(self, *jobs: Job) -> None:
+    def ask(self, *jobs: Job, at_once: bool = False) -> None:
         """Run these jobs in order instead of everything asked before; without jobs, only cancel that.
 
-        Without a running event loop the first job is computed and shown before this returns, the others never.
+        `at_once` computes and shows the first before this returns. So does a request without a running event loop, of
+        which the other jobs are never run.
         """
-        if jobs and _loop() is None:
-            self.now(jobs[0])
-        else:
-            self.later(*jobs)
+        loop, self.asked = _loop(), ()
+        if jobs and (at_once or loop is None):
+            self._now(jobs[0])
+            jobs = jobs[1:]
+        if loop:
+            self.asked = jobs
+            if jobs and (self.task is None or self.task.done()):
+                self.task = loop.create_task(self._serve())
 
-    def later(self, *jobs: Job) -> None:
-        """Run these jobs as `ask` does, but never before this returns; without a running event loop, not at all."""
-        self.asked, loop = jobs, _loop()
-        if loop and jobs and (self.task is None or self.task.done()):
-            self.task = loop.create_task(self._serve())
-
-    def now(self, job: Job) -> None:
-        """Compute a job and show its result before this returns, instead of everything asked before."""
-        self.asked = ()
+    def _now(self, job: Job) -> None:
+        """Compute a job and show its result."""
         job.start = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(job.work, job)

@@ -38,21 +38,9 @@ from mmlab.workers import keep_freed_memory
 __all__ = ["CONTROLS", "Explorer", "explore"]
 
 CONTROLS = (
-    "pages_to_scan",
-    "sleep_millisecs",
-    "max_ptes_none",
-    "use_zero_pages",
-    "smart_scan",
-    "shrink_underused",
-    "khugepaged",
-    "memory_mib",
-    "thp_coverage",
-    "zero_fraction",
-    "duplicate_fraction",
-    "duplicate_groups",
-    "layout",
-    "pressure_rate",
-    "horizon_seconds",
+    *("pages_to_scan", "sleep_millisecs", "max_ptes_none", "use_zero_pages", "smart_scan", "shrink_underused"),
+    *("khugepaged", "memory_mib", "thp_coverage", "zero_fraction", "duplicate_fraction", "duplicate_groups"),
+    *("layout", "pressure_rate", "horizon_seconds"),
 )
 """Fields of the scenario that have a control by default."""
 START = "regression_uzp1"
@@ -122,10 +110,6 @@ class Explorer(Layout):
     ----------
     controls : dict
         By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
-    shown : Comparison
-        The comparison on display; None before the first `update`.
-    seconds : tuple
-        Time that its simulations took, and the whole update.
     """
 
     def __init__(
@@ -143,8 +127,6 @@ class Explorer(Layout):
             made[name] = variants(name, self.known, value)
         super().__init__(made, flat_presets())
         self.figures, self.cache, self.requests = Figures(), Runs(), Debounce(self.show_status, self.show_error)
-        self.shown: Comparison | None = None
-        self.seconds = 0.0, 0.0
         self._drawing, self._setting = Lock(), False
         for widget in (*made.values(), self.whole):
             widget.observe(self._changed, "value")
@@ -190,9 +172,7 @@ class Explorer(Layout):
 
     def update(self) -> None:
         """Simulate and show the controls' scenario before this returns; the page maps follow in a notebook."""
-        if jobs := self._jobs():
-            self.requests.now(jobs[0])
-            self.requests.later(*jobs[1:])
+        self.requests.ask(*self._jobs(), at_once=True)
 
     def _changed(self, _: Any = None) -> None:
         """Show the controls' scenario, unless several controls are being set."""
@@ -227,12 +207,10 @@ class Explorer(Layout):
         labels = names if names[0] != names[1] else [names[0], f"{names[1]} again"]
         compare = partial(self._compare, scenario, dict(zip(labels, chosen, strict=True)), self.whole.value)
         page_maps = Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …")
-        return [Job(compare, self._show), page_maps]
+        return [Job(compare, self.show), page_maps]
 
-    def _compare(
-        self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, job: Job
-    ) -> tuple[Comparison, tuple[float, float]]:
-        """Return the comparison of a scenario under two variants, and `seconds`."""
+    def _compare(self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, job: Job) -> Comparison:
+        """Return the comparison of a scenario under two variants."""
         job.shares = dict.fromkeys(asked, 0.0)
 
         def one(label: str) -> Run:
@@ -243,7 +221,9 @@ class Explorer(Layout):
         simulated = job.age
         with self._drawing:
             job.report("drawing", 1.0)
-            return self.figures.compare(runs, whole), (simulated, job.age)
+            found = self.figures.compare(runs, whole)
+            self.seconds = simulated, job.age
+            return found
 
     def _frames(self, job: Job) -> list[Frame]:
         """Return the page maps through time of the runs on display."""
@@ -255,10 +235,6 @@ class Explorer(Layout):
             return simulate(run.scenario, variant=self.known[run.variant], maps_at=where, progress=report)
 
         return frames(self.shown.runs, self.shown.end, again)
-
-    def _show(self, found: tuple[Comparison, tuple[float, float]]) -> None:
-        self.shown, self.seconds = found
-        self.show(self.shown, self.seconds)
 
     def _save(self, _: Any = None) -> None:
         """Save the controls' scenario as a new params file."""

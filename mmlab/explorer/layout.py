@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-from jinja2 import Environment, PackageLoader
 
 from mmlab.errors import UserError
-from mmlab.explorer.comparison import CELLS, SIGNS, Comparison, Frame
+from mmlab.explorer.comparison import CELLS, SIGNS, Comparison, Frame, template
 from mmlab.explorer.debounce import Job
-from mmlab.explorer.widgets import STYLE, Switch, choice
+from mmlab.explorer.widgets import STYLE, choice
 from mmlab.scenario import flat_fields
 from mmlab.variants import Variant
 
@@ -34,13 +33,18 @@ class Layout:
         By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
     images, heads : dict
         A picture and the words above it for each of `comparison.CELLS`.
+    shown : Comparison
+        The comparison on display; None before the first one.
+    seconds : tuple
+        Time that its simulations took, and the whole update.
     """
 
     def __init__(self, controls: dict[str, Any], presets: Sequence[str]) -> None:
         self.controls, self.timing = controls, ""
         self.frames: list[Frame] = []
-        environment: Any = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
-        self.words = environment.get_template("explorer.html.j2").module
+        self.shown: Comparison | None = None
+        self.seconds = 0.0, 0.0
+        self.words = template().module
         html, button = widgets.HTML, widgets.Button
         self.summary, self.status, self.table, self.error = html(), html(), html(), html()
         self.explained, self.message, self.code, self.caption = html(), html(), html(), html()
@@ -63,27 +67,20 @@ class Layout:
         self.box = _box("explore", html(self.words.style()), _box("sides", self._side(), self.view))
 
     def _side(self) -> Any:
-        """Return the controls."""
-        variants = self.controls["variant"], self.controls["compare"]
-        first = self._group("Scenario and fix", _box("row", self.preset, self.reset), *variants, self.explained)
-        row = _box("row", self.save, self.code.add_class("mmlab-code"))
-        last = self._group("Keep it", self.path.add_class("mmlab-path"), row, self.message)
-        return _box("controls", first, *self._fields(), last)
-
-    def _fields(self) -> Iterator[Any]:
-        """Yield the controls of the scenario's fields in groups, in each of which switches come last."""
+        """Return the controls in groups; in each of them switches come last."""
         kinds = {name: about.kind for name, about in flat_fields().items() if name != "variant"}
+        code, path = self.code.add_class("mmlab-code"), self.path.add_class("mmlab-path")
+        variants = self.controls["variant"], self.controls["compare"]
+        groups = {"Scenario and fix": [_box("row", self.preset, self.reset), *variants, self.explained]}
         for kind, title in KINDS.items():
             group = [control for name, control in self.controls.items() if kinds.get(name) == kind]
-            others = [control for control in group if not isinstance(control, Switch)]
-            switches = [control for control in group if isinstance(control, Switch)]
-            if kind == "horizon":
-                switches.append(self.whole.add_class("mmlab-switch"))
-            if others or switches:
-                yield self._group(title, *others, _box("switches", *switches))
-
-    def _group(self, title: str, *children: Any) -> Any:
-        return widgets.VBox([widgets.HTML(self.words.title(title)), *children])
+            groups[title] = sorted(group, key=lambda control: isinstance(control, widgets.ToggleButton))
+        groups[KINDS["horizon"]].append(self.whole.add_class("mmlab-switch"))
+        groups["Keep it"] = [path, _box("row", self.save, code), self.message]
+        boxes = [
+            _box("group", widgets.HTML(self.words.title(title)), *group) for title, group in groups.items() if group
+        ]
+        return _box("controls", *boxes)
 
     def _view(self) -> Any:
         """Return the results."""
@@ -93,15 +90,15 @@ class Layout:
         summary, error = self.summary.add_class("mmlab-summary"), self.error.add_class("mmlab-error")
         return _box("view", summary, status, grid, self.table, error)
 
-    def show(self, found: Comparison, seconds: Sequence[float]) -> None:
+    def show(self, found: Comparison) -> None:
         """Show two runs, and the time that the simulations and the whole update took."""
+        self.shown = found
         for name, head in found.heads.items():
             self.heads[name].value = head
         for name, picture in found.pictures.items():
             self.images[name].value = picture
-        for name, shown in {"summary": found.summary, "table": found.table, "code": found.code}.items():
-            getattr(self, name).value = getattr(self.words, name)(shown)
-        self.status.value = self.timing = self.words.status(seconds)
+        self.summary.value, self.table.value, self.code.value = found.summary, found.table, self.words.code(found.code)
+        self.status.value = self.timing = self.words.status(self.seconds)
         self.error.value = ""
         self.view.remove_class("mmlab-old")
         self.show_frames([found.last])
@@ -117,7 +114,7 @@ class Layout:
         """Show the page maps at the player's position."""
         if self.moment.value < len(self.frames):
             frame = self.frames[self.moment.value]
-            self.caption.value = frame.caption()
+            self.caption.value = self.words.caption(frame)
             for number, picture in enumerate(frame.pictures):
                 self.images[f"map {number}"].value = picture
 

@@ -26,7 +26,7 @@ import traitlets
 from mmlab.scenario import Parameter
 from mmlab.variants import Variant
 
-__all__ = ["Number", "Switch", "choice", "control", "explained", "variants"]
+__all__ = ["STYLE", "Number", "choice", "control", "explained", "switch", "variants"]
 
 STYLE = {"description_width": "initial"}
 
@@ -36,7 +36,7 @@ def control(about: Parameter, value: Any) -> Any:
     if about.choices:
         return choice(about.name, [(str(option), option) for option in about.choices], value, explained(about))
     if about.type is bool or (about.type is int and (about.low, about.high) == (0, 1)):
-        return Switch(about, value)
+        return switch(about, value)
     if about.type in (int, float):
         return Number(about, value)
     return widgets.Text(value=value, description=about.name, tooltip=explained(about), style=STYLE)
@@ -51,6 +51,14 @@ def variants(name: str, known: Mapping[str, Variant], value: str) -> Any:
     """Return a list of fix variants, each with its summary."""
     options = [(f"{v.name}: {v.summary}" if v.summary else v.name, v.name) for v in known.values()]
     return choice(name, options, value, "which kernel variant decides whether a split remaps zero-filled pages")
+
+
+def switch(about: Parameter, value: int) -> Any:
+    """Return a button that is down for 1 and shows it: ``smart_scan = 1``."""
+    made = widgets.ToggleButton(value=bool(value), tooltip=explained(about)).add_class("mmlab-switch")
+    traitlets.dlink((made, "value"), (made, "description"), lambda on: f"{about.name} = {int(on)}")
+    traitlets.dlink((made, "value"), (made, "icon"), lambda on: "check" if on else "")
+    return made
 
 
 def explained(about: Parameter) -> str:
@@ -101,18 +109,3 @@ class Number(widgets.HBox):  # type: ignore[misc]
         if self.about.step:
             place = float(f"{round(place / self.about.step) * self.about.step:.10g}")
         return round(place) if self.about.type is int else place
-
-
-class Switch(widgets.ToggleButton):  # type: ignore[misc]
-    """A button that is down for 1 and shows it: ``smart_scan = 1``."""
-
-    def __init__(self, about: Parameter, value: int) -> None:
-        super().__init__(value=bool(value), tooltip=explained(about))
-        self.about = about
-        self.add_class("mmlab-switch")
-        self.observe(self._describe, "value")
-        self._describe()
-
-    def _describe(self, _: Any = None) -> None:
-        self.description = f"{self.about.name} = {int(self.value)}"
-        self.icon = "check" if self.value else ""

@@ -17,6 +17,7 @@ import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
+from ipywidgets import ToggleButton
 from PIL import Image
 
 import mmlab
@@ -27,7 +28,7 @@ from mmlab.explorer import comparison
 from mmlab.explorer.comparison import CELLS, Figures, Frame
 from mmlab.explorer.debounce import Debounce, Dropped, Job
 from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
-from mmlab.explorer.widgets import Number, Switch, control, explained
+from mmlab.explorer.widgets import Number, control, explained
 from mmlab.figures import canvas
 from mmlab.params import find_params, save_new
 from mmlab.results.metrics import Metrics
@@ -68,7 +69,7 @@ def test_controls_are_the_scenario_models() -> None:
             assert (fields[name].low or 0) <= low < high <= (fields[name].high or 0)
             assert low <= fields[name].default <= high, "the default can be seen on the slider"
     assert explained(fields["pages_to_scan"]).endswith("(pages). Allowed: 0 … 4294967295")
-    assert isinstance(control(fields["smart_scan"], 1), Switch)
+    assert isinstance(control(fields["smart_scan"], 1), ToggleButton)
     assert control(fields["layout"], "random").options == tuple((c, c) for c in fields["layout"].choices)
 
 
@@ -261,7 +262,7 @@ def test_presets(name: str) -> None:
     """A preset sets the controls, and brings along what has none."""
     made = mmlab.explore(Scenario(memory_mib=2, horizon_seconds=1.0))
     asked: list[Job] = []
-    made.requests.now = asked.append  # type: ignore[method-assign]
+    made.requests._now = asked.append  # type: ignore[method-assign]
     made.preset.value = name
     assert asked
     loaded = Scenario.load(find_params(name))

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ipywidgets import ToggleButton
 
 from conftest import ROOT
 from mmlab import Scenario
 from mmlab.explorer.explorer import CONTROLS
-from mmlab.explorer.widgets import Number, Switch, control
+from mmlab.explorer.widgets import Number, control
 from mmlab.params import find_params
 from mmlab.scenario import flat_fields
 
@@ -157,7 +158,7 @@ def test_shows_itself(lab: Lab, artefacts: Path) -> None:
     for name in (*CONTROLS, "variant", "compare", "preset"):
         about = flat_fields().get(name)
         made = control(about, about.default) if about else None
-        role = "spinbutton" if isinstance(made, Number) else "button" if isinstance(made, Switch) else "combobox"
+        role = "spinbutton" if isinstance(made, Number) else "button" if isinstance(made, ToggleButton) else "combobox"
         named = re.compile(rf"(^|\W){name}( = [01])?$")
         assert lab.root.get_by_role(role, name=named).count() == 1, f"{name} has a label that belongs to it"
     for width, height in ((1920, 1000), (1440, 900), (1024, 768), (700, 900)):
