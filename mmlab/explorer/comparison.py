@@ -154,10 +154,8 @@ class Frame:
     pages: tuple[dict[str, int], ...]
 
     @classmethod
-    def of(
-        cls, time_s: float, runs: Mapping[str, Run], batches: Iterable[int], maps: Sequence[Sequence[np.ndarray]]
-    ) -> Frame:
-        """Return the frame of the letters of each process of each run."""
+    def of(cls, time_s: float, runs: Mapping[str, Run], batches: Iterable[int], maps: Sequence[Any]) -> Frame:
+        """Return the frame of the letters of each process (an array) of each run."""
         counts = [np.bincount(np.concatenate(letters), minlength=128) for letters in maps]
         size = next(iter(runs.values())).scenario.pages_per_thp
         pictures = tuple(page_map_image(letters, size) for letters in maps)

@@ -37,10 +37,9 @@ from mmlab.workers import keep_freed_memory
 
 __all__ = ["CONTROLS", "Explorer", "explore"]
 
-CONTROLS = (
-    *("pages_to_scan", "sleep_millisecs", "max_ptes_none", "use_zero_pages", "smart_scan", "shrink_underused"),
-    *("khugepaged", "memory_mib", "thp_coverage", "zero_fraction", "duplicate_fraction", "duplicate_groups"),
-    *("layout", "pressure_rate", "horizon_seconds"),
+CONTROLS = tuple(
+    """pages_to_scan sleep_millisecs max_ptes_none use_zero_pages smart_scan shrink_underused khugepaged memory_mib
+    thp_coverage zero_fraction duplicate_fraction duplicate_groups layout pressure_rate horizon_seconds""".split()
 )
 """Fields of the scenario that have a control by default."""
 START = "regression_uzp1"
@@ -91,13 +90,13 @@ class Runs:
         self.lock = Lock()
 
     def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
-        """Return a run, simulated if necessary, with its table, metrics and errors computed: they take time, too."""
+        """Return a run, simulated if necessary, with its table, metrics and errors computed."""
         key = scenario.replace(name="", variant="mainline"), variant
         run = self.kept.get(key) or simulate(scenario, variant=variant, progress=progress)
-        _ = run.samples, run.metrics, run.uncertainty
+        _ = run.samples, run.metrics, run.uncertainty  # here, in a thread: each is computed when first used
         with self.lock:
             self.kept.pop(key, None)
-            self.kept[key] = run  # the last one, as it is the latest
+            self.kept[key] = run  # at the end, as the most recent
             while len(self.kept) > 2 and sum(kept.total_pages for kept, _ in self.kept) > KEPT_PAGES:
                 del self.kept[next(iter(self.kept))]
         return run
@@ -112,9 +111,7 @@ class Explorer(Layout):
         By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
     """
 
-    def __init__(
-        self, scenario: Scenario, variant: Variant, compare: Variant, controls: Sequence[str] = CONTROLS
-    ) -> None:
+    def __init__(self, scenario: Scenario, variant: Variant, compare: Variant, controls: Sequence[str]) -> None:
         fields = flat_fields()
         for name in controls:
             if name not in fields:
@@ -181,10 +178,8 @@ class Explorer(Layout):
 
     def _reset(self, _: Any = None) -> None:
         """Set everything as it was at the start."""
-        if self.preset.value:
-            self.preset.value = ""
-        else:
-            self.use(*self.start)
+        self.preset.value = ""
+        self.use(*self.start)
 
     def _preset(self, change: Any) -> None:
         """Use a file of ``params/``, or the start for the empty name."""
