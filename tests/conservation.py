@@ -114,7 +114,10 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
     pins += (m.frame["flags"] & POISONED > 0) & (mapcount == 0)  # kept for ever
     assert (m.frame["pins"] == pins)[live].all(), "somebody kept a reference"
     alone = live & (m.frame["folio"] < 0)
-    assert (mapcount + pins)[alone].min(initial=1) > 0, "a frame leaked"
+    cached = alone & (m.frame["folio"] < -1)  # in the swap cache, where a page may wait for the slot's other entries
+    slots = m.swap[-2 - m.frame["folio"][cached]]
+    assert (slots["cache"] == np.flatnonzero(cached)).all() and (slots["count"] > 0).all(), "swap cache"
+    assert (mapcount + pins)[alone & ~cached].min(initial=1) > 0, "a frame leaked"
 
 
 def _folios(m: Machine, live: np.ndarray) -> None:

@@ -344,7 +344,7 @@ def test_command_says_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFix
     ("args", "words"),
     [
         (["none.json.gz"], ["none.json.gz", "No such file"]),
-        ([bench_calibrate.RECORDING, "-o", "costs.txt"], ["-o costs.txt", ".yaml"]),
+        ([bench_calibrate.RECORDING, "-o", "costs.txt"], ["-o = 'costs.txt'", ".yaml"]),
         (
             [bench_calibrate.RECORDING, "-o", "params/all_zero.yaml/c.yaml"],
             ["all_zero.yaml/c.yaml", "cannot be written"],
