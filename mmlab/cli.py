@@ -325,9 +325,9 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
     if dry_run:
         todo = sweeps.plan(grid, out, samples=how["samples"])
         counts = f"{todo.scenarios:,} scenarios, {todo.there:,} are there, {len(todo.items):,} to run"
-        _say(f"{out}: {counts}, {len(todo.invalid):,} impossible")
-        for row in todo.invalid[:5]:
-            _say(f"  {row['error']}")
+        _say(f"{out}: {counts}, {len(todo.impossible):,} of them impossible")
+        for problem in todo.impossible[:5]:
+            _say(f"  {problem}")
         return
     try:
         found = sweeps.sweep(grid, out, **how)

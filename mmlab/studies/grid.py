@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError, located, unknown
@@ -73,29 +74,88 @@ class Range(Strict):
             raise UserError(parameter="low", value=self.low, allowed=f"below high = {self.high}")
         if self.log and self.low <= 0:
             raise UserError(parameter="low", value=self.low, allowed="above 0, because log is true")
-        if self.step is not None and (self.count is not None or self.log):
+        if self.step and (self.count or self.log):
             raise UserError("goes with neither count nor log", parameter="step", value=self.step)
-        if self.step is not None and (self.high - self.low) / self.step > MOST:
+        if self.step and (self.high - self.low) / self.step > MOST:
             raise UserError(parameter="step", value=self.step, allowed=f"large enough for at most {MOST:,} values")
         return self
 
-    def between(self, share: float) -> float:
-        """Return the value at that share, 0 … 1, of the way."""
-        if self.log:
-            return _plain(self.low * (self.high / self.low) ** share)
-        return _plain(self.low + (self.high - self.low) * share)
-
-    def levels(self) -> list[float]:
-        """Return the values that `step` or `count` names; none if there is neither."""
-        if self.step is not None:
+    def levels(self, whole: bool) -> list[float]:
+        """Return the values that `step` or `count` names, each `whole` number once; none if there is neither."""
+        values: np.ndarray = np.empty(0)
+        if self.step:
             steps = math.floor((self.high - self.low) / self.step * (1 + 1e-12))
-            return [_plain(self.low + i * self.step) for i in range(steps + 1)]
-        return [self.between(i / (self.count - 1)) for i in range(self.count)] if self.count else []
+            values = self.low + self.step * np.arange(steps + 1)
+        elif self.count:
+            values = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.count)
+        return list(dict.fromkeys(map(round if whole else _plain, values.tolist())))
+
+    def between(self, share: float, whole: bool) -> float:
+        """Return the value at a share, at least 0 and below 1, of the way; `whole` numbers have equal parts of it."""
+        high = self.high + 1 if whole else self.high
+        value = self.low * (high / self.low) ** share if self.log else self.low + (high - self.low) * share
+        return int(value) if whole else _plain(value)
 
 
 def _plain(value: float) -> float:
     """Round off the noise of the last digits: 0.3 is the same scenario whether it was written or counted up to."""
     return float(f"{value:.12g}")
+
+
+def varying() -> dict[str, Parameter]:
+    """Return all parameters that can change a result."""
+    return {name: parameter for name, parameter in flat_fields().items() if name != "name"}
+
+
+def with_params(base: Any, folder: Path = Path()) -> Any:
+    """Return `base` with the parameters of the file that its ``params`` names: in `folder`, or a shipped one."""
+    base = {"params": base} if isinstance(base, str) else base
+    if not isinstance(base, dict) or "params" not in base:
+        return base
+    name = str(base["params"])
+    near = folder / name
+    return read_yaml(near if near.is_file() else find_params(name)) | {n: v for n, v in base.items() if n != "params"}
+
+
+@located("base")
+def _base(given: Any) -> Any:
+    """Return the base with the parameters of its params file, each checked by itself."""
+    base = with_params(given)
+    for name, value in base.items() if isinstance(base, dict) else ():
+        if name not in Scenario.model_fields:
+            raise unknown("key", name, ["params", *Scenario.model_fields], "`mmlab params` explains them.")
+        _check(name, value)
+    return base
+
+
+@located("vary")
+def _vary(given: dict[str, Any]) -> dict[str, list[Any] | Range]:
+    """Return the list or the `Range` of each parameter, every value checked by itself."""
+    axes = {}
+    for name, axis in given.items():
+        if name not in varying():
+            raise unknown("parameter", name, varying(), "`mmlab params` explains every one.")
+        parameter = flat_fields()[name]
+        if isinstance(axis, dict) and parameter.type in (int, float):
+            with located(name):
+                axis = Range(**axis)
+        if not axis or not isinstance(axis, list | Range):
+            allowed = f"a list such as [{parameter.default!r}], or for numbers {{low: …, high: …, step: …}}"
+            hint = "What all scenarios have goes into base."
+            raise UserError(parameter=name, value=axis, allowed=allowed, hint=hint)
+        for value in axis if isinstance(axis, list) else (axis.low, axis.high):
+            _check(name, value)
+        axes[name] = axis
+    return axes
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise a `UserError` unless the parameter may have the value, whatever the others are."""
+    check_value(name, value)
+    if name == "variant":
+        resolve(value)
+    elif name == "costs":
+        cost_set(value)
 
 
 class Grid(Strict):
@@ -116,8 +176,8 @@ class Grid(Strict):
         A key or a parameter is unknown, or a value is not allowed.
     """
 
-    base: Point = {}
-    vary: dict[str, list[bool | int | float | str] | Range] = {}
+    base: Annotated[Point, BeforeValidator(_base)] = {}
+    vary: Annotated[dict[str, Any], AfterValidator(_vary)] = {}
     design: Literal["full", "latin_hypercube", "sobol"] = "full"
     samples: int | None = Field(None, ge=1, le=MOST)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -130,111 +190,44 @@ class Grid(Strict):
             data = read_yaml(path)
             return cls(**{**data, "base": with_params(data.get("base", {}), path.parent)})
 
-    @field_validator("base", mode="before")
-    @classmethod
-    def _check_base(cls, given: Any) -> Any:
-        with located("base"):
-            base = with_params(given)
-            for name, value in base.items() if isinstance(base, dict) else ():
-                if name not in Scenario.model_fields:
-                    raise unknown("key", name, ["params", *Scenario.model_fields], "`mmlab params` explains them.")
-                _check(name, value)
-        return base
-
-    @field_validator("vary", mode="before")
-    @classmethod
-    def _check_vary(cls, given: Any) -> Any:
-        with located("vary"):
-            return {n: _axis(n, value) for n, value in given.items()} if isinstance(given, dict) else given
-
     @model_validator(mode="after")
     def _check_design(self) -> Self:
-        if (self.design == "full") == (self.samples is not None):
+        if (self.design == "full") == bool(self.samples):
             hint = "A full design has all combinations; latin_hypercube and sobol need samples."
             raise UserError("does not fit the design", parameter="samples", value=self.samples, hint=hint)
         if self.design == "sobol" and self.samples and self.samples.bit_count() > 1:
             below = 1 << self.samples.bit_length() - 1
             allowed = f"a power of two, which fills the space evenly: {below} or {2 * below}"
             raise UserError(parameter="samples", value=self.samples, allowed=allowed)
-        if self.design == "full":
-            count = {name: len(self.levels(name)) for name in self.vary}
-            for name in (name for name, levels in count.items() if not levels):
-                hint = "A full design needs one of them in each range, e.g. count: 5."
-                raise UserError("has neither step nor count", parameter=name, where="vary", hint=hint)
-            if (total := math.prod(count.values())) > MOST:
-                hint = "Use fewer values, or design: sobol with samples."
-                raise UserError(parameter="combinations", value=total, allowed=f"at most {MOST:,}", hint=hint)
+        levels = self._levels() if self.design == "full" else {}
+        for name in (name for name, values in levels.items() if not values):
+            hint = "A full design needs one of them in each range, e.g. count: 5."
+            raise UserError("has neither step nor count", parameter=name, where="vary", hint=hint)
+        if (total := math.prod(map(len, levels.values()))) > MOST:
+            hint = "Use fewer values, or design: sobol with samples."
+            raise UserError(parameter="combinations", value=total, allowed=f"at most {MOST:,}", hint=hint)
         return self
 
     def points(self) -> list[Point]:
         """Return the varied parameters of each scenario, in order."""
+        levels = self._levels()
         if self.design == "full":
-            levels = {name: self.levels(name) for name in self.vary}
             return [dict(zip(levels, values, strict=True)) for values in product(*levels.values())]
         from scipy.stats import qmc
 
         kind = qmc.Sobol if self.design == "sobol" else qmc.LatinHypercube  # twice as long, Sobol begins the same
-        shares = kind(max(1, len(self.vary)), rng=self.seed).random(self.samples).tolist()
-        return [{name: self._at(name, u) for name, u in zip(self.vary, row, strict=False)} for row in shares]
+        shares = kind(max(1, len(levels)), rng=self.seed).random(self.samples)
+        rows = shares.clip(max=1 - 1e-9).tolist()  # a Latin hypercube's shares may be 1
+        return [{name: self._at(u, name, levels[name]) for u, name in zip(row, levels, strict=False)} for row in rows]
 
-    def levels(self, name: str) -> list[Any]:
-        """Return all values of a list, or of a range with step or count (each whole number once)."""
-        axis = self.vary[name]
-        if isinstance(axis, list):
-            return axis
-        return list(dict.fromkeys(map(round, axis.levels()))) if flat_fields()[name].type is int else axis.levels()
+    def _levels(self) -> dict[str, list[Any]]:
+        """Return each parameter's values: those listed, or those that its range's step or count names."""
+        whole = {name for name, parameter in flat_fields().items() if parameter.type is int}
+        return {n: axis.levels(n in whole) if isinstance(axis, Range) else axis for n, axis in self.vary.items()}
 
-    def _at(self, name: str, share: float) -> Any:
-        """Return the value at a share, 0 … 1: each level, or each whole number, has an equal part of it."""
-        axis, levels = self.vary[name], self.levels(name)
+    def _at(self, share: float, name: str, levels: list[Any]) -> Any:
+        """Return the value at a share of the way: each level, or each whole number, has an equal part of it."""
         if levels:
-            return levels[min(int(share * len(levels)), len(levels) - 1)]
-        assert isinstance(axis, Range)
-        if flat_fields()[name].type is float:
-            return axis.between(share)
-        high = math.floor(axis.high)
-        value = min(high, int(Range(low=math.ceil(axis.low), high=high + 1, log=axis.log).between(share)))
+            return levels[int(share * len(levels))]
+        value = self.vary[name].between(share, flat_fields()[name].type is int)
         return max(2, value // 2 * 2) if name == "memory_mib" else value  # whole THPs
-
-
-def with_params(base: Any, folder: Path = Path()) -> Any:
-    """Return `base` with the parameters of the file that its ``params`` names: in `folder`, or a shipped one."""
-    base = {"params": base} if isinstance(base, str) else base
-    if not isinstance(base, dict) or "params" not in base:
-        return base
-    name = base["params"]
-    if not isinstance(name, str):
-        raise UserError(parameter="params", value=name, allowed="a params file, or the name of a shipped one")
-    near = folder / name
-    return read_yaml(near if near.is_file() else find_params(name)) | {n: v for n, v in base.items() if n != "params"}
-
-
-def _axis(name: str, given: Any) -> Any:
-    if name not in varying():
-        raise unknown("parameter", name, varying(), "`mmlab params` explains every one.")
-    if isinstance(given, dict) and flat_fields()[name].type in (int, float):
-        with located(name):
-            given = Range(**given)
-    if not given or not isinstance(given, list | Range):
-        hint = "What all scenarios have goes into base."
-        allowed = (
-            f"a list such as [{flat_fields()[name].default!r}], or for numbers a range {{low: …, high: …, step: …}}"
-        )
-        raise UserError(parameter=name, value=given, allowed=allowed, hint=hint)
-    for value in given if isinstance(given, list) else (given.low, given.high):
-        _check(name, value)
-    return given
-
-
-def varying() -> dict[str, Parameter]:
-    """Return all parameters that can change a result."""
-    return {name: parameter for name, parameter in flat_fields().items() if name != "name"}
-
-
-def _check(name: str, value: Any) -> None:
-    """Raise a `UserError` unless the parameter may have the value, whatever the others are."""
-    check_value(name, value)
-    if name == "variant":
-        resolve(value)
-    elif name == "costs":
-        cost_set(value)

@@ -17,23 +17,21 @@ under way each time is tried by itself, and becomes a row with its error after `
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -69,17 +67,28 @@ MANIFEST = "sweep.json"
 SAMPLES = "_samples"
 """A name that readers of whole folders of Parquet leave out."""
 PARQUET: dict[str, Any] = {"compression": "zstd", "index": False}
+ANOTHER = "Name another folder."
+RESUMES = "Earlier rows are kept; the same sweep resumes."
 
-Row = dict[str, Any]
 Grids = Grid | str | Path | Iterable[Scenario | Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Item:
-    """A scenario that has to run: its hash, its parameters, and whether its row is wanted, or only its samples."""
+class Item(NamedTuple):
+    """A scenario that has to run.
+
+    Attributes
+    ----------
+    hash, values
+        Its hash and its parameters.
+    error
+        What makes it impossible, if anything.
+    row
+        Whether its row is wanted, or only its samples.
+    """
 
     hash: str
     values: Point
+    error: str | None = None
     row: bool = True
 
 
@@ -91,28 +100,32 @@ class Summary:
     ----------
     scenarios
         Number of different scenarios.
-    there
-        Number of those that were in the folder before.
+    items
+        Those that had no row in the folder, or had no samples there although samples are wanted.
+    ran
+        Number of `items` that are done.
     failed
         Number of rows with an error.
-    items
-        Scenarios that have to run, or had to.
-    invalid
-        Rows of scenarios that are not possible and had no row in the folder.
-    ran
-        Number of scenarios that ran now.
     seconds, simulated_s
         Wall-clock time; and CPU time of the simulations and their metrics.
     """
 
     scenarios: int
-    there: int
-    failed: int
     items: list[Item]
-    invalid: list[Row]
+    failed: int
     ran: int = 0
     seconds: float = 0.0
     simulated_s: float = 0.0
+
+    @property
+    def there(self) -> int:
+        """Number of scenarios for which nothing had to be done."""
+        return self.scenarios - len(self.items)
+
+    @property
+    def impossible(self) -> list[str]:
+        """What is wrong with each of the `items` that are not possible."""
+        return [item.error for item in self.items if item.error]
 
 
 @dataclass
@@ -126,6 +139,8 @@ class Result:
 
 
 Work = Callable[[list[Item]], Result]
+Busy = dict[Future[Result], list[Item]]
+"""Chunks under way."""
 
 
 def sweep(
@@ -172,18 +187,18 @@ def sweep(
         summary = plan(grid, folder, samples=samples)
         said = grid.model_dump(mode="json") if isinstance(grid, Grid) else None
         about = {"mmlab": mmlab.__version__, "model": model_digest(), "grid": said}
-        _write(folder, {MANIFEST: f"{json.dumps(about, indent=1)}\n".encode()} | _part(summary.invalid, "-error"))
+        _write(folder / MANIFEST, f"{json.dumps(about, indent=1)}\n".encode())
         if summary.items and not scheduler:
             warm_up()  # otherwise every worker would compile
         run = partial(_run, samples=samples, model=model_digest())
         for result in chain([Result()], _drive(run, summary.items, jobs or cpus(), scheduler)):
-            _write(folder, result.files)
+            for name, content in result.files.items():
+                _write(folder / name, content)
             summary.ran += result.done
             summary.failed += result.failed
             summary.simulated_s += result.seconds
             if progress:
-                done = summary.scenarios - len(summary.items) + summary.ran
-                progress(done, summary.scenarios, f"{summary.failed} with errors")
+                progress(summary.there + summary.ran, summary.scenarios, f"{summary.failed} with errors")
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -209,32 +224,25 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
     except (OSError, ValueError, KeyError):
         hint = "Name the folder of `mmlab sweep -o`."
         raise UserError(f"there is no sweep in it (no {MANIFEST})", parameter=str(folder), hint=hint) from None
-    rows = pa.concat_tables([_schema().empty_table(), *_read(folder)], promote_options="default").to_pandas()
+    rows = _read(folder).to_pandas()
     rows = rows if all_models else rows[rows["model"] == model]
     return rows.drop_duplicates("hash").sort_values([*varying(), "hash"], ignore_index=True)
 
 
 def plan(grid: Grids, folder: str | Path, *, samples: bool = False) -> Summary:
     """Return the work that `sweep` would do; run and write nothing."""
-    folder, costs = Path(folder), dict[str, str]()
-    there: dict[str, str | None] = {}
-    for table in _read(folder, ["hash", "error"]):
-        there.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    folder, cost_digest = Path(folder), cache(_cost_digest)
+    there = dict(zip(*_read(folder, ["hash", "error"]).to_pydict().values(), strict=True))
     sampled = {path.stem for path in (folder / SAMPLES).glob("*.parquet")}
-    items: dict[str, Item] = {}
-    invalid: dict[str, Row] = {}
-    seen: set[str] = set()
-    for values in _scenarios(grid):
-        hash_, error = _identify(values, costs)
-        seen.add(hash_)
-        if hash_ not in there and error is not None:
-            invalid[hash_] = _row(hash_, values, error=error)
-        elif hash_ not in there or (samples and hash_ not in sampled and there[hash_] is None):
-            items[hash_] = Item(hash_, values, hash_ not in there)
-    if invalid and len(invalid) == len(seen):
-        raise UserError(f"none of these scenarios is possible. The first: {next(iter(invalid.values()))['error']}")
-    failed = len(invalid) + sum(there.get(hash_) is not None for hash_ in seen)
-    return Summary(len(seen), len(seen) - len(items) - len(invalid), failed, [*items.values()], [*invalid.values()])
+    asked = {item.hash: item for item in (_identify(values, cost_digest) for values in _scenarios(grid))}
+    items = [item for name, item in asked.items() if name not in there]
+    if samples:
+        unsampled = {name for name, error in there.items() if error is None} - sampled
+        items += [asked[name]._replace(row=False) for name in asked if name in unsampled]
+    summary = Summary(len(asked), items, failed=sum(there.get(name) is not None for name in asked))
+    if len(summary.impossible) == summary.scenarios > 0:
+        raise UserError(f"none of these scenarios is possible. The first: {summary.impossible[0]}")
+    return summary
 
 
 def _scenarios(grid: Grids) -> list[Point]:
@@ -249,19 +257,22 @@ def _scenarios(grid: Grids) -> list[Point]:
     return sorted(found, key=lambda values: [str(values.get(name)) for name in memory])
 
 
-def _identify(values: Point, costs: dict[str, str]) -> tuple[str, str | None]:
-    """Return a scenario's hash and its mistake, if any; `costs` keeps the digests of cost sets."""
+def _identify(values: Point, cost_digest: Callable[[str], str]) -> Item:
+    """Return a scenario with its hash, or with its mistake and a hash of what was given."""
     said: list[Any] = [values]
+    error = None
     try:
-        scenario, error = Scenario(**values), None
-        if scenario.costs not in costs:  # their numbers matter, not their name
-            found = cost_set(scenario.costs)
-            numbers = [found.ns.tolist(), found.estimated, found.covariance.tolist(), found.error]
-            costs[scenario.costs] = _sha256(numbers)
-        said = [costs[scenario.costs], scenario.model_dump_json(exclude={"name", "costs"})]
+        scenario = Scenario(**values)
+        said = [cost_digest(scenario.costs), scenario.model_dump_json(exclude={"name", "costs"})]
     except UserError as wrong:
         error = str(wrong)
-    return _sha256([FORMAT, model_digest(), *said]), error
+    return Item(_sha256([FORMAT, model_digest(), *said]), values, error)
+
+
+def _cost_digest(name: str) -> str:
+    """Return the SHA-256 of a cost set's numbers: they matter, not its name."""
+    found = cost_set(name)
+    return _sha256([found.ns.tolist(), found.estimated, found.covariance.tolist(), found.error])
 
 
 @cache
@@ -290,52 +301,57 @@ def _schema() -> pa.Schema:
     return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
-def _row(hash_: str, values: Point, run: Run | None = None, error: str | None = None) -> Row:
-    said = {name: p.type(values.get(name, p.default)) for name, p in varying().items()}
+def _row(item: Item, run: Run | None = None, error: str | None = None) -> dict[str, Any]:
+    said = {name: p.type(item.values.get(name, p.default)) for name, p in varying().items()}
     found = run.metrics.as_dict() | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
-    return {"hash": hash_, **said, **found, "error": error, "model": model_digest()}
+    return {"hash": item.hash, **said, **found, "error": error, "model": model_digest()}
 
 
-def _part(rows: list[Row], ending: str = "") -> dict[str, bytes]:
+def _part(rows: list[dict[str, Any]], ending: str = "") -> dict[str, bytes]:
     """Return the name and the content of a part file with these rows, if there are any."""
     name = _sha256([row["hash"] for row in rows])[:32]
     table = pd.DataFrame(rows, columns=_schema().names)
     return {f"{name}{ending}.parquet": table.to_parquet(None, **PARQUET, schema=_schema())} if rows else {}
 
 
-def _read(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def _read(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """Return all part files as one table; a part of an older model may lack columns, or have others."""
+    tables = [_schema().empty_table().select(columns or _schema().names)]
     for path in sorted(folder.glob("*.parquet")):
-        try:
-            yield pq.read_table(path, columns=columns, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            problem = f"this is no part of a sweep, or it is damaged ({str(error).splitlines()[0]})"
-            raise UserError(problem, parameter=str(path), hint="Remove it, and its scenarios run again.") from None
+        with _told(path, "Remove it, and its scenarios run again.", "is no part of a sweep, or it is damaged"):
+            tables.append(pq.read_table(path, columns=columns, partitioning=None))
+    return pa.concat_tables(tables, promote_options="default")
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        try:
-            write_atomically(folder / name, content, to_stay=True)
-        except OSError as error:
-            hint = "Earlier rows are kept; the same sweep goes on."
-            raise UserError(error.strerror or str(error), parameter=str(folder / name), hint=hint) from None
+def _write(path: Path, content: bytes) -> None:
+    with _told(path, RESUMES):
+        write_atomically(path, content, to_stay=True)
+
+
+@contextmanager
+def _told(path: Path, hint: str, problem: str = "") -> Iterator[None]:
+    """Turn what is wrong with a file or folder into a `UserError`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(problem or str(getattr(error, "strerror", error)), parameter=str(path), hint=hint) from None
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create and lock the folder, and remove the temporary files of a killed sweep."""
-    with ExitStack() as stack:
+    with _told(folder, ANOTHER):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / ".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            problem = "another sweep is writing there" if isinstance(error, BlockingIOError) else str(error.strerror)
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # NFS, FUSE
-                raise UserError(problem, parameter=str(folder), hint="Name another folder.") from None
-            text = f"{folder} cannot be locked ({problem}): do not let two sweeps write there at once"
+        except BlockingIOError:
+            raise UserError("another sweep is writing there", parameter=str(folder), hint=ANOTHER) from None
+        except OSError as error:  # NFS, FUSE
+            text = f"{folder} cannot be locked ({error.strerror}): do not let two sweeps write there at once"
             warnings.warn(text, stacklevel=4)
-        for left in (*folder.glob(".*.tmp"), *(folder / SAMPLES).glob(".*.tmp")):
+        for left in folder.rglob(".*.tmp"):
             left.unlink()
         yield
 
@@ -346,19 +362,18 @@ def _locked(folder: Path) -> Iterator[None]:
 def _run(items: list[Item], samples: bool, model: str) -> Result:
     """Run scenarios one after the other, in a worker, for about `SECONDS`."""
     if model_digest() != model:
-        hint = "Install the same everywhere, restart the workers and start the sweep again: it goes on."
+        hint = "Install the same everywhere, restart the workers and start the sweep again: it resumes."
         raise UserError("a worker has another mmlab (or numpy) than this process", hint=hint)
     began, result = time.perf_counter(), Result()
-    rows: list[Row] = []
-    errors: list[Row] = []
+    rows, errors = [], []
     for item in items:
         cpu = time.thread_time()
         try:
             run = simulate(Scenario(**item.values))
-            row = _row(item.hash, item.values, run)
+            row = _row(item, run)
         except Exception as error:  # whatever it is: a row with its error, not the end of the sweep
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            errors.append(_row(item.hash, item.values, error=text))
+            errors.append(_row(item, error=text))
         else:
             result.seconds += time.thread_time() - cpu
             rows += [row] * item.row
@@ -377,7 +392,7 @@ def _drive(run: Work, items: list[Item], jobs: int, scheduler: str | None) -> It
     """Yield the results of all chunks, from new workers whenever one has died."""
     todo, deaths, stillborn = deque(items), Counter[str](), 0
     while todo:
-        busy: dict[Future[Result], list[Item]] = {}
+        busy: Busy = {}
         try:
             with executor(jobs, scheduler) as pool:
                 stillborn += 1
@@ -393,30 +408,28 @@ def _drive(run: Work, items: list[Item], jobs: int, scheduler: str | None) -> It
                 if deaths[item.hash] < DEATHS:
                     todo.appendleft(item)
                 else:
-                    row = _row(item.hash, item.values, error="its worker was killed, again and again: out of memory?")
+                    row = _row(item, error="its worker was killed, again and again: out of memory?")
                     yield Result(1, 1, files=_part([row], "-error"))
 
 
-def _keep_busy(
-    pool: Executor, run: Work, todo: deque[Item], busy: dict[Future[Result], list[Item]], deaths: Counter[str]
-) -> Iterator[Result]:
+def _keep_busy(pool: Executor, run: Work, todo: deque[Item], busy: Busy, deaths: Counter[str]) -> Iterator[Result]:
     """Submit chunks of `todo` until all is done, and yield their results.
 
     Scenarios that saw a death stand first in `todo`. They are chunks of their own; after a second death they run alone.
     """
+
+    def suspected() -> bool:
+        return any(deaths[chunk[0].hash] > 1 for chunk in (todo, *busy.values()))
+
     while todo or busy:
         room = 2 * max(1, size(pool))
-        while todo:
-            alone = any(deaths[chunk[0].hash] > 1 for chunk in (todo, *busy.values()))
-            if len(busy) >= (1 if alone else room):
-                break
-            most = 1 if deaths[todo[0].hash] else min(MOST, math.ceil(len(todo) / room))
+        while todo and len(busy) < (1 if suspected() else room):
+            most = 1 if deaths[todo[0].hash] else min(MOST, -(-len(todo) // room))
             chunk = [todo.popleft() for _ in range(most)]
             busy[pool.submit(run, chunk)] = chunk
         done = wait(busy, timeout=PATIENCE_S, return_when=FIRST_COMPLETED).done
         if not done and not size(pool):
-            hint = "Earlier rows are kept; the same sweep goes on once there are some."
-            raise UserError(f"the cluster has had no workers for {PATIENCE_S} s", parameter="scheduler", hint=hint)
+            raise UserError(f"the cluster has had no workers for {PATIENCE_S} s", parameter="scheduler", hint=RESUMES)
         for future in done:
             result = future.result()
             todo.extendleft(reversed(busy.pop(future)[result.done :]))
