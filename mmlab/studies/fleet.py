@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, PrivateAttr
+from pydantic import BeforeValidator, Field
 
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
@@ -58,6 +58,8 @@ MEASURES: dict[str, tuple[str, float, float]] = {
 
 Savings and losses are relative to the host with KSM and khugepaged off. Each measure has the unit of the fleet's total,
 and the number that a frame, a CPU or a THP makes of it, and of a single host's unit (GiB, %, THPs)."""
+UNITS = pd.DataFrame.from_dict(MEASURES, "index", columns=["unit", "scale", "single"]).rename_axis("measure")
+"""The same as a table."""
 
 UNTIL = {"until_settled": False, "horizon_full_scans": 0, "horizon_batches": 0}
 """All hosts are measured after `horizon_seconds`, not when they happen to be done."""
@@ -81,12 +83,15 @@ class Host:
         Its simulation.
     factor, batches
         Pages and batches of the host that a simulated page and a simulated batch represent.
+    weight
+        The weight of its kind.
     """
 
     name: str
     scenario: Scenario
     factor: float = 1.0
     batches: float = 1.0
+    weight: float = 1.0
 
     def simulate(self, variant: str) -> Run:
         """Simulate it with the cost of each step on all pages that it represents, in trees as deep as the host's."""
@@ -100,21 +105,32 @@ class Host:
         return simulate(self.scenario, variant=variant, costs=scaled)
 
 
-class Kind(Strict):
-    """A kind of host: its share of the fleet, its memory, and the memory in which it is simulated."""
+class Kind(Strict, extra="allow"):
+    """A kind of host: its share of the fleet, its memory, the memory in which it is simulated, and its parameters."""
 
     name: str
     weight: int | float = Field(1, gt=0)
     memory_gib: int | float | None = Field(None, gt=0)
     simulate_mib: int | float | None = Field(None, gt=0)
 
-    def host(self, **values: Any) -> Host:
-        """Return the host of this kind with these parameters."""
-        scenario = Scenario(**values | UNTIL)
-        true_mib = scenario.total_pages / 256 if self.memory_gib is None else 1024 * self.memory_gib
-        if self.simulate_mib is not None and self.simulate_mib < true_mib:
-            return Host(self.name, *shrunk(scenario, true_mib, self.simulate_mib))
-        return Host(self.name, scenario.replace(memory_mib=_share(scenario, true_mib)))
+    def draw(self, samples: int, seed: int) -> list[Host]:
+        """Return this number of hosts; what varies among them is spread evenly."""
+        given = self.model_extra or {}
+        vary = {name: axis for name, axis in given.items() if name in flat_fields() and isinstance(axis, list | dict)}
+        base = {name: value for name, value in given.items() if name not in vary}
+        points = Grid(base=base, vary=vary, design="latin_hypercube", samples=samples, seed=seed).points()
+        own = ({"seed": 100_003 * seed + i, "sample_limit": 100} for i in range(samples))
+        return [self._host(Scenario(**a | base | b | UNTIL)) for a, b in zip(own, points, strict=True)]
+
+    def _host(self, scenario: Scenario) -> Host:
+        true_mib = 1024 * self.memory_gib if self.memory_gib else scenario.total_pages / 256
+        if self.simulate_mib and self.simulate_mib < true_mib:
+            return Host(self.name, *shrunk(scenario, true_mib, self.simulate_mib), self.weight)
+        return Host(self.name, scenario.replace(memory_mib=_share(scenario, true_mib)), weight=self.weight)
+
+
+def _listed(variants: Any) -> Any:
+    return [variants] if isinstance(variants, str) else variants
 
 
 class Plan(Strict):
@@ -129,10 +145,10 @@ class Plan(Strict):
     hosts: int = Field(ge=1)
     samples: int = Field(8, ge=2)
     seed: int = Field(0, ge=0)
-    variants: list[str] | str = "mainline"
+    variants: Annotated[list[str], BeforeValidator(_listed)] = Field(["mainline"], min_length=1)
     simulate_mib: int | float | None = None
     mix: list[dict[str, Any]] = Field(min_length=1)
-    _folder: Path = PrivateAttr(Path())
+    folder: Path = Path()
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Plan:
@@ -141,37 +157,29 @@ class Plan(Strict):
         Params files that it names may lie beside it.
         """
         path = find_params(path, "fleets")
+        overrides = {key: value for key, value in overrides.items() if value is not None}
         with located(path):
-            plan = cls(**read_yaml(path) | {key: value for key, value in overrides.items() if value is not None})
-            plan._folder = path.parent
+            plan = cls(**read_yaml(path) | overrides | {"folder": path.parent})
             plan.sampled  # noqa: B018  checks the kinds
         return plan
 
     @cached_property
-    def sampled(self) -> dict[Kind, list[Host]]:
-        """The kinds of hosts, each with those hosts that are simulated."""
-        found = {}
+    def sampled(self) -> dict[str, list[Host]]:
+        """The hosts that are simulated, by the name of their kind."""
+        found: dict[str, list[Host]] = {}
         for i, entry in enumerate(self.mix):
             name = str(entry.get("name", entry.get("params", f"kind {i + 1}")))
+            if name in found:
+                raise UserError("several kinds have the same name", parameter="mix", value=name)
             with located(f"mix {name}"):
-                given = {"simulate_mib": self.simulate_mib} | with_params(entry, self._folder) | {"name": name}
-                kind = Kind(**{key: given.pop(key) for key in Kind.model_fields if key in given})
-                vary: dict[str, Any] = {
-                    k: v for k, v in given.items() if k in flat_fields() and isinstance(v, list | dict)
-                }
-                base = {k: v for k, v in given.items() if k not in vary}
-                seed = self.seed * len(self.mix) + i
-                points = Grid(base=base, vary=vary, design="latin_hypercube", samples=self.samples, seed=seed).points()
-                own = [{"seed": 100_003 * seed + j, "sample_limit": 100} for j in range(self.samples)]
-                found[kind] = [kind.host(**a | base | b) for a, b in zip(own, points, strict=True)]
-        if len({kind.name for kind in found}) < len(self.mix):
-            raise UserError("several kinds have the same name", parameter="mix")
+                given = {"simulate_mib": self.simulate_mib} | with_params(entry, self.folder) | {"name": name}
+                found[name] = Kind(**given).draw(self.samples, self.seed * len(self.mix) + i)
         return found
 
     def of_kind(self) -> dict[str, float]:
         """Return the number of hosts of each kind."""
-        total = sum(kind.weight for kind in self.sampled)
-        return {kind.name: self.hosts * kind.weight / total for kind in self.sampled}
+        weights = {name: hosts[0].weight for name, hosts in self.sampled.items()}
+        return {name: self.hosts * weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, float, float]:
@@ -256,8 +264,7 @@ def fleet(
     """
     if not isinstance(plan, Plan):
         plan = Plan(**plan) if isinstance(plan, Mapping) else Plan.load(plan)
-    chosen = variants or plan.variants
-    chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+    chosen = list(dict.fromkeys(variants or plan.variants))
     for name in chosen:
         resolve(name)
     hosts = list(chain.from_iterable(plan.sampled.values()))
@@ -268,21 +275,23 @@ def fleet(
 
 def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
     """Return a host's `MEASURES` at its true size, in frames, CPUs and THPs, a row a variant."""
-    reference, rows = Reference.of(host.scenario), []
+    reference, gib, rows = Reference.of(host.scenario), host.scenario.total_pages / 2**18, []
+    about = {
+        "kind": host.name,
+        "GiB": host.factor * gib,
+        "simulated_GiB": gib,
+        "seconds": host.scenario.horizon_seconds,
+    }
     for variant in variants:
         run = host.simulate(variant)
-        measured, last, errors = reference.measures(run), run.rows[-1], cpu_errors(run)
+        last = run.rows[-1]
         frames, thps = int(last["frames"]), int(last["huge_pmds"])
-        values = {
-            "memory": frames * host.factor,
-            "saved": (reference.frames - frames) * host.factor,
-            "ksmd_cpu": (measured["ksmd_cpu"] or 0.0) / 100,
-            "khugepaged_cpu": (measured["khugepaged_cpu"] or 0.0) / 100,
-            "thps": thps * host.factor,
-            "thps_lost": (reference.thps - thps) * host.factor,
-        }
-        costs = {"ksmd_cost_error": errors[0], "khugepaged_cost_error": errors[1]}
-        rows.append({"kind": host.name, "variant": variant, "factor": host.factor, **values, **costs})
+        pages = {"memory": frames, "saved": reference.frames - frames, "thps": thps, "thps_lost": reference.thps - thps}
+        values = {name: count * host.factor for name, count in pages.items()}
+        for daemon, error in zip(("ksmd", "khugepaged"), cpu_errors(run), strict=True):
+            values[f"{daemon}_cpu"] = last[f"{daemon}_cpu_ns"] / last["time_ns"]
+            values[f"{daemon}_cost_error"] = error
+        rows.append({**about, "variant": variant, "factor": host.factor, **values})
     return rows
 
 
@@ -303,62 +312,54 @@ class Estimate:
 
     def totals(self) -> pd.DataFrame:
         """Return a row a variant and measure: total, standard error, and quantiles of single hosts (GiB, %, THPs)."""
-        tables = []
-        for variant, hosts in self._by_variant().items():
-            weights = hosts["stands_for"].to_numpy()
-            single = [_quantiles(hosts[name].to_numpy() * scale, weights) for name, (*_, scale) in MEASURES.items()]
-            tables.append(self._sum(hosts, variant).join(pd.DataFrame(single, columns=["p5", "median", "p95"])))
-        return pd.concat(tables, ignore_index=True)
+        values = self._values()
+        single = values.groupby(["variant", "measure"])[["value", "stands_for"]].apply(_quantiles)
+        return self._sum(values).join(single.mul(UNITS["single"], axis=0, level="measure"), on=["variant", "measure"])
 
     def differences(self) -> pd.DataFrame:
         """Return a row a variant but the first and measure: its total minus the first's, and the error of that."""
-        names, by_variant = list(MEASURES), self._by_variant()
-        first = by_variant[self.variants[0]][names]
-        tables = [self._sum(hosts.assign(**(hosts[names] - first)), name) for name, hosts in by_variant.items()]
-        return pd.concat(tables[1:] or [tables[0][:0]], ignore_index=True)
+        values = self._values()
+        values["value"] -= values.groupby(["host", "measure"])["value"].transform("first")
+        return self._sum(values).iloc[len(MEASURES) :].reset_index(drop=True)
 
-    def _by_variant(self) -> dict[str, pd.DataFrame]:
-        return {name: self.hosts[self.hosts["variant"] == name].set_index("host") for name in self.variants}
+    def _values(self) -> pd.DataFrame:
+        """Return a row a host, variant and measure; of each host, the first variant's stands first."""
+        return self.hosts.melt(["host", "kind", "variant", "stands_for"], list(MEASURES), "measure")
 
-    def _sum(self, hosts: pd.DataFrame, variant: str) -> pd.DataFrame:
-        """Return the total of each measure and its standard error over the fleet, from a row a host."""
-        count, by_kind = pd.Series(self.plan.of_kind()), hosts.groupby("kind")[list(MEASURES)]
-        weight = count**2 / self.plan.samples * (1 - self.plan.samples / count).clip(lower=0)
-        unit, scale, _ = map(np.array, zip(*MEASURES.values(), strict=True))
-        total = by_kind.mean().mul(count, axis=0).sum() * scale
-        error = by_kind.var().mul(weight, axis=0).sum() ** 0.5 * scale
-        table = pd.DataFrame({"unit": unit, "total": total, "error": error}).reset_index(names="measure")
-        return pd.concat({variant: table}, names=["variant"]).reset_index("variant").reset_index(drop=True)
+    def _sum(self, values: pd.DataFrame) -> pd.DataFrame:
+        """Return the total of each measure over the fleet, and its standard error."""
+        strata = values.groupby(["variant", "measure", "kind"], sort=False)["value"].agg(["mean", "var"]).reset_index()
+        strata = strata.join(UNITS, on="measure")
+        hosts, samples = strata["kind"].map(self.plan.of_kind()), self.plan.samples
+        strata["total"] = hosts * strata["mean"] * strata["scale"]
+        strata["error"] = hosts * (hosts / samples - 1).clip(lower=0) * strata["var"] * strata["scale"] ** 2
+        table = strata.groupby(["variant", "measure", "unit"], sort=False)[["total", "error"]].sum()
+        table["error"] **= 0.5
+        return table.loc[self.variants].reset_index()
 
     def text(self) -> str:
         """Return all of it as text tables, with the assumptions."""
         plan, hosts = self.plan, self.hosts
-        kinds = []
-        for kind, sampled in plan.sampled.items():
-            gib = max(host.factor * host.scenario.total_pages / 2**18 for host in sampled)
-            first = sampled[0].scenario
-            small, after = first.total_pages / 2**18, first.horizon_seconds
-            kinds.append((kind.name, plan.of_kind()[kind.name], gib, small, after))
+        kinds = hosts.groupby("kind", sort=False)[["stands_for", "GiB", "simulated_GiB", "seconds"]].max().reset_index()
+        kinds = kinds.assign(stands_for=kinds["stands_for"] * plan.samples).rename(columns={"stands_for": "hosts"})
         tables = {
-            f"{plan.hosts:,} hosts, {plan.samples} simulated of each kind, seed {plan.seed}": pd.DataFrame(
-                kinds, columns=["kind", "hosts", "GiB", "simulated, GiB", "after, s"]
-            ),
+            f"{plan.hosts:,} hosts, {plan.samples} simulated of each kind, seed {plan.seed}": kinds,
             "Totals with sampling error; quantiles of single hosts in GiB, % of a CPU and THPs": self.totals(),
             f"Differences from {self.variants[0]}, host by host": self.differences(),
         }
-        texts = [f"{title}\n{text_table(table.map(_four), indent=2)}" for title, table in tables.items()]
+        texts = [f"{title}\n{text_table(table.map(_four), indent=2)}" for title, table in tables.items() if len(table)]
         share = (hosts["ksmd_cpu"] * hosts["ksmd_cost_error"]).sum() / (hosts["ksmd_cpu"].sum() or 1)
         costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
         scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""
-        return "\n\n".join([*texts[: 1 + len(self.variants)], f"{costs}\n{scaled}".strip()])
+        return "\n\n".join([*texts, f"{costs}\n{scaled}".strip()])
 
 
-def _quantiles(values: np.ndarray, weights: np.ndarray) -> list[float]:
-    """Return the 5 %, 50 % and 95 % quantiles of hosts that represent `weights` hosts each."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    at = np.searchsorted(reached, np.array([0.05, 0.5, 0.95]) * reached[-1] * (1 - 1e-12))
-    return [float(value) for value in values[order][at]]
+def _quantiles(hosts: pd.DataFrame) -> pd.Series:
+    """Return quantiles of single hosts, each of which represents `stands_for` hosts."""
+    hosts = hosts.sort_values("value", kind="stable")
+    reached = hosts["stands_for"].cumsum()
+    at = np.searchsorted(reached, np.array([0.05, 0.5, 0.95]) * reached.iloc[-1] * (1 - 1e-12))
+    return pd.Series(hosts["value"].to_numpy()[at], ["p5", "median", "p95"])
 
 
 def _four(value: str | float) -> str:

@@ -219,13 +219,10 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
         There is no sweep, or a file is damaged.
     """
     folder = Path(folder)
-    try:
-        model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError):
-        hint = "Name the folder of `mmlab sweep -o`."
-        raise UserError(f"there is no sweep in it (no {MANIFEST})", parameter=str(folder), hint=hint) from None
+    with _told(folder, "Name the folder of `mmlab sweep -o`.", f"there is no sweep in it (no {MANIFEST})"):
+        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     rows = _read(folder).to_pandas()
-    rows = rows if all_models else rows[rows["model"] == model]
+    rows = rows if all_models else rows[rows["model"] == about["model"]]
     return rows.drop_duplicates("hash").sort_values([*varying(), "hash"], ignore_index=True)
 
 

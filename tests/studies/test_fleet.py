@@ -192,7 +192,7 @@ def mixed(**changes: object) -> dict[str, Any]:
         (mixed(memory_gib="large"), "mix kind 1", "memory_gib int", "large"),
         (mixed(pages=3), "mix kind 1: base", "key", "pages"),
         (mixed(params="bimodall"), "mix bimodall", "params file", "bimodall"),
-        ({"hosts": 9, "mix": [SMALL, {**SMALL, "name": "kind 1"}]}, "", "mix", None),
+        ({"hosts": 9, "mix": [SMALL, {**SMALL, "name": "kind 1"}]}, "", "mix", "kind 1"),
         (mixed(seed={"low": 3}), "mix kind 1: vary: seed", "high", None),
         (
             mixed(hot_period_seconds={"low": 0, "high": 3, "log": True}),
