@@ -88,7 +88,9 @@ def computes(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**options: Any) -> None:
-        with _compiled(), _progress() as progress:
+        from mmlab.kernel.jit import announced
+
+        with announced(partial(click.echo, err=True)), _progress() as progress:
             command(**options, progress=progress)
 
     return run
@@ -155,9 +157,7 @@ def _tried(task: Callable[[Path], Any], path: Path) -> Any:
         return error
 
 
-def _simulate(
-    path: Path, *, variant: str | None, overrides: dict[str, Any], out: Path | None, progress: Progress
-) -> str:
+def _simulate(path: Path, *, variant: Any, overrides: dict[str, Any], out: Any, progress: Progress) -> str:
     """Return a run's summary, or the file to which its prediction was written."""
     from mmlab.results import trace as traces
     from mmlab.results.run import Interrupted, defer_ctrl_c
@@ -518,7 +518,8 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: A
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.option("--copy-only", is_flag=True, help="Copy the notebooks and params files, and open nothing.")
-def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool) -> None:
+@computes
+def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool, **_: Progress) -> None:
     """Open JupyterLab on the explorer, on this machine only, with the Python that runs this.
 
     In a clone the notebooks are opened in place. Elsewhere, or with FOLDER (default: mmlab-lab), they are copied there
@@ -537,17 +538,14 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
         for line in labs.copy(here):
             click.echo(line)
     if not copy_only:
-        with _compiled():
-            labs.serve(here, port, browser=not no_browser, say=click.echo)
+        labs.serve(here, port, browser=not no_browser, say=click.echo)
 
 
 @cli.command()
 @many("--params", "files", type=PATH, metavar="FILE", help="Flat params file; repeatable.")
 @set_option
 @many("--variant", "variants", metavar="NAME", help="Only this variant; repeatable.")
-@click.option(
-    "--only", "questions", multiple=True, metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c."
-)
+@many("--only", "questions", metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
 @computes
 def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **asked: Any) -> None:
@@ -660,22 +658,13 @@ def schema() -> None:
 
 
 @cli.command("compile")
-def compile_() -> None:
+@computes
+def compile_(**_: Progress) -> None:
     """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
     from mmlab.kernel.jit import warm_up
 
-    with _compiled():
-        warm_up()
+    warm_up()
     click.echo("The model is compiled.")
-
-
-@contextmanager
-def _compiled() -> Iterator[None]:
-    """Announce on stderr if the model is compiled within this context."""
-    from mmlab.kernel.jit import announced
-
-    with announced(partial(click.echo, err=True)):
-        yield
 
 
 @contextmanager

@@ -31,6 +31,15 @@ FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-varian
 """The files that state rules. The others explain: costs, trace-format, thread, worked-examples, README."""
 NUMBER = r"(?:[A-Z]\d+(?:\.\d+|[a-z])?|\d\.\d+(?:\.\d+)?)"
 CITATION = re.compile(rf"(?:\b({'|'.join(FILES)})(?:\.md)? |(?<![\w.-]))({NUMBER}(?:(?:, | and | to ){NUMBER})*)(?!\w)")
+SECTION = re.compile(r"(?ms)^##? ((\S+)[^\n]*)\n(.*?)(?=^##? |\Z)")
+"""Title, number and body of a section."""
+STATED = {
+    r"fix-variants 5\.[1-4]": re.compile(r"(?s)\A()(.*)"),
+    r"fix-variants 5\.5": re.compile(r"(?ms)^(\d+)\. (.*?)(?=^\d+\. |\Z)"),
+    r".*": re.compile(r"(?ms)^([A-Z]\d+)\. (.*?)(?=^[A-Z]\d+\. |^#|\Z)"),
+}
+"""How rules are stated, by a pattern of file and section: in fix-variants as a section, or as the items of one, whose
+numbers follow that of the section; anywhere as paragraphs that begin with their number."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Rule:
         Number of the rule that it is, or belongs to: homes and evidence are kept for whole rules.
     kernel
         Kernel functions that it names.
+    note
+        `follows`: why it has no home of its own; `leaves_out`: what its home does not model.
+    shown
+        What shows it: `recordings` (a few names), `of` (how many there are), `examples`, `tests`.
     """
 
     file: str
@@ -55,6 +68,8 @@ class Rule:
     text: str
     whole: str
     kernel: tuple[str, ...]
+    note: dict[str, str]
+    shown: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -64,39 +79,25 @@ class Rule:
     @property
     def versions(self) -> str:
         """The kernel versions that the text distinguishes; it was read from 6.12.117 otherwise."""
-        found = sorted(
-            set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", self.text)), key=lambda v: [*map(int, v.split("."))]
-        )
-        return ", ".join(found) or "6.12.117; no difference known"
+        found = set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", self.text))
+        return ", ".join(sorted(found, key=lambda v: [*map(int, v.split("."))])) or "6.12.117; no difference known"
 
     @property
     def homes(self) -> list[str]:
         """``file:line function`` of each function and class of mmlab whose docstring cites the rule."""
         return _homes().get(self.name, [])
 
-    @property
-    def note(self) -> dict[str, str]:
-        """`follows`: why it has no home of its own; `leaves_out`: what its home does not model."""
-        note: dict[str, str] = _yaml("notes").get(self.name, {})
-        return note
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """What shows the rule: `recordings` (a few names), `of` (how many there are), `examples`, `tests`."""
-        shown: dict[str, Any] = _yaml("shown").get(self.name, {})
-        return shown
-
     def facts(self) -> list[tuple[str, str]]:
         """Everything beside the text, as pairs of a title and a sentence."""
         shown, note = self.shown, self.note
-        recordings = ", ".join(shown.get("recordings", ()))
-        more = shown.get("of", 0) - len(shown.get("recordings", ()))
+        named = shown.get("recordings", ())
+        more = f" and {shown['of'] - len(named):,} more" if shown.get("of", 0) > len(named) else ""
         pairs = [
             ("kernel", ", ".join(self.kernel)),
             ("versions", self.versions),
             ("mmlab", "\n".join(self.homes) or note.get("follows", "")),
             ("not modelled", note.get("leaves_out", "")),
-            ("recordings", f"{recordings} and {more:,} more" if more > 0 else recordings),
+            ("recordings", ", ".join(named) + more),
             ("examples", ", ".join(shown.get("examples", ()))),
             ("tests", "\n".join(shown.get("tests", ()))),
         ]
@@ -114,33 +115,25 @@ class Rule:
 @cache
 def rules() -> dict[str, Rule]:
     """Return every whole rule by its file and number, in the order of the specification."""
-    return {
-        rule.name: rule for file in FILES for rule in _parse(file, (HERE / f"{file}.md").read_text(encoding="utf-8"))
-    }
+    notes, shown = (read_yaml(HERE / f"{name}.yaml") for name in ("notes", "shown"))
+    out = {}
+    for file in FILES:
+        for title, number, text in _stated(file):
+            kernel = re.findall(r"\(`([a-z_]\w*_\w+)", text) + re.findall(r"`([a-z_]\w*_\w+)", title)
+            words = re.sub(r"\s*\(?`[^`]*`[^)]*\)?,?", "", title).strip()
+            name = f"{file} {number}"
+            about = notes.get(name, {}), shown.get(name, {})
+            out[name] = Rule(file, number, words, text.strip(), number, tuple(dict.fromkeys(kernel)), *about)
+    return out
 
 
-def _parse(file: str, text: str) -> Iterator[Rule]:
-    """Yield the rules of a file: paragraphs that start with a number and, in fix-variants, sections and their items."""
-    for part in re.split(r"(?m)^##? ", text)[1:]:
-        title, _, body = part.partition("\n")
-        own = re.findall(r"(?m)^([A-Z]\d+)\. ", body)
-        if file == "fix-variants":
-            section = title.split()[0]
-            items = re.findall(r"(?ms)^(\d+)\. (.*?)(?=^\d+\. |\Z)", body) if section == "5.5" else []
-            if re.fullmatch(r"5\.[1-4]", section):
-                yield _rule(file, section, title, body)
-            for number, words in items:
-                yield _rule(file, f"{section}.{number}", title, words)
-        for number in own:
-            words = re.search(rf"(?ms)^{number}\. (.*?)(?=^[A-Z]\d+\. |^#|\Z)", body)
-            assert words
-            yield _rule(file, number, title, words[1])
-
-
-def _rule(file: str, number: str, title: str, text: str) -> Rule:
-    named = dict.fromkeys(re.findall(r"\(`([a-z_]\w*_\w+)", text) + re.findall(r"`([a-z_]\w*_\w+)", title))
-    section = re.sub(r"\s*\(?`[^`]*`[^)]*\)?,?", "", title).strip()
-    return Rule(file, number, section, text.strip(), number, tuple(named))
+def _stated(file: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (title of the section, number, text) of each rule of a file."""
+    for title, section, body in SECTION.findall((HERE / f"{file}.md").read_text(encoding="utf-8")):
+        for place, stated in STATED.items():
+            if re.fullmatch(place, f"{file} {section}"):
+                for number, text in stated.findall(body):
+                    yield title, number if number[:1].isalpha() else f"{section}.{number}".strip("."), text
 
 
 def resolve(citation: str) -> Rule | None:
@@ -152,8 +145,8 @@ def resolve(citation: str) -> Rule | None:
     by_number = {r.number: r for r in rules().values() if file in (None, r.file)}
     if number in by_number:
         return by_number[number]
-    whole, part = re.fullmatch(r"(.+?)\.?(\d+|[a-z])", number).groups()  # type: ignore[union-attr]
-    found = by_number.get(whole)
+    part = re.findall(r"\d+$|[a-z]$", number)[0]
+    found = by_number.get(number.removesuffix(part).rstrip("."))
     if not found:
         return None
     item = re.search(rf"(?ms)^( *){part}\. .*?(?=^\1(?:\d+|[a-z])\. |\Z)|^\| {part} \| [^\n]*", found.text)
@@ -227,8 +220,3 @@ def _homes() -> dict[str, list[str]]:
             for rule_name in dict.fromkeys(rule.name for rule in cited if rule):
                 found.setdefault(rule_name, []).append(f"{path.relative_to(HERE.parents[1])}:{line} {name}")
     return found
-
-
-@cache
-def _yaml(name: str) -> dict[str, Any]:
-    return read_yaml(HERE / f"{name}.yaml")

@@ -16,7 +16,7 @@ __all__ = ["metrics", "parameters", "same_task"]
 
 
 def parameters(first: Scenario, second: Scenario) -> pd.DataFrame:
-    """Parameters that are not equal: index the name, columns unit, first, second (in words).
+    """Return the parameters that differ: index the name, columns unit, first, second (in words).
 
     Lists of processes and of events are one row each. The free text ``name`` is no difference.
 
@@ -43,14 +43,14 @@ def _words(scenario: Scenario, name: str) -> str:
 
 
 def same_task(first: Scenario, second: Scenario) -> bool:
-    """Whether both have the same memory to work on and the same end, so that amounts can be compared."""
+    """Return whether both have the same memory to work on and the same end, so that amounts can be compared."""
     names = [n for n, field in flat_fields().items() if field.kind in ("workload", "horizon")]
     apart = {"name", "sample_limit"}  # these two change nothing
     return all(getattr(first, n) == getattr(second, n) for n in (*names, "process_list") if n not in apart)
 
 
 def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """What two runs come to, without the metrics that are 0 or missing in both.
+    """Compare the metrics of two runs, without those that are 0 or missing in both.
 
     Parameters
     ----------
@@ -79,13 +79,9 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
         x, y = (value if metric.good_enough is None else max(value, metric.good_enough) for value in values)
         if not metric.better or isnan(x + y) or not (comparable or metric.relative):
             return ""
-        return (
-            "equal"
-            if isclose(x, y, rel_tol=0.01, abs_tol=0.005)
-            else other
-            if (y > x) == (metric.better == "more")
-            else one
-        )
+        if isclose(x, y, rel_tol=0.01, abs_tol=0.005):
+            return "equal"
+        return other if (y > x) == (metric.better == "more") else one
 
     table["better"] = [better(*row) for row in zip(names, table[one], table[other], strict=True)]
     return table

@@ -1,7 +1,7 @@
 """The ping-pong between ksmd and khugepaged: ksmd splits, khugepaged collapses again (khugepaged.md, P1 … P7).
 
-khugepaged's turn is the time in which it looks at every block once. What a run comes to is measured after its first
-turn, when every block that will come back has had its chance:
+khugepaged's turn is the time in which it looks at every block once. A run is measured after its first turn, when every
+block that will come back has had its chance:
 
 >>> from mmlab.results.run import simulate
 >>> s = Scenario(memory_mib=8, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=500, khugepaged=1, horizon_seconds=60)
@@ -15,20 +15,16 @@ turn, when every block that will come back has had its chance:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from mmlab.engine import workload
 from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["Loop", "block_maps", "collapses", "measure", "moments", "turn_seconds", "zero_pages_of_blocks"]
-
-Where = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -65,19 +61,19 @@ class Loop:
 
 
 def turn_seconds(s: Scenario) -> float:
-    """How long khugepaged takes to look at all blocks once, s: its sleeps (K1)."""
+    """Return how long khugepaged takes to look at all blocks once, s: its sleeps (K1)."""
     return s.khugepaged_scan_sleep_millisecs / 1000 * -(-s.total_pages // s.khugepaged_pages_to_scan)
 
 
 def measure(run: Run, after: float = 0.0) -> Loop:
-    """What the run comes to in whole turns of khugepaged after its first, or in the second half of a shorter run.
+    """Measure whole turns of khugepaged after its first, or the second half of a shorter run.
 
     Parameters
     ----------
     run
-        One with khugepaged, or the same without it.
+        A run with khugepaged, or the same run without it.
     after
-        Nor before this time, s: when ksmd needs longer than a turn until it has given back what it can.
+        Leave out what is before this time, s, where ksmd needs longer than a turn to give back what it can.
     """
     rows, turn = run.rows, turn_seconds(run.scenario)
     start = int(np.searchsorted(rows["time_ns"], min(max(turn, after) * 1e9, int(rows["time_ns"][-1]) / 2)))
@@ -107,8 +103,8 @@ def measure(run: Run, after: float = 0.0) -> Loop:
     )
 
 
-def moments(run: Run, count: int = 150) -> set[Where]:
-    """Where to take page maps of a run, for `simulate(maps_at=…)`: at even times, and around bursts of collapses."""
+def moments(run: Run, count: int = 150) -> set[tuple[int, int]]:
+    """Return where to take page maps for `simulate(maps_at=…)`: at even times, and around bursts of collapses."""
     rows = run.rows
     even = np.searchsorted(rows["time_ns"], np.linspace(0, rows["time_ns"][-1], count))
     bursts = np.flatnonzero(np.diff(rows["pages_collapsed"]) > 0)
@@ -117,18 +113,17 @@ def moments(run: Run, count: int = 150) -> set[Where]:
 
 
 def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The run's page maps, all processes one after the other: times, s, and letters[time, block, page]."""
+    """Return the page maps, all processes one after the other: times, s, and letters[time, block, page]."""
     size = run.scenario.pages_per_thp
-    time = {(int(row["batch"]), int(row["rank"])): float(row["time_ns"]) / 1e9 for row in run.rows}
+    places = zip(run.rows["batch"].tolist(), run.rows["rank"].tolist(), strict=True)
+    time = dict(zip(places, run.rows["time_ns"] / 1e9, strict=True))
     taken = [where for where in sorted(run.maps) if where in time]
     blocks = [np.concatenate([part[: len(part) // size * size] for part in run.maps[where]]) for where in taken]
     return np.array([time[where] for where in taken]), np.stack(blocks).reshape(len(taken), -1, size)
 
 
 def collapses(run: Run) -> pd.DataFrame:
-    """Each block that became huge from one page map of the run to the next: columns time_s, block."""
-    import pandas as pd
-
+    """Return each block that became huge from one page map to the next: columns time_s, block."""
     time, letters = block_maps(run)
     huge = (letters == ord("H")).all(axis=2)
     when, block = np.nonzero(huge[1:] & ~huge[:-1])
@@ -136,9 +131,7 @@ def collapses(run: Run) -> pd.DataFrame:
 
 
 def zero_pages_of_blocks(s: Scenario) -> np.ndarray:
-    """How many pages of each 2 MiB block are zero-filled at the start, over all processes."""
-    from mmlab.engine import workload
-
+    """Return how many pages of each 2 MiB block are zero-filled at the start, over all processes."""
     size = s.pages_per_thp
     counts = [(i.keys[: len(i.keys) // size * size] == 0).reshape(-1, size).sum(1) for i in workload.build(s)]
     return np.concatenate(counts)
