@@ -81,7 +81,7 @@ class Item(NamedTuple):
     hash, values
         Its hash and its parameters.
     error
-        What makes it impossible, if anything.
+        The reason why it is impossible, if it is.
     row
         Whether its row is wanted, or only its samples.
     """
@@ -124,7 +124,7 @@ class Summary:
 
     @property
     def impossible(self) -> list[str]:
-        """What is wrong with each of the `items` that are not possible."""
+        """The error of each of the `items` that are impossible."""
         return [item.error for item in self.items if item.error]
 
 
@@ -219,7 +219,7 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
         There is no sweep, or a file is damaged.
     """
     folder = Path(folder)
-    with _told(folder, "Name the folder of `mmlab sweep -o`.", f"there is no sweep in it (no {MANIFEST})"):
+    with _user_errors(folder, "Name the folder of `mmlab sweep -o`.", f"there is no sweep in it (no {MANIFEST})"):
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     rows = _read(folder).to_pandas()
     rows = rows if all_models else rows[rows["model"] == about["model"]]
@@ -299,6 +299,7 @@ def _schema() -> pa.Schema:
 
 
 def _row(item: Item, run: Run | None = None, error: str | None = None) -> dict[str, Any]:
+    """Return a scenario's parameters, with the metrics of its run and their standard errors, or with its error."""
     said = {name: p.type(item.values.get(name, p.default)) for name, p in varying().items()}
     found = run.metrics.as_dict() | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
     return {"hash": item.hash, **said, **found, "error": error, "model": model_digest()}
@@ -315,19 +316,19 @@ def _read(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """Return all part files as one table; a part of an older model may lack columns, or have others."""
     tables = [_schema().empty_table().select(columns or _schema().names)]
     for path in sorted(folder.glob("*.parquet")):
-        with _told(path, "Remove it, and its scenarios run again.", "is no part of a sweep, or it is damaged"):
+        with _user_errors(path, "Remove it, and its scenarios run again.", "is no part of a sweep, or it is damaged"):
             tables.append(pq.read_table(path, columns=columns, partitioning=None))
     return pa.concat_tables(tables, promote_options="default")
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _told(path, RESUMES):
+    with _user_errors(path, RESUMES):
         write_atomically(path, content, to_stay=True)
 
 
 @contextmanager
-def _told(path: Path, hint: str, problem: str = "") -> Iterator[None]:
-    """Turn what is wrong with a file or folder into a `UserError`."""
+def _user_errors(path: Path, hint: str, problem: str = "") -> Iterator[None]:
+    """Raise an error of a file or folder as a `UserError`, with this hint and, if given, this problem."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -337,7 +338,7 @@ def _told(path: Path, hint: str, problem: str = "") -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create and lock the folder, and remove the temporary files of a killed sweep."""
-    with _told(folder, ANOTHER):
+    with _user_errors(folder, ANOTHER):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:

@@ -202,7 +202,7 @@ def swept(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
         return folder, sweep(grid, folder, samples=True)
 
 
-def test_a_row_says_what_the_run_comes_to(grid: Grid, swept: tuple[Path, sweeps.Summary]) -> None:
+def test_a_row_holds_the_parameters_and_metrics_of_its_run(grid: Grid, swept: tuple[Path, sweeps.Summary]) -> None:
     folder, summary = swept
     assert (summary.scenarios, summary.there, summary.ran, summary.failed) == (8, 0, 8, 4)
     rows = read_sweep(folder)
