@@ -11,7 +11,8 @@ from PIL import Image
 
 from conftest import ROOT
 from explorer.test_explorer_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
-from mmlab.report.execute import Request, report
+from mmlab.report.execute import Request, make
+from mmlab.report.provenance import provenance
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -48,8 +49,9 @@ def test_explorer(lab: Lab) -> None:  # noqa: F811
 
 def test_report(browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    made = report(Request(ROOT / "notebooks" / "01_regression.ipynb", out=tmp_path / "report.html"))
-    page.goto(made.as_uri())
+    request = Request(ROOT / "notebooks" / "01_regression.ipynb", out=tmp_path / "report.html")
+    assert not make(request, provenance())
+    page.goto(request.page.as_uri())
     page.wait_for_timeout(300)
     keep("report.png", page.screenshot())
     page.close()

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from ipykernel.kernelspec import install
 
 from conftest import ROOT
 from mmlab.errors import UserError
 from mmlab.report.execute import notebook_defaults, read_params, resolve_parameters
-from mmlab.report.jupyter import this_interpreter
 from mmlab.scenario import flat_fields
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -148,10 +148,9 @@ def test_plain_nbval() -> None:
 def papermill(notebook: Path, folder: Path, *options: str) -> list[nbformat.NotebookNode]:
     """Run `papermill NOTEBOOK out.ipynb …` in a folder, and return the code cells."""
     command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", *options]
-    with this_interpreter(folder / "jupyter"):
-        done = subprocess.run(
-            command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False, timeout=300
-        )
+    install(prefix=str(folder / "jupyter"))
+    env = clean_environment() | {"JUPYTER_PATH": str(folder / "jupyter" / "share" / "jupyter")}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "unknown parameter" not in done.stderr
     return code_cells(folder / "out.ipynb")

@@ -18,7 +18,6 @@ from typing import Any
 from mmlab import __version__
 from mmlab.errors import UserError
 from mmlab.params import read_yaml, shipped_folder, write_atomically
-from mmlab.report.jupyter import environment, this_interpreter
 
 __all__ = ["FOLDER", "START", "clone", "copy", "serve"]
 
@@ -101,16 +100,15 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
         "IdentityProvider.token": token,
         "LabApp.default_url": f"/lab/tree/{START}",
     }
-    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own, this_interpreter(Path(own)):
+    with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own:
         overrides = Path(own, "labconfig", "default_setting_overrides.json")
         write_atomically(overrides, json.dumps(data["overrides"]).encode())
-        others = filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])
-        with environment(JUPYTER_CONFIG_PATH=os.pathsep.join([own, *others])):
-            app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
-            app.contents_manager.register_pre_save_hook(_as_shipped)
-            address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
-            app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # once the port is bound
-            app.start()
+        os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_CONFIG_PATH")]))
+        app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
+        app.contents_manager.register_pre_save_hook(_as_shipped)
+        address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
+        app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # once the port is bound
+        app.start()
 
 
 def _as_shipped(model: dict[str, Any], **_: object) -> None:

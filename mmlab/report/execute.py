@@ -1,9 +1,11 @@
 """A notebook becomes an HTML report: papermill runs it, nbconvert renders it, and its data go beside the page.
 
     >>> from pathlib import Path
-    >>> from mmlab.report.execute import Request, report
-    >>> report(Request(Path("notebooks/01_regression.ipynb"), overrides={"pages_to_scan": 500}))  # doctest: +SKIP
-    PosixPath('reports/01_regression.html')
+    >>> from mmlab.report.execute import Request, make
+    >>> from mmlab.report.provenance import provenance
+    >>> make(Request(Path("notebooks/01_regression.ipynb"), overrides={"pages_to_scan": 500}), provenance())
+    ... # doctest: +SKIP
+    ''
 
 The parameters are checked before anything runs: every name must be in the notebook's cell tagged ``parameters``, and
 every name that is a field of `mmlab.scenario.Scenario` must have a value that a scenario accepts.
@@ -19,7 +21,6 @@ from __future__ import annotations
 
 import ast
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -28,65 +29,35 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mmlab.engine.costs import cost_set, describe_accuracy
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
-from mmlab.report.jupyter import environment, this_interpreter
-from mmlab.report.provenance import Provenance, digest, ingredients, provenance
+from mmlab.report.provenance import digest, ingredients
+from mmlab.scenario import Scenario
+from mmlab.variants import resolve
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Parameter", "ReportFailed", "Request", "find_notebook", "make", "report", "resolve_parameters"]
+__all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_params", "resolve_parameters"]
 
 Progress = Callable[[float, float, str], object]
 
-PINNED = {
-    "PYTHONHASHSEED": "0",
-    "TZ": "UTC",
-    "LC_ALL": "C.UTF-8",
-    "LANGUAGE": "",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OPENBLAS_CORETYPE": "Haswell",  # one kernel on every x86-64 processor: others round differently
-    "MATPLOTLIBRC": os.devnull,
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "COLUMNS": "120",
-}
+KERNEL = Path(__file__).with_name("kernel.yaml")
 """Environment of the kernel's process; nothing of the caller's environment may show in the report."""
-KERNEL_OPTIONS = ["--HistoryManager.enabled=False", "--InteractiveShellApp.ignore_cwd=True"]
-"""The working directory is searched for modules by ``PYTHONPATH``, after this library, not before it."""
 EXECUTED = "MMLAB_EXECUTED"
 
 
-class ReportFailed(Exception):  # noqa: N818 (the report failed, not its maker)
-    """A cell of the notebook raised: the report was written nevertheless, up to that cell and with the error."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a notebook: its default and the value that this report runs with."""
-
-    name: str
-    default: object
-    value: object
-
-    @property
-    def changed(self) -> bool:
-        """Whether the value is not the default."""
-        return self.value != self.default
-
-
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """A report to be made.
+    """A report to be made: files and parameters are read and checked at once.
 
     Parameters
     ----------
@@ -100,6 +71,24 @@ class Request:
         The page (``….html``), or the folder for it. Its tables go into the folder ``<page without .html>.data``.
     show_code : bool
         Show the code cells, too.
+
+    Attributes
+    ----------
+    name : str
+        The notebook's name, followed by those of the params files.
+    page, data : Path
+        The page's file, and the folder beside it.
+    defaults, parameters : dict
+        All parameters of the notebook: their defaults, and the values of this report.
+    changed : dict
+        The parameters that do not have their defaults, as YAML.
+    notebook_digest, inputs : str
+        SHA-256 of the notebook, and of everything that the page depends on.
+
+    Raises
+    ------
+    UserError
+        A file is missing or unreadable, a parameter is unknown to the notebook, or a value is out of range.
     """
 
     notebook: Path
@@ -108,59 +97,41 @@ class Request:
     out: Path = Path("reports")
     show_code: bool = False
 
-    @property
-    def name(self) -> str:
-        """The notebook's name, followed by those of the params files."""
-        return "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
+    def __post_init__(self) -> None:
+        self.name = "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
+        self.page = self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
+        self.data = self.page.with_suffix(".data")
+        self.defaults = notebook_defaults(self.notebook)
+        self.parameters = resolve_parameters(self.notebook, self.params_files, self.overrides)
+        self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
+        self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
+        of = [self.notebook_digest, self.parameters, self.show_code, self.page.name, ingredients()]
+        self.inputs = sha256(json.dumps(of).encode()).hexdigest()
 
-    @property
-    def page(self) -> Path:
-        """The page's file."""
-        return self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
-
-    @property
-    def data(self) -> Path:
-        """The folder beside the page."""
-        return self.page.with_suffix(".data")
-
-    @cached_property
-    def parameters(self) -> list[Parameter]:
-        """All parameters of the notebook, checked."""
-        return resolve_parameters(self.notebook, self.params_files, self.overrides)
-
-    @property
-    def notebook_digest(self) -> str:
-        """SHA-256 of the notebook."""
-        return hashlib.sha256(self.notebook.read_bytes()).hexdigest()
-
-    def check(self) -> str:
-        """Return the SHA-256 of all that the report depends on.
+    def check_place(self) -> None:
+        """Make the page's folder.
 
         Raises
         ------
         UserError
-            A file is missing or unreadable, a parameter is unknown to the notebook, a value is out of range, or the
-            page cannot be written.
+            The page cannot be written.
         """
-        parameters = [(p.name, p.value) for p in self.parameters]
         with _writing(self.page.parent):
             self.page.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.page.parent).close()
-        of = [self.notebook_digest, parameters, self.show_code, self.page.name, ingredients()]
-        return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
     def is_made(self) -> bool:
-        """Return whether the page and its tables are there and would be the same if they were made again."""
-        about = page.About.read(self.page)
-        if about is None or about.error or about.inputs != self.check():
+        """Return whether the page and its tables exist and would be the same if they were made again."""
+        about = page.read_about(self.page)
+        if about.get("error") or about.get("inputs") != self.inputs:
             return False
         with suppress(OSError):
-            return digest({file: (self.data / file).read_bytes() for file in about.files}) == about.data
+            return digest({file: (self.data / file).read_bytes() for file in about["files"]}) == about["data"]
         return False
 
     def command(self) -> str:
         """Return the command that makes the same page, with nothing of this machine in it."""
-        settings = [word for p in self.parameters if p.changed for word in ("-p", f"{p.name}={as_yaml(p.value)}")]
+        settings = [word for name, value in self.changed.items() for word in ("-p", f"{name}={value}")]
         code = ["--code"] if self.show_code else []
         return shlex.join(["mmlab", "report", self.notebook.name, *settings, *code, "-o", self.page.name])
 
@@ -179,55 +150,48 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(problem, parameter=str(error.filename or path), hint="Name another place with -o.") from error
 
 
-def report(request: Request, progress: Progress | None = None) -> Path:
-    """Run a notebook with parameters, write the report, and return the page.
+def make(
+    request: Request, made_of: Mapping[str, Any], progress: Progress | None = None, scratch: Path | None = None
+) -> str:
+    """Run a notebook with parameters, write its report, and return what failed, empty if nothing did.
+
+    A notebook that fails leaves its page up to the failing cell, with the error.
 
     Parameters
     ----------
+    made_of : mapping
+        The software, as `mmlab.report.provenance.provenance` describes it.
     progress : callable, optional
         Called with the cells done, all cells, and the report's name.
+    scratch : Path, optional
+        The folder for temporary files.
 
     Raises
     ------
     UserError
-        As `Request.check`; nothing has run.
-    ReportFailed
-        A cell raised; the page exists and tells which.
+        The report cannot be written.
     """
-    request.check()
-    if error := make(request, provenance(), progress):
-        raise ReportFailed(f"{error}. {request.page} has the results up to there")
-    return request.page
-
-
-def make(request: Request, made_of: Provenance, progress: Progress | None = None, scratch: Path | None = None) -> str:
-    """Make one report, with temporary files in a folder within `scratch`, and return what failed, empty if nothing."""
-    from mmlab.engine.costs import describe_accuracy
-    from mmlab.scenario import Scenario
-
-    inputs, values = request.check(), {p.name: str(p.value) for p in request.parameters}
-    trust = describe_accuracy(values.get("costs", Scenario.model_fields["costs"].default))
+    request.check_place()
+    costs = request.parameters.get("costs", Scenario.model_fields["costs"].default)
     with (
         _writing(request.page),
         tempfile.TemporaryDirectory(prefix="mmlab-report-", dir=scratch, ignore_cleanup_errors=True) as folder,
     ):
         executed, error = run(request, Path(folder), progress)
         page.arrange(executed)
-        names = page.number_tables(executed)
-        saved = [(f"{new}.{kind}", f"{old}.{kind}") for new, old in names.items() for kind in ("csv", "parquet")]
-        tables = {new: (Path(folder) / old).read_bytes() for new, old in saved}
-        about = page.About(
+        tables = page.number_tables(executed, Path(folder))
+        about = {
             **page.summary(executed, request.notebook.stem),
-            changed=", ".join(f"{p.name}={as_yaml(p.value)}" for p in request.parameters if p.changed),
-            tables=list(names),
-            data=digest(tables),
-            error=error,
-            inputs=inputs,
-            version=made_of.version,
-            exactness=made_of.exactness,
-        )
-        text = page.render(executed, about, request=request, made_of=made_of, yaml=as_yaml, trust=trust)
-        publish(request, tables, text)
+            **made_of,
+            "name": request.page.stem,
+            "changed": ", ".join(map("=".join, request.changed.items())),
+            "files": list(tables),
+            "data": digest(tables),
+            "error": error,
+            "inputs": request.inputs,
+        }
+        trust = describe_accuracy(str(costs))
+        publish(request, tables, page.render(executed, about, request=request, yaml=as_yaml, trust=trust))
     return error
 
 
@@ -256,6 +220,11 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def notebooks() -> dict[str, Path]:
+    """Return the notebooks that ship with mmlab by their names, sorted."""
+    return {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
+
+
 def find_notebook(name: str | Path) -> Path:
     """Return a notebook by its path, or one that ships with mmlab by its name, with or without folder and ending.
 
@@ -269,8 +238,7 @@ def find_notebook(name: str | Path) -> Path:
     >>> find_notebook("01_regression").name
     '01_regression.ipynb'
     """
-    path = Path(name)
-    shipped = {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
+    path, shipped = Path(name), notebooks()
     if path.is_file():
         return path
     if path.parent.name in ("", "notebooks") and path.name.removesuffix(".ipynb") in shipped:
@@ -280,18 +248,14 @@ def find_notebook(name: str | Path) -> Path:
 
 def resolve_parameters(
     notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]
-) -> list[Parameter]:
-    """Return the notebook's parameters in its own order, each with its default and the value to run with, all checked.
+) -> dict[str, object]:
+    """Return the notebook's parameters in its own order, each with the value to run with, checked.
 
     Raises
     ------
     UserError
         A name is unknown to the notebook, or a value is not allowed.
     """
-    from mmlab.engine.costs import cost_set
-    from mmlab.scenario import Scenario
-    from mmlab.variants import resolve
-
     defaults = notebook_defaults(notebook)
     values = dict(defaults)
     for where, given in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
@@ -308,7 +272,7 @@ def resolve_parameters(
         resolve(scenario.variant)
         cost_set(scenario.costs)
         values |= {name: getattr(scenario, name) for name in of_scenario}
-    return [Parameter(name, default, values[name]) for name, default in defaults.items()]
+    return values
 
 
 def _checked(name: str, value: object, default: object) -> object:
@@ -334,9 +298,9 @@ def notebook_defaults(notebook: Path) -> dict[str, object]:
         cells = json.loads(notebook.read_bytes())["cells"]
         tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
         for line in ast.parse("".join(tagged[:1])).body:
-            if isinstance(line, ast.AnnAssign | ast.Assign) and line.value:
-                target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-                found[ast.unparse(target)] = ast.literal_eval(line.value)
+            match line:
+                case ast.AnnAssign(ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
+                    found[name] = ast.literal_eval(value)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
         problem = f"its parameters cannot be read: {getattr(error, 'strerror', '') or error}"
         raise UserError(problem, parameter=str(notebook)) from error
@@ -375,23 +339,28 @@ def run(request: Request, folder: Path, progress: Progress | None) -> tuple[Note
     from traitlets.config import Config
 
     from mmlab.figures.notebook import TABLES
+    from mmlab.report.jupyter import kernel_manager
 
-    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
-    simplest = {"NPY_DISABLE_CPU_FEATURES": ",".join(found)} if found else {}  # log and exp round differently
-    env = PINNED | simplest | {"IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
-    search = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())])
+    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
+    env = read_yaml(KERNEL) | {
+        "NPY_DISABLE_CPU_FEATURES": ",".join(features),  # with them, log and exp round differently
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        TABLES: str(folder),
+    }
     result = Path(os.environ.get(EXECUTED) or folder) / f"{request.page.stem}.ipynb"
     cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
     with ExitStack() as stack:
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.CRITICAL)  # of papermill and its helpers: errors reach the user as one message
-        stack.enter_context(environment(JUPYTER_RUNTIME_DIR=str(folder / "runtime"), PYTHONPATH=search))
         try:
             execute_notebook(
                 str(request.notebook.resolve()),
                 str(result),
-                parameters={p.name: p.value for p in request.parameters if p.changed},
-                kernel_name=stack.enter_context(this_interpreter(folder, env, *KERNEL_OPTIONS)),
+                parameters={name: request.parameters[name] for name in request.changed},
+                kernel_name="python3",
+                kernel_manager_class=kernel_manager(env),
+                extra_arguments=["--HistoryManager.enabled=False", "--InteractiveShellApp.ignore_cwd=True"],
                 language="python",
                 config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
                 progress_bar=False,
@@ -405,6 +374,4 @@ def run(request: Request, folder: Path, progress: Progress | None) -> tuple[Note
             error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
         except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
             error = f"{request.notebook.name} stopped: {stop}"
-    if not result.exists():
-        return nbformat.v4.new_notebook(), error  # type: ignore[no-untyped-call]
     return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]

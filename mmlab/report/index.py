@@ -1,7 +1,7 @@
 """Many reports: the standard ones, or several that were asked for, on all cores, and the index over them.
 
 Which reports are standard is declared in ``notebooks/reports.yaml``. A report that would be the same is not made again.
-The index (``index.html``) is made from the pages alone: from what each page tells about itself (`About`).
+The index (``index.html``) is made from the pages alone: from what each page tells about itself (`read_about`).
 ``SHA256SUMS`` has the digest of every file that belongs to them, as ``sha256sum -c`` reads it; its first line tells
 with which versions they were made.
 """
@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mmlab.errors import UserError, located, unknown
+from mmlab.errors import UserError, located
 from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically
-from mmlab.report.execute import Progress, Request, alone, make
-from mmlab.report.page import TEMPLATES, About
+from mmlab.report.execute import Progress, Request, alone, find_notebook, make, notebooks
+from mmlab.report.page import TEMPLATES, read_about
 from mmlab.report.provenance import provenance, versions
 from mmlab.workers import each
 
@@ -44,18 +43,15 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     UserError
         The declaration names a notebook or params file that does not exist.
     """
-    folder = shipped_folder("notebooks")
-    notebooks = {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
-    with located(folder / DECLARED):
-        declared = read_yaml(folder / DECLARED)
-        for name, files in declared.items():
-            if name not in notebooks:
-                raise unknown("notebook", name, notebooks)
+    declaration, requests = shipped_folder("notebooks") / DECLARED, []
+    with located(declaration):
+        for name, files in ({name: [OWN] for name in notebooks()} | read_yaml(declaration)).items():
             if not isinstance(files, list) or not files:
                 allowed = f"a list of params files, such as [{OWN}, all_zero]"
                 raise UserError(parameter=name, value=files, allowed=allowed)
-        pairs = [(file, params) for name, file in notebooks.items() for params in declared.get(name, [OWN])]
-        return [Request(file, () if params == OWN else (find_params(params),), out=out) for file, params in pairs]
+            given = [() if params == OWN else (find_params(params),) for params in files]
+            requests += [Request(find_notebook(name), params, out=out) for params in given]
+    return requests
 
 
 def to_make(requests: Sequence[Request], again: bool = False) -> list[Request]:
@@ -64,14 +60,14 @@ def to_make(requests: Sequence[Request], again: bool = False) -> list[Request]:
     Raises
     ------
     UserError
-        As `Request.check`; or two of them have the same page.
+        Two of them have the same page, or a page cannot be written.
     """
     pages = [request.page.resolve() for request in requests]
     if twice := [page for page in pages if pages.count(page) > 1]:
         hint = "Make them one by one, each with its own -o."
         raise UserError("several reports have this page", parameter=str(twice[0]), hint=hint)
     for request in requests:
-        request.check()
+        request.check_place()
     return [request for request in requests if again or not request.is_made()]
 
 
@@ -105,19 +101,14 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with alone(folder):
-        groups: dict[str, list[dict[str, Any]]] = {}
-        files = [INDEX]
-        for request in requests:
-            about = About.read(request.page)
-            if about is None:
-                hint = "Make it again."
-                raise UserError("is not a report of this version of mmlab", parameter=str(request.page), hint=hint)
-            named = ", ".join(file.stem for file in request.params_files) or "its own parameters"
-            groups.setdefault(about.notebook, []).append({"about": about, "request": request, "named": named})
-            files += [request.page.name, *(f"{request.data.name}/{file}" for file in about.files)]
-        text = templates.get_template("reports.html.j2").render(groups=groups)
+        pages = [
+            read_about(request.page) | {"params": [file.stem for file in request.params_files]} for request in requests
+        ]
+        text = templates.get_template("reports.html.j2").render(pages=pages)
         write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())
 
+        files = [INDEX, *(f"{about['name']}.html" for about in pages)]
+        files += [f"{about['name']}.data/{file}" for about in pages for file in about["files"]]
         before = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
         for stale in set(re.findall(OURS, before)) - set(files):
             (folder / stale).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """An executed notebook becomes one HTML page: what differs between runs is taken out, the rest goes into our template.
 
-The page loads nothing: style and images are inside, there is no script. What it tells about itself (`About`) is in its
-``<meta name="mmlab">``, so that the index of reports can be made from pages alone.
+The page loads nothing: style and images are inside, there is no script. What it tells about itself is in its
+``<meta name="mmlab">`` (`read_about`), so that the index of reports can be made from pages alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -20,7 +19,7 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["TEMPLATES", "About", "arrange", "number_tables", "render", "summary"]
+__all__ = ["TEMPLATES", "arrange", "number_tables", "read_about", "render", "summary"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,61 +29,27 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "text/plain
 """Kinds of output that the template shows; of an output with several kinds, the first of these."""
 
 
-@dataclass(frozen=True)
-class About:
-    """What a page tells about itself.
+def read_about(page: Path) -> dict[str, Any]:
+    """Return what a page tells about itself, as `mmlab.report.execute.make` put it together; empty for another file.
 
-    Attributes
-    ----------
-    title, question
-        The notebook's.
-    changed
-        The parameters that are not the notebook's defaults, as words.
-    headline
-        Value and words of `mmlab.figures.notebook.headline`; empty if there is none, or if it was never reached.
-    tables, data
-        Names of the tables beside the page, without their endings, and the SHA-256 of their files.
-    error
-        What failed; empty if nothing did.
-    inputs
-        SHA-256 of everything that the page depends on.
+    It has the notebook's name, `summary` and provenance, the parameters that are not the defaults (``changed``), the
+    files beside the page and their digest (``files``, ``data``), what failed (``error``) and the digest of everything
+    that the page depends on (``inputs``).
     """
-
-    notebook: str
-    title: str
-    question: str
-    changed: str
-    headline: list[str]
-    tables: list[str]
-    data: str
-    error: str
-    inputs: str
-    version: str
-    exactness: str
-
-    @classmethod
-    def read(cls, page: Path) -> About | None:
-        """Return what a page tells about itself, None for anything but a page that this version of mmlab wrote."""
-        try:
-            found = re.search(r'<meta content="([^"]*)" name="mmlab"', page.read_text(encoding="utf-8"))
-            return cls(**json.loads(unquote(found[1]))) if found else None
-        except (OSError, ValueError, TypeError):
-            return None
-
-    @property
-    def files(self) -> list[str]:
-        """Names of the files beside the page."""
-        return [f"{table}.{kind}" for table in self.tables for kind in ("csv", "parquet")]
+    try:
+        found = re.search(r'<meta content="([^"]*)" name="mmlab"', page.read_text(encoding="utf-8"))
+        return dict(json.loads(unquote(found[1]))) if found else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def arrange(notebook: NotebookNode) -> None:
     """Remove the cells that are not meant for a page, and move those tagged ``summary`` below the first cell."""
-    shown = [cell for cell in notebook.cells if not HIDDEN & _tags(cell)]
-    summary = [cell for cell in shown if "summary" in _tags(cell)]
-    notebook.cells = shown[:1] + summary + [cell for cell in shown[1:] if cell not in summary]
+    shown = [cell for cell in notebook.cells if not HIDDEN.intersection(cell.metadata.get("tags", ()))]
+    notebook.cells = shown[:1] + sorted(shown[1:], key=lambda cell: "summary" not in cell.metadata.get("tags", ()))
 
 
-def render(executed: NotebookNode, about: About, **resources: object) -> str:
+def render(executed: NotebookNode, about: Mapping[str, Any], **resources: object) -> str:
     """Return the page of a notebook; the template names the `resources`."""
     from nbconvert.exporters import HTMLExporter
     from traitlets.config import Config
@@ -92,11 +57,9 @@ def render(executed: NotebookNode, about: About, **resources: object) -> str:
     options = Config({"NbConvertBase": {"display_data_priority": SHOWN}})
     exporter = HTMLExporter(options, template_name="report", extra_template_basedirs=[str(TEMPLATES)])  # type: ignore[no-untyped-call]
     exporter.log.setLevel(logging.ERROR)
-    meta = json.dumps(asdict(about), ensure_ascii=False)
-    text = _independent(
-        exporter.from_notebook_node(executed, {"mmlab": {"about": about, "meta": meta, **resources}})[0]
-    )
-    text = re.sub(r"<th\b[^>]*>\s*</th>", "<td></td>", text)  # the empty corner of a table is no heading
+    meta = json.dumps(about, ensure_ascii=False)
+    text, _ = exporter.from_notebook_node(executed, {"mmlab": {"about": about, "meta": meta, **resources}})
+    text = re.sub(r"<th\b[^>]*>\s*</th>", "<td></td>", _independent(text))  # a table's empty corner is no heading
     headings = re.findall(r'<h([23]) id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h)', text)
     contents = "".join(f'<li class="level-{level}"><a href="#{at}">{words}</a></li>\n' for level, at, words in headings)
     return text.replace("<ol></ol>", f"<ol>\n{contents}</ol>", 1)
@@ -113,7 +76,7 @@ def _independent(text: str) -> str:
 
 
 def summary(notebook: NotebookNode, stem: str) -> dict[str, Any]:
-    """Return what `About` tells of a notebook's text: title, question (a paragraph that starts so) and headline."""
+    """Return what the index shows of a notebook: title, question (a paragraph that starts so) and headline."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
     def first(pattern: str) -> str:
@@ -130,20 +93,16 @@ def summary(notebook: NotebookNode, stem: str) -> dict[str, Any]:
     }
 
 
-def number_tables(notebook: NotebookNode) -> dict[str, str]:
-    """Number the saved tables in the order of the page, and return ``{new name: name}``."""
-    names: dict[str, str] = {}
+def number_tables(notebook: NotebookNode, folder: Path) -> dict[str, bytes]:
+    """Number the tables that were saved in a folder in the order of the page, and return their files."""
+    files: dict[str, bytes] = {}
     for about in _metadata(notebook):
         for place, name in enumerate(about.get("tables", ())):
-            about["tables"][place] = f"{len(names) + 1:02}-{name.partition('-')[2]}"
-            names[about["tables"][place]] = name
-    return names
+            new = about["tables"][place] = f"{len(files) // 2 + 1:02}-{name.partition('-')[2]}"
+            files |= {f"{new}.{kind}": (folder / f"{name}.{kind}").read_bytes() for kind in ("csv", "parquet")}
+    return files
 
 
 def _metadata(notebook: NotebookNode) -> Iterator[Any]:
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
     return (about for output in outputs for about in output.get("metadata", {}).values())
-
-
-def _tags(cell: NotebookNode) -> set[str]:
-    return set(cell.metadata.get("tags", ()))

@@ -9,17 +9,17 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mmlab
 from mmlab.params import shipped_folder
 from mmlab.workers import each
 
-__all__ = ["Provenance", "digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
+__all__ = ["digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
 
 PACKAGE = Path(__file__).parents[1]
 RECORDINGS = PACKAGE / "recordings"
@@ -30,29 +30,14 @@ PARTS = """
 """Packages that the bytes of a report depend on."""
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """What the last section of a report tells about the software.
+def provenance(jobs: int = 1) -> dict[str, Any]:
+    """Return what the last section of a report tells about the software.
 
-    Attributes
-    ----------
-    version, source
-        mmlab's version, and the SHA-256 of its source files.
-    versions
-        Versions of the interpreter and of `PARTS`.
-    exactness
-        How many recordings mmlab predicts exactly, in words.
+    It has the version of mmlab, the digest of its source files, the versions of the interpreter and of `PARTS`, and how
+    many recordings mmlab predicts exactly, in words. All shipped recordings are predicted for that, on `jobs` cores.
     """
-
-    version: str
-    source: str
-    versions: dict[str, str]
-    exactness: str
-
-
-def provenance(jobs: int = 1) -> Provenance:
-    """Return the provenance of this installation; it predicts all shipped recordings, which takes seconds."""
-    return Provenance(mmlab.__version__, source_digest(), versions(), exactness(jobs))
+    software = {"version": mmlab.__version__, "source": source_digest(), "versions": versions()}
+    return {**software, "exactness": exactness(jobs)}
 
 
 @cache
@@ -68,8 +53,7 @@ def _compare(file: Path) -> Counter[str]:
     """Predict one recording, and return how much of it there is, and how much of that is exact."""
     from mmlab.results import trace
 
-    recorded = trace.read(file)
-    found = trace.compare(recorded, trace.predict(recorded))
+    found = trace.compare_file(file)
     counts = {name: value for name, value in vars(found).items() if isinstance(value, int)}
     return Counter({"recordings": 1, "recordings_exact": int(found.exact), **counts})
 
@@ -95,7 +79,5 @@ def ingredients() -> str:
 
 def digest(files: Mapping[str, bytes]) -> str:
     """Return the SHA-256 of files, by their names and contents."""
-    total = sha256()
-    for name, content in sorted(files.items()):
-        total.update(f"{name}\0{len(content)}\0".encode() + content)
-    return total.hexdigest()
+    sums = {name: sha256(content).hexdigest() for name, content in sorted(files.items())}
+    return sha256(json.dumps(sums).encode()).hexdigest()

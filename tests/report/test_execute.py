@@ -6,7 +6,6 @@ import errno
 import itertools
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -19,9 +18,9 @@ from bs4 import BeautifulSoup
 from mmlab.errors import UserError
 from mmlab.params import find_params, shipped_folder, write_atomically
 from mmlab.report import execute as reports
-from mmlab.report.execute import ReportFailed, Request, notebook_defaults, read_params, report, resolve_parameters
-from mmlab.report.page import About
-from mmlab.report.provenance import Provenance, exactness, source_digest, versions
+from mmlab.report.execute import Request, make, notebook_defaults, read_params, resolve_parameters
+from mmlab.report.page import read_about
+from mmlab.report.provenance import exactness, source_digest, versions
 from mmlab.results import trace
 
 PARAMETERS = """\
@@ -56,13 +55,13 @@ def notebook(path: Path, *cells: str) -> Path:
 EXACTNESS = "3 of 3 recordings predicted exactly"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """The recordings are not predicted for these reports: that takes a while."""
-    made_of = Provenance("1", source_digest(), versions(), EXACTNESS)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reports, "provenance", lambda jobs=1: made_of)
-        yield
+MADE_OF = {"version": "1", "source": source_digest(), "versions": versions(), "exactness": EXACTNESS}
+
+
+def made(request: Request) -> Path:
+    """Make a report that succeeds, and return its page."""
+    assert not make(request, MADE_OF)
+    return request.page
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "p.yaml").write_text("pages_to_scan: 500\nwho: file\n")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        return report(Request(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html"))
+        return made(Request(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html"))
 
 
 def test_runs_with_the_parameters(page: Path) -> None:
@@ -114,13 +113,12 @@ def test_headline(page: Path) -> None:
 
 
 def test_page_says_what_it_is(page: Path) -> None:
-    about = About.read(page)
-    assert about is not None
-    assert about.title == "A small notebook"
-    assert about.changed == "pages_to_scan=500, who=me"
-    assert about.headline == ["2 MiB", "at <most>"]
-    assert about.tables == ["01-steps", "02-its-points"]
-    assert about.exactness == EXACTNESS
+    about = read_about(page)
+    assert about["title"] == "A small notebook"
+    assert about["changed"] == "pages_to_scan=500, who=me"
+    assert about["headline"] == ["2 MiB", "at <most>"]
+    assert about["files"] == ["01-steps.csv", "01-steps.parquet", "02-its-points.csv", "02-its-points.parquet"]
+    assert about["exactness"] == EXACTNESS
     source, params = page.parent.parent / "small.ipynb", page.parent.parent / "p.yaml"
     same = Request(source, [params], {"who": "me"}, page)
     assert same.is_made()
@@ -135,7 +133,7 @@ def test_page_says_what_it_is(page: Path) -> None:
     assert not same.is_made(), "a table is gone"
     table.write_bytes(content)
     (page.with_name("plain.html")).write_text("<html></html>")
-    assert About.read(page.with_name("plain.html")) is None
+    assert read_about(page.with_name("plain.html")) == {}
     page.with_name("plain.html").unlink()
 
 
@@ -216,7 +214,7 @@ def test_parameters_are_read_as_papermill_reads_them(source: Path) -> None:
 def test_code_is_shown_only_on_demand(page: Path, tmp_path: Path) -> None:
     assert "import pandas" not in page.read_text()
     source = notebook(tmp_path / "code.ipynb", "import string")
-    assert "string" in report(Request(source, out=tmp_path / "code.html", show_code=True)).read_text()
+    assert "string" in made(Request(source, out=tmp_path / "code.html", show_code=True)).read_text()
 
 
 def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +232,7 @@ def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     for file in ("beside.py", "p.yaml"):
         (tmp_path / "elsewhere" / file).write_bytes((page.parent.parent / file).read_bytes())
     monkeypatch.chdir(tmp_path / "elsewhere")
-    other = report(Request(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html"))
+    other = made(Request(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html"))
     assert other.read_bytes() == page.read_bytes()
     for file in page.with_suffix(".data").iterdir():
         assert (other.with_suffix(".data") / file.name).read_bytes() == file.read_bytes()
@@ -242,8 +240,8 @@ def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
     source = notebook(tmp_path / "bad.ipynb", "print('so far so good')", "1 / 0", "print('never reached')")
-    with pytest.raises(ReportFailed, match="ZeroDivisionError: division by zero"):
-        report(Request(source, out=tmp_path / "bad.html"))
+    failed = make(Request(source, out=tmp_path / "bad.html"), MADE_OF)
+    assert failed == "Cell [3] of bad.ipynb failed with ZeroDivisionError: division by zero"
     text = (tmp_path / "bad.html").read_text()
     assert "This report is incomplete" in text
     assert "ZeroDivisionError" in text
@@ -266,7 +264,7 @@ def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
 def test_bad_parameters(overrides: dict[str, object], tmp_path: Path) -> None:
     source = notebook(tmp_path / "small.ipynb", "1")
     with pytest.raises(UserError) as refused:
-        report(Request(source, overrides=overrides, out=tmp_path / "x.html"))
+        make(Request(source, overrides=overrides, out=tmp_path / "x.html"), MADE_OF)
     assert next(iter(overrides)) in str(refused.value)
     assert not (tmp_path / "x.html").exists()
 
@@ -319,7 +317,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "x.html", tmp_path / "file"):
         with pytest.raises(UserError, match="cannot be written"):
-            report(Request(notebook(tmp_path / "small.ipynb", "1"), out=out))
+            make(Request(notebook(tmp_path / "small.ipynb", "1"), out=out), MADE_OF)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

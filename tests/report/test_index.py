@@ -17,8 +17,7 @@ from mmlab.errors import UserError
 from mmlab.report import index as reports
 from mmlab.report import provenance
 from mmlab.report.execute import find_notebook
-from mmlab.report.page import About
-from mmlab.report.provenance import Provenance
+from mmlab.report.page import read_about
 
 GOOD = """\
 import pandas as pd
@@ -63,7 +62,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def live_in(home: Path, patched: pytest.MonkeyPatch) -> None:
     """Make mmlab find its notebooks and params files there. Exactness has its test in test_execute."""
-    few = Provenance("1", "f" * 64, provenance.versions(), "2 of 3 recordings predicted exactly")
+    few = {
+        "version": "1",
+        "source": "f" * 64,
+        "versions": provenance.versions(),
+        "exactness": "2 of 3 recordings predicted exactly",
+    }
     patched.setattr(reports, "provenance", lambda jobs: few)
     for module in ("params", "report.index", "report.execute"):
         patched.setattr(f"mmlab.{module}.shipped_folder", lambda name="params": home / name)
@@ -194,9 +198,8 @@ def test_each_params_file_a_report(home: Path, capsys: pytest.CaptureFixture[str
     before = (home / "reports" / reports.INDEX).stat().st_mtime_ns
     assert call("notebooks/good.ipynb", "-f", "few", "-f", "many", "-p", "pages_to_scan=3", "--jobs", "1") == 0
     assert capsys.readouterr().out.split() == ["reports/good_few_many.html"]
-    about = About.read(home / "reports" / "good_few_many.html")
-    assert about is not None
-    assert about.headline == ["3 pages", "a <batch>"]
+    about = read_about(home / "reports" / "good_few_many.html")
+    assert about["headline"] == ["3 pages", "a <batch>"]
     assert (home / "reports" / reports.INDEX).stat().st_mtime_ns == before, "one page leaves the index alone"
 
 

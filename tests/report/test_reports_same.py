@@ -17,7 +17,7 @@ from nbval.plugin import IPyNbFile, coalesce_streams
 
 from conftest import EXECUTED, ROOT, SHIPPED
 from mmlab.report import index as reports
-from mmlab.report.page import About
+from mmlab.report.page import read_about
 
 EXECUTE = (
     "PYTHONHASHSEED=0 jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False"
@@ -66,10 +66,9 @@ def test_every_number_is_beside_the_page(built: list[Path]) -> None:
     recordings = len(list(SHIPPED.glob("*.json.gz")))
     for request in requests:
         page = BeautifulSoup(request.page.read_text(encoding="utf-8"), "html.parser")
-        about = About.read(request.page)
-        assert about is not None
-        assert about.headline, f"{request.page.name}: its notebook never calls plots.headline"
-        assert about.exactness.startswith(f"{recordings} of {recordings} recordings predicted exactly")
+        about = read_about(request.page)
+        assert about["headline"], f"{request.page.name}: its notebook never calls plots.headline"
+        assert about["exactness"].startswith(f"{recordings} of {recordings} recordings predicted exactly")
         for figure in page.select("main figure"):
             assert figure.select(".data a"), f"{request.page.name}: {figure.img['alt'][:60]}"  # type: ignore[index]
         for table in page.select("main .html"):
@@ -77,7 +76,7 @@ def test_every_number_is_beside_the_page(built: list[Path]) -> None:
             assert after is not None
             assert after.select(".data > a, a"), f"{request.page.name}: {table['aria-label']}"
         links = {str(a["href"]) for a in page.select("main .data a")}
-        assert links == {f"{request.data.name}/{name}.{kind}" for name in about.tables for kind in ("csv", "parquet")}
+        assert links == {f"{request.data.name}/{name}" for name in about["files"]}
         assert all((request.page.parent / link).is_file() for link in links)
 
 
@@ -135,6 +134,6 @@ def test_nbval_tells_outputs_apart(request: pytest.FixtureRequest, tmp_path: Pat
 def test_running_gives_the_stored_outputs(built: list[Path], notebook: Path, request: pytest.FixtureRequest) -> None:
     """Every notebook is among the reports with its own parameters, and that run has the outputs stored in it."""
     of_it = (made for made in reports.standard(built[0]) if made.notebook == notebook)
-    (own,) = (made for made in of_it if not any(parameter.changed for parameter in made.parameters))
+    (own,) = (made for made in of_it if not made.changed)
     found = difference(request.session, notebook, built[0].parent / EXECUTED / f"{own.page.stem}.ipynb")
     assert not found, f"{found}\nTo accept the new outputs: {EXECUTE} {notebook.relative_to(ROOT)}"
