@@ -25,12 +25,12 @@ import json
 import logging
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -39,7 +39,7 @@ from mmlab.engine.costs import cost_set, describe_accuracy
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
-from mmlab.report.provenance import digest, ingredients
+from mmlab.report.provenance import DEPENDS, digest, ingredients
 from mmlab.scenario import Scenario
 from mmlab.variants import resolve
 
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_params", "resolve_parameters"]
 
 Progress = Callable[[float, float, str], object]
-
-KERNEL = Path(__file__).with_name("kernel.yaml")
-"""Environment of the kernel's process; nothing of the caller's environment may show in the report."""
-EXECUTED = "MMLAB_EXECUTED"
 
 
 @dataclass
@@ -118,7 +114,7 @@ class Request:
         """
         with _writing(self.page.parent):
             self.page.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.page.parent).close()
+            TemporaryFile(dir=self.page.parent).close()
 
     def is_made(self) -> bool:
         """Return whether the page and its tables exist and would be the same if they were made again."""
@@ -126,7 +122,7 @@ class Request:
         if about.get("error") or about.get("inputs") != self.inputs:
             return False
         with suppress(OSError):
-            return digest({file: (self.data / file).read_bytes() for file in about["files"]}) == about["data"]
+            return bool(about["data"] == digest({file: (self.data / file).read_bytes() for file in about["files"]}))
         return False
 
     def command(self) -> str:
@@ -172,11 +168,7 @@ def make(
         The report cannot be written.
     """
     request.check_place()
-    costs = request.parameters.get("costs", Scenario.model_fields["costs"].default)
-    with (
-        _writing(request.page),
-        tempfile.TemporaryDirectory(prefix="mmlab-report-", dir=scratch, ignore_cleanup_errors=True) as folder,
-    ):
+    with _writing(request.page), TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         executed, error = run(request, Path(folder), progress)
         page.arrange(executed)
         tables = page.number_tables(executed, Path(folder))
@@ -190,7 +182,7 @@ def make(
             "error": error,
             "inputs": request.inputs,
         }
-        trust = describe_accuracy(str(costs))
+        trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
         publish(request, tables, page.render(executed, about, request=request, yaml=as_yaml, trust=trust))
     return error
 
@@ -315,13 +307,12 @@ def read_params(file: Path) -> dict[str, object]:
     UserError
         The file cannot be read, or a value is not plain.
     """
-    with located(file):
-        values = read_yaml(file)
-        for name, value in values.items():
-            if not isinstance(value, (str, int, float, bool)):
-                allowed = "a plain value (number, text, true, false)"
-                hint = "A scenario with processes or events is for `mmlab simulate`."
-                raise UserError(parameter=name, value=value, allowed=allowed, hint=hint)
+    values = read_yaml(file)
+    for name, value in values.items():
+        if not isinstance(value, (str, int, float, bool)):
+            allowed = "a plain value (number, text, true, false)"
+            hint = "A scenario with processes or events is for `mmlab simulate`."
+            raise UserError(parameter=name, value=value, allowed=allowed, hint=hint, where=str(file))
     return values
 
 
@@ -342,13 +333,13 @@ def run(request: Request, folder: Path, progress: Progress | None) -> tuple[Note
     from mmlab.report.jupyter import kernel_manager
 
     features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
-    env = read_yaml(KERNEL) | {
+    env = DEPENDS["environment"] | {
         "NPY_DISABLE_CPU_FEATURES": ",".join(features),  # with them, log and exp round differently
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "IPYTHONDIR": str(folder / "ipython"),
         TABLES: str(folder),
     }
-    result = Path(os.environ.get(EXECUTED) or folder) / f"{request.page.stem}.ipynb"
+    result = Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb"
     cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
     with ExitStack() as stack:
         stack.callback(logging.disable, logging.root.manager.disable)

@@ -82,11 +82,9 @@ def make_all(requests: Sequence[Request], jobs: int = 1, progress: Progress | No
     if not requests:
         return
     with tempfile.TemporaryDirectory(prefix="mmlab-", ignore_cleanup_errors=True) as scratch:
-        one = partial(make, made_of=provenance(jobs), scratch=Path(scratch))
-        if len(requests) == 1:
-            yield one(requests[0], progress=progress)
-        else:
-            yield from each(one, requests, jobs, progress)
+        cells, reports = (progress, None) if len(requests) == 1 else (None, progress)
+        one = partial(make, made_of=provenance(jobs), progress=cells, scratch=Path(scratch))
+        yield from each(one, requests, jobs, reports)
 
 
 def write_index(folder: Path, requests: Iterable[Request]) -> Path:
@@ -101,9 +99,7 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with alone(folder):
-        pages = [
-            read_about(request.page) | {"params": [file.stem for file in request.params_files]} for request in requests
-        ]
+        pages = [read_about(request.page) | {"params": request.params_files} for request in requests]
         text = templates.get_template("reports.html.j2").render(pages=pages)
         write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())
 

@@ -57,8 +57,7 @@ def render(executed: NotebookNode, about: Mapping[str, Any], **resources: object
     options = Config({"NbConvertBase": {"display_data_priority": SHOWN}})
     exporter = HTMLExporter(options, template_name="report", extra_template_basedirs=[str(TEMPLATES)])  # type: ignore[no-untyped-call]
     exporter.log.setLevel(logging.ERROR)
-    meta = json.dumps(about, ensure_ascii=False)
-    text, _ = exporter.from_notebook_node(executed, {"mmlab": {"about": about, "meta": meta, **resources}})
+    text, _ = exporter.from_notebook_node(executed, {"mmlab": {"about": about, **resources}})
     text = re.sub(r"<th\b[^>]*>\s*</th>", "<td></td>", _independent(text))  # a table's empty corner is no heading
     headings = re.findall(r'<h([23]) id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h)', text)
     contents = "".join(f'<li class="level-{level}"><a href="#{at}">{words}</a></li>\n' for level, at, words in headings)

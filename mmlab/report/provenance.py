@@ -16,25 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import mmlab
-from mmlab.params import shipped_folder
+from mmlab.params import read_yaml, shipped_folder
 from mmlab.workers import each
 
-__all__ = ["digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
+__all__ = ["DEPENDS", "digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
 
 PACKAGE = Path(__file__).parents[1]
 RECORDINGS = PACKAGE / "recordings"
-PARTS = """
-    numba llvmlite numpy pandas pyarrow matplotlib seaborn pillow ipython papermill nbconvert Jinja2 mistune Pygments
-    beautifulsoup4
-""".split()
-"""Packages that the bytes of a report depend on."""
+DEPENDS = read_yaml(Path(__file__).with_name("report.yaml"))
+"""What the bytes of a report depend on: the environment of its kernel, and packages."""
 
 
 def provenance(jobs: int = 1) -> dict[str, Any]:
     """Return what the last section of a report tells about the software.
 
-    It has the version of mmlab, the digest of its source files, the versions of the interpreter and of `PARTS`, and how
-    many recordings mmlab predicts exactly, in words. All shipped recordings are predicted for that, on `jobs` cores.
+    It has the version of mmlab, the digest of its source files, the versions of the interpreter and of the packages,
+    and how many recordings mmlab predicts exactly, in words. All shipped recordings are predicted for that, on `jobs`
+    cores.
     """
     software = {"version": mmlab.__version__, "source": source_digest(), "versions": versions()}
     return {**software, "exactness": exactness(jobs)}
@@ -60,7 +58,7 @@ def _compare(file: Path) -> Counter[str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the interpreter and of the packages that compute, draw and write a report."""
-    return {"Python": platform.python_version(), **{name: metadata.version(name) for name in PARTS}}
+    return {"Python": platform.python_version(), **{name: metadata.version(name) for name in DEPENDS["packages"]}}
 
 
 def source_digest() -> str:
