@@ -110,7 +110,7 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
 
     mapcount = np.bincount(frame[by_pte], minlength=len(live))
     assert (m.frame["mapcount"] == mapcount)[live].all(), "mapcount of a frame"
-    pins = np.bincount(m.mlock[: m.state[0]["mlock_len"]], minlength=len(live))
+    pins = np.bincount(m.fbatch[: m.fbatch_len[0]], minlength=len(live))
     pins += (m.frame["flags"] & POISONED > 0) & (mapcount == 0)  # kept for ever
     assert (m.frame["pins"] == pins)[live].all(), "somebody kept a reference"
     alone = live & (m.frame["folio"] < 0)
@@ -191,8 +191,8 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
             assert m.node[n]["kind"] == NODE
             nodes.append(n)
             continue
-        dups = list(_follow(m.node[n]["first"], m.node["next"]))
-        assert [int(m.node[d]["prev"]) for d in dups] == [-1, *dups][:-1]
+        dups = list(_follow(m.node[n]["first"], m.node["left"]))
+        assert [int(m.node[d]["right"]) for d in dups] == [-1, *dups][:-1]
         assert all(m.node[d]["kind"] == DUP and m.node[d]["chain"] == n for d in dups)
         assert all(m.node[d]["key"] == m.node[n]["key"] for d in dups)
         nodes += dups

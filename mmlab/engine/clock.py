@@ -14,7 +14,7 @@ from mmlab.engine import daemons, policies
 from mmlab.engine.costs import CostSet, cost_set
 from mmlab.engine.events import happen
 from mmlab.engine.outcome import Outcome, Places, Recorder
-from mmlab.engine.system import FOREVER, SECOND, System
+from mmlab.engine.system import FOREVER, SECOND, System, Timer
 from mmlab.errors import UserError, located
 from mmlab.kernel import ksm
 from mmlab.kernel.state import LAST, SETTLED, mthp_t, stat_t
@@ -66,7 +66,7 @@ class Clock:
         self.system = System(scenario, variant, costs)
         self.system.timers = daemons.timers(self.system)
         if policy is not None:
-            self.system.timers["policy"] = policies.timer(self.system, policy)
+            self.system.timers["policy"] = Timer(policies.daemon(self.system, policy))
         self.recorder = Recorder(self.system, maps_at)
         self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
         self.most_freed = 0
@@ -132,7 +132,7 @@ class Clock:
                 self._event(i)
             elif timer is not None and timer.next_ns <= system.now and not self.scenario.stepped:
                 stat["freed_by_batch"] = 0
-                timer.next_ns = timer.act()
+                timer.act()
                 stat["rank"] += 1
                 self._sample()
             elif due:

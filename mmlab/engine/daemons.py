@@ -1,13 +1,15 @@
 """Daemons: what acts beside ksmd, each by its own clock: guests, khugepaged, memory pressure, migration, and programs
 that write to their memory.
 
-A timer acts at its time, also in the middle of ksmd's sleep, but never inside a batch: what falls into one happens
-after it, as often as it was due. A sample follows each action.
+A daemon is a generator: it yields the time at which it acts next (ns), and acts when it is resumed. It acts at that
+time also in the middle of ksmd's sleep, but never inside a batch: what falls into one happens after it, as often as it
+was due. A sample follows each action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
 from mmlab.kernel.migrate import migrate_pages
+from mmlab.kernel.mmap import equal_runs
 from mmlab.kernel.state import ANON, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 from mmlab.kernel.timer import schedule_timeout
 
@@ -31,73 +34,68 @@ CHOICE, HOT, WARM, CONTENT, MIGRATION, BALLOON = range(2, 8)  # streams of rando
 
 def timers(s: System) -> dict[str, Timer]:
     """Return the timers of all daemons of a scenario by name; of those due at the same time the first acts first."""
-    asked = s.scenario
-    found = {"guests": guests(s)}
-    if asked.ksm_start_seconds:
-        found["ksm_start"] = Timer(round(asked.ksm_start_seconds * SECOND), lambda: _start_ksm(s))
-    found["khugepaged"] = khugepaged(s)
-    if asked.pressure_rate:
-        found["pressure"] = _each_second(asked.pressure_rate, lambda folios: deferred_split_scan(s.m, folios))
-    if asked.migration_rate:
-        found["migration"] = migration(s)
-    if asked.hot_fraction or asked.warm_fraction:
-        found |= writes(s)
+    daemons = {"guests": guests(s), "ksm_start": ksm_start(s), "khugepaged": khugepaged(s)}
+    daemons |= {"pressure": pressure(s), "migration": migration(s)}
+    if s.scenario.hot_fraction or s.scenario.warm_fraction:
+        daemons |= writes(s)
+    found = {name: Timer(daemon) for name, daemon in daemons.items()}
     return {name: timer for name, timer in found.items() if timer.next_ns < FOREVER or name == "khugepaged"}
 
 
-def _start_ksm(s: System) -> int:
-    s.set_knob("run", 1)
-    return FOREVER
-
-
-def _each_second(rate: float, act: Callable[[int], None]) -> Timer:
-    """Return a timer that does `rate` of something each second: after k seconds floor(rate × k) in all.
+def _each_second(rate: float, act: Callable[[int], None]) -> Iterator[int]:
+    """Do `rate` of something each second: after k seconds floor(rate × k) in all.
 
     A second in which there is nothing to do is left out.
     """
     second = done = 0
-
-    def turn() -> int:
-        nonlocal second, done
-        if second:
-            act(int(rate * second) - done)
-            done = int(rate * second)
+    while rate:
         second = max(second + 1, int((done + 1) / rate))
-        while int(rate * second) == done:
-            second += 1
-        return second * SECOND
+        if more := int(rate * second) - done:
+            yield second * SECOND
+            act(more)
+            done += more
 
-    return Timer(turn(), turn)
+
+def ksm_start(s: System) -> Iterator[int]:
+    """Set run to 1 after ksm_start_seconds."""
+    if s.scenario.ksm_start_seconds:
+        yield round(s.scenario.ksm_start_seconds * SECOND)
+        s.set_knob("run", 1)
+
+
+def pressure(s: System) -> Iterator[int]:
+    """Let the shrinker scan `pressure_rate` folios of the deferred split queue a second (thp-split Q3)."""
+    return _each_second(s.scenario.pressure_rate, lambda folios: deferred_split_scan(s.m, folios))
 
 
 # --- khugepaged -----------------------------------------------------------------------------------------------------
 
 
-def khugepaged(s: System) -> Timer:
-    """Return khugepaged's timer (khugepaged K1): one burst, then a sleep of khugepaged_scan_sleep_millisecs.
+def khugepaged(s: System) -> Iterator[int]:
+    """Run khugepaged (khugepaged K1): one burst, then a sleep of khugepaged_scan_sleep_millisecs.
 
     The sleep lasts whole ticks, at least one; a run starts with one. khugepaged runs beside ksmd, whose time its bursts
     do not take.
     """
-
-    def burst() -> int:
-        state = s.m.state[0]
+    state = s.m.state[0]
+    if not s.scenario.khugepaged:
+        yield FOREVER  # until the knob is set
+    else:
+        yield int(schedule_timeout(s.m, 0, state["khugepaged_scan_sleep_millisecs"]))
+    while True:
         pages = min(int(state["khugepaged_pages_to_scan"]), len(s.m.page))
         s.reserve(2 * pages + (2 << s.order))
         cpu_ns = int(khugepaged_do_scan(s.m))
-        return int(schedule_timeout(s.m, s.now + cpu_ns, state["khugepaged_scan_sleep_millisecs"]))
-
-    if not s.scenario.khugepaged:
-        return Timer(FOREVER, burst)
-    return Timer(int(schedule_timeout(s.m, 0, s.scenario.khugepaged_scan_sleep_millisecs)), burst)
+        yield int(schedule_timeout(s.m, s.now + cpu_ns, state["khugepaged_scan_sleep_millisecs"]))
 
 
 # --- guests ---------------------------------------------------------------------------------------------------------
 
 
-def guests(s: System) -> Timer:
-    """Return one timer for all processes that boot, give memory back or exit."""
+def guests(s: System) -> Iterator[int]:
+    """Let processes boot, give memory back and exit."""
     asked = s.scenario
+    acts: tuple[Callable[[int], object], ...] = (s.spaces.exit, s.boot, lambda process: _balloon(s, process))
     plan: list[tuple[int, int, int]] = []  # when, what (index of `acts`), process
     for process in range(len(s.images)):
         boots, exits = asked.boots_at(process), asked.exits_at(process)
@@ -107,20 +105,11 @@ def guests(s: System) -> Timer:
             plan.append((round(boots * SECOND), 1, process))
         if asked.balloon_fraction:
             plan.append((round((boots + asked.balloon_seconds) * SECOND), 2, process))
-    plan.sort(reverse=True)  # the next one is the last
-    acts: tuple[Callable[[int], object], ...] = (s.spaces.exit, s.boot, lambda process: _balloon(s, process))
-
-    def next_ns() -> int:
-        return plan[-1][0] if plan else FOREVER
-
-    def act() -> int:
-        _, what, process = plan.pop()
+    for when, what, process in sorted(plan):
+        yield when
         if not s.m.mm[process + 1]["exited"]:
             acts[what](process)
             s.spaces.publish()
-        return next_ns()
-
-    return Timer(next_ns(), act)
 
 
 def _balloon(s: System, process: int) -> None:
@@ -135,19 +124,19 @@ def _balloon(s: System, process: int) -> None:
     zero = (kind == ZP_CLEAN) | (kind == ZP_KSM) | ((kind == ANON) & (key == 0))
     luck = np.random.default_rng((s.scenario.seed, BALLOON, process)).random(blocks)
     order = np.lexsort((luck, -zero.reshape(blocks, size).sum(1)))
-    chosen = np.zeros(blocks + 1, bool)
+    chosen = np.zeros(blocks, bool)
     chosen[order[: round(s.scenario.balloon_fraction * blocks)]] = True
-    edges = np.flatnonzero(np.diff(chosen, prepend=False)).tolist()
-    for first, end in zip(edges[::2], edges[1::2], strict=True):
-        s.spaces.dontneed(process, first * size, end * size)
-        s.given_back[base + first * size : base + end * size] = True
+    for first, end, given in equal_runs(chosen):
+        if given:
+            s.spaces.dontneed(process, first * size, end * size)
+            s.given_back[base + first * size : base + end * size] = True
 
 
 # --- migration ------------------------------------------------------------------------------------------------------
 
 
-def migration(s: System) -> Timer:
-    """Return a timer that migrates random 2 MiB blocks within their node, `migration_rate` MiB a second.
+def migration(s: System) -> Iterator[int]:
+    """Migrate random 2 MiB blocks within their node, `migration_rate` MiB a second.
 
     `migration_huge_share` is the share of them for which there is a huge page to move to (thp-split 3.6, G1).
     """
@@ -168,8 +157,8 @@ def migration(s: System) -> Timer:
 # --- programs that write --------------------------------------------------------------------------------------------
 
 
-def writes(s: System) -> dict[str, Timer]:
-    """Return timers of programs that write to their hot and warm pages: each page once a period, with new content.
+def writes(s: System) -> dict[str, Iterator[int]]:
+    """Return daemons that write to the hot and the warm pages of programs: each page once a period, with new content.
 
     Hot and warm pages are a random share of those pages of each process that are not zero-filled at the start; nobody
     writes the others. A period has up to 20 ticks a second and 100 in all; each tick writes an equal part of the pages,
@@ -202,24 +191,16 @@ def writes(s: System) -> dict[str, Timer]:
         memory.write_listed_pages(m, len(pages), np.uint64(key))
         written += len(pages)
 
-    def timer(stream: int, pages: NDArray[np.int64], period: float) -> Timer:
+    def daemon(stream: int, pages: NDArray[np.int64], period: float) -> Iterator[int]:
         n, period_ns = len(pages), round(period * SECOND)
-        if n == 0:
-            return Timer(FOREVER, lambda: FOREVER)
         order = np.random.default_rng((asked.seed, stream)).permutation(pages).astype(np.int32)
         ticks = max(1, min(int(TICKS_PER_SECOND * period), TICKS_PER_PERIOD, n))
-        count = 0
-
-        def tick() -> int:
-            nonlocal count
-            at = count % ticks
+        for tick in count() if n else ():
+            yield (tick + 1) * period_ns // ticks
+            at = tick % ticks
             write(order[at * n // ticks : (at + 1) * n // ticks])
-            count += 1
-            return (count + 1) * period_ns // ticks
-
-        return Timer(period_ns // ticks, tick)
 
     return {
-        "hot": timer(HOT, np.concatenate(hot), asked.hot_period_seconds),
-        "warm": timer(WARM, np.concatenate(warm), asked.warm_period_seconds),
+        "hot": daemon(HOT, np.concatenate(hot), asked.hot_period_seconds),
+        "warm": daemon(WARM, np.concatenate(warm), asked.warm_period_seconds),
     }

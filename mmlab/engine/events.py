@@ -15,7 +15,7 @@ import mmlab.scenario as ops
 from mmlab.engine.system import System
 from mmlab.errors import UserError
 from mmlab.kernel import memory
-from mmlab.kernel.folio import lru_add_drain, mlock_drain
+from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
@@ -51,8 +51,7 @@ def happen(system: System, event: ops.Event) -> int:
     system.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
     stat["freed_by_batch"] = 0
     result = act(event, system) if alive else errno.ESRCH
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     system.spaces.publish()
     return result
 

@@ -14,15 +14,16 @@ the value is not written again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
-from mmlab.engine.system import FOREVER, SECOND, System, Timer
+from mmlab.engine.system import SECOND, System
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ADVISOR_MODES, KNOBS
 from mmlab.scenario import check_knob
 
-__all__ = ["POLICIES", "Ksmtuned", "Policy", "View", "ksmtuned", "resolve", "schedule"]
+__all__ = ["POLICIES", "Ksmtuned", "Policy", "View", "daemon", "ksmtuned", "resolve", "schedule"]
 
 Knobs = Mapping[str, int | str]
 MIN_INTERVAL = 0.001
@@ -158,27 +159,16 @@ def resolve(policy: PolicyLike | None) -> Policy | None:
     return policy
 
 
-def timer(s: System, policy: Policy) -> Timer:
-    """Return the timer at which a policy is called and its knobs are set."""
-    calls = 0
-
-    def when(call: int) -> int:
-        if not policy.times:
-            return round((call + 1) * policy.interval * SECOND)
-        return round(policy.times[call] * SECOND) if call < len(policy.times) else FOREVER
-
-    def turn() -> int:
-        nonlocal calls
+def daemon(s: System, policy: Policy) -> Iterator[int]:
+    """Call a policy at its times and set its knobs; see `mmlab.engine.daemons`."""
+    for calls, seconds in enumerate(policy.times or (k * policy.interval for k in count(1))):
+        yield round(seconds * SECOND)
         view = _view(s, calls)
         for knob, value in policy.decide(view).items():
             with located(f"policy {policy.name} at {view.time_s:g} s"):
                 check_knob(knob, value)
             if view.knobs.get(knob) != value:
                 s.set_knob(knob, value)
-        calls += 1
-        return when(calls)
-
-    return Timer(when(0), turn)
 
 
 def _view(s: System, calls: int) -> View:

@@ -6,8 +6,8 @@ Events, daemons and policies act on a `System`; the clock (`mmlab.engine.clock`)
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -16,20 +16,9 @@ from mmlab.engine import workload
 from mmlab.engine.costs import CostSet
 from mmlab.kernel import ksm, memory
 from mmlab.kernel.advisor import set_advisor
-from mmlab.kernel.mmap import AddressSpaces
+from mmlab.kernel.mmap import AddressSpaces, equal_runs
 from mmlab.kernel.stable_tree import remove_all_stable_nodes
-from mmlab.kernel.state import (
-    ADVISOR_MODES,
-    KNOBS,
-    VM_HUGEPAGE,
-    VM_PRESENT,
-    VM_WRITE,
-    Machine,
-    folio_t,
-    frame_t,
-    machine,
-    node_t,
-)
+from mmlab.kernel.state import ADVISOR_MODES, KNOBS, VM_HUGEPAGE, VM_PRESENT, VM_WRITE, Machine, machine
 from mmlab.kernel.versions import set_flags
 from mmlab.scenario import THP_ORDER, Scenario
 from mmlab.variants import Variant, resolve
@@ -40,12 +29,16 @@ SECOND = 1_000_000_000
 FOREVER = 1 << 62
 
 
-@dataclass
 class Timer:
-    """Something that acts at `next_ns`; `act` returns the time at which it acts again (FOREVER: never)."""
+    """The clock of a daemon, which acts at `next_ns`: FOREVER if never again."""
 
-    next_ns: int
-    act: Callable[[], int]
+    def __init__(self, daemon: Iterator[int]) -> None:
+        self.daemon = daemon
+        self.act()
+
+    def act(self) -> None:
+        """Let the daemon act, up to its next time."""
+        self.next_ns = next(self.daemon, FOREVER)
 
 
 class System:
@@ -152,9 +145,9 @@ class System:
         if self.scenario.merge_any if own is None else own:
             self.spaces.merge_any(process, 1)
             return
-        edges = np.flatnonzero(np.diff(image.mergeable, prepend=False, append=False)).tolist()
-        for start, end in zip(edges[::2], edges[1::2], strict=True):
-            self.spaces.mergeable(process, start, end)
+        for start, end, mergeable in equal_runs(image.mergeable):
+            if mergeable:
+                self.spaces.mergeable(process, start, end)
 
     def boot(self, process: int) -> None:
         """Start a guest while the scenario runs: its huge pages then count as faults."""
@@ -209,17 +202,17 @@ class System:
     def reserve(self, pages: int) -> None:
         """Grow the arrays so that this number of frames, and what goes with them, can be allocated."""
         m = self.m
-        for name, dtype in (("frame", frame_t), ("folio", folio_t), ("node", node_t)):
+        for name in ("frame", "folio", "node"):
             array = getattr(m, name)
             if len(array) - int(m.state[0][f"top_{name}"]) < pages:
-                setattr(m, name, np.concatenate([array, np.zeros(len(array) + pages, dtype)]))
+                setattr(m, name, np.concatenate([array, np.zeros(len(array) + pages, array.dtype)]))
 
     def sleep(self, millisecs: int) -> None:
         """Let time pass, in which timers act but ksmd does not run."""
         end = self.now + millisecs * 1_000_000
         while (timer := self.next_timer()) and timer.next_ns <= end:
             self.now = max(self.now, timer.next_ns)
-            timer.next_ns = timer.act()
+            timer.act()
         self.now = end
         self.wake = max(self.wake, self.now)
 

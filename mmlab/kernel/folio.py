@@ -6,30 +6,7 @@ An anonymous folio's reference count is its mapcount plus its pins (thp-split H5
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 
-__all__ = [
-    "alloc_folio",
-    "alloc_frame",
-    "deferred_split_folio",
-    "folio_free_swap",
-    "folio_get",
-    "folio_is_queued",
-    "folio_likely_mapped_shared",
-    "folio_pte_batch",
-    "folio_put",
-    "folio_remove_rmap_pmd",
-    "folio_remove_rmap_ptes",
-    "folio_unqueue_deferred_split",
-    "free_folio",
-    "free_slot",
-    "list_move_tail",
-    "lru_add",
-    "lru_add_drain",
-    "mlock_drain",
-    "mlock_folio",
-    "put_frame",
-    "release_folio",
-    "vm_mm",
-]
+__all__ = ["alloc_folio", "alloc_frame", "folio_get", "folio_put", "free_folio", "put_frame", "release_folio", "vm_mm"]
 
 
 @compiled
@@ -189,6 +166,7 @@ def put_frame(m, frame):
 
 
 # --- swap cache -----------------------------------------------------------------------------------------------------
+__all__ += ["folio_free_swap", "free_slot"]
 
 
 @compiled
@@ -215,6 +193,7 @@ def folio_free_swap(m, frame):
 
 
 # --- reverse map ----------------------------------------------------------------------------------------------------
+__all__ += ["folio_likely_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd", "folio_remove_rmap_ptes"]
 
 
 @compiled
@@ -275,6 +254,7 @@ def folio_remove_rmap_pmd(m, f):
 
 
 # --- deferred split queue -------------------------------------------------------------------------------------------
+__all__ += ["deferred_split_folio", "folio_is_queued", "folio_unqueue_deferred_split", "list_move_tail"]
 
 
 @compiled
@@ -352,46 +332,37 @@ def folio_unqueue_deferred_split(m, f):
 
 
 # --- the CPU's batches ----------------------------------------------------------------------------------------------
+__all__ += ["folio_batch_add", "folio_batch_drain", "lru_add_drain_all"]
 
 
 @compiled
-def mlock_folio(m, frame):
-    """Put an order-0 page into the CPU's batch of mlock work, which holds a reference on it (ksm-merge M15)."""
-    s = m.state[0]
-    m.frame[frame].pins += 1
-    m.mlock[s.mlock_len] = frame
-    s.mlock_len += 1
-    if s.mlock_len == PAGEVEC_SIZE:
-        mlock_drain(m)
+def folio_batch_add(m, batch, frame):
+    """Put an order-0 page into a batch of the CPU, which holds a reference on the page; a full batch is drained.
 
-
-@entry
-def mlock_drain(m):
-    """Empty the CPU's batch of mlock work (ksm-merge M15)."""
-    for i in range(m.state[0].mlock_len):
-        folio_put(m, m.mlock[i])
-    m.state[0].mlock_len = 0
-
-
-@compiled
-def lru_add(m, frame):
-    """Put an order-0 page into the CPU's batch on its way back to an LRU list (khugepaged K8).
-
-    The batch holds a reference on the page.
+    The batches are MLOCK, of mlock work (ksm-merge M15), and LRU, of pages on their way to an LRU list (khugepaged K8).
     """
-    s = m.state[0]
     m.frame[frame].pins += 1
-    m.frame[frame].flags |= NO_LRU
-    m.lru[s.lru_len] = frame
-    s.lru_len += 1
-    if s.lru_len == PAGEVEC_SIZE:
-        lru_add_drain(m)
+    if batch == LRU:
+        m.frame[frame].flags |= NO_LRU
+    n = m.fbatch_len[batch]
+    m.fbatch[batch * PAGEVEC_SIZE + n] = frame
+    m.fbatch_len[batch] = n + 1
+    if n + 1 == PAGEVEC_SIZE:
+        folio_batch_drain(m, batch)
+
+
+@compiled
+def folio_batch_drain(m, batch):
+    """Empty a batch of the CPU (ksm-merge M15, khugepaged K8)."""
+    for i in range(batch * PAGEVEC_SIZE, batch * PAGEVEC_SIZE + m.fbatch_len[batch]):
+        if batch == LRU:
+            m.frame[m.fbatch[i]].flags &= ~NO_LRU
+        folio_put(m, m.fbatch[i])
+    m.fbatch_len[batch] = 0
 
 
 @entry
-def lru_add_drain(m):
-    """Empty the CPU's batch of pages on their way to an LRU list (khugepaged K8)."""
-    for i in range(m.state[0].lru_len):
-        m.frame[m.lru[i]].flags &= ~NO_LRU
-        folio_put(m, m.lru[i])
-    m.state[0].lru_len = 0
+def lru_add_drain_all(m):
+    """Empty all batches of the CPU: that of mlock work first."""
+    folio_batch_drain(m, MLOCK)
+    folio_batch_drain(m, LRU)

@@ -2,12 +2,12 @@
 
 from mmlab.kernel.folio import (
     deferred_split_folio,
+    folio_batch_drain,
     folio_get,
     folio_put,
     folio_remove_rmap_pmd,
     folio_unqueue_deferred_split,
     list_move_tail,
-    mlock_drain,
     put_frame,
     release_folio,
     vm_mm,
@@ -17,14 +17,7 @@ from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index
 
-__all__ = [
-    "clear_huge_pmd",
-    "deferred_split_scan",
-    "split_folio",
-    "split_huge_page",
-    "split_huge_pages",
-    "split_huge_pmd",
-]
+__all__ = ["clear_huge_pmd", "split_huge_pmd"]
 
 
 @compiled
@@ -69,6 +62,7 @@ def split_huge_pmd(m, b):
 
 
 # --- splitting a folio ----------------------------------------------------------------------------------------------
+__all__ += ["split_folio", "split_huge_page", "split_huge_pages"]
 
 
 @compiled
@@ -178,7 +172,7 @@ def split_huge_page(m, frame, caller):
     n = 1 << order
     head, index, family = m.folio[f].head, m.folio[f].index, m.folio[f].family
     if _unmap_folio(m, f):
-        mlock_drain(m)
+        folio_batch_drain(m, MLOCK)
     release_folio(m, f)
     flags = m.frame[head].flags & (LAZY | PG_DIRTY)
     for i in range(head, head + n):
@@ -223,31 +217,24 @@ def split_huge_pages(m, first, end, caller, stop):
 
 
 # --- the shrinker ---------------------------------------------------------------------------------------------------
+__all__ += ["deferred_split_scan"]
 
 
 @compiled
-def folio_mapped_at(m, f, i):
-    """Return a virtual page whose entry maps page i of the folio, or -1."""
+def folio_mapped_at(m, f, i, mlocked):
+    """Return a virtual page whose entry maps page i of the folio, or -1.
+
+    With `mlocked` only a huge PMD in a VM_LOCKED VMA counts: a split of that PMD clears the mark of mlock.
+    """
     frame = m.folio[f].head + i
     at = m.folio[f].index + i
     for j in range(len(m.vma)):
         if m.vma[j].family == m.folio[f].family and m.vma[j].start <= at < m.vma[j].end:
             v = m.vma[j].base + at
-            if m.pte[v].kind == ANON and m.page[v].frame == frame:
+            locks = m.vma[j].vm & VM_LOCKED and m.block[v >> m.state[0].hpage_order].pmd == PMD_HUGE
+            if m.pte[v].kind == ANON and m.page[v].frame == frame and (locks or not mlocked):
                 return v
     return -1
-
-
-@compiled
-def _mlocked(m, f):
-    """Return whether a huge PMD in a VM_LOCKED VMA maps the folio. A split of that PMD clears the mark of mlock."""
-    index = m.folio[f].index
-    for j in range(len(m.vma)):
-        if m.vma[j].family == m.folio[f].family and m.vma[j].vm & VM_LOCKED and m.vma[j].start <= index < m.vma[j].end:
-            v = m.vma[j].base + index
-            if m.block[v >> m.state[0].hpage_order].pmd == PMD_HUGE and m.page[v].frame == m.folio[f].head:
-                return True
-    return False
 
 
 @compiled
@@ -259,7 +246,7 @@ def thp_underused(m, f):
         return False
     for i in range(n):
         m.stat[0].zero_scans += 1
-        v = folio_mapped_at(m, f, i)
+        v = folio_mapped_at(m, f, i, False)
         if m.frame[m.folio[f].head + i].flags & POISONED:
             return False
         if v >= 0 and m.page[v].key == 0:
@@ -284,7 +271,8 @@ def deferred_split_scan(m, nr_to_scan):
         following = m.folio[f].next
         partial = m.folio[f].partially_mapped
         split = False
-        if partial or (not (s.shrinker_skips_mlocked and _mlocked(m, f)) and thp_underused(m, f)):
+        mlocked = s.shrinker_skips_mlocked and folio_mapped_at(m, f, 0, True) >= 0
+        if partial or (not mlocked and thp_underused(m, f)):
             split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
             if split and not partial:
                 m.stat[0].thp_underused_split_page += 1

@@ -144,21 +144,24 @@ def trailing_zeros(context: Any, word: Any) -> Any:
 
 
 class Tables:
-    """A machine: a subclass declares each array as `name: Annotated[np.ndarray, dtype]`.
+    """A machine: a subclass declares each array as `name: Annotated[np.ndarray, dtype, length]`.
 
-    The constructor takes the arrays' lengths (default 0). Assigning an array of the same dtype replaces one.
-    `parameters` maps the names of compiled functions' parameters to their types: "m" is the machine, and a name that
-    is not listed is an int64. A function with a parameter of several types is compiled for each of them.
+    The constructor takes the lengths that are not declared (default 0). Assigning an array of the same dtype replaces
+    one. `parameters` maps the names of compiled functions' parameters to their types: "m" is the machine, and a name
+    that is not listed is an int64. A function with a parameter of several types is compiled for each of them.
     """
 
     parameters: ClassVar[dict[str, list[types.Type]]] = {}
     address: int
     _dtypes: ClassVar[dict[str, np.dtype]]
+    _lengths: ClassVar[dict[str, int]]
     _numba_type_: ClassVar[MachineType]
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls, include_extras=True).items()
-        cls._dtypes = {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}
+        declared = {name: hint.__metadata__ for name, hint in hints if get_origin(hint) is Annotated}
+        cls._dtypes = {name: dtype for name, (dtype, *_) in declared.items()}
+        cls._lengths = {name: length[0] if length else 0 for name, (_, *length) in declared.items()}
         cls._numba_type_ = MachineType(cls._dtypes)  # numba looks here: 5 µs a call less than by `typeof_impl`
         cls.parameters["m"] = [cls._numba_type_]
 
@@ -166,7 +169,7 @@ class Tables:
         table = np.zeros(2 * len(self._dtypes), np.int64)
         self.__dict__.update(_table=table, address=int(table.ctypes.data))
         for name, dtype in self._dtypes.items():
-            setattr(self, name, np.zeros(lengths.get(name, 0), dtype))
+            setattr(self, name, np.zeros(lengths.get(name, self._lengths[name]), dtype))
 
     def __setattr__(self, name: str, array: np.ndarray) -> None:
         slot = 2 * list(self._dtypes).index(name)

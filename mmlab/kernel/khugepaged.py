@@ -3,14 +3,14 @@
 import numpy as np
 
 from mmlab.kernel.folio import (
+    folio_batch_add,
+    folio_batch_drain,
     folio_likely_mapped_shared,
     folio_remove_rmap_ptes,
-    lru_add,
-    lru_add_drain,
-    mlock_drain,
+    lru_add_drain_all,
 )
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.memory import do_swap_page, map_folio, pte_writable, unmap_zeropage
+from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content
@@ -124,9 +124,9 @@ def _isolate(m, b, khugepaged):
             m.frame[frame].flags &= ~LOCKED
             large = large or m.frame[frame].folio >= 0
             if result != SCAN_SUCCEED and m.frame[frame].folio < 0:
-                lru_add(m, frame)
+                folio_batch_add(m, LRU, frame)
     if result != SCAN_SUCCEED and large:
-        lru_add_drain(m)
+        folio_batch_drain(m, LRU)
     return result
 
 
@@ -163,7 +163,7 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
                 return SCAN_FAIL
             if m.pte[v].kind == SWAP:
                 do_swap_page(m, v, False)
-        lru_add_drain(m)
+        folio_batch_drain(m, LRU)
     result = _isolate(m, b, khugepaged)
     if result != SCAN_SUCCEED:
         return result
@@ -174,17 +174,17 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
             if m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             if m.frame[frame].folio < 0:
-                lru_add(m, frame)
+                folio_batch_add(m, LRU, frame)
             m.pte[v].kind = NONE
             m.stat[0].anon_pages -= 1
             folio_remove_rmap_ptes(m, frame, 1)
         else:
             if m.pte[v].kind != NONE:
-                unmap_zeropage(m, v)
+                count_zeropage(m, v, -1)
             set_content(m, v, np.uint64(0))
     map_folio(m, b * n, m.state[0].hpage_order, nid)
     if not m.pte[b * n].vm & VM_LOCKED:
-        lru_add_drain(m)  # a large folio empties the batch that it is put into
+        folio_batch_drain(m, LRU)  # a large folio empties the batch that it is put into
     return SCAN_SUCCEED
 
 
@@ -199,8 +199,7 @@ def collapse_range(m, first, end):
     userfaultfd or has a poisoned page. Return 0 or the errno.
     """
     order = m.state[0].hpage_order
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     start, stop = (first + (1 << order) - 1) >> order, end >> order
     done = 0
     error = np.int64(EINVAL)
@@ -273,8 +272,7 @@ def khugepaged_scan_mm_slot(m, pages):
 def khugepaged_do_scan(m):
     """Run one burst of khugepaged (khugepaged K1). Return its CPU time, ns."""
     cpu = khugepaged_cpu_ns(m)
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     pages = m.state[0].khugepaged_pages_to_scan
     progress = passed_head = 0
     while progress < pages:
@@ -291,8 +289,7 @@ def khugepaged_do_scan(m):
 @entry
 def khugepaged_full_scan(m):
     """Run one full scan without a pause, from the first process on (khugepaged K10)."""
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     m.state[0].khugepaged_mm = 0
     if _next_mm(m, 0) != 0:
         scans = m.stat[0].khugepaged_full_scans

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmlab.kernel.advisor import advisor_start_scan, advisor_stop_scan
-from mmlab.kernel.folio import folio_get, folio_put, lru_add_drain, mlock_drain, mlock_folio, put_frame, vm_mm
+from mmlab.kernel.folio import folio_batch_add, folio_get, folio_put, lru_add_drain_all, put_frame, vm_mm
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.jit import compiled, entry, inlined, trailing_zeros
 from mmlab.kernel.memory import break_ksm
@@ -26,15 +26,8 @@ from mmlab.kernel.state import *
 from mmlab.kernel.timer import jiffies, ksmd_cpu_ns, schedule_timeout
 from mmlab.kernel.unstable_tree import empty_unstable_trees, unmap_pte, unstable_tree_search_insert
 
-__all__ = [
-    "batch_room",
-    "ksm_do_scan",
-    "ksm_enter",
-    "ksm_exit",
-    "ksm_scan_thread",
-    "ksmd_wakes_at",
-    "unmerge_and_remove_all_rmap_items",
-]
+__all__ = ["batch_room", "ksm_enter", "ksm_exit", "ksm_scan_thread", "ksmd_wakes_at"]
+__all__ += ["unmerge_and_remove_all_rmap_items"]
 
 # In place of a KSM page's frame: merge with the shared zeropage; become a KSM page without a node
 ZEROPAGE, NO_PAGE = -2, -1
@@ -83,9 +76,9 @@ def replace_page(m, v, frame, kframe):
         if not m.frame[frame].flags & KSM:  # a migrated KSM page is counted already
             m.stat[0].ksm_entries += 1
         if locked:
-            mlock_folio(m, kframe)
+            folio_batch_add(m, MLOCK, kframe)
     if locked:
-        mlock_folio(m, frame)
+        folio_batch_add(m, MLOCK, frame)
     m.frame[frame].mapcount -= 1
     put_frame(m, frame)
 
@@ -283,8 +276,7 @@ def _start_full_scan(m):
     """Drain the CPU's batches, empty the unstable trees, and move the cursor to the first process (ksm-scan S10)."""
     s = m.state[0]
     advisor_start_scan(m)
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     empty_unstable_trees(m)
     if not s.merge_across_nodes:  # S10.3
         for n in range(s.top_node):

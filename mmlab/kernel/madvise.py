@@ -1,6 +1,6 @@
 """The advices that act on folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
-from mmlab.kernel.folio import folio_likely_mapped_shared, folio_pte_batch, mlock_drain
+from mmlab.kernel.folio import folio_batch_drain, folio_likely_mapped_shared, folio_pte_batch
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
@@ -39,7 +39,7 @@ def madvise_folios(m, advice, first, end):
     One that reaches out of the range, or is not mapped as a whole, is split, and its pages are treated one by one. One
     that is likely shared is passed over, as are zeropages and small pages that several entries map (W1, W6).
     """
-    mlock_drain(m)
+    folio_batch_drain(m, MLOCK)
     order = m.state[0].hpage_order
     v = first
     while v < end:

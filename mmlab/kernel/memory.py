@@ -6,13 +6,13 @@ from mmlab.kernel.folio import (
     alloc_folio,
     alloc_frame,
     deferred_split_folio,
+    folio_batch_add,
     folio_free_swap,
     folio_get,
     folio_pte_batch,
     folio_put,
     folio_remove_rmap_pmd,
     folio_remove_rmap_ptes,
-    mlock_folio,
     vm_mm,
 )
 from mmlab.kernel.huge_memory import split_huge_pmd
@@ -21,22 +21,7 @@ from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
 
-__all__ = [
-    "break_ksm",
-    "clear_swap_entry",
-    "copy_page_range",
-    "do_swap_page",
-    "map_folio",
-    "populate",
-    "populate_vma_page_range",
-    "pte_writable",
-    "read_pages",
-    "unmap_zeropage",
-    "unmerge_ksm_pages",
-    "write_listed_pages",
-    "write_pages",
-    "zap_page_range",
-]
+__all__ = ["clear_swap_entry", "count_zeropage", "map_folio", "pte_writable"]
 
 
 # --- mapping and unmapping one entry --------------------------------------------------------------------------------
@@ -105,18 +90,12 @@ def map_folio(m, v, order, nid):
 
 
 @compiled
-def _count_zeropage(m, v, n):
-    """Count n zeropage entries more like the one at v."""
+def count_zeropage(m, v, n):
+    """Count n zeropage entries more like the one at v; -1: the caller replaces it."""
     m.stat[0].zeropage_entries += n
     if m.pte[v].kind == ZP_KSM:
         m.stat[0].ksm_zero_pages += n
         m.mm[vm_mm(m, v)].zero_pages += n
-
-
-@compiled
-def unmap_zeropage(m, v):
-    """Uncount the zeropage entry at v, which the caller replaces."""
-    _count_zeropage(m, v, -1)
 
 
 @compiled
@@ -128,6 +107,7 @@ def clear_swap_entry(m, v):
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
+__all__ += ["do_swap_page", "populate_vma_page_range", "read_pages", "write_listed_pages", "write_pages"]
 
 
 @compiled
@@ -231,7 +211,7 @@ def _write_fault(m, v):
             return
         split_huge_pmd(m, b)
     if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-        unmap_zeropage(m, v)
+        count_zeropage(m, v, -1)
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == SWAP:
@@ -327,6 +307,7 @@ def populate_vma_page_range(m, first, end):
 
 
 # --- ranges ---------------------------------------------------------------------------------------------------------
+__all__ += ["break_ksm", "copy_page_range", "populate", "unmerge_ksm_pages", "zap_page_range"]
 
 
 @entry
@@ -359,7 +340,7 @@ def zap_page_range(m, first, end, advised):
         while v < stop:
             if m.pte[v].kind != ANON:
                 if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-                    unmap_zeropage(m, v)
+                    count_zeropage(m, v, -1)
                 elif m.pte[v].kind == SWAP:
                     clear_swap_entry(m, v)
                 m.pte[v].kind = NONE
@@ -414,7 +395,7 @@ def copy_page_range(m, src, dst, pages):
                 if m.frame[frame].folio >= 0:
                     m.folio[m.frame[frame].folio].mapcount += 1
         elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-            _count_zeropage(m, w, 1)
+            count_zeropage(m, w, 1)
         elif m.pte[v].kind == SWAP:
             m.page[w].frame = m.page[v].frame
             swap_duplicate(m, -2 - m.page[v].frame)
@@ -427,15 +408,15 @@ def break_ksm(m, v):
     In a VM_LOCKED VMA the copy, then the old page, go into the batch of mlock work (M15).
     """
     if m.pte[v].kind == ZP_KSM:
-        unmap_zeropage(m, v)
+        count_zeropage(m, v, -1)
         map_new_page(m, v, EXCLUSIVE | READ_ONLY)
     elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
         old = m.page[v].frame
         folio_get(m, old)
         wp_page_copy(m, v, EXCLUSIVE | READ_ONLY)
         if m.pte[v].vm & VM_LOCKED:
-            mlock_folio(m, m.page[v].frame)
-            mlock_folio(m, old)
+            folio_batch_add(m, MLOCK, m.page[v].frame)
+            folio_batch_add(m, MLOCK, old)
         folio_put(m, old)
 
 

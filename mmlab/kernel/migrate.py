@@ -1,6 +1,6 @@
 """Migration and memory failure (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
-from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain, mlock_drain
+from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain_all
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
@@ -27,8 +27,7 @@ def migrate_pages(m, first, end, node, huge):
     first, and so is a huge page if the destination has no free huge page (`huge` is 0). Then its small pages move, but
     not those that became the zeropage (G2). A folio with further references stays. A queued one is queued anew (Q2).
     """
-    mlock_drain(m)
-    lru_add_drain(m)
+    lru_add_drain_all(m)
     v = first
     while v < end:
         if m.pte[v].kind != ANON:

@@ -20,7 +20,13 @@ from mmlab.kernel.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, madvise_fol
 from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
 from mmlab.kernel.state import *
 
-__all__ = ["AddressSpaces", "Vma"]
+__all__ = ["AddressSpaces", "Vma", "equal_runs"]
+
+
+def equal_runs(values: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (start, end, value) of each run of equal neighbours."""
+    cuts = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    return [(start, end, int(values[start])) for start, end in pairwise(cuts) if end > start]
 
 
 @dataclass
@@ -65,8 +71,8 @@ class AddressSpaces:
         born_huge
             bool[pages]: whether MADV_HUGEPAGE held at the write; where that changes, a VMA ends.
         """
-        cuts = [0, *(np.flatnonzero((np.diff(vm) != 0) | np.diff(born_huge)) + 1).tolist(), len(vm)]
-        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b in pairwise(cuts)])
+        areas = equal_runs(vm + 256 * born_huge)
+        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b, _ in areas])
 
     def _base(self, process: int) -> int:
         return int(self.m.mm[process + 1]["base"])
@@ -228,21 +234,19 @@ class AddressSpaces:
 
     def dontneed(self, process: int, start: int, end: int) -> int:
         """MADV_DONTNEED: unmap, up to the first VM_LOCKED VMA (ksm-merge F8)."""
-        return self._unlocked(process, start, end, lambda first, stop: zap_page_range(self.m, first, stop, True))
+        return self._unlocked(process, start, end, lambda a, b: zap_page_range(self.m, a, b, True))
 
     def cold(self, process: int, start: int, end: int) -> int:
         """MADV_COLD (thp-split W5)"""
-        return self._unlocked(process, start, end, lambda first, stop: madvise_folios(self.m, MADV_COLD, first, stop))
+        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_COLD, a, b))
 
     def pageout(self, process: int, start: int, end: int) -> int:
         """MADV_PAGEOUT (thp-split W1, W2)"""
-        return self._unlocked(
-            process, start, end, lambda first, stop: madvise_folios(self.m, MADV_PAGEOUT, first, stop)
-        )
+        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_PAGEOUT, a, b))
 
     def free(self, process: int, start: int, end: int) -> int:
         """MADV_FREE (thp-split W6)"""
-        return self._unlocked(process, start, end, lambda first, stop: madvise_folios(self.m, MADV_FREE, first, stop))
+        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_FREE, a, b))
 
     def collapse(self, process: int, start: int, end: int) -> int:
         """MADV_COLLAPSE: VMA by VMA, up to one in which a block fails (khugepaged K11)."""

@@ -4,17 +4,11 @@ import numpy as np
 
 from mmlab.kernel.folio import vm_mm
 from mmlab.kernel.jit import compiled, inlined, words
-from mmlab.kernel.stable_tree import detach, ksm_get_folio, set_rmap_hlist_len
+from mmlab.kernel.stable_tree import detach, hlist_del, ksm_get_folio, set_rmap_hlist_len
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unstable_tree_erase
 
-__all__ = [
-    "alloc_rmap_item",
-    "free_rmap_item",
-    "remove_rmap_item_from_tree",
-    "should_skip_rmap_item",
-    "skip_on",
-]
+__all__ = ["alloc_rmap_item", "free_rmap_item", "remove_rmap_item_from_tree"]
 
 
 @compiled
@@ -36,13 +30,7 @@ def remove_rmap_item_from_tree(m, v):
         node = m.page[v].parent
         if not ksm_get_folio(m, node):
             return
-        before, after = m.page[v].right, m.page[v].left
-        if before >= 0:
-            m.page[before].left = after
-        else:
-            m.node[node].first = after
-        if after >= 0:
-            m.page[after].right = before
+        hlist_del(m, m.page, v, node)
         if m.node[node].first >= 0:
             m.stat[0].pages_sharing -= 1
         else:
@@ -68,6 +56,7 @@ def free_rmap_item(m, v):
 
 
 # --- smart scan -----------------------------------------------------------------------------------------------------
+__all__ += ["should_skip_rmap_item", "skip_on"]
 
 
 @compiled

@@ -6,16 +6,33 @@ from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import page_nid
 
-__all__ = [
-    "detach",
-    "ksm_get_folio",
-    "node_is_aside",
-    "remove_all_stable_nodes",
-    "set_rmap_hlist_len",
-    "stable_tree_append",
-    "stable_tree_insert",
-    "stable_tree_search",
-]
+__all__ = ["detach", "hlist_del", "ksm_get_folio", "remove_all_stable_nodes", "set_rmap_hlist_len"]
+
+
+# --- lists, of a node's items (t is m.page) or of a chain's dups (t is m.node): left is the next one ------------------
+
+
+@compiled
+def _hlist_add_head(m, t, n, owner):
+    """Put n at the head of the list of `owner`."""
+    first = m.node[owner].first
+    t[n].left = first
+    t[n].right = -1
+    if first >= 0:
+        t[first].right = n
+    m.node[owner].first = n
+
+
+@compiled
+def hlist_del(m, t, n, owner):
+    """Remove n from the list of `owner`."""
+    before, after = t[n].right, t[n].left
+    if before >= 0:
+        t[before].left = after
+    else:
+        m.node[owner].first = after
+    if after >= 0:
+        t[after].right = before
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------------
@@ -177,14 +194,9 @@ def _unlink(m, node):
 @compiled
 def stable_node_chain_add_dup(m, dup, chain):
     """Put a dup at the head of a chain (ksm-merge T5)."""
-    first = m.node[chain].first
     m.node[dup].kind = DUP
     m.node[dup].chain = chain
-    m.node[dup].prev = -1
-    m.node[dup].next = first
-    if first >= 0:
-        m.node[first].prev = dup
-    m.node[chain].first = dup
+    _hlist_add_head(m, m.node, dup, chain)
     m.node[chain].len += int(is_page_sharing_candidate(m, dup, 0))
     m.node[chain].quiet = 0
 
@@ -193,13 +205,7 @@ def stable_node_chain_add_dup(m, dup, chain):
 def stable_node_dup_del(m, dup):
     """Remove a dup from its chain."""
     chain = m.node[dup].chain
-    before, after = m.node[dup].prev, m.node[dup].next
-    if before >= 0:
-        m.node[before].next = after
-    else:
-        m.node[chain].first = after
-    if after >= 0:
-        m.node[after].prev = before
+    hlist_del(m, m.node, dup, chain)
     m.node[chain].len -= int(is_page_sharing_candidate(m, dup, 0))
     m.node[chain].quiet = 0
 
@@ -224,10 +230,10 @@ def stable_node_dup(m, chain, prune):
     if prune:
         m.node[chain].prune_jiffies = s.jiffies
     found, dup = -1, m.node[chain].first
-    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dup >= 0 and m.node[dup].next >= 0:
+    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dup >= 0 and m.node[dup].left >= 0:
         return dup  # the result of the walk, when there is nothing to remove and no dup with room
     while dup >= 0:
-        following = m.node[dup].next
+        following = m.node[dup].left
         if ksm_get_folio(m, dup) and (
             found < 0
             or (
@@ -241,7 +247,7 @@ def stable_node_dup(m, chain, prune):
         dup = following
     if found < 0:
         _free_chain(m, chain)
-    elif m.node[chain].first == found and m.node[found].next < 0:
+    elif m.node[chain].first == found and m.node[found].left < 0:
         m.node[found].kind = NODE
         _replace(m, chain, found)
         m.stat[0].stable_node_chains -= 1
@@ -273,6 +279,7 @@ def _add_dup(m, node, n):
 
 
 # --- NUMA nodes -----------------------------------------------------------------------------------------------------
+__all__ += ["node_is_aside"]
 
 
 @compiled
@@ -313,6 +320,7 @@ def _replace_migrated(m, n, dup, own):
 
 
 # --- searches -------------------------------------------------------------------------------------------------------
+__all__ += ["stable_tree_append", "stable_tree_insert", "stable_tree_search"]
 
 
 @inlined
@@ -400,17 +408,13 @@ def stable_tree_insert(m, key, frame):
 @compiled
 def stable_tree_append(m, v, node):
     """Attach an item to its KSM page's node, at the head of the list (ksm-merge M9)."""
-    first = m.node[node].first
-    if first < 0:
+    if m.node[node].first < 0:
         m.stat[0].pages_shared += 1
     else:
         m.stat[0].pages_sharing += 1
-        m.page[first].right = v
-    m.page[v].left = first
-    m.page[v].right = -1
+    _hlist_add_head(m, m.page, v, node)
     m.page[v].parent = node
     m.pte[v].item |= STABLE
-    m.node[node].first = v
     set_rmap_hlist_len(m, node, m.node[node].len + 1)
     m.mm[vm_mm(m, v)].merging_pages += 1
     m.stat[0].proc_ksm_merging_pages += 1

@@ -140,7 +140,7 @@ def node_t() -> None:
 
     key: uint64             content
     prune_jiffies: int64    CHAIN: time of the last full walk
-    left, right: int32      links in the stable tree (NODE, CHAIN)
+    left, right: int32      links in the stable tree (NODE, CHAIN); next and previous dup of the chain (DUP)
     kind: uint8             NODE to NO_NODE
     quiet: uint8            CHAIN: another search would leave its dups as they are
     frame: int32            its KSM page, to which the node holds no reference (ksm-merge T1)
@@ -148,7 +148,6 @@ def node_t() -> None:
     first: int32            first rmap_item (NODE, DUP), first dup (CHAIN), next free node (NO_NODE)
     nid: int32              NUMA node of the tree that holds it
     len: int32              NODE, DUP: rmap_hlist_len; CHAIN: number of its dups that have room
-    next, prev: int32       DUP: neighbours in the chain
     chain: int32            DUP: its chain
     """
 
@@ -242,7 +241,6 @@ def _variables_t() -> None:
     top_node, free_node: int64
     top_slot, free_slot, swap_used: int64
     queue_first, queue_last: int64              deferred split queue
-    mlock_len, lru_len: int64                   entries of the CPU's batches
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
     jiffies: int64                              time of the current batch
     prune_before: int64                         chains last walked in full before this time are walked in full
@@ -314,16 +312,18 @@ NR_KSMD_STEPS, NR_STEPS = 14, 16
 CACHED_LEVELS = 10
 """Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: deeper levels were measured to cost more."""
 
+# A CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)
+MLOCK, LRU = range(2)
 PAGEVEC_SIZE = 31
-"""Entries of a CPU's batches: of mlock work (ksm-merge M15), of pages on their way to an LRU list (khugepaged K8)."""
+"""Room of each batch."""
 
 MAX_NODES = 8
 """NUMA nodes that a machine may have."""
 
-__all__ += ["ADVISOR_MODES", "CACHED_LEVELS", "FIRST", "KNOBS", "LAST", "MAX_NODES", "PAGEVEC_SIZE", "SETTLED"]
+__all__ += ["ADVISOR_MODES", "CACHED_LEVELS", "FIRST", "KNOBS", "LAST", "LRU", "MAX_NODES", "MLOCK", "PAGEVEC_SIZE"]
 __all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
 __all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
-__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "mthp_t", "pass_t", "stat_t", "state_t"]
+__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "mthp_t", "pass_t", "stat_t", "state_t"]
 
 
 class Machine(Tables):
@@ -351,28 +351,28 @@ class Machine(Tables):
     """processes: process i is record i + 1, record 0 is the head of ksmd's list"""
     vma: Annotated[np.ndarray, vma_t]
     """VMAs of all processes, in the order of reverse mapping"""
-    tree: Annotated[np.ndarray, tree_t]
+    tree: Annotated[np.ndarray, tree_t, MAX_NODES]
     """one record a NUMA node; only the first is used unless merge_across_nodes is 0"""
     index: Annotated[np.ndarray, np.dtype(np.int32)]
     """hash table by content of the unstable tree's items that are not in the tree yet: page + 1, 0 for none"""
-    state: Annotated[np.ndarray, state_t]
+    state: Annotated[np.ndarray, state_t, 1]
     """one record: knobs, flags of the kernel version, global variables"""
-    stat: Annotated[np.ndarray, stat_t]
+    stat: Annotated[np.ndarray, stat_t, 1]
     """one record: the current counters"""
-    mthp: Annotated[np.ndarray, mthp_t]
+    mthp: Annotated[np.ndarray, mthp_t, 10]
     """one record for each order"""
-    passes: Annotated[np.ndarray, pass_t]
+    passes: Annotated[np.ndarray, pass_t, 3]
     """the FIRST, the LAST and the first SETTLED full scan"""
-    steps: Annotated[np.ndarray, np.dtype(np.int64)]
+    steps: Annotated[np.ndarray, np.dtype(np.int64), NR_STEPS]
     """how often each step was done"""
-    costs: Annotated[np.ndarray, np.dtype(np.int64)]
+    costs: Annotated[np.ndarray, np.dtype(np.int64), NR_STEPS]
     """cost of each step, ns"""
-    remap: Annotated[np.ndarray, np.dtype(np.uint8)]
+    remap: Annotated[np.ndarray, np.dtype(np.uint8), 32]
     """the variant's truth table, at `variants.remap_index`"""
-    mlock: Annotated[np.ndarray, np.dtype(np.int32)]
-    """frames in the CPU's batch of mlock work"""
-    lru: Annotated[np.ndarray, np.dtype(np.int32)]
-    """frames in the CPU's batch of pages on their way to an LRU list"""
+    fbatch: Annotated[np.ndarray, np.dtype(np.int32), 2 * PAGEVEC_SIZE]
+    """frames in the CPU's batches, MLOCK and LRU"""
+    fbatch_len: Annotated[np.ndarray, np.dtype(np.int64), 2]
+    """how many frames are in each"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
 
@@ -406,23 +406,14 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
         node=pages // 2 + 16,
         swap=pages,
         mm=1 + mms,
-        tree=MAX_NODES,
         index=1 << max(1, (pages - 1).bit_length()),
-        state=1,
-        stat=1,
-        mthp=10,
-        passes=3,
-        steps=NR_STEPS,
-        costs=NR_STEPS,
-        remap=32,
-        mlock=PAGEVEC_SIZE,
-        lru=PAGEVEC_SIZE,
     )
     s = m.state[0]
     s["hpage_order"] = hpage_order
     s["index_bits"] = len(m.index).bit_length() - 1
     m.tree["stable"] = m.tree["unstable"] = -1
-    for name in ("index_first", "index_last", "free_frame", "free_run", "free_folio", "free_node", "free_slot"):
-        s[name] = -1
-    s["queue_first"] = s["queue_last"] = -1
+    for name in ("frame", "run", "folio", "node", "slot"):
+        s[f"free_{name}"] = -1
+    for name in ("index", "queue"):
+        s[f"{name}_first"] = s[f"{name}_last"] = -1
     return m

@@ -17,14 +17,7 @@ from mmlab.kernel.jit import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
 from mmlab.kernel.state import *
 
-__all__ = [
-    "empty_unstable_trees",
-    "page_nid",
-    "set_content",
-    "unmap_pte",
-    "unstable_tree_erase",
-    "unstable_tree_search_insert",
-]
+__all__ = ["empty_unstable_trees", "page_nid", "set_content", "unmap_pte"]
 
 
 @compiled
@@ -141,6 +134,7 @@ def set_content(m, v, key):
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
+__all__ += ["unstable_tree_erase", "unstable_tree_search_insert"]
 
 
 @inlined

@@ -48,11 +48,11 @@ class Metric:
     """
 
     measure: Callable[[Outcome], Value]
-    unit: str
-    better: Better
-    relative: bool
-    good_enough: float | None
-    costs_move: bool
+    unit: str = ""
+    better: Better = None
+    relative: bool = False
+    good_enough: float | None = None
+    costs_move: bool = False
 
     @property
     def name(self) -> str:
@@ -76,18 +76,11 @@ METRICS: dict[str, Metric] = {}
 """Every metric by its name, in the order in which tables show them."""
 
 
-def metric(
-    unit: str = "",
-    *,
-    better: Better = None,
-    relative: bool = False,
-    good_enough: float | None = None,
-    costs_move: bool = False,
-) -> Callable[[Function], Function]:
+def metric(unit: str = "", **more: Any) -> Callable[[Function], Function]:
     """Make a metric of a function; see `Metric` for the parameters."""
 
     def register(measure: Function) -> Function:
-        METRICS[measure.__name__] = Metric(measure, unit, better, relative, good_enough, costs_move)
+        METRICS[measure.__name__] = Metric(measure, unit, **more)
         return measure
 
     return register

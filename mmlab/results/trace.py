@@ -20,8 +20,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,34 +32,16 @@ from mmlab import __version__
 from mmlab.engine.outcome import Place
 from mmlab.engine.workload import Image, build
 from mmlab.errors import UserError, located
+from mmlab.kernel.mmap import equal_runs
 from mmlab.params import write_atomically
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, ProcessSpec, Scenario
 from mmlab.variants import Predicate, Variant
 
-__all__ = [
-    "COUNTERS",
-    "ENDING",
-    "FORMAT",
-    "Comparison",
-    "Difference",
-    "Trace",
-    "compare",
-    "find",
-    "from_run",
-    "letters",
-    "load",
-    "load_scenario",
-    "predict",
-    "read",
-    "rerun",
-    "runs",
-    "scenario_of",
-    "write",
-]
+__all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "load_scenario", "read", "scenario_of", "write"]
 
 Trace = dict[str, Any]
-_At = tuple[tuple[int, ...], Any]
+_At = tuple[tuple[int, ...], dict[str, Any]]
 """Something that was recorded, after its batch and rank."""
 
 FORMAT = "kernel-trace-1"
@@ -79,12 +60,6 @@ CLOCKS = """
     lifetime_seconds ksm_start_seconds merge_any
 """.split()
 """Fields of a scenario that the trace format cannot express."""
-MTHP_COUNTERS = [
-    f"mthp_{4 << order}kB_{name}"
-    for order in range(2, 10)
-    for name in ("split", "split_failed", "split_deferred", "nr_anon", "nr_anon_partially_mapped")
-]
-"""Fields that are added where a process has folios of several orders."""
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -170,8 +145,10 @@ def read(path: str | Path) -> Trace:
     return trace
 
 
-def scenario_of(trace: Trace) -> Scenario:
+def scenario_of(trace: Trace, **overrides: Any) -> Scenario:
     """Return the scenario of a recording, as it was recorded: stepped batch by batch, ending after its last batch.
+
+    `overrides` are fields that replace the recording's.
 
     Only `kernel` (a prediction's ends with the imitated one), `variant` and `scenario` are read, and of these nothing
     that is an answer. Knobs that a recording lacks have their defaults, but a recording without `sleep_millisecs` was
@@ -198,6 +175,7 @@ def scenario_of(trace: Trace) -> Scenario:
             "sample_limit": 10**8,
             "pages_per_thp": asked.get("pages_per_thp", 512),
         }
+        | overrides
     )
 
 
@@ -218,7 +196,7 @@ def load_scenario(path: str | Path, **overrides: Any) -> Scenario:
     """
     trace = read(path)
     with located(path):
-        scenario = scenario_of(trace).replace(**{"name": Path(path).name.split(".")[0], **overrides})
+        scenario = scenario_of(trace, **{"name": Path(path).name.split(".")[0], **overrides})
         scenario.check_memory()
     return scenario
 
@@ -245,6 +223,7 @@ def write(path: str | Path, trace: Trace) -> None:
 
 
 # -- page maps ----------------------------------------------------------------------------------------------------
+__all__ += ["letters", "runs"]
 
 
 def letters(text: str) -> NDArray[np.uint8]:
@@ -256,16 +235,12 @@ def letters(text: str) -> NDArray[np.uint8]:
 
 def runs(pages: NDArray[np.uint8]) -> str:
     """Return a page map in the form ``Z460A52``."""
-    return "".join(f"{chr(letter)}{count if count > 1 else ''}" for _, count, letter in _equal_runs(pages))
-
-
-def _equal_runs(values: NDArray[Any]) -> list[list[int]]:
-    """Return [[first, count, value], …] of equal neighbours."""
-    cuts = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), values.size]
-    return [[a, b - a, int(values[a])] for a, b in pairwise(cuts) if b > a]
+    found = ((chr(letter), end - start) for start, end, letter in equal_runs(pages))
+    return "".join(f"{letter}{count if count > 1 else ''}" for letter, count in found)
 
 
 # -- predictions --------------------------------------------------------------------------------------------------
+__all__ += ["from_run", "predict", "rerun"]
 
 
 def predict(
@@ -302,15 +277,14 @@ def rerun(
     progress: Callable[..., Any] | None = None,
 ) -> tuple[Run, Trace]:
     """Return the model's run, which knows more than a trace can express, and its prediction; see `predict`."""
-    overrides, scenario = dict(overrides or {}), scenario_of(trace)
+    overrides = dict(overrides or {})
     allowed = {*SETTABLE, "horizon_batches", "sleep_millisecs", "costs", "hz"}
     for name in sorted(overrides.keys() - allowed):
         problem = "can't be changed in the scenario of a trace, which lists its memory page by page"
         raise UserError(problem, parameter=name, value=overrides[name], hint=f"Allowed: {', '.join(sorted(allowed))}.")
-    named, own = (variant, None) if isinstance(variant, str) else (None, variant)
-    overrides["variant"] = named or overrides.get("variant") or scenario.variant
-    changes = {name: value for name, value in overrides.items() if getattr(scenario, name) != value}
-    scenario = scenario.replace(**changes) if changes else scenario
+    if isinstance(variant, str):
+        overrides["variant"], variant = variant, None
+    scenario = scenario_of(trace, **overrides)
 
     asked = dict(trace["scenario"])
     asked["events"] = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked["events"]]
@@ -320,7 +294,7 @@ def rerun(
     maps = [(m["batch"], m["rank"], m["process"]) for m in trace["maps"]]
     frames = [(f["batch"], f["rank"]) for f in trace["frames"]]
     places = {place[:2] for place in maps} | set(frames)
-    run = simulate(scenario, variant=own, maps_at=places or "end", progress=progress)
+    run = simulate(scenario, variant=variant, maps_at=places or "end", progress=progress)
     return run, _answer(run, asked, maps, frames)
 
 
@@ -366,7 +340,8 @@ def _process(image: Image, spec: ProcessSpec) -> dict[str, Any]:
     """Return a process as a trace describes it."""
     out: dict[str, Any] = {"pages": int(image.keys.size), "thp": _ranges(image.huge | (image.order == 9))}
     if spec.orders is not None or any(0 < order < 9 for order in image.order):
-        out["orders"] = _equal_runs(image.order) if spec.orders is None else [list(r) for r in spec.orders]
+        own = ((start, end - start, order) for start, end, order in equal_runs(image.order))
+        out["orders"] = [list(r) for r in (own if spec.orders is None else spec.orders)]
     for name in ("nohugepage_after_populate", "node", "merge_any", "forbids_zeropages"):
         if getattr(spec, name):
             out[name] = getattr(spec, name)
@@ -374,23 +349,22 @@ def _process(image: Image, spec: ProcessSpec) -> dict[str, Any]:
 
 
 def _ranges(flags: NDArray[np.bool_]) -> list[list[int]]:
-    return [[first, count] for first, count, flag in _equal_runs(flags) if flag]
+    return [[start, end - start] for start, end, flag in equal_runs(flags) if flag]
 
 
 def _key_runs(keys: NDArray[np.uint64]) -> list[list[int]]:
     """Keys as ``[[first, count, step], …]`` with steps 0 and 1."""
-    steps = np.diff(keys)  # modulo 2^64: only 0 and 1 count as steps …
-    steps[keys[1:] < keys[:-1]] = 2  # … and from the largest key to 0 is none
-    ends = np.append(np.flatnonzero(steps[1:] != steps[:-1]) + 1, steps.size).tolist()
     out: list[list[int]] = []
-    i = at = 0
-    while i < keys.size:
-        while at < len(ends) and ends[at] <= i:
-            at += 1
-        step = int(steps[i]) if i < steps.size else 2
-        last = i if step > 1 else ends[at]  # pages i … last are a step apart
-        out.append([int(keys[i]), last - i + 1, step if step <= 1 else 0])
-        i = last + 1
+    first, count, step = -1, 0, 0
+    for key in keys.tolist():
+        if count == 1:
+            step = int(key == first + 1)
+        if count and key == first + count * step:
+            count += 1
+            out[-1] = [first, count, step]
+        else:
+            first, count, step = key, 1, 0
+            out.append([first, count, step])
     return out
 
 
@@ -402,7 +376,8 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
     index: dict[Place, int] = {}
     for i, place in enumerate(zip(columns["batch"].tolist(), columns["rank"].tolist(), strict=True)):
         index.setdefault(place, i)  # a last row, in which only time has passed, is no sample of a trace
-    fields = COUNTERS + (MTHP_COUNTERS if any("orders" in p for p in asked["processes"]) else [])
+    several_orders = any("orders" in process for process in asked["processes"])
+    fields = COUNTERS + [name for name in columns if several_orders and name.startswith("mthp_")]
 
     def at(batch: int, rank: int) -> dict[str, Any]:
         return {"batch": batch, "rank": rank, "sample": index.get((batch, rank))}
@@ -430,6 +405,7 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
 
 
 # -- comparison ---------------------------------------------------------------------------------------------------
+__all__ += ["Comparison", "Difference", "compare", "compare_file"]
 
 
 @dataclass(frozen=True)
@@ -490,16 +466,11 @@ def compare(recorded: Trace, predicted: Trace) -> Comparison:
     if _asked(recorded) != _asked(predicted):
         out.differences.append(Difference(0, 0, "another scenario or variant was predicted, or events' results differ"))
     fold = not recorded["kernel"].startswith("6.12")
-    kinds: dict[str, tuple[Callable[[Trace], list[_At]], Callable[[Any, Any], str]]] = {
-        "samples": (_samples, _differing_fields),
-        "maps": (_maps, partial(_differing_page, fold)),
-        "frames": (_frames, _differing_frames),
-    }
-    for kind, (of, differ) in kinds.items():
-        theirs, ours = of(recorded), dict(of(predicted))
-        differences = [
-            Difference(place[0], place[1], text) for place, one in theirs if (text := differ(one, ours.get(place)))
-        ]
+    answers = _answers(predicted)
+    for kind, theirs in _answers(recorded).items():
+        ours = dict(answers[kind])
+        texts = [(place, _difference(kind, one, ours.get(place), fold)) for place, one in theirs]
+        differences = [Difference(batch, rank, text) for (batch, rank, *_), text in texts if text]
         setattr(out, kind, len(theirs))
         setattr(out, f"{kind}_exact", len(theirs) - len(differences))
         out.differences += differences
@@ -528,37 +499,33 @@ def _samples(trace: Trace) -> list[_At]:
     return out
 
 
-def _maps(trace: Trace) -> list[_At]:
-    return [((m["batch"], m["rank"], m["process"]), (m["process"], m.get("pages", ""))) for m in trace["maps"]]
+def _answers(trace: Trace) -> dict[str, list[_At]]:
+    """Return the samples, maps and frame counts of a trace, each by its place."""
+    maps, frames = trace["maps"], trace["frames"]
+    return {
+        "samples": _samples(trace),
+        "maps": [
+            ((m["batch"], m["rank"], m["process"]), {f"map of process {m['process']}": m.get("pages", "")})
+            for m in maps
+        ],
+        "frames": [((f["batch"], f["rank"]), {n: f.get(n, 0) for n in ("frames", "ksm_frames")}) for f in frames],
+    }
 
 
-def _frames(trace: Trace) -> list[_At]:
-    return [((f["batch"], f["rank"]), (f.get("frames"), f.get("ksm_frames"))) for f in trace["frames"]]
-
-
-def _differing_fields(row: dict[str, Any], mine: dict[str, Any] | None) -> str:
-    if mine is None:
-        return "no such sample predicted"
-    names = [name for name in row if not name.startswith("lab_")]
-    wrong = [name for name in names if type(mine.get(name)) is not int or mine[name] != row[name]]
-    return "; ".join(f"{name}: recorded {row[name]}, predicted {mine.get(name, 'nothing')}" for name in wrong)
-
-
-def _differing_page(fold: bool, recorded: tuple[int, str], predicted: tuple[int, str] | None) -> str:
-    if recorded == predicted:  # nearly always: no need to unfold them
-        return ""
-    theirs, ours = (letters(found[1]) for found in (recorded, predicted or (0, "")))
-    if fold:
-        theirs, ours = (np.where(x == ord("h"), np.uint8(ord("H")), x) for x in (theirs, ours))
-    if np.array_equal(theirs, ours):
-        return ""
-    n = min(theirs.size, ours.size)
-    at = next(iter(np.flatnonzero(theirs[:n] != ours[:n])), n)
-    a, b = (bytes(x[at : at + 1]).decode() or "none" for x in (theirs, ours))
-    return f"map of process {recorded[0]}: page {at} recorded {a}, predicted {b}"
-
-
-def _differing_frames(recorded: tuple[int, int], predicted: tuple[int, int] | None) -> str:
-    return (
-        "" if recorded == predicted else f"frames, KSM frames: recorded {recorded}, predicted {predicted or 'nothing'}"
-    )
+def _difference(kind: str, recorded: dict[str, Any], predicted: dict[str, Any] | None, fold: bool) -> str:
+    """Return in which fields an answer differs, or "" if it is exact; `fold` takes h for H in maps."""
+    if predicted is None:
+        return f"{kind}: none is predicted here"
+    wrong = []
+    for name, theirs in recorded.items():
+        ours = predicted.get(name, "nothing")
+        if name.startswith("lab_") or (theirs == ours and not isinstance(ours, float)):
+            continue
+        if kind == "maps":
+            a, b = (letters(text.replace("h", "H") if fold else text).tolist() for text in (theirs, ours))
+            if a == b:
+                continue
+            page, pair = next((i, pair) for i, pair in enumerate(zip_longest(a, b)) if pair[0] != pair[1])
+            name, (theirs, ours) = f"{name}, page {page}", (chr(code) if code else "none" for code in pair)
+        wrong.append(f"{name}: recorded {theirs}, predicted {ours}")
+    return "; ".join(wrong)
