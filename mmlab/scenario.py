@@ -16,7 +16,9 @@ mmlab.errors.UserError: pages_to_scan = -1 is out of range: it must be at least 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -116,9 +118,9 @@ class Event(_Strict):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         EVENTS.update(dict.fromkeys(get_args(cls.model_fields["op"].annotation), cls))
 
-    def sets(self, knob: str) -> bool:  # noqa: ARG002
+    def sets(self, knob: str) -> bool:
         """Return whether this event writes the knob."""
-        return False
+        return getattr(self, "knob", None) == knob
 
 
 class ProcessEvent(Event):
@@ -295,9 +297,6 @@ class Set(Event):
 
     def check(self) -> None:
         check_knob(self.knob, self.value)
-
-    def sets(self, knob: str) -> bool:
-        return self.knob == knob
 
 
 class Sleep(Event):
@@ -817,11 +816,10 @@ class Scenario(_Strict):
 
 def _mem_available() -> int | None:
     """Return the bytes of memory that are free for a new program, or None where /proc does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    with suppress(OSError):
+        found = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
+        return int(found[1]) * 1024 if found else None
+    return None
 
 
 # --- what is known of a field ---------------------------------------------------------------------------------------

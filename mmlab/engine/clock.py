@@ -244,27 +244,15 @@ class Clock:
 def _check_end(scenario: Scenario, policy: policies.Policy | None, costs: CostSet) -> None:
     """Raise UserError for a run whose end would never come."""
     if policy is not None and not policy.times and not scenario.horizon_seconds:
-        raise UserError(
-            f"the run might never end with policy {policy.name}",
-            parameter="horizon_seconds",
-            value=scenario.horizon_seconds,
-            allowed="more than 0 s",
-        )
+        problem = f"the run might never end with policy {policy.name}"
+        raise UserError(problem, parameter="horizon_seconds", value=0.0, allowed="more than 0 s")
     no_time = not scenario.sleep_millisecs and not costs.table.any()
     scans = scenario.horizon_full_scans or scenario.until_settled
     if no_time and not scenario.horizon_batches and not (scans and scenario.pages_to_scan):
-        raise UserError(
-            "with sleep_millisecs = 0 time would stand still",
-            parameter="costs",
-            value=scenario.costs,
-            hint="Choose another cost set, sleep_millisecs of at least 1, or end the run by horizon_batches.",
-        )
+        problem = "with sleep_millisecs = 0 time would stand still"
+        hint = "Choose another cost set, sleep_millisecs of at least 1, or end the run by horizon_batches."
+        raise UserError(problem, parameter="costs", value=scenario.costs, hint=hint)
     scans = scenario.pages_to_scan or scenario.sets("pages_to_scan")
     if not (scans or scenario.horizon_seconds or scenario.horizon_batches):
-        raise UserError(
-            "no full scan ever ends, so the run would not end either",
-            parameter="pages_to_scan",
-            value=0,
-            allowed="at least 1",
-            hint="Or end the run by horizon_seconds or horizon_batches.",
-        )
+        problem, hint = "no full scan ever ends, so the run would not end", "Or set horizon_seconds or horizon_batches."
+        raise UserError(problem, parameter="pages_to_scan", value=0, allowed="at least 1", hint=hint)

@@ -1,7 +1,8 @@
 """Events: what a scenario does to the machine from outside, one function an operation (trace-format, Events).
 
 `happen` carries out one event. What an operation does is a function here, registered for the operation's class; without
-one, the method of `mmlab.kernel.mmap.AddressSpaces` with the operation's name is called on the event's range of pages.
+one, the method of `mmlab.kernel.mmap.AddressSpaces` with the operation's name is called on the event's process, its
+range of pages and its other fields, in this order.
 """
 
 from __future__ import annotations
@@ -39,13 +40,9 @@ def happen(system: System, event: ops.Event) -> int:
     if isinstance(event, ops.ProcessEvent):
         born = len(system.spaces.vmas)
         if event.process >= born:
-            raise UserError(
-                f"op {event.op} comes before this process is born",
-                parameter="process",
-                value=event.process,
-                allowed=f"0 … {born - 1} by then",
-                hint="Processes are numbered in order of birth.",
-            )
+            problem, allowed = f"op {event.op} comes before this process is born", f"0 … {born - 1} by then"
+            hint = "Processes are numbered in order of birth."
+            raise UserError(problem, parameter="process", value=event.process, allowed=allowed, hint=hint)
         alive = system.alive(event.process)
     touched = len(m.page) if isinstance(event, ops.Khugepaged) else getattr(event, "count", 0)
     system.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
@@ -59,8 +56,10 @@ def happen(system: System, event: ops.Event) -> int:
 @singledispatch
 def act(e: ops.Event, s: System) -> int:
     """Do what an event of this class does; return 0 or the errno of the system call."""
-    assert isinstance(e, ops.RangeEvent), f"op {e.op} has no function in {__name__}"
-    result: int = getattr(s.spaces, e.op)(e.process, e.page, e.page + e.count)
+    assert isinstance(e, ops.ProcessEvent), f"op {e.op} has no function in {__name__}"
+    pages = (e.page, e.page + e.count) if isinstance(e, ops.RangeEvent) else ()
+    others = (getattr(e, name) for name in type(e).model_fields if name not in ops.RangeEvent.model_fields)
+    result: int = getattr(s.spaces, e.op)(e.process, *pages, *others)
     return result
 
 
@@ -124,16 +123,6 @@ def _poison(e: ops.MemoryFailure, s: System) -> int:
 
 
 @act.register
-def _merge_any(e: ops.MergeAny, s: System) -> int:
-    return s.spaces.merge_any(e.process, e.value)
-
-
-@act.register
-def _uffd(e: ops.Uffd, s: System) -> int:
-    return s.spaces.uffd(e.process, e.page, e.page + e.count, e.value)
-
-
-@act.register
 def _populate_write(e: ops.PopulateWrite, s: System) -> int:
     """Touch each page as mlock does (ksm-merge F8), up to the first that cannot be written (`madvise_populate`)."""
     first, end = _pages(e, s)
@@ -146,11 +135,6 @@ def _populate_write(e: ops.PopulateWrite, s: System) -> int:
 
 
 @act.register
-def _mprotect(e: ops.Mprotect, s: System) -> int:
-    return s.spaces.mprotect(e.process, e.page, e.page + e.count, e.prot)
-
-
-@act.register
 def _sleep(e: ops.Sleep, s: System) -> int:
     s.sleep(e.millisecs)
     return 0
@@ -159,11 +143,6 @@ def _sleep(e: ops.Sleep, s: System) -> int:
 @act.register
 def _fork(e: ops.Fork, s: System) -> int:
     return s.fork(e.process)
-
-
-@act.register
-def _exit(e: ops.Exit, s: System) -> int:
-    return s.spaces.exit(e.process)
 
 
 @act.register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,19 +86,18 @@ class Recorder:
         self.frames_range: tuple[int, int] | None = None
         self.total = 0
         self._kept, self._stride = 0, 1
-        self._ids: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
-        self._mthp: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray, ...]] = []
+        """Numbers of samples, their rows and, if wanted, their counters of folio sizes."""
 
     def add(self, rows: np.ndarray, mthp: np.ndarray) -> None:
         """Record rows of counters, and those of folio sizes, in order; the system is in the state of the last one."""
         ids = np.arange(self.total, self.total + len(rows))
         self.total += len(rows)
         keep = ids % self._stride == 0
-        self._append(ids[keep], rows[keep], mthp[keep] if self.mthp else mthp)
+        self._append(ids, rows, mthp, keep)
         while self._kept > 2 * self.limit:
             self._stride *= 2
-            self._thin(np.concatenate(self._ids) % self._stride == 0)
+            self._thin(self._columns()[0] % self._stride == 0)
         first = self.system.m.passes[FIRST]
         if first["full_scan"]:
             frames = rows["frames"][rows["time_ns"] >= first["time_ns"]]
@@ -115,17 +114,15 @@ class Recorder:
         m.stat[0]["pages_to_scan"] = m.state[0]["pages_to_scan"]
         self.add(m.stat.copy(), m.mthp[None].copy())
 
-    def _append(self, ids: np.ndarray, rows: np.ndarray, mthp: np.ndarray) -> None:
-        self._ids.append(ids)
-        self._rows.append(rows)
-        if self.mthp:
-            self._mthp.append(mthp)
-        self._kept += len(ids)
+    def _append(self, ids: np.ndarray, rows: np.ndarray, mthp: np.ndarray, keep: np.ndarray) -> None:
+        self._parts.append(tuple(part[keep] for part in ((ids, rows, mthp) if self.mthp else (ids, rows))))
+        self._kept += int(keep.sum())
+
+    def _columns(self) -> list[np.ndarray]:
+        return [_joined(arrays) for arrays in zip(*self._parts, strict=True)]
 
     def _thin(self, keep: np.ndarray) -> None:
-        self._ids, self._rows = [np.concatenate(self._ids)[keep]], [_joined(self._rows)[keep]]
-        if self.mthp:
-            self._mthp = [_joined(self._mthp)[keep]]
+        self._parts = [tuple(column[keep] for column in self._columns())]
         self._kept = int(keep.sum())
 
     def _place(self) -> Place:
@@ -151,22 +148,22 @@ class Recorder:
             Most frames that one batch freed.
         """
         m = self.system.m
-        if np.concatenate(self._ids)[-1] != self.total - 1:
-            self._append(np.array([self.total - 1]), m.stat.copy(), m.mthp[None].copy())
+        if self._columns()[0][-1] != self.total - 1:
+            self._append(np.array([self.total - 1]), m.stat.copy(), m.mthp[None].copy(), np.ones(1, bool))
         if self._kept > self.limit:
             keep = np.zeros(self._kept, bool)
             keep[np.linspace(0, self._kept - 1, self.limit).round().astype(int)] = True
             self._thin(keep)
         if self.maps_at == "end":
             self._map()
-        ids = np.concatenate(self._ids)
+        ids, rows, *mthp = self._columns()
         return Outcome(
             scenario=self.system.scenario,
             variant=variant,
             costs=self.system.costs,
             machine=m,
-            rows=_joined(self._rows),
-            mthp=_joined(self._mthp) if self.mthp else None,
+            rows=rows,
+            mthp=mthp[0] if mthp else None,
             maps=self.maps,
             frames=self.frames,
             results=results,
@@ -177,6 +174,6 @@ class Recorder:
         )
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Concatenate records of int64; numpy would promote the type of structured arrays for each one, 50 µs a sample."""
     return np.concatenate([array.view(np.int64) for array in arrays]).view(arrays[0].dtype)

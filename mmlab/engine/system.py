@@ -19,7 +19,7 @@ from mmlab.kernel.advisor import set_advisor
 from mmlab.kernel.mmap import AddressSpaces, equal_runs
 from mmlab.kernel.stable_tree import remove_all_stable_nodes
 from mmlab.kernel.state import ADVISOR_MODES, KNOBS, VM_HUGEPAGE, VM_PRESENT, VM_WRITE, Machine, machine
-from mmlab.kernel.versions import set_flags
+from mmlab.kernel.versions import flags
 from mmlab.scenario import THP_ORDER, Scenario
 from mmlab.variants import Variant, resolve
 
@@ -96,14 +96,12 @@ class System:
         m = machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
         m.costs[:] = self.costs.table
         state = m.state[0]
-        for name in KNOBS:
-            value = getattr(self.scenario, name)
+        knobs = {name: getattr(self.scenario, name) for name in KNOBS}
+        for name, value in (knobs | flags(self.scenario.kernel) | {"hz": self.scenario.hz}).items():
             state[name] = value if isinstance(value, int) else 0
         set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:
             state["run"] = 0
-        state["hz"] = self.scenario.hz
-        set_flags(state, self.scenario.kernel)
         return m
 
     # --- processes --------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Frames and folios: allocation, references, mapcounts, the deferred split queue, the CPU's batches.
+"""Frames and folios: allocation, references, the swap cache, the CPU's batches (mm/page_alloc.c, mm/swap.c).
 
 An anonymous folio's reference count is its mapcount plus its pins (thp-split H5). It is freed when both are 0.
 """
 
+from mmlab.kernel.deferred_split import folio_unqueue_deferred_split
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 
-__all__ = ["alloc_folio", "alloc_frame", "folio_get", "folio_put", "free_folio", "put_frame", "release_folio", "vm_mm"]
+__all__ = ["alloc_folio", "alloc_frame", "folio_get", "folio_put", "free_folio", "put_folio", "put_frame"]
+__all__ += ["release_folio", "vm_mm"]
 
 
 @compiled
@@ -143,14 +145,14 @@ def folio_put(m, frame):
     f = m.frame[frame].folio
     if f >= 0:
         m.folio[f].pins -= 1
-        _put_folio(m, f)
+        put_folio(m, f)
     else:
         m.frame[frame].pins -= 1
         put_frame(m, frame)
 
 
 @compiled
-def _put_folio(m, f):
+def put_folio(m, f):
     """Free a large folio if nothing maps or references it any more."""
     if m.folio[f].mapcount == 0 and m.folio[f].pins == 0:
         free_folio(m, f)
@@ -190,145 +192,6 @@ def folio_free_swap(m, frame):
     m.frame[frame].flags |= PG_DIRTY
     free_slot(m, slot)
     return True
-
-
-# --- reverse map ----------------------------------------------------------------------------------------------------
-__all__ += ["folio_likely_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd", "folio_remove_rmap_ptes"]
-
-
-@compiled
-def folio_pte_batch(m, v, end):
-    """Return the number of entries from v on, before `end`, that map consecutive pages of one large folio."""
-    frame = m.page[v].frame
-    n = 1
-    while (
-        v + n < end
-        and m.pte[v + n].kind == ANON
-        and m.page[v + n].frame == frame + n
-        and m.frame[frame + n].folio == m.frame[frame].folio
-    ):
-        n += 1
-    return n
-
-
-@compiled
-def folio_likely_mapped_shared(m, f):
-    """Return the kernel's guess at whether a large folio has several owners (thp-split W5)."""
-    mapcount = m.folio[f].mapcount
-    if mapcount <= 1:
-        return False
-    return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
-
-
-@compiled
-def folio_remove_rmap_ptes(m, frame, n):
-    """Remove the mappings of n consecutive pages of one folio, from `frame` on, in one step (thp-split H11).
-
-    A folio that stays mapped in part is marked and queued (Q1b, mthp E6).
-    """
-    f = m.frame[frame].folio
-    if f < 0:
-        m.frame[frame].mapcount -= 1
-        put_frame(m, frame)
-        return
-    unmapped = 0
-    for i in range(frame, frame + n):
-        m.frame[i].mapcount -= 1
-        if m.frame[i].mapcount == 0:
-            unmapped += 1
-    m.folio[f].mapcount -= n
-    m.folio[f].nr_mapped -= unmapped
-    if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
-        deferred_split_folio(m, f, True)
-    _put_folio(m, f)
-
-
-@compiled
-def folio_remove_rmap_pmd(m, f):
-    """Remove the mapping by one huge PMD. A folio that stays mapped in part is marked and queued (thp-split Q1b)."""
-    m.folio[f].mapcount -= 1
-    m.folio[f].entire -= 1
-    if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
-        deferred_split_folio(m, f, True)
-    _put_folio(m, f)
-
-
-# --- deferred split queue -------------------------------------------------------------------------------------------
-__all__ += ["deferred_split_folio", "folio_is_queued", "folio_unqueue_deferred_split", "list_move_tail"]
-
-
-@compiled
-def folio_is_queued(m, f):
-    """Return whether the folio is on the deferred split queue."""
-    return m.folio[f].prev >= 0 or m.state[0].queue_first == f
-
-
-@compiled
-def deferred_split_folio(m, f, partially_mapped):
-    """Queue a folio, and mark it if one of its pages is no longer mapped by anybody (thp-split Q1).
-
-    `shrink_underused` only keeps new folios off the queue (Q5). Each folio size has its own counters, and vmstat counts
-    THPs too (mthp E10).
-    """
-    s = m.state[0]
-    order = m.folio[f].order
-    if order <= 1 or (not partially_mapped and not s.shrink_underused):
-        return
-    if partially_mapped and not m.folio[f].partially_mapped:
-        m.folio[f].partially_mapped = 1
-        m.mthp[order].split_deferred += 1
-        m.mthp[order].nr_anon_partially_mapped += 1
-        if order == s.hpage_order:
-            m.stat[0].thp_deferred_split_page += 1
-    if not folio_is_queued(m, f):
-        _list_add_tail(m, f)
-        m.stat[0].deferred_queue_len += 1
-
-
-@compiled
-def _list_del(m, f):
-    s = m.state[0]
-    before, after = m.folio[f].prev, m.folio[f].next
-    if before >= 0:
-        m.folio[before].next = after
-    else:
-        s.queue_first = after
-    if after >= 0:
-        m.folio[after].prev = before
-    else:
-        s.queue_last = before
-
-
-@compiled
-def _list_add_tail(m, f):
-    s = m.state[0]
-    m.folio[f].prev = s.queue_last
-    m.folio[f].next = -1
-    if s.queue_last >= 0:
-        m.folio[s.queue_last].next = f
-    else:
-        s.queue_first = f
-    s.queue_last = f
-
-
-@compiled
-def list_move_tail(m, f):
-    """Move a queued folio to the end of the queue."""
-    _list_del(m, f)
-    _list_add_tail(m, f)
-
-
-@compiled
-def folio_unqueue_deferred_split(m, f):
-    """Remove a folio that is freed, split or dropped from the queue, and clear its mark (thp-split H8.2)."""
-    if m.folio[f].partially_mapped:
-        m.folio[f].partially_mapped = 0
-        m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
-    if folio_is_queued(m, f):
-        _list_del(m, f)
-        m.folio[f].prev = -1
-        m.folio[f].next = -1
-        m.stat[0].deferred_queue_len -= 1
 
 
 # --- the CPU's batches ----------------------------------------------------------------------------------------------

@@ -1,18 +1,9 @@
 """Splits of huge pages, the zeropage remap, the deferred split shrinker (mm/huge_memory.c; thp-split 3.2 to 3.6)."""
 
-from mmlab.kernel.folio import (
-    deferred_split_folio,
-    folio_batch_drain,
-    folio_get,
-    folio_put,
-    folio_remove_rmap_pmd,
-    folio_unqueue_deferred_split,
-    list_move_tail,
-    put_frame,
-    release_folio,
-    vm_mm,
-)
+from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
+from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
+from mmlab.kernel.rmap import folio_remove_rmap_pmd
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index

@@ -2,15 +2,10 @@
 
 import numpy as np
 
-from mmlab.kernel.folio import (
-    folio_batch_add,
-    folio_batch_drain,
-    folio_likely_mapped_shared,
-    folio_remove_rmap_ptes,
-    lru_add_drain_all,
-)
+from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, lru_add_drain_all
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
+from mmlab.kernel.rmap import folio_likely_mapped_shared, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content

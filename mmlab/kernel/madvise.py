@@ -1,9 +1,10 @@
 """The advices that act on folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
-from mmlab.kernel.folio import folio_batch_drain, folio_likely_mapped_shared, folio_pte_batch
+from mmlab.kernel.folio import folio_batch_drain
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
+from mmlab.kernel.rmap import folio_likely_mapped_shared, folio_pte_batch
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import shrink_folio
 

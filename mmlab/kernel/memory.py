@@ -2,21 +2,11 @@
 
 import numpy as np
 
-from mmlab.kernel.folio import (
-    alloc_folio,
-    alloc_frame,
-    deferred_split_folio,
-    folio_batch_add,
-    folio_free_swap,
-    folio_get,
-    folio_pte_batch,
-    folio_put,
-    folio_remove_rmap_pmd,
-    folio_remove_rmap_ptes,
-    vm_mm,
-)
+from mmlab.kernel.deferred_split import deferred_split_folio
+from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_batch_add, folio_free_swap, folio_get, folio_put, vm_mm
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.jit import compiled, entry
+from mmlab.kernel.rmap import folio_pte_batch, folio_remove_rmap_pmd, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte

@@ -1,6 +1,7 @@
 """Migration and memory failure (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
-from mmlab.kernel.folio import folio_is_queued, list_move_tail, lru_add_drain_all
+from mmlab.kernel.deferred_split import folio_is_queued, list_move_tail
+from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *

@@ -320,12 +320,8 @@ class AddressSpaces:
 
     def exit(self, process: int) -> int:
         """exit: memory is freed at once, rmap_items when ksmd gets there (ksm-merge F5)."""
-        m, base = self.m, self._base(process)
-        for v in self.vmas[process]:
-            zap_page_range(m, base + v.start, base + v.end, False)
-        self.vmas[process] = []
-        mm, stat = m.mm[process + 1], m.stat[0]
-        m.pte["vm"][base : base + int(mm["pages"])] = 0
+        m, mm, stat = self.m, self.m.mm[process + 1], self.m.stat[0]
+        self.munmap(process, 0, int(mm["pages"]))
         mm["exited"] = 1
         stat["proc_ksm_rmap_items"] -= mm["rmap_items"]
         stat["proc_ksm_merging_pages"] -= mm["merging_pages"]

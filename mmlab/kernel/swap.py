@@ -4,9 +4,10 @@ A SWAP entry has -2 - slot in place of its frame, a small page in the swap cache
 cache's reference is the slot's `cache`, not a pin (thp-split H5).
 """
 
-from mmlab.kernel.folio import folio_remove_rmap_ptes, free_folio, free_slot, put_frame, vm_mm
+from mmlab.kernel.folio import free_folio, free_slot, put_frame, vm_mm
 from mmlab.kernel.huge_memory import clear_huge_pmd, split_folio, split_huge_pmd
 from mmlab.kernel.jit import compiled
+from mmlab.kernel.rmap import folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 

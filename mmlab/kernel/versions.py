@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-__all__ = ["DIFFERENCES", "RELEASES", "Difference", "flags", "set_flags"]
+__all__ = ["DIFFERENCES", "RELEASES", "Difference", "flags"]
 
 RELEASES = ("6.1", "6.12", "6.18")
 """Series that the model was held against. A scenario's `kernel` is one of them, or a stable release such as 6.18.44."""
@@ -88,9 +86,3 @@ def flags(kernel: str) -> dict[str, int]:
     """Return the flag of each difference, 0 or 1, for a release such as "6.18" or "6.12.117"."""
     release = tuple(map(int, kernel.split(".")))
     return {name: int(release >= row.since) for name, row in DIFFERENCES.items()}
-
-
-def set_flags(state: np.void, kernel: str) -> None:
-    """Write the flags of a release into a machine's state, one record of `state_t`."""
-    for name, flag in flags(kernel).items():
-        state[name] = flag

@@ -55,11 +55,6 @@ class Metric:
     costs_move: bool = False
 
     @property
-    def name(self) -> str:
-        """The name of the function."""
-        return self.measure.__name__
-
-    @property
     def meaning(self) -> str:
         """The docstring on one line."""
         return " ".join((self.measure.__doc__ or "").split()).removesuffix(".")
@@ -133,13 +128,9 @@ def _ksm_pages(row: np.void) -> int:
 def _settled(o: Outcome) -> np.void | None:
     """Return the state at the end of the full scan in which the run settled; None if something has changed since."""
     settled, end, last, steps = o.machine.passes[SETTLED], o.machine.passes[LAST], o.rows[-1], o.machine.steps
-    same = (end["frames"], end["ksm_pages"], end["merges"], end["splits"], end["checksums"]) == (
-        last["frames"],
-        _ksm_pages(last),
-        steps[MERGE] + steps[MERGE_ZERO],
-        steps[SPLIT_PAGE],
-        last["changed_checksums"],
-    )
+    work = steps[MERGE] + steps[MERGE_ZERO], steps[SPLIT_PAGE], last["changed_checksums"]
+    then = end[["frames", "ksm_pages", "merges", "splits", "checksums"]].item()
+    same = then == (last["frames"], _ksm_pages(last), *work)
     return settled if same and settled["full_scan"] else None
 
 
@@ -304,10 +295,7 @@ def pages_collapsed(o: Outcome) -> int:
 @metric("MiB")
 def memory_swing_mib(o: Outcome) -> float | None:
     """Most frames less fewest frames, from the end of full scan 1 to the end; none: no full scan."""
-    if o.frames_range is None:
-        return None
-    low, high = o.frames_range
-    return (high - low) / PAGES_PER_MIB
+    return o.frames_range and (o.frames_range[1] - o.frames_range[0]) / PAGES_PER_MIB
 
 
 @metric("ms", better="less", costs_move=True)

@@ -40,9 +40,8 @@ class Run(Outcome):
         C5)."""
         r, c = self.rows, {name: self.rows[name] for name in self.rows.dtype.names or ()}
         merged = r["pages_sharing"] + r["ksm_zero_pages"]
-        c["pages_volatile"] = np.maximum(
-            0, r["rmap_items"] - r["pages_shared"] - r["pages_sharing"] - r["pages_unshared"]
-        )
+        volatile = r["rmap_items"] - r["pages_shared"] - r["pages_sharing"] - r["pages_unshared"]
+        c["pages_volatile"] = np.maximum(0, volatile)
         c["general_profit"] = merged * 4096 - r["rmap_items"] * 64
         c["rss_kb"] = c["anonymous_kb"] = r["anon_pages"] * PAGE_KB
         c["anonhugepages_kb"] = r["huge_pmds"] * self.scenario.pages_per_thp * PAGE_KB

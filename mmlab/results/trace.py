@@ -501,14 +501,12 @@ def _samples(trace: Trace) -> list[_At]:
 
 def _answers(trace: Trace) -> dict[str, list[_At]]:
     """Return the samples, maps and frame counts of a trace, each by its place."""
-    maps, frames = trace["maps"], trace["frames"]
+    maps = [((m["batch"], m["rank"], m["process"]), m.get("pages", "")) for m in trace["maps"]]
+    frames = [((f["batch"], f["rank"]), f.get("frames", 0), f.get("ksm_frames", 0)) for f in trace["frames"]]
     return {
         "samples": _samples(trace),
-        "maps": [
-            ((m["batch"], m["rank"], m["process"]), {f"map of process {m['process']}": m.get("pages", "")})
-            for m in maps
-        ],
-        "frames": [((f["batch"], f["rank"]), {n: f.get(n, 0) for n in ("frames", "ksm_frames")}) for f in frames],
+        "maps": [(place, {f"map of process {place[2]}": pages}) for place, pages in maps],
+        "frames": [(place, {"frames": used, "ksm_frames": merged}) for place, used, merged in frames],
     }
 
 

@@ -22,7 +22,7 @@ from mmlab.errors import UserError
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.results.run import Run, simulate
 from mmlab.results.trace import scenario_of
-from mmlab.scenario import EVENTS, RangeEvent, Scenario
+from mmlab.scenario import EVENTS, ProcessEvent, RangeEvent, Scenario
 from mmlab.variants import VARIANTS
 from mmlab.workers import keep_freed_memory
 
@@ -339,7 +339,7 @@ def test_every_event_is_modelled() -> None:
     own = {event for event in EVENTS.values() if act.dispatch(event) is not act.dispatch(object)}
     others = {op for op, event in EVENTS.items() if event not in own}
     assert len(own) > 10 and all(callable(getattr(AddressSpaces, op)) for op in others)
-    assert all(issubclass(EVENTS[op], RangeEvent) for op in others)
+    assert all(issubclass(EVENTS[op], ProcessEvent) for op in others)
 
 
 def test_process_that_is_not_born_yet() -> None:

@@ -19,7 +19,8 @@ PACKAGE = Path(versions.__file__).parent.parent
 def test_flags_of_a_release(kernel: str, on: int) -> None:
     assert versions.flags(kernel) == dict.fromkeys(versions.DIFFERENCES, on)
     m = machine(8, 1, 2)
-    versions.set_flags(m.state[0], kernel)
+    for name, flag in versions.flags(kernel).items():
+        m.state[0][name] = flag
     assert {m.state[0][name] for name in versions.DIFFERENCES} == {on}
 
 

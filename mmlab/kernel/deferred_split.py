@@ -1,0 +1,80 @@
+"""The deferred split queue: folios that are partially mapped or may be underused (mm/huge_memory.c; thp-split 3.5)."""
+
+from mmlab.kernel.jit import compiled
+from mmlab.kernel.state import *
+
+__all__ = ["deferred_split_folio", "folio_is_queued", "folio_unqueue_deferred_split", "list_move_tail"]
+
+
+@compiled
+def folio_is_queued(m, f):
+    """Return whether the folio is on the deferred split queue."""
+    return m.folio[f].prev >= 0 or m.state[0].queue_first == f
+
+
+@compiled
+def deferred_split_folio(m, f, partially_mapped):
+    """Queue a folio, and mark it if one of its pages is no longer mapped by anybody (thp-split Q1).
+
+    `shrink_underused` only keeps new folios off the queue (Q5). Each folio size has its own counters, and vmstat counts
+    THPs too (mthp E10).
+    """
+    s = m.state[0]
+    order = m.folio[f].order
+    if order <= 1 or (not partially_mapped and not s.shrink_underused):
+        return
+    if partially_mapped and not m.folio[f].partially_mapped:
+        m.folio[f].partially_mapped = 1
+        m.mthp[order].split_deferred += 1
+        m.mthp[order].nr_anon_partially_mapped += 1
+        if order == s.hpage_order:
+            m.stat[0].thp_deferred_split_page += 1
+    if not folio_is_queued(m, f):
+        _list_add_tail(m, f)
+        m.stat[0].deferred_queue_len += 1
+
+
+@compiled
+def _list_del(m, f):
+    s = m.state[0]
+    before, after = m.folio[f].prev, m.folio[f].next
+    if before >= 0:
+        m.folio[before].next = after
+    else:
+        s.queue_first = after
+    if after >= 0:
+        m.folio[after].prev = before
+    else:
+        s.queue_last = before
+
+
+@compiled
+def _list_add_tail(m, f):
+    s = m.state[0]
+    m.folio[f].prev = s.queue_last
+    m.folio[f].next = -1
+    if s.queue_last >= 0:
+        m.folio[s.queue_last].next = f
+    else:
+        s.queue_first = f
+    s.queue_last = f
+
+
+@compiled
+def list_move_tail(m, f):
+    """Move a queued folio to the end of the queue."""
+    _list_del(m, f)
+    _list_add_tail(m, f)
+
+
+@compiled
+def folio_unqueue_deferred_split(m, f):
+    """Remove a folio that is freed, split or dropped from the queue, and clear its mark (thp-split H8.2)."""
+    if m.folio[f].partially_mapped:
+        m.folio[f].partially_mapped = 0
+        m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
+    if folio_is_queued(m, f):
+        _list_del(m, f)
+        m.folio[f].prev = -1
+        m.folio[f].next = -1
+        m.stat[0].deferred_queue_len -= 1
