@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmlab.figures.theme import RGB, use_theme
+from mmlab.figures.theme import palette, use_theme
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -116,19 +116,11 @@ def _png(picture: Image.Image) -> bytes:
 def swatch(artist: Artist, width: int = 22, height: int = 12) -> str:
     """Return an HTML image that shows how a line or an area looks, for a legend beside a picture."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(width / 64, height / 64), dpi=DPI)  # two pixels to a CSS pixel
-    line = isinstance(artist, Line2D)
-    shown: Any = Line2D([0.04, 0.5, 0.96], [0.5] * 3) if line else Rectangle((0.02, 0.05), 0.96, 0.9)
-    shown.update_from(artist)
-    shown.set(transform=figure.transFigure, clip_on=False)
-    if line:
-        shown.set_markevery((1, 2))
-    figure.add_artist(shown)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", transparent=True, dpi=DPI)
+    figure, out = Figure(figsize=(width / 64, height / 64), dpi=DPI), io.BytesIO()  # two pixels to a CSS pixel
+    size = {"handlelength": width / 64 * 7.2, "handleheight": height / 64 * 7.2, "fontsize": 10}
+    figure.legend([artist], [""], loc="center", borderpad=0, handletextpad=0, frameon=False, **size)
+    figure.savefig(out, format="png", transparent=True)
     data = base64.b64encode(out.getvalue()).decode()
     return f'<img alt="" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
 
@@ -151,5 +143,5 @@ def page_map_image(processes: Sequence[np.ndarray], pages_per_thp: int) -> bytes
     for axis in (0, 1):  # small maps are enlarged here: a browser would blur them
         blocks = np.repeat(blocks, max(1, HEIGHT // blocks.shape[axis]), axis=axis)
     picture = Image.fromarray(blocks).convert("P")
-    picture.putpalette(RGB.tobytes())
+    picture.putpalette(palette().tobytes())
     return _png(picture)

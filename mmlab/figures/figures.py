@@ -6,13 +6,14 @@ draw into the Axes they are given, so that figures can be combined, and end with
 that was drawn: a report saves it beside the page. :func:`show` displays a figure in a notebook with its alternative
 text.
 
-The explorer draws the same figures: ``brief`` leaves out the legend and the error of the time axis, which it shows as
-text.
+There are few shapes: figures over simulated time (:func:`over_time`), curves and steps with a line for each value of a
+column, bars, tables with coloured cells, heat maps and page maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,39 +29,21 @@ if TYPE_CHECKING:
 
     from mmlab.results.run import Run
 
-__all__ = [
-    "LETTERS",
-    "axes",
-    "figure_of",
-    "headline",
-    "legend_below",
-    "png",
-    "remember",
-    "say",
-    "show",
-    "sure",
-    "table",
-]
-__all__ += ["end_of_changes", "side_by_side", "time_label"]
+__all__ = ["LETTERS", "axes", "figure_of", "headline", "legend_below", "png", "remember", "say", "show", "sure"]
 __all__ += ["batches", "batches_table", "counters", "counters_table", "cpu", "cpu_table", "memory", "memory_table"]
-__all__ += ["overlay", "overlay_table", "recorded_samples", "says_and_truth"]
-__all__ += ["bars", "crossings", "curves", "heat", "steps", "tradeoff", "truth_table", "verdict_table"]
-__all__ += ["blocks", "blocks_table", "maps_compared", "page_map", "page_map_table"]
+__all__ += ["bars", "crossings", "curves", "heat", "steps", "table", "tradeoff", "truth_table", "verdict_table"]
+__all__ += ["blocks", "blocks_table", "maps_compared", "overlay", "overlay_table", "page_map", "page_map_table"]
+__all__ += ["end_of_changes", "over_time", "recorded_samples", "says_and_truth", "side_by_side", "time_label"]
 
 MIB_PER_PAGE = 4 / 1024
 PLAIN = "{x:,g}"
-CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
-
-
-def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: float = 3.8, **kwargs: Any) -> list[Axes]:
-    """Draw one figure a run, each titled with its label, on common scales and with one legend."""
-    panels = axes(len(runs), height=height, sharex=True, sharey=True)
-    for ax, (label, run) in zip(panels, runs.items(), strict=True):
-        draw(run, ax=ax, **kwargs)
-        ax.set_title(label)
-        ax.label_outer()
-    legend_below(panels)
-    return panels
+CHANGING = ["frames", "huge_pmds", "ksm_entries", "zeropage_entries", "swap_entries"]
+"""Counters that change whenever memory does."""
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
+BESIDE: dict[str, Any] = {"bbox_to_anchor": (1.02, 0.5), "loc": "center left"}
+OUTSIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+POINTS: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white"}
+BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
 # --- over simulated time --------------------------------------------------------------------------------------------
@@ -71,41 +54,66 @@ def time_label(runs: Iterable[Run], until: float | None = None) -> str:
 
     The error propagates the uncertainty of the step costs.
     """
-    most = 0.0
-    for run in runs:
-        time_ns = run.rows["time_ns"]
-        end = len(time_ns) - 1 if until is None else min(int(np.searchsorted(time_ns, until * 1e9)), len(time_ns) - 1)
-        most = max(most, error_at(run, end))
+    until_ns = (until or np.inf) * 1e9
+    ends = [(run, int(np.searchsorted(run.rows["time_ns"], until_ns))) for run in runs]
+    most = max(error_at(run, min(row, len(run.rows) - 1)) for run, row in ends)
     return "simulated time (s)" + (f", ± {one_digit(most)} at its end" if most >= 0.0005 else "")
 
 
-def end_of_changes(runs: Iterable[Run]) -> float:
+def end_of_changes(runs: Collection[Run]) -> float:
     """Return a round number shortly after the last change of memory in any of the runs, s: where to end a time axis."""
     last = end = 0.0
-    for run in runs:
-        changed = np.zeros(len(run.rows) - 1, bool)
-        for name in ("frames", "huge_pmds", "ksm_entries", "zeropage_entries", "swap_entries"):
-            changed |= np.diff(run.rows[name]) != 0
-        times = run.rows["time_ns"][1:][changed] / 1e9
-        last, end = max(last, times.max(initial=0)), max(end, float(run.rows["time_ns"][-1]) / 1e9)
+    for time_ns, counters in ((run.rows["time_ns"], run.rows[CHANGING]) for run in runs):
+        last = max(last, time_ns[1:][counters[1:] != counters[:-1]].max(initial=0) / 1e9)
+        end = max(end, float(time_ns[-1]) / 1e9)
     return min(end, theme.round_up(1.1 * last)) if last else max(end, 1e-3)
 
 
-def _time_axis(ax: Axes | None, runs: Mapping[str, Run], until: float | None, brief: bool) -> tuple[Axes, float]:
-    """Prepare the axis of simulated time until ``until`` or the end of the longest run; return the Axes and the end."""
-    ax = ax or axes()[0]
-    end = until or max(float(run.rows["time_ns"][-1]) / 1e9 for run in runs.values())
-    ax.set(xlim=(0, end), xlabel="simulated time (s)" if brief else time_label(runs.values(), until))
-    return ax, end
+def over_time(
+    unit: str, **legend: Any
+) -> Callable[[Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]], Callable[..., Axes]]:
+    """Make a figure function of one that draws runs into Axes whose time axis ends at a time, s, and returns its table.
+
+    The figure function has these parameters:
+
+    runs : Run or mapping
+        One run, or label → run.
+    ax : Axes, optional
+    until : float, optional
+        End of the time axis, s. A run that ended before is continued as it was at its end.
+    brief : bool
+        Leave out the legend and the error of the time axis, and remember no table: the explorer shows them as text.
+
+    Parameters
+    ----------
+    unit : str
+        Label of the y axis, with its unit.
+    legend
+        Where the legend is and how it looks.
+    """
+
+    def figure_of_runs(draw: Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]) -> Callable[..., Axes]:
+        @wraps(draw)
+        def figure(
+            runs: Run | Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False
+        ) -> Axes:
+            shown, ax = runs if isinstance(runs, Mapping) else {"": runs}, ax or axes()[0]
+            end = until or max(float(run.rows["time_ns"][-1]) / 1e9 for run in shown.values())
+            label = "simulated time (s)" if brief else time_label(shown.values(), until)
+            ax.set(xlim=(0, end), xlabel=label, ylabel=unit)
+            data = draw(ax, end, shown)
+            if not brief and ax.get_legend_handles_labels()[1]:
+                ax.legend(**legend)
+            return ax if brief else remember(ax, data, draw.__name__)
+
+        return figure
+
+    return figure_of_runs
 
 
-def _finish(ax: Axes, tables: Mapping[str, pd.DataFrame], name: str, brief: bool, **legend: Any) -> Axes:
-    """Add the legend and remember the tables of runs as one, whose first column is the run's label."""
-    if brief:
-        return ax
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(**{"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": 4} | legend)
-    return remember(ax, pd.concat(tables, names=["run"]).reset_index("run"), name)
+def _of_runs(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of runs as one, whose first column is the run's label."""
+    return pd.concat(tables, names=["run"]).reset_index("run")
 
 
 def memory_table(run: Run) -> pd.DataFrame:
@@ -121,34 +129,33 @@ def memory_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | {kind: count * MIB_PER_PAGE for kind, count in kinds})
 
 
-def memory(run: Run, ax: Axes | None = None, until: float | None = None, *, brief: bool = False) -> Axes:
-    """Draw memory over time by kind, stacked, MiB. Below the heavy line it is allocated, above it free.
-
-    Parameters
-    ----------
-    run : Run
-    ax : Axes, optional
-    until : float, optional
-        End of the time axis, s. A run that ended before is continued as it was at its end.
-    """
+@over_time("memory (MiB)", loc="upper right", frameon=True, reverse=True)
+def memory(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Draw memory of one run over time by kind, stacked, MiB. Below the heavy line it is allocated, above it free."""
     from matplotlib.patches import Polygon
 
-    ax, end = _time_axis(ax, {"": run}, until, brief)
+    (run,) = runs.values()
     table = memory_table(run)
     time, *parts = table.to_numpy().T
-    allocated = parts[0] + parts[1] + parts[2]
-    keep = theme.thin(time, allocated, end)
+    keep = theme.thin(time, parts[0] + parts[1] + parts[2], end)
     x, edges = theme.stepped(time[keep], np.cumsum([0 * time, *parts], axis=0)[:, keep], end)
     for (kind, look), low, high in zip(theme.KINDS.items(), edges, edges[1:], strict=False):
         if (high > low + 1e-9).any():
             corners = np.column_stack([np.append(x, x[::-1]), np.append(high, low[::-1])])
             ax.add_artist(Polygon(corners, label=kind, **look))  # add_patch would measure it, slowly
     ax.plot(x, edges[3], label="allocated", **theme.ALLOCATED)
-    ax.set(ylabel="memory (MiB)", ylim=(0, 1.02 * max(run.scenario.total_pages * MIB_PER_PAGE, edges[-1].max())))
-    if brief:
-        return ax
-    ax.legend(loc="upper right", frameon=True, reverse=True)
-    return remember(ax, table, "memory")
+    ax.set_ylim(0, 1.02 * max(run.scenario.total_pages * MIB_PER_PAGE, edges[-1].max()))
+    return table
+
+
+def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: float = 3.8, **kwargs: Any) -> list[Axes]:
+    """Draw one figure a run, each titled with its label, on common scales and with one legend."""
+    panels = axes(len(runs), height=height, sharex=True, sharey=True)
+    for ax, (label, run) in zip(panels, runs.items(), strict=True):
+        draw(run, ax=ax, **kwargs).set_title(label)
+        ax.label_outer()
+    legend_below(panels)
+    return panels
 
 
 def batches_table(run: Run) -> pd.DataFrame:
@@ -160,19 +167,15 @@ def batches_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"time_s": r["time_ns"] / 1e9, "batch": r["batch"], "freed": freed[after] / count[after]})
 
 
-def batches(
-    runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False
-) -> Axes:
+@over_time("pages freed by one batch", **ABOVE, ncols=4)
+def batches(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw pages freed by each batch (logarithmic; without the batches that freed none) against ``pages_to_scan``."""
-    ax, end = _time_axis(ax, runs, until, brief)
-    tables = {label: batches_table(run) for label, run in runs.items()}
-    budgets, top = {}, 1.0
+    tables, budgets, top = {label: batches_table(run) for label, run in runs.items()}, {}, 1.0
     for number, (label, run) in enumerate(runs.items()):
         time, _, freed = tables[label].to_numpy().T[:, tables[label]["freed"] > 0]
         keep = theme.thin(time, freed, end)
-        look: dict[str, Any] = {"color": f"C{number}", "marker": theme.MARKERS[number], "alpha": 0.75}
-        name = label if len(keep) else None
-        ax.plot(time[keep], freed[keep], linestyle="none", markersize=5, markeredgewidth=0, label=name, **look)
+        look: dict[str, Any] = theme.style(number) | {"linestyle": "none", "markeredgewidth": 0, "alpha": 0.75}
+        ax.plot(time[keep], freed[keep], markersize=5, label=label if len(keep) else None, **look)
         budget = run.rows["pages_to_scan"]
         changes = np.flatnonzero(np.diff(budget, prepend=-1))
         words = f"pages_to_scan = {budget[0]:,}" if len(changes) == 1 else f"pages_to_scan, {label}"
@@ -181,11 +184,11 @@ def batches(
     for words, (x, y) in budgets.items():
         if y.max() > 0:
             ax.plot(x, y, label=words, **theme.DASHED)
-    if ax.get_yscale() != "log":
+    if ax.get_yscale() != "log":  # setting it is slow
         ax.set_yscale("log")
     ax.yaxis.set_major_formatter(theme.short)
-    ax.set(ylabel="pages freed by one batch", ylim=(0.8, 10 ** np.ceil(np.log10(1.05 * top))))
-    return _finish(ax, tables, "batches", brief)
+    ax.set_ylim(0.8, 10 ** np.ceil(np.log10(1.05 * top)))
+    return _of_runs(tables)
 
 
 def counters_table(run: Run) -> pd.DataFrame:
@@ -194,29 +197,27 @@ def counters_table(run: Run) -> pd.DataFrame:
     Columns time_s (simulated time, s), ``really freed``, ``KSM counters`` (``pages_sharing`` + ``ksm_zero_pages``).
     """
     r = run.rows
-    pages = {"really freed": r["frames"][0] - r["frames"], "KSM counters": r["pages_sharing"] + r["ksm_zero_pages"]}
-    return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | {what: count * MIB_PER_PAGE for what, count in pages.items()})
+    freed, shown = r["frames"][0] - r["frames"], r["pages_sharing"] + r["ksm_zero_pages"]
+    mib = {"really freed": freed * MIB_PER_PAGE, "KSM counters": shown * MIB_PER_PAGE}
+    return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | mib)
 
 
-#: The two kinds of line of :func:`counters`.
 FREED: dict[str, Any] = {"linewidth": 6, "alpha": 0.4, "linestyle": "-", "solid_capstyle": "butt"}
 SHOWN: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (4, 1.5))}
 
 
-def counters(
-    runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False
-) -> Axes:
+@over_time("memory (MiB)", **BESIDE)
+def counters(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw what KSM's counters show (thin, dashed) on the memory that was really freed (broad), MiB over time."""
-    ax, end = _time_axis(ax, runs, until, brief)
-    tables = {label: counters_table(run) for label, run in runs.items()}
-    top = 0.0
+    tables, top = {label: counters_table(run) for label, run in runs.items()}, 0.0
     for number, (label, data) in enumerate(tables.items()):
-        time, freed, shown = data.to_numpy().T
-        for what, mib, look in (("really freed", freed, FREED), ("KSM counters", shown, SHOWN)):
-            theme.step_line(ax, time, mib, end, number, len(runs), label=f"{label}: {what}", **look)
-            top = max(top, theme.round_up(mib[time <= end].max()))
-    ax.set(ylabel="memory (MiB)", ylim=(-0.03 * top, 1.03 * top))
-    return _finish(ax, tables, "counters", brief, loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=1)
+        for what, look in (("really freed", FREED), ("KSM counters", SHOWN)):
+            line = theme.step_line(
+                ax, data["time_s"], data[what], end, number, len(runs), label=f"{label}: {what}", **look
+            )
+            top = max(top, theme.round_up(np.max(line.get_ydata())))
+    ax.set_ylim(-0.03 * top, 1.03 * top)
+    return _of_runs(tables)
 
 
 def cpu_table(run: Run, end: float, parts: int = 60) -> pd.DataFrame:
@@ -230,16 +231,14 @@ def cpu_table(run: Run, end: float, parts: int = 60) -> pd.DataFrame:
     return table[edges[:-1] < max(time[-1], 1e-9)]
 
 
-def cpu(runs: Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False) -> Axes:
+@over_time("CPU of ksmd (% of one)", **ABOVE, ncols=4)
+def cpu(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw ksmd's CPU time over simulated time, % of one CPU."""
-    ax, end = _time_axis(ax, runs, until, brief)
     tables = {label: cpu_table(run, end) for label, run in runs.items()}
     for number, (label, data) in enumerate(tables.items()):
-        time, percent = data.to_numpy().T
-        theme.step_line(ax, time, percent, end, number, len(runs), label=label)
-    top = theme.round_up(max(data["percent"].max() for data in tables.values()))
-    ax.set(ylabel="CPU of ksmd (% of one)", ylim=(0, 1.03 * top))
-    return _finish(ax, tables, "cpu", brief)
+        theme.step_line(ax, data["time_s"], data["percent"], end, number, len(runs), label=label)
+    ax.set_ylim(0, 1.03 * theme.round_up(max(data["percent"].max() for data in tables.values())))
+    return _of_runs(tables)
 
 
 # --- the model and a recorded kernel --------------------------------------------------------------------------------
@@ -254,8 +253,10 @@ def recorded_samples(recorded: Mapping[str, Any]) -> pd.DataFrame:
 
 def overlay_table(run: Run, recorded: Mapping[str, Any], column: str) -> pd.DataFrame:
     """Return a counter at each sample of the model: columns batch, rank, model, and recorded (NaN: no sample)."""
-    trace = recorded_samples(recorded)[["batch", "rank", column]].rename(columns={column: "recorded"})
-    model = run.samples[["batch", "rank", column]].rename(columns={column: "model"})
+    model, trace = (
+        samples[["batch", "rank", column]].rename(columns={column: name})
+        for name, samples in (("model", run.samples), ("recorded", recorded_samples(recorded)))
+    )
     return model.merge(trace, how="left", on=["batch", "rank"], validate="one_to_one")
 
 
@@ -272,11 +273,9 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
         Counter → its unit.
     """
     tables = {column: overlay_table(run, recorded, column) for column in columns}
-    panels = _against_kernel(
-        axes(len(columns), height=2.9, sharex=True), tables, list(columns.values()), "overlay", recorded["kernel"]
-    )
-    if title:
-        figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    panels = axes(len(columns), height=2.9, sharex=True)
+    _against_kernel(panels, tables, columns, "overlay", "steps-post", f"Linux {recorded['kernel']}")
+    figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
 
 
@@ -292,46 +291,39 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", widt
         Axes in a row.
     """
     rows = -(-len(tables) // width)
-    panels = axes(width, rows, width=11.5, height=0.5 + 2.7 * rows)
-    for ax in panels[len(tables) :]:
-        ax.set_axis_off()
-    return _against_kernel(panels[: len(tables)], tables, [unit] * len(tables), "says_and_truth")
+    panels = axes(width, rows, 11.5, 0.5 + 2.7 * rows, len(tables))
+    _against_kernel(panels, tables, dict.fromkeys(tables, unit), "says_and_truth", "steps-mid", "Linux")
+    return panels
 
 
 def _against_kernel(
-    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Sequence[str], name: str, release: str = ""
-) -> list[Axes]:
+    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Mapping[str, str], name: str, steps: Any, kernel: str
+) -> None:
     """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
     looks: dict[str, dict[str, Any]] = {
-        "truth": {"color": "#ECB01F", "linewidth": 6, "alpha": 0.6, "drawstyle": "steps-mid"},
-        "model": {"color": "C0", "linewidth": 1.5, "drawstyle": "steps-mid" if "truth" in name else "steps-post"},
-        "recorded": {"color": theme.INK, "marker": "o", "linestyle": "none", "markerfacecolor": "none"},
+        "truth": {"label": "true value", "color": "#ECB01F", "linewidth": 6, "alpha": 0.6, "drawstyle": steps},
+        "model": {"label": "mmlab", "color": "C0", "linewidth": 1.5, "drawstyle": steps},
+        "recorded": {
+            "label": kernel,
+            "color": theme.INK,
+            "marker": "o",
+            "linestyle": "none",
+            "markerfacecolor": "none",
+        },
     }
-    labels = {"truth": "true value", "model": "mmlab", "recorded": f"Linux {release}"}
-    for ax, (title, data), unit in zip(panels, tables.items(), units, strict=True):
-        values = data[[column for column in looks if column in data]]
-        for column in values:
-            ax.plot(data.iloc[:, 0], data[column], label=labels[column], markersize=4.5, **looks[column])
-        low = min(values.min(axis=None), 0)
-        high = max(values.max(axis=None), low + 1)
-        ax.set(xlabel=data.columns[0], ylabel=unit, ylim=(low - 0.07 * (high - low), high + 0.07 * (high - low)))
+    for ax, (title, data) in zip(panels, tables.items(), strict=True):
+        for column in (name for name in looks if name in data):
+            ax.plot(data.iloc[:, 0], data[column], markersize=4.5, **looks[column])
+        ax.update_datalim([(data.iloc[0, 0], 0), (data.iloc[0, 0], 1)])
+        ax.set_ymargin(0.07)
+        ax.set(xlabel=data.columns[0], ylabel=units[title])
         ax.set_title(title, fontsize=9.5)
         ax.yaxis.set_major_formatter(PLAIN)
         remember(ax, data, name)
     legend_below(panels)
-    return panels
 
 
-# --- curves: one quantity over another ------------------------------------------------------------------------------
-
-
-def _parts(table: pd.DataFrame, by: str) -> Iterator[tuple[int, Any, pd.DataFrame]]:
-    """Yield number, name and rows of each curve, in the order of the table."""
-    for number, (name, part) in enumerate(table.groupby(by, sort=False)):
-        yield number, name, part
-
-
-POINTS: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white"}
+# --- lines: one quantity over another, a line for each value of a column --------------------------------------------
 
 
 def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.DataFrame:
@@ -340,14 +332,13 @@ def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.Dat
     Columns ``by`` and ``x``, curves in the order of the table; one that stays on one side of ``at`` has no row.
     """
     rows = []
-    for _, name, part in _parts(table, by):
-        part = part[np.isfinite(part[y]) & (part[y] > 0)].sort_values(x)
-        xs, ys = part[x].to_numpy(float), np.log(part[y].to_numpy(float) / at)
-        for i in np.flatnonzero((ys[:-1] < 0) != (ys[1:] < 0)):
-            share = ys[i] / (ys[i] - ys[i + 1])
-            logs = xs[i] > 0 and xs[i + 1] / xs[i] > 1.5
-            value = xs[i] * (xs[i + 1] / xs[i]) ** share if logs else xs[i] + share * (xs[i + 1] - xs[i])
-            rows.append({by: name, x: value})
+    for name, part in table[np.isfinite(table[y]) & (table[y] > 0)].groupby(by, sort=False):
+        xs, ys = part.sort_values(x)[[x, y]].to_numpy(float).T
+        above = np.log(ys / at)
+        for i in np.flatnonzero((above[:-1] < 0) != (above[1:] < 0)):
+            (left, right), share = xs[i : i + 2], above[i] / (above[i] - above[i + 1])
+            far = left > 0 and right / left > 1.5
+            rows.append((name, left * (right / left) ** share if far else left + share * (right - left)))
     return pd.DataFrame(rows, columns=[by, x])
 
 
@@ -377,17 +368,16 @@ def curves(
         Make the x axis logarithmic, too.
     """
     ax, marks = ax or axes()[0], marks or {}
-    for number, name, part in _parts(table, by):
+    top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "fontsize": 13}
+    for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         line = part[np.isfinite(part[y])].sort_values(x)
         ax.plot(line[x], line[y], label=name, **theme.style(number), **POINTS)
         for value in part[x][np.isposinf(part[y])]:
-            top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "fontsize": 13}
             theme.write(ax, "∞", (value, 1), (0, 0), color=f"C{number}", **top)
     for value, words in marks.items():
-        bold = value == at
-        ax.axhline(value, color=theme.INK, linewidth=1.6 if bold else 0.8, linestyle=(0, (2, 2)), zorder=1)
-        look: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "fontweight": "bold" if bold else "normal"}
-        theme.write(ax, words, (1, value), **look)
+        width, weight = (1.6, "bold") if value == at else (0.8, "normal")
+        ax.axhline(value, color=theme.INK, linewidth=width, linestyle=(0, (2, 2)), zorder=1)
+        theme.write(ax, words, (1, value), xycoords=("axes fraction", "data"), fontweight=weight)
     if at is not None:
         for where in crossings(table, x, y, at, by)[x]:
             ax.plot(where, at, marker="D", color=theme.INK, markersize=7, zorder=6)
@@ -395,10 +385,11 @@ def curves(
     drawn = [*marks, *table[y][np.isfinite(table[y]) & (table[y] > 0)]]
     if drawn:
         ax.set(yscale="log", ylim=(min(drawn) * 0.7, max(drawn) * 1.6))
-    ax.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
+    ax.set(xlabel=x, ylabel=y)
     ax.yaxis.set_major_formatter(PLAIN)
     if log:
         ticks = sorted(set(table[x]))
+        ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         ax.set_xticks([], minor=True)
     ax.legend(title=by, loc="best", frameon=True, title_fontsize=9)
@@ -419,21 +410,18 @@ def tradeoff(
     within : pair of float
         Largest ``x`` and largest ``y`` that meet the goal.
     """
-    ax = ax or axes()[0]
-    positive = (table[x] > 0) & (table[y] > 0)
-    for number, name, part in _parts(table, by):
-        line = part[positive[part.index]]
+    ax, drawn = ax or axes()[0], table[(table[x] > 0) & (table[y] > 0)]
+    for number, (name, line) in enumerate(drawn.groupby(by, sort=False)):
         ax.plot(line[x], line[y], label=name, **theme.style(number), **POINTS)
         for at, height, value in line[[x, y, mark]].iloc[::2].itertuples(index=False):
             theme.write(ax, f"{value:,g}", (at, height), (5, 6), fontsize=8, color=f"C{number}")
-    drawn = table[positive]
-    low, bottom = min([*drawn[x], within[0]]) / 1.5, min([*drawn[y], within[1]]) / 1.5
-    high, top = max([*drawn[x], within[0]]) * 2.0, max([*drawn[y], within[1]]) * 1.5
-    ax.set(xlabel=x, ylabel=y, xlim=(low, high), ylim=(bottom, top), xscale="log", yscale="log")
+    edges = np.vstack([drawn[[x, y]], within])
+    (left, bottom), (right, top) = edges.min(axis=0) / 1.5, edges.max(axis=0) * (2.0, 1.5)
     look: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#555555", "hatch": "..", "linewidth": 0.8}
-    ax.fill_between([low, within[0]], bottom, within[1], zorder=0, label="the goal", **look)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PLAIN)
+    ax.fill_between([left, within[0]], bottom, within[1], zorder=0, label="the goal", **look)
+    ax.set(xlabel=x, ylabel=y, xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.yaxis.set_major_formatter(PLAIN)
     ax.legend(loc="best", frameon=True)
     return remember(ax, table, "tradeoff")
 
@@ -459,11 +447,11 @@ def steps(
     ax, end = ax or axes()[0], float(table[x].max()) if until is None else until
     top = float(table[y].max())
     ax.set(xlabel=x, ylabel=y, xlim=(0, end), ylim=(-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
-    for number, name, part in _parts(table, by):
-        at, values = part[x].to_numpy(float), part[y].to_numpy(float)
-        theme.step_line(ax, at, values, min(end, at[-1]), number, table[by].nunique(), label=name)
+    for number, (name, part) in enumerate(table.groupby(by, sort=False)):
+        last = min(end, part[x].iloc[-1])
+        theme.step_line(ax, part[x], part[y], last, number, table[by].nunique(), label=name)
     if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=4)
+        ax.legend(**ABOVE, ncols=2, handlelength=4)
     return remember(ax, table, "steps")
 
 
@@ -508,21 +496,21 @@ def bars(
             if not stacked:
                 theme.write(ax, sure(value, error), (value + error, place), fontsize=8)
             elif value >= 0.05 * whole:
-                box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-                ax.text(start + value / 2, place, f"{value:,.3g}", fontsize=8, bbox=box, **CENTRED)
+                theme.write(ax, f"{value:,.3g}", (start + value / 2, place), (0, 0), ha="center", fontsize=8, bbox=BOX)
         left = left + values[column].to_numpy() * stacked
     ax.set_yticks(range(len(table)), [str(name) for name in table.index])
     ax.set(xlabel=label, xlim=(0, (1.02 if stacked else 1.1) * whole), ylim=(len(table) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
+        ax.legend(**ABOVE, ncols=3)
     return remember(ax, with_errors(table, errors), "bars")
 
 
 # --- tables as figures ----------------------------------------------------------------------------------------------
 
 #: Colours of the cells of :func:`verdict_table` by their sign, and of :func:`truth_table`.
-CELLS = {"+": "#FFFFFF", " ": "#BFD9EA", "-": "#4C86AE", "=": "#EFEFEF", "yes": "#0173B2", "no": "#F1F1F1"}
+CELLS: dict[str | bool, str] = {"+": "#FFFFFF", " ": "#BFD9EA", "-": "#4C86AE", "=": "#EFEFEF"}
+CELLS |= {True: "#0173B2", False: "#F1F1F1"}
 SIGNS = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
 
 
@@ -547,6 +535,7 @@ def verdict_table(
     ax = ax or axes(height=0.9 + 0.29 * len(cells))[0]
     suffix = marks.replace({"+": " +", "-": " −", "=": "", " ": ""}).to_numpy()
     _draw_cells(ax, marks.set_axis(cells.columns, axis=1), text.astype(str).to_numpy() + suffix, signs)
+    legend_below([ax], ncols=len(signs))
     ax.xaxis.tick_top()
     if any("*" in str(row) for row in cells.index):
         ax.set_xlabel("* from the text only", loc="right", fontsize=9)
@@ -555,7 +544,7 @@ def verdict_table(
 
 def truth_table(
     table: pd.DataFrame,
-    possible: Sequence[bool],
+    possible: Collection[bool],
     ax: Axes | None = None,
     text: pd.DataFrame | None = None,
     words: tuple[str, str] = ("becomes the zeropage", "stays a page"),
@@ -566,27 +555,24 @@ def truth_table(
     ----------
     table : DataFrame
         Contexts (index), variants (columns), booleans: see :func:`mmlab.variants.truth_table`.
-    possible : sequence of bool
+    possible : collection of bool
         For each context whether it can happen.
     text : DataFrame, optional
         Text of the cells, of the same shape.
     words : tuple of str
         The meaning of true and of false, for the legend.
     """
-    from matplotlib.patches import Patch
-
     ax = ax or axes(width=11.5, height=2.2 + 0.28 * len(table.columns))[0]
-    ax.patch.set(hatch="xxxx", edgecolor="#BBBBBB")
-    shown = table.map(lambda yes: "yes" if yes else "no")
-    shown[~np.array(possible)] = None
+    never: dict[str, Any] = {"hatch": "xxxx", "edgecolor": "#BBBBBB"}
+    ax.patch.set(**never)
     texts = np.full(table.T.shape, "") if text is None else text.T.astype(str).to_numpy()
-    never = Patch(hatch="xxxx", facecolor="#FFFFFF", edgecolor="#BBBBBB", label="cannot happen")
-    _draw_cells(ax, shown.T, texts, {"yes": words[0], "no": words[1]}, never)
+    _draw_cells(ax, table[list(possible)].reindex(table.index).T, texts, {True: words[0], False: words[1]})
+    theme.add_key(ax, "cannot happen", facecolor="#FFFFFF", **never)
+    legend_below([ax], ncols=3)
     flags = {"mergeable memory": "mergeable", "KSM runs": "ksm_running", "shrink_underused": "shrink_underused"}
     dots = ["\n".join("●" if getattr(context, flag) else "○" for flag in flags.values()) for context in table.index]
     ax.set_xticks(np.arange(len(table)) + 0.5, dots, linespacing=1.6, rotation=0)
-    look: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top", "linespacing": 1.6}
-    theme.write(ax, "\n".join(flags), (0, 0), (-4, -4), **look)
+    theme.write(ax, "\n".join(flags), (0, 0), (-4, -4), xycoords="axes fraction", ha="right", va="top", linespacing=1.6)
     callers = pd.Series(range(len(table))).groupby([context.caller for context in table.index], sort=False)
     for caller, places in callers:
         ax.axvline(places.min(), color="#888888", linewidth=1.4)
@@ -595,21 +581,19 @@ def truth_table(
     return remember(ax, (table if text is None else text).set_axis(names), "truth_table")
 
 
-def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[str, str], *more: Any) -> None:
+def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[Any, str]) -> None:
     """Draw a coloured cell with a text for each mark, none for NaN, and a legend of the colours."""
     import seaborn as sns
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
 
-    codes = marks.apply(lambda column: column.map(list(CELLS).index, na_action="ignore")).astype(float)
-    look = {"cmap": ListedColormap(list(CELLS.values())), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
+    codes = marks.map(list(CELLS).index, na_action="ignore").astype(float)
+    look = {"cmap": list(CELLS.values()), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
     sns.heatmap(codes, ax=ax, annot=text, fmt="", annot_kws={"fontsize": 9}, linewidths=1.5, **look)
     for written in ax.texts:
         written.set_fontweight("bold" if written.get_text().endswith(" +") else "normal")
     ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0, labelrotation=0)
-    patches = [Patch(facecolor=CELLS[sign], edgecolor="#888888", label=words) for sign, words in signs.items()]
-    figure_of(ax).legend(handles=[*patches, *more], loc="outside lower center", ncols=len(patches) + len(more))
+    for sign, words in signs.items():
+        theme.add_key(ax, words, facecolor=CELLS[sign], edgecolor="#888888")
 
 
 def heat(
@@ -637,18 +621,17 @@ def heat(
     """
     import seaborn as sns
 
-    rows, columns = max(map(len, tables.values())), max(len(table.columns) for table in tables.values())
+    rows, columns = np.max([table.shape for table in tables.values()], axis=0)
     across = min(width, len(tables))
     down = -(-len(tables) // across)
-    panels = axes(
-        across, down, across * (1.7 + 0.56 * columns), down * max(2.8, 1.0 + 0.34 * rows), sharey=True, sharex=True
-    )
+    size = across * (1.7 + 0.56 * columns), down * max(2.8, 1.0 + 0.34 * rows)
+    panels = axes(across, down, *size, len(tables), sharey=True, sharex=True)
     values = np.concatenate([table.to_numpy(float).ravel() for table in tables.values()])
     top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     low = -top if signed else min(0.0, float(np.nanmin(values, initial=0.0)))
     scale = {"vmin": low, "vmax": top, "cmap": "PuOr_r" if signed else "cividis_r", "cbar": False}
     text = {"fmt": f"{'+' if signed else ''},.{digits}g", "annot": True, "annot_kws": {"size": 8}}
-    for ax, (title, numbers) in zip(panels, tables.items(), strict=False):
+    for ax, (title, numbers) in zip(panels, tables.items(), strict=True):
         sns.heatmap(numbers.astype(float), ax=ax, linewidths=0.5, **scale, **text)
         ax.invert_yaxis()
         ax.set_title(title)
@@ -656,55 +639,54 @@ def heat(
         ax.tick_params("y", rotation=0)
         ax.label_outer()
         remember(ax, numbers, "heat")
-    for ax in panels[len(tables) :]:
-        ax.set_axis_off()
     figure_of(panels).colorbar(panels[0].collections[0], ax=panels, label=label, shrink=0.9)
-    return panels[: len(tables)]
+    return panels
 
 
 # --- page maps ------------------------------------------------------------------------------------------------------
 
+DIFFERENT = {"=": ("the same", "#FFFFFF"), "!": ("different", theme.INK)}
+"""The kinds of page of a map that compares two others."""
 
-def page_map_table(letters: np.ndarray) -> pd.DataFrame:
+
+def page_map_table(letters: np.ndarray, kinds: Mapping[str, tuple[str, str]] = LETTERS) -> pd.DataFrame:
     """Return the number of pages of each kind in a page map: index the letter, columns kind and pages."""
-    codes, counts = np.unique(letters, return_counts=True)
-    rows = {chr(code): (LETTERS.get(chr(code), ("?",))[0], n) for code, n in zip(codes, counts, strict=True)}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "pages"])
+    pages = pd.Series(letters).map(chr).value_counts().sort_index()
+    return pd.DataFrame({"kind": [kinds.get(letter, ("?",))[0] for letter in pages.index], "pages": pages})
 
 
-def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = None) -> Axes:
+def page_map(
+    letters: np.ndarray,
+    pages_per_thp: int = 512,
+    ax: Axes | None = None,
+    kinds: Mapping[str, tuple[str, str]] = LETTERS,
+) -> Axes:
     """Draw one row a 2 MiB block and one dot a page, coloured by kind; addresses grow downwards and to the right.
 
     Parameters
     ----------
     letters : array of uint8
-        One letter of :data:`LETTERS` a page; see :meth:`Run.page_map`.
+        One letter of ``kinds`` a page; see :meth:`Run.page_map`.
+    kinds : mapping
+        Letter → kind of page and its colour.
     """
     ax = ax or axes(height=3.6)[0]
-    _draw_blocks(ax, theme.RGB[letters], pages_per_thp)
-    _letters_legend(ax, letters)
-    return remember(ax, page_map_table(letters), "page_map")
-
-
-def _draw_blocks(ax: Axes, colours: np.ndarray, pages_per_thp: int) -> None:
-    """Draw uint8[pages, 3] as a picture with a row a block."""
-    missing = -len(colours) % pages_per_thp
-    filled = np.pad(colours, ((0, missing), (0, 0)), constant_values=255).reshape(-1, pages_per_thp, 3)
-    ax.imshow(filled, interpolation="nearest", aspect="auto", extent=(0, pages_per_thp, len(filled), 0))
+    filled = np.pad(letters, (0, -len(letters) % pages_per_thp)).reshape(-1, pages_per_thp)
+    extent = 0, pages_per_thp, len(filled), 0
+    ax.imshow(theme.palette(kinds)[filled], interpolation="nearest", aspect="auto", extent=extent)
     ax.set(xlabel="page within its block (4 KiB each)", ylabel="2 MiB block")
     ax.grid(visible=False)
+    _add_letters(ax, letters, kinds)
+    ax.legend(**OUTSIDE)
+    return remember(ax, page_map_table(letters, kinds), "page_map")
 
 
-def _letters_legend(ax: Axes, letters: np.ndarray, most: str = "", more: Sequence[Any] = ()) -> None:
-    """Add a legend of the kinds of page that occur."""
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(facecolor=colour, edgecolor="#333333", label=f"{letter}  {most if letter != 'H' else ''}{kind}")
-        for letter, (kind, colour) in LETTERS.items()
-        if (letters == ord(letter)).any()
-    ]
-    ax.legend(handles=[*handles, *more], loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+def _add_letters(ax: Axes, letters: np.ndarray, kinds: Mapping[str, tuple[str, str]], most: str = "") -> None:
+    """Add the kinds of page that occur to the legend."""
+    for letter, (kind, colour) in kinds.items():
+        if (letters == ord(letter)).any():
+            label = f"{letter}  {most if letter != 'H' else ''}{kind}"
+            theme.add_key(ax, label, facecolor=colour, edgecolor="#333333")
 
 
 def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_thp: int = 512) -> list[Axes]:
@@ -715,21 +697,15 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
     maps : mapping
         What was compared → the kernel's letters and the model's, one of :data:`LETTERS` a page.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    panels = axes(3, len(maps), width=11.5, height=0.9 + 2.3 * len(maps), sharex=True, sharey="row")
+    panels = axes(3, len(maps), 11.5, 0.9 + 2.3 * len(maps), sharex=True, sharey="row")
     for row, (what, (kernel, model)) in enumerate(maps.items()):
-        differ = kernel != model
-        titles = "kernel", f"model, {what}", f"different: {differ.sum():,} of {len(differ):,} pages"
-        three = panels[3 * row : 3 * row + 3]
-        for ax, letters, title in zip(three, (kernel, model, None), titles, strict=True):
-            if letters is None:
-                _draw_blocks(ax, np.where(differ[:, None], np.uint8(17), np.full(3, 255, np.uint8)), pages_per_thp)
-            else:
-                page_map(letters, pages_per_thp, ax)
-            ax.set_title(title, fontsize=9.5)
+        differ = np.where(kernel == model, ord("="), ord("!")).astype(np.uint8)
+        titles = "kernel", f"model, {what}", f"different: {(kernel != model).sum():,} of {len(kernel):,} pages"
+        for place, letters in enumerate((kernel, model, differ)):
+            ax = page_map(letters, pages_per_thp, panels[3 * row + place], DIFFERENT if letters is differ else LETTERS)
+            ax.set_title(titles[place], fontsize=9.5)
+            ax.locator_params(axis="y", nbins=4, integer=True)
             ax.label_outer()
-        three[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
     legend_below(panels, ncols=4)
     return panels
 
@@ -744,11 +720,9 @@ def blocks_table(time_s: np.ndarray, letters: np.ndarray) -> pd.DataFrame:
     letters : array of uint8, [time, block, page]
         See :func:`mmlab.studies.pingpong.block_maps`.
     """
-    kinds = np.array([ord(letter) for letter in LETTERS], np.uint8)
-    counts = np.stack([(letters == kind).sum(axis=2) for kind in kinds])
+    counts = np.stack([(letters == ord(letter)).sum(axis=2) for letter in LETTERS])
     counts[0] *= counts[0] == letters.shape[2]  # a block is huge as a whole, or not
-    table = pd.DataFrame(kinds[counts.argmax(axis=0)].view("S1").astype(str))
-    return table.set_axis(pd.Index(time_s, name="time_s"))
+    return pd.DataFrame(np.array(list(LETTERS))[counts.argmax(axis=0)], pd.Index(time_s, name="time_s"))
 
 
 def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> Axes:
@@ -756,26 +730,26 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> A
 
     Parameters are those of :func:`blocks_table`.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    ax = ax or axes(height=4.6)[0]
-    table = blocks_table(time_s, letters)
-    codes = table.to_numpy().astype("S1").view(np.uint8).reshape(table.shape)
-    edges = np.array([*time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0)])
-    ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.RGB[codes].swapaxes(0, 1))
+    ax, table = ax or axes(height=4.6)[0], blocks_table(time_s, letters)
+    codes = table.map(ord).to_numpy(np.uint8)
+    edges = np.append(time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0))
+    ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.palette()[codes].swapaxes(0, 1))
+    _add_letters(ax, codes, LETTERS, "mostly ")
     when, block = np.nonzero((codes[1:] == ord("H")) & (codes[:-1] != ord("H")))
     look: dict[str, Any] = {"marker": "^", "color": "#FFFFFF", "markeredgecolor": theme.INK, "linestyle": "none"}
     size = float(np.clip(150 / codes.shape[1], 2, 6))
-    collapsed = ax.plot(time_s[when + 1], block + 0.5, markersize=size, label="collapsed", **look)
+    ax.plot(time_s[when + 1], block + 0.5, markersize=size, label="collapsed" if len(when) else None, **look)
     for letter in LETTERS:  # also written where it stays longest
         stays = np.diff(edges) @ (codes == ord(letter))
         longest = int(np.flatnonzero(stays == stays.max()).mean())
-        at = np.flatnonzero(codes[:, longest] == ord(letter))
         if stays[longest] > 0.1 * edges[-1]:
-            box: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "pad": 2, "linewidth": 0.5}
-            ax.text(time_s[at[len(at) // 2]], longest + 0.5, letter, fontsize=9, bbox=box, **CENTRED)
+            at = np.flatnonzero(codes[:, longest] == ord(letter))
+            place = time_s[at[len(at) // 2]], longest + 0.5
+            theme.write(
+                ax, letter, place, (0, 0), ha="center", bbox=BOX | {"edgecolor": "#555555", "pad": 2, "linewidth": 0.5}
+            )
     ax.set(xlabel="simulated time (s)", ylabel="2 MiB block", xlim=(0, edges[-1]), ylim=(codes.shape[1], 0))
-    ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.locator_params(axis="y", nbins=8, integer=True)
     ax.grid(visible=False)
-    _letters_legend(ax, codes, "mostly ", collapsed if len(when) else ())
+    ax.legend(**OUTSIDE)
     return remember(ax, table, "blocks")

@@ -11,7 +11,9 @@ import base64
 import io
 import os
 import re
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ import pandas as pd
 from mmlab.figures.theme import figure_of
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -53,17 +56,16 @@ def tables_of(figure: Figure) -> dict[str, pd.DataFrame]:
 
     Tables of one name become one; its column ``panel`` contains the titles of their Axes.
     """
-    parts: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    found: dict[str, dict[int, tuple[str, pd.DataFrame]]] = {}
     for number, ax in enumerate(figure.axes, start=1):
         title = ax.get_title("left") or ax.get_title() or f"panel {number}"
         for name, data in _drawn.get(ax, ()):
-            if not any(data is other for _, other in parts.get(name, ())):
-                parts.setdefault(name, []).append((title, data))
+            found.setdefault(name, {}).setdefault(id(data), (title, _plain(data)))  # one drawn twice is one
     return {
-        name: _plain(found[0][1])
-        if len(found) == 1
-        else pd.concat({title: _plain(data) for title, data in found}, names=["panel"]).reset_index("panel")
-        for name, found in parts.items()
+        name: pd.concat(dict(parts.values()), names=["panel"]).reset_index("panel")
+        if len(parts) > 1
+        else next(iter(parts.values()))[1]
+        for name, parts in found.items()
     }
 
 
@@ -72,13 +74,11 @@ def _plain(data: pd.DataFrame) -> pd.DataFrame:
     unnamed = data.index.name is None and pd.api.types.is_integer_dtype(data.index)
     index = [name or "name" for name in data.index.names]
     out = data.reset_index(drop=True) if unnamed else data.reset_index(names=index, allow_duplicates=True)
-    names: list[str] = []
-    for column in out:
-        name = " ".join(" ".join(map(str, column if isinstance(column, tuple) else [column])).split())
-        again = sum(other.partition(" #")[0] == name for other in names)
-        names.append(f"{name} #{again + 1}" if again else name)
-    out = out.set_axis(pd.Index(names), axis=1).infer_objects()
-    mixed = [name for name in names if out[name].dtype == object]
+    words = (" ".join(map(str, name if isinstance(name, tuple) else [name])) for name in out)
+    names = pd.Series([" ".join(each.split()) for each in words], dtype=str)
+    again = names.groupby(names).cumcount() + 1
+    out = out.set_axis(names.where(again == 1, names + " #" + again.astype(str)), axis=1).infer_objects()
+    mixed = [name for name in out if out[name].dtype == object]
     return out.assign(**{name: out[name].map(str, na_action="ignore").astype("str") for name in mixed})
 
 
@@ -87,11 +87,9 @@ def _save(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
     if not os.environ.get(TABLES):
         return {}
     folder, names = Path(os.environ[TABLES]), []
-    for name, data in tables.items():
-        words = "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "table"  # what every file system and shell accepts
-        names.append(
-            f"{len(list(folder.glob('*.csv'))) + 1:02}-{words if len(words) <= 40 else words[:41].rpartition('-')[0]}"
-        )
+    for number, (name, data) in enumerate(tables.items(), start=1 + len(list(folder.glob("*.csv")))):
+        words = " ".join(re.findall(r"[a-z0-9]+", name.lower()))  # what every file system and shell accepts
+        names.append(f"{number:02}-{textwrap.shorten(words, 40, placeholder='').replace(' ', '-') or 'table'}")
         data.to_csv(folder / f"{names[-1]}.csv", index=False, lineterminator="\n")
         data.to_parquet(folder / f"{names[-1]}.parquet", index=False)
     return {"tables": names}
@@ -149,10 +147,9 @@ def table(
         sigma = errors[column] if errors is not None and column in errors else np.zeros(len(data))
         columns.append([_cell(*pair, places) for pair in zip(data.iloc[:, number], sigma, strict=True)])
     text = pd.DataFrame(zip(*columns, strict=True), data.index, data.columns)
-    left = [escape(str(c)) for c, kind in data.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    cells = text.map(escape).rename(index=lambda name: escape(str(name)), columns=lambda name: escape(str(name)))
+    left = [str(column) for column, kind in data.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     _display(
-        {"text/html": html_table(cells, caption, left), "text/plain": f"{caption}\n{text.to_string()}".strip()},
+        {"text/html": html_table(text, caption, left), "text/plain": f"{caption}\n{text.to_string()}".strip()},
         {"text/html": {"caption": caption, **_save({caption: _plain(with_errors(data, errors))})}},
     )
 
@@ -165,27 +162,29 @@ def _cell(value: object, error: float, places: int) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def html_table(cells: pd.DataFrame, caption: str, left: Collection[str] = ()) -> str:
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(trim_blocks=True, loader=PackageLoader("mmlab", "figures")).get_template("table.html.j2")
+
+
+def html_table(cells: pd.DataFrame, caption: str, left: Collection[str] = (), *, html: bool = False) -> str:
     """Return a table in HTML whose headings screen readers understand.
 
     Parameters
     ----------
     cells : DataFrame of str
-        HTML of the cells and, as index and columns, of the headings.
+        Text of the cells and, as index and columns, of the headings.
     left : collection of str
         Columns of text, which are aligned to the left.
+    html : bool
+        The text is HTML: leave it as it is.
     """
-    looks = [' class="text"' if column in left else "" for column in cells]
-    head = "".join(f'<th scope="col"{look}>{column}</th>' for column, look in zip(cells, looks, strict=True))
-    rows = []
-    for name, row in zip(cells.index, cells.to_numpy(), strict=True):
-        parts = "".join(f"<td{look}>{cell}</td>" for cell, look in zip(row, looks, strict=True))
-        rows.append(f'<tr><th scope="row">{name}</th>{parts}</tr>\n')
-    return (
-        f"<table>\n<caption>{escape(caption)}</caption>\n"
-        f'<thead><tr><th scope="col">{escape(str(cells.index.name or ""))}</th>{head}</tr></thead>\n'
-        f"<tbody>\n{''.join(rows)}</tbody></table>"
-    )
+    looks = [' class="text"' if str(column) in left else "" for column in cells]
+    heads, rows = zip(cells, looks, strict=True), zip(cells.index, cells.to_numpy(), strict=True)
+    corner = cells.index.name or ""
+    return _template().render(escape=not html, caption=caption, corner=corner, heads=heads, rows=rows, looks=looks)
 
 
 def sure(value: float, error: float, places: int = 1) -> str:

@@ -6,7 +6,7 @@ marker, areas and bars in hatch, so that a grey print shows the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from numpy.typing import ArrayLike
 
-__all__ = ["ALLOCATED", "DASHED", "DASHES", "INK", "KINDS", "LETTERS", "MARKERS", "PARTS", "RGB", "axes", "figure_of"]
-__all__ += ["legend_below", "round_up", "short", "step_line", "stepped", "style", "thin", "use_theme", "write"]
+__all__ = ["ALLOCATED", "DASHED", "DASHES", "INK", "KINDS", "LETTERS", "MARKERS", "PARTS", "add_key", "axes"]
+__all__ += ["figure_of", "legend_below", "palette", "round_up", "short", "step_line", "stepped", "style", "thin"]
+__all__ += ["use_theme", "write"]
 
 INK = "#111111"
 ALLOCATED: dict[str, Any] = {"color": INK, "linewidth": 2}
@@ -46,9 +48,6 @@ LETTERS = {
     "S": ("swapped out", "#CA9161"),
     "N": ("not present", "#FFFFFF"),
 }
-#: uint8[256, 3]: the colour of each letter, by its code.
-RGB = np.zeros((256, 3), np.uint8)
-RGB[[ord(letter) for letter in LETTERS]] = [list(bytes.fromhex(colour[1:])) for _, colour in LETTERS.values()]
 #: Colours and hatches of the parts of a bar, in order.
 PARTS = [("#0173B2", ""), ("#56B4E9", "..."), ("#029E73", "xxx"), ("#ECD9A6", "///"), ("#F4F4F4", "\\\\\\")]
 PARTS += [("#CA9161", "++")]
@@ -69,14 +68,28 @@ def use_theme() -> None:
     matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
 
 
-def axes(columns: int = 1, rows: int = 1, width: float = 9.6, height: float = 4.0, **kwargs: Any) -> list[Axes]:
-    """Return the Axes, row by row, of a new figure of ``columns`` by ``rows``, ``width`` by ``height`` inches."""
+def palette(kinds: Mapping[str, tuple[str, str]] = LETTERS) -> np.ndarray:
+    """Return uint8[256, 3]: the colour of each letter by its code; white for other codes."""
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[[ord(letter) for letter in kinds]] = [list(bytes.fromhex(colour[1:])) for _, colour in kinds.values()]
+    return colours
+
+
+def axes(
+    columns: int = 1, rows: int = 1, width: float = 9.6, height: float = 4.0, count: int | None = None, **kwargs: Any
+) -> list[Axes]:
+    """Return the first ``count`` Axes, row by row, of a new figure; the others stay blank.
+
+    The figure has ``columns`` by ``rows`` Axes and ``width`` by ``height`` inches.
+    """
     import matplotlib.pyplot as plt
 
     use_theme()
     figure, panels = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.06)  # type: ignore[union-attr, call-arg]
-    return list(panels.flat)
+    for unused in panels.flat[count:] if count else ():
+        unused.set_axis_off()
+    return list(panels.flat[:count])
 
 
 def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
@@ -87,16 +100,18 @@ def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
     return figure
 
 
+def add_key(ax: Axes, label: str, **look: Any) -> None:
+    """Add an area that is in the legend only."""
+    ax.fill([], [], label=label, **look)
+
+
 def legend_below(drawn: Sequence[Axes], ncols: int = 3) -> None:
     """Replace the legends of these Axes by one below the figure, with each label once."""
     handles: dict[str, Any] = {}
     for ax in drawn:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if legend := ax.get_legend():
-            texts = (text.get_text() for text in legend.get_texts())
-            handles |= dict(zip(texts, legend.legend_handles, strict=True))
             legend.remove()
-        else:
-            handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if handles:
         figure_of(drawn).legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
 
@@ -114,10 +129,8 @@ def write(ax: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] 
 
 def round_up(value: float) -> float:
     """Return the next round number, for the end of an axis; 1 if the value is not positive."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(next(step * power for step in (1, 1.5, 2, 3, 5, 8, 10) if step * power >= 0.9999 * value))
+    round_numbers = np.array([1, 1.5, 2, 3, 5, 8, 10]) * 10.0 ** np.floor(np.log10(value if value > 0 else 1))
+    return float(round_numbers[np.searchsorted(round_numbers, 0.9999 * value)])
 
 
 def short(value: float, _: object = None) -> str:
@@ -155,12 +168,13 @@ def stepped(time: np.ndarray, values: np.ndarray, end: float) -> tuple[np.ndarra
 
 
 def step_line(
-    ax: Axes, time: np.ndarray, values: np.ndarray, end: float, number: int = 0, of: int = 1, **look: Any
+    ax: Axes, time: ArrayLike, values: ArrayLike, end: float, number: int = 0, of: int = 1, **look: Any
 ) -> Line2D:
     """Draw line ``number`` of ``of``: values that hold until the next sample, the last one until ``end``.
 
     Lines differ in colour, dash and width, and their markers lie beside each other: lines that coincide all show.
     """
+    time, values = np.asarray(time, float), np.asarray(values, float)
     keep = thin(time, values, end)
     x, y = stepped(time[keep], values[keep], end)
     marks = ax.get_xlim()[1] * (np.arange(MARKS) + (number + 1) / (of + 1)) / MARKS
