@@ -21,13 +21,16 @@ import pandas as pd
 
 from mmlab.figures import theme
 from mmlab.figures.notebook import headline, png, remember, say, show, sure, table, with_errors
-from mmlab.figures.theme import LETTERS, axes, figure_of, legend_below
+from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, Kinds, axes, figure_of, legend_below
 from mmlab.results.uncertainty import error_at, one_digit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mmlab.results.run import Run
+
+    Drawing = Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]
+    Figure = Callable[..., Axes]
 
 __all__ = ["LETTERS", "axes", "figure_of", "headline", "legend_below", "png", "remember", "say", "show", "sure"]
 __all__ += ["batches", "batches_table", "counters", "counters_table", "cpu", "cpu_table", "memory", "memory_table"]
@@ -39,11 +42,6 @@ MIB_PER_PAGE = 4 / 1024
 PLAIN = "{x:,g}"
 CHANGING = ["frames", "huge_pmds", "ksm_entries", "zeropage_entries", "swap_entries"]
 """Counters that change whenever memory does."""
-ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
-BESIDE: dict[str, Any] = {"bbox_to_anchor": (1.02, 0.5), "loc": "center left"}
-OUTSIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
-POINTS: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white"}
-BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
 # --- over simulated time --------------------------------------------------------------------------------------------
@@ -69,9 +67,7 @@ def end_of_changes(runs: Collection[Run]) -> float:
     return min(end, theme.round_up(1.1 * last)) if last else max(end, 1e-3)
 
 
-def over_time(
-    unit: str, **legend: Any
-) -> Callable[[Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]], Callable[..., Axes]]:
+def over_time(unit: str, **legend: Any) -> Callable[[Drawing], Figure]:
     """Make a figure function of one that draws runs into Axes whose time axis ends at a time, s, and returns its table.
 
     The figure function has these parameters:
@@ -92,7 +88,7 @@ def over_time(
         Where the legend is and how it looks.
     """
 
-    def figure_of_runs(draw: Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]) -> Callable[..., Axes]:
+    def figure_of_runs(draw: Drawing) -> Figure:
         @wraps(draw)
         def figure(
             runs: Run | Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False
@@ -143,7 +139,7 @@ def memory(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
         if (high > low + 1e-9).any():
             corners = np.column_stack([np.append(x, x[::-1]), np.append(high, low[::-1])])
             ax.add_artist(Polygon(corners, label=kind, **look))  # add_patch would measure it, slowly
-    ax.plot(x, edges[3], label="allocated", **theme.ALLOCATED)
+    ax.plot(x, edges[3], **LOOK["allocated"])
     ax.set_ylim(0, 1.02 * max(run.scenario.total_pages * MIB_PER_PAGE, edges[-1].max()))
     return table
 
@@ -167,15 +163,15 @@ def batches_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"time_s": r["time_ns"] / 1e9, "batch": r["batch"], "freed": freed[after] / count[after]})
 
 
-@over_time("pages freed by one batch", **ABOVE, ncols=4)
+@over_time("pages freed by one batch", **LOOK["above"], ncols=4)
 def batches(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw pages freed by each batch (logarithmic; without the batches that freed none) against ``pages_to_scan``."""
     tables, budgets, top = {label: batches_table(run) for label, run in runs.items()}, {}, 1.0
     for number, (label, run) in enumerate(runs.items()):
         time, _, freed = tables[label].to_numpy().T[:, tables[label]["freed"] > 0]
         keep = theme.thin(time, freed, end)
-        look: dict[str, Any] = theme.style(number) | {"linestyle": "none", "markeredgewidth": 0, "alpha": 0.75}
-        ax.plot(time[keep], freed[keep], markersize=5, label=label if len(keep) else None, **look)
+        look: dict[str, Any] = theme.style(number) | LOOK["batch"]
+        ax.plot(time[keep], freed[keep], label=label if len(keep) else None, **look)
         budget = run.rows["pages_to_scan"]
         changes = np.flatnonzero(np.diff(budget, prepend=-1))
         words = f"pages_to_scan = {budget[0]:,}" if len(changes) == 1 else f"pages_to_scan, {label}"
@@ -183,7 +179,7 @@ def batches(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
         top = max(top, budget.max(), freed.max(initial=0))
     for words, (x, y) in budgets.items():
         if y.max() > 0:
-            ax.plot(x, y, label=words, **theme.DASHED)
+            ax.plot(x, y, label=words, **LOOK["budget"])
     if ax.get_yscale() != "log":  # setting it is slow
         ax.set_yscale("log")
     ax.yaxis.set_major_formatter(theme.short)
@@ -202,16 +198,12 @@ def counters_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | mib)
 
 
-FREED: dict[str, Any] = {"linewidth": 6, "alpha": 0.4, "linestyle": "-", "solid_capstyle": "butt"}
-SHOWN: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (4, 1.5))}
-
-
-@over_time("memory (MiB)", **BESIDE)
+@over_time("memory (MiB)", **LOOK["beside"])
 def counters(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw what KSM's counters show (thin, dashed) on the memory that was really freed (broad), MiB over time."""
     tables, top = {label: counters_table(run) for label, run in runs.items()}, 0.0
     for number, (label, data) in enumerate(tables.items()):
-        for what, look in (("really freed", FREED), ("KSM counters", SHOWN)):
+        for what, look in (("really freed", LOOK["freed"]), ("KSM counters", LOOK["counted"])):
             line = theme.step_line(
                 ax, data["time_s"], data[what], end, number, len(runs), label=f"{label}: {what}", **look
             )
@@ -231,7 +223,7 @@ def cpu_table(run: Run, end: float, parts: int = 60) -> pd.DataFrame:
     return table[edges[:-1] < max(time[-1], 1e-9)]
 
 
-@over_time("CPU of ksmd (% of one)", **ABOVE, ncols=4)
+@over_time("CPU of ksmd (% of one)", **LOOK["above"], ncols=4)
 def cpu(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     """Draw ksmd's CPU time over simulated time, % of one CPU."""
     tables = {label: cpu_table(run, end) for label, run in runs.items()}
@@ -300,20 +292,11 @@ def _against_kernel(
     panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Mapping[str, str], name: str, steps: Any, kernel: str
 ) -> None:
     """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
-    looks: dict[str, dict[str, Any]] = {
-        "truth": {"label": "true value", "color": "#ECB01F", "linewidth": 6, "alpha": 0.6, "drawstyle": steps},
-        "model": {"label": "mmlab", "color": "C0", "linewidth": 1.5, "drawstyle": steps},
-        "recorded": {
-            "label": kernel,
-            "color": theme.INK,
-            "marker": "o",
-            "linestyle": "none",
-            "markerfacecolor": "none",
-        },
-    }
     for ax, (title, data) in zip(panels, tables.items(), strict=True):
-        for column in (name for name in looks if name in data):
-            ax.plot(data.iloc[:, 0], data[column], markersize=4.5, **looks[column])
+        for column in ("truth", "model", "recorded"):
+            if column in data:
+                look = {"drawstyle": steps, "label": kernel} | LOOK[column]
+                ax.plot(data.iloc[:, 0], data[column], **look)
         ax.update_datalim([(data.iloc[0, 0], 0), (data.iloc[0, 0], 1)])
         ax.set_ymargin(0.07)
         ax.set(xlabel=data.columns[0], ylabel=units[title])
@@ -371,16 +354,16 @@ def curves(
     top: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "fontsize": 13}
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         line = part[np.isfinite(part[y])].sort_values(x)
-        ax.plot(line[x], line[y], label=name, **theme.style(number), **POINTS)
+        ax.plot(line[x], line[y], label=name, **theme.style(number), **LOOK["points"])
         for value in part[x][np.isposinf(part[y])]:
             theme.write(ax, "∞", (value, 1), (0, 0), color=f"C{number}", **top)
     for value, words in marks.items():
         width, weight = (1.6, "bold") if value == at else (0.8, "normal")
-        ax.axhline(value, color=theme.INK, linewidth=width, linestyle=(0, (2, 2)), zorder=1)
+        ax.axhline(value, linewidth=width, **LOOK["mark"])
         theme.write(ax, words, (1, value), xycoords=("axes fraction", "data"), fontweight=weight)
     if at is not None:
         for where in crossings(table, x, y, at, by)[x]:
-            ax.plot(where, at, marker="D", color=theme.INK, markersize=7, zorder=6)
+            ax.plot(where, at, **LOOK["crossing"])
             theme.write(ax, f"{float(f'{where:.3g}'):,g}", (where, at), (6, 9))  # not 1.5e+04
     drawn = [*marks, *table[y][np.isfinite(table[y]) & (table[y] > 0)]]
     if drawn:
@@ -412,13 +395,12 @@ def tradeoff(
     """
     ax, drawn = ax or axes()[0], table[(table[x] > 0) & (table[y] > 0)]
     for number, (name, line) in enumerate(drawn.groupby(by, sort=False)):
-        ax.plot(line[x], line[y], label=name, **theme.style(number), **POINTS)
+        ax.plot(line[x], line[y], label=name, **theme.style(number), **LOOK["points"])
         for at, height, value in line[[x, y, mark]].iloc[::2].itertuples(index=False):
             theme.write(ax, f"{value:,g}", (at, height), (5, 6), fontsize=8, color=f"C{number}")
     edges = np.vstack([drawn[[x, y]], within])
     (left, bottom), (right, top) = edges.min(axis=0) / 1.5, edges.max(axis=0) * (2.0, 1.5)
-    look: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#555555", "hatch": "..", "linewidth": 0.8}
-    ax.fill_between([left, within[0]], bottom, within[1], zorder=0, label="the goal", **look)
+    ax.fill_between([left, within[0]], bottom, within[1], **LOOK["goal"])
     ax.set(xlabel=x, ylabel=y, xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
     ax.xaxis.set_major_formatter(PLAIN)
     ax.yaxis.set_major_formatter(PLAIN)
@@ -427,13 +409,7 @@ def tradeoff(
 
 
 def steps(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    ax: Axes | None = None,
-    until: float | None = None,
-    legend: bool = True,
+    table: pd.DataFrame, x: str, y: str, by: str, ax: Axes | None = None, until: float = 0, legend: bool = True
 ) -> Axes:
     """Draw a step line for each value of ``by``; see :func:`~mmlab.figures.theme.step_line`.
 
@@ -441,17 +417,17 @@ def steps(
     ----------
     table : DataFrame
         A row a point. The names of its columns ``x`` and ``y`` are the axes' labels: they contain the units.
-    until : float, optional
-        End of the x axis.
+    until : float
+        End of the x axis; 0: where the table ends.
     """
-    ax, end = ax or axes()[0], float(table[x].max()) if until is None else until
+    ax, end = ax or axes()[0], until or float(table[x].max())
     top = float(table[y].max())
     ax.set(xlabel=x, ylabel=y, xlim=(0, end), ylim=(-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         last = min(end, part[x].iloc[-1])
         theme.step_line(ax, part[x], part[y], last, number, table[by].nunique(), label=name)
     if legend:
-        ax.legend(**ABOVE, ncols=2, handlelength=4)
+        ax.legend(**LOOK["above"], ncols=2, handlelength=4)
     return remember(ax, table, "steps")
 
 
@@ -486,40 +462,32 @@ def bars(
     whole = max(float(values.sum(axis=1).max() if stacked else (values + sigma).max(axis=None)), 1e-9)
     height = 0.72 if stacked else 0.8 / len(table.columns)
     for number, column in enumerate(table):
-        colour, hatch = theme.PARTS[number * (1 if stacked else 3) % len(theme.PARTS)]
-        look = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.8, "label": column}
+        look = theme.PARTS[number * (1 if stacked else 3) % len(theme.PARTS)]
         places = np.arange(len(table)) + (0 if stacked else height * (number + 0.5) - 0.4)
-        ax.barh(places, values[column], height, left, **look)
+        ax.barh(places, values[column], height, left, label=column, **look)
         for place, start, value, error in zip(places, left, values[column], sigma[column], strict=True):
             if error > 0:
-                ax.errorbar(value, place, xerr=error, color=theme.INK, capsize=2.5, linewidth=1.2)
+                ax.errorbar(value, place, xerr=error, **LOOK["error"])
             if not stacked:
                 theme.write(ax, sure(value, error), (value + error, place), fontsize=8)
             elif value >= 0.05 * whole:
-                theme.write(ax, f"{value:,.3g}", (start + value / 2, place), (0, 0), ha="center", fontsize=8, bbox=BOX)
+                theme.write(
+                    ax, f"{value:,.3g}", (start + value / 2, place), (0, 0), ha="center", fontsize=8, bbox=LOOK["box"]
+                )
         left = left + values[column].to_numpy() * stacked
     ax.set_yticks(range(len(table)), [str(name) for name in table.index])
     ax.set(xlabel=label, xlim=(0, (1.02 if stacked else 1.1) * whole), ylim=(len(table) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     if legend:
-        ax.legend(**ABOVE, ncols=3)
+        ax.legend(**LOOK["above"], ncols=3)
     return remember(ax, with_errors(table, errors), "bars")
 
 
 # --- tables as figures ----------------------------------------------------------------------------------------------
 
-#: Colours of the cells of :func:`verdict_table` by their sign, and of :func:`truth_table`.
-CELLS: dict[str | bool, str] = {"+": "#FFFFFF", " ": "#BFD9EA", "-": "#4C86AE", "=": "#EFEFEF"}
-CELLS |= {True: "#0173B2", False: "#F1F1F1"}
-SIGNS = {"+": "best of the row (+)", " ": "in between", "-": "worst (−)", "=": "all the same"}
-
 
 def verdict_table(
-    cells: pd.DataFrame,
-    marks: pd.DataFrame,
-    text: pd.DataFrame,
-    ax: Axes | None = None,
-    signs: Mapping[str, str] = SIGNS,
+    cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Axes | None = None, signs: dict[str, str] = SIGNS
 ) -> Axes:
     """Draw a table: dark cells are the worst of their row, white ones the best, light ones are in between.
 
@@ -563,11 +531,10 @@ def truth_table(
         The meaning of true and of false, for the legend.
     """
     ax = ax or axes(width=11.5, height=2.2 + 0.28 * len(table.columns))[0]
-    never: dict[str, Any] = {"hatch": "xxxx", "edgecolor": "#BBBBBB"}
-    ax.patch.set(**never)
+    ax.patch.set(**LOOK["never"])
     texts = np.full(table.T.shape, "") if text is None else text.T.astype(str).to_numpy()
     _draw_cells(ax, table[list(possible)].reindex(table.index).T, texts, {True: words[0], False: words[1]})
-    theme.add_key(ax, "cannot happen", facecolor="#FFFFFF", **never)
+    theme.add_key(ax, "cannot happen", **LOOK["never"])
     legend_below([ax], ncols=3)
     flags = {"mergeable memory": "mergeable", "KSM runs": "ksm_running", "shrink_underused": "shrink_underused"}
     dots = ["\n".join("●" if getattr(context, flag) else "○" for flag in flags.values()) for context in table.index]
@@ -649,18 +616,13 @@ DIFFERENT = {"=": ("the same", "#FFFFFF"), "!": ("different", theme.INK)}
 """The kinds of page of a map that compares two others."""
 
 
-def page_map_table(letters: np.ndarray, kinds: Mapping[str, tuple[str, str]] = LETTERS) -> pd.DataFrame:
+def page_map_table(letters: np.ndarray, kinds: Kinds = LETTERS) -> pd.DataFrame:
     """Return the number of pages of each kind in a page map: index the letter, columns kind and pages."""
     pages = pd.Series(letters).map(chr).value_counts().sort_index()
     return pd.DataFrame({"kind": [kinds.get(letter, ("?",))[0] for letter in pages.index], "pages": pages})
 
 
-def page_map(
-    letters: np.ndarray,
-    pages_per_thp: int = 512,
-    ax: Axes | None = None,
-    kinds: Mapping[str, tuple[str, str]] = LETTERS,
-) -> Axes:
+def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = None, kinds: Kinds = LETTERS) -> Axes:
     """Draw one row a 2 MiB block and one dot a page, coloured by kind; addresses grow downwards and to the right.
 
     Parameters
@@ -677,11 +639,11 @@ def page_map(
     ax.set(xlabel="page within its block (4 KiB each)", ylabel="2 MiB block")
     ax.grid(visible=False)
     _add_letters(ax, letters, kinds)
-    ax.legend(**OUTSIDE)
+    ax.legend(**LOOK["outside"])
     return remember(ax, page_map_table(letters, kinds), "page_map")
 
 
-def _add_letters(ax: Axes, letters: np.ndarray, kinds: Mapping[str, tuple[str, str]], most: str = "") -> None:
+def _add_letters(ax: Axes, letters: np.ndarray, kinds: Kinds, most: str = "") -> None:
     """Add the kinds of page that occur to the legend."""
     for letter, (kind, colour) in kinds.items():
         if (letters == ord(letter)).any():
@@ -736,20 +698,19 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> A
     ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.palette()[codes].swapaxes(0, 1))
     _add_letters(ax, codes, LETTERS, "mostly ")
     when, block = np.nonzero((codes[1:] == ord("H")) & (codes[:-1] != ord("H")))
-    look: dict[str, Any] = {"marker": "^", "color": "#FFFFFF", "markeredgecolor": theme.INK, "linestyle": "none"}
     size = float(np.clip(150 / codes.shape[1], 2, 6))
-    ax.plot(time_s[when + 1], block + 0.5, markersize=size, label="collapsed" if len(when) else None, **look)
+    ax.plot(
+        time_s[when + 1], block + 0.5, markersize=size, label="collapsed" if len(when) else None, **LOOK["collapsed"]
+    )
     for letter in LETTERS:  # also written where it stays longest
         stays = np.diff(edges) @ (codes == ord(letter))
         longest = int(np.flatnonzero(stays == stays.max()).mean())
         if stays[longest] > 0.1 * edges[-1]:
             at = np.flatnonzero(codes[:, longest] == ord(letter))
             place = time_s[at[len(at) // 2]], longest + 0.5
-            theme.write(
-                ax, letter, place, (0, 0), ha="center", bbox=BOX | {"edgecolor": "#555555", "pad": 2, "linewidth": 0.5}
-            )
+            theme.write(ax, letter, place, (0, 0), ha="center", bbox=LOOK["letter"])
     ax.set(xlabel="simulated time (s)", ylabel="2 MiB block", xlim=(0, edges[-1]), ylim=(codes.shape[1], 0))
     ax.locator_params(axis="y", nbins=8, integer=True)
     ax.grid(visible=False)
-    ax.legend(**OUTSIDE)
+    ax.legend(**LOOK["outside"])
     return remember(ax, table, "blocks")

@@ -1,8 +1,4 @@
-"""The look of all figures: colours, dashes, markers and hatches, and the helpers that draw with them.
-
-The colours are seaborn's colour-blind palette, and colour never carries a meaning alone: lines also differ in dash and
-marker, areas and bars in hatch, so that a grey print shows the same.
-"""
+"""The look of all figures, which ``looks.yaml`` and ``house.mplstyle`` describe, and the helpers that draw with it."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,41 +15,27 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike
 
-__all__ = ["ALLOCATED", "DASHED", "DASHES", "INK", "KINDS", "LETTERS", "MARKERS", "PARTS", "add_key", "axes"]
+__all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "Kinds", "add_key", "axes"]
 __all__ += ["figure_of", "legend_below", "palette", "round_up", "short", "step_line", "stepped", "style", "thin"]
 __all__ += ["use_theme", "write"]
 
+Kinds = Mapping[str, tuple[str, str]]
 INK = "#111111"
-ALLOCATED: dict[str, Any] = {"color": INK, "linewidth": 2}
-DASHED: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (6, 3))}
-#: Kinds of memory and their areas, from the bottom of the stack: first what is allocated, then what was freed.
-KINDS: dict[str, dict[str, Any]] = {
-    kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.3}
-    for kind, colour, hatch in (
-        ("THP", "#0173B2", ""),
-        ("small pages", "#56B4E9", ""),
-        ("KSM pages", "#029E73", "xxx"),
-        ("freed: merged into KSM pages", "#F3E3C8", "////"),
-        ("freed: shared zeropage", "#F4F4F4", "...."),
-        ("freed: swapped out", "#FFFFFF", "\\\\\\\\"),
-    )
-}
-#: The letters of a page map (trace-format): the kind of page and its colour.
-LETTERS = {
-    "H": ("THP", "#0173B2"),
-    "h": ("part of a large folio, mapped by PTEs", "#7F6BB3"),
-    "A": ("small page", "#56B4E9"),
-    "K": ("KSM page", "#029E73"),
-    "Z": ("shared zeropage", "#F1EFE2"),
-    "Y": ("huge zeropage", "#DDD6B8"),
-    "S": ("swapped out", "#CA9161"),
-    "N": ("not present", "#FFFFFF"),
-}
-#: Colours and hatches of the parts of a bar, in order.
-PARTS = [("#0173B2", ""), ("#56B4E9", "..."), ("#029E73", "xxx"), ("#ECD9A6", "///"), ("#F4F4F4", "\\\\\\")]
-PARTS += [("#CA9161", "++")]
-DASHES: list[Any] = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (7, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
-MARKERS = ["o", "s", "^", "D", "v", "P"]
+
+
+_LOOKS = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
+LOOK: dict[str, dict[str, Any]] = _LOOKS["looks"]
+LINES: list[dict[str, Any]] = _LOOKS["lines"]
+for _look in (*LOOK.values(), *LINES):
+    if isinstance(_look.get("linestyle"), list):
+        _look["linestyle"] = 0, tuple(_look["linestyle"])  # a dash pattern, as matplotlib takes it
+KINDS: dict[str, dict[str, Any]] = {kind: look | LOOK["area"] for kind, look in _LOOKS["kinds"].items()}
+"""Kinds of memory and their areas, from the bottom of the stack: first what is allocated, then what was freed."""
+LETTERS: Kinds = {letter: tuple(look) for letter, look in _LOOKS["letters"].items()}
+"""The letters of a page map (trace-format): the kind of page and its colour."""
+PARTS: list[dict[str, Any]] = [look | LOOK["bar"] for look in _LOOKS["parts"]]
+CELLS: dict[str | bool, str] = _LOOKS["cells"]
+SIGNS: dict[str, str] = _LOOKS["signs"]
 MARKS = 6
 """Markers on a step line that spans its axis."""
 COLUMNS = 720
@@ -68,7 +51,7 @@ def use_theme() -> None:
     matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
 
 
-def palette(kinds: Mapping[str, tuple[str, str]] = LETTERS) -> np.ndarray:
+def palette(kinds: Kinds = LETTERS) -> np.ndarray:
     """Return uint8[256, 3]: the colour of each letter by its code; white for other codes."""
     colours = np.full((256, 3), 255, np.uint8)
     colours[[ord(letter) for letter in kinds]] = [list(bytes.fromhex(colour[1:])) for _, colour in kinds.values()]
@@ -118,7 +101,7 @@ def legend_below(drawn: Sequence[Axes], ncols: int = 3) -> None:
 
 def style(number: int) -> dict[str, Any]:
     """Return colour, dash and marker of line ``number``: the first six differ in grey, too."""
-    return {"color": f"C{number}", "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+    return LINES[number % len(LINES)] | {"color": f"C{number}"}
 
 
 def write(ax: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (4, 0), **look: Any) -> None:

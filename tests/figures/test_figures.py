@@ -19,7 +19,7 @@ from mmlab import Run, Scenario, simulate
 from mmlab.figures import figures as plots
 from mmlab.figures import theme
 from mmlab.figures.notebook import tables_of
-from mmlab.figures.theme import KINDS
+from mmlab.figures.theme import CELLS, KINDS
 from mmlab.results import trace
 from mmlab.variants import possible, truth_table
 
@@ -252,7 +252,7 @@ def test_truth_table() -> None:
     table = truth_table(["mainline", "ksm-opt-out"])
     ax = plots.truth_table(table, [possible(context) for context in table.index])
     codes = np.ma.filled(np.ma.asarray(ax.collections[0].get_array(), float), np.nan).ravel()
-    names = ["never" if np.isnan(code) else list(plots.CELLS)[int(code)] for code in codes]
+    names = ["never" if np.isnan(code) else list(CELLS)[int(code)] for code in codes]
     assert Counter(names) == {True: 28 + 24, False: 4, "never": 2 * 4}, "ksmd does not split while KSM is off"
     assert ax.patch.get_hatch(), "contexts that cannot happen are hatched"
     assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["mainline", "ksm-opt-out"]
