@@ -33,7 +33,7 @@ import pandas as pd
 
 from mmlab.errors import UserError
 from mmlab.figures.notebook import remember
-from mmlab.figures.theme import DASHED, INK, axes
+from mmlab.figures.theme import INK, LOOK, axes
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
@@ -341,7 +341,7 @@ to set it
         ax.step(table[x], edge, where="post", color=INK, linewidth=1, label="best for the cost")
         for limit in (limit for limit in self.goals.limits if limit.measure in (x, y)):
             line = ax.axvline if limit.measure == x else ax.axhline
-            line(limit.value, label=str(limit), **DASHED)
+            line(limit.value, label=str(limit), **LOOK["budget"])
         ax.plot(self.cost, self.best.measures[y], "*", markersize=16, label="found" if self.feasible else "nearest")
         ax.set(xscale="log" if (table[x] > 0).all() else "linear", xlabel=_with_unit(x), ylabel=_with_unit(y))
         ax.legend()
