@@ -12,7 +12,7 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["TABLES", "headline", "html_table", "png", "remember", "say", "show", "sure", "table", "tables_of"]
+__all__ = ["TABLES", "headline", "png", "remember", "say", "show", "sure", "table", "tables_of"]
 __all__ += ["with_errors"]
 
 DPI = 144
@@ -147,9 +147,10 @@ def table(
         sigma = errors[column] if errors is not None and column in errors else np.zeros(len(data))
         columns.append([_cell(*pair, places) for pair in zip(data.iloc[:, number], sigma, strict=True)])
     text = pd.DataFrame(zip(*columns, strict=True), data.index, data.columns)
-    left = [str(column) for column, kind in data.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    left = [not pd.api.types.is_numeric_dtype(kind) for kind in data.dtypes]
+    html = _template().render(caption=caption, cells=text, rows=text.to_numpy(), left=left)
     _display(
-        {"text/html": html_table(text, caption, left), "text/plain": f"{caption}\n{text.to_string()}".strip()},
+        {"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()},
         {"text/html": {"caption": caption, **_save({caption: _plain(with_errors(data, errors))})}},
     )
 
@@ -166,25 +167,8 @@ def _cell(value: object, error: float, places: int) -> str:
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader
 
-    return Environment(trim_blocks=True, loader=PackageLoader("mmlab", "figures")).get_template("table.html.j2")
-
-
-def html_table(cells: pd.DataFrame, caption: str, left: Collection[str] = (), *, html: bool = False) -> str:
-    """Return a table in HTML whose headings screen readers understand.
-
-    Parameters
-    ----------
-    cells : DataFrame of str
-        Text of the cells and, as index and columns, of the headings.
-    left : collection of str
-        Columns of text, which are aligned to the left.
-    html : bool
-        The text is HTML: leave it as it is.
-    """
-    looks = [' class="text"' if str(column) in left else "" for column in cells]
-    heads, rows = zip(cells, looks, strict=True), zip(cells.index, cells.to_numpy(), strict=True)
-    corner = cells.index.name or ""
-    return _template().render(escape=not html, caption=caption, corner=corner, heads=heads, rows=rows, looks=looks)
+    environment = Environment(autoescape=True, trim_blocks=True, loader=PackageLoader("mmlab", "figures"))
+    return environment.get_template("table.html.j2")
 
 
 def sure(value: float, error: float, places: int = 1) -> str:
