@@ -103,9 +103,9 @@ class Lab:
         found = re.search(rf"\b{name}=(.+),$", seen["code"], re.MULTILINE)
         return float(found[1] if found else flat_fields()[name].default) == value
 
-    def until(self, true: Callable[[dict[str, Any]], bool], why: str = "", seconds: float = 40) -> dict[str, Any]:
+    def until(self, true: Callable[[dict[str, Any]], bool], why: str = "", limit: float = 120) -> dict[str, Any]:
         """What is seen once something is true of it, and nothing changes any more."""
-        end, before = time.monotonic() + seconds, None
+        end, before = time.monotonic() + limit, None
         while True:
             seen = self.seen()
             if seen == before and true(seen):
@@ -142,7 +142,7 @@ def lab(browser: Browser, address: str, artefacts: Path) -> Iterator[Lab]:
     for _ in range(4):
         page.keyboard.press("Shift+Enter")
     lab = Lab(page)
-    lab.root.locator(".mmlab-metrics table").first.wait_for(timeout=60_000)
+    lab.root.locator(".mmlab-metrics table").first.wait_for(timeout=600_000)  # it may have to compile
     yield lab
     page.screenshot(path=artefacts / "explorer_last.png")
     assert not [error for error in errors if "@jupyter-widgets" in error]  # JupyterLab stumbles on its own, too
