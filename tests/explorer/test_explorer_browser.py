@@ -281,12 +281,13 @@ def test_figures_follow_a_slider_that_is_dragged(lab: Lab) -> None:
 CAPTIONS = """() => {
   const player = document.querySelector(".mmlab-player");
   window.captions = [];
+  let before = player.querySelector("caption").textContent;
   new MutationObserver(() => {
     const caption = player.querySelector("caption")?.textContent;
-    if (caption && caption !== captions.at(-1)) captions.push(caption);
+    if (caption && caption !== before) captions.push(before = caption);
   }).observe(player, {childList: true, subtree: true, characterData: true});
 }"""
-"""Collects every caption of the page maps."""
+"""Collects every new caption of the page maps."""
 
 
 def seconds(caption: str) -> float:
@@ -297,7 +298,7 @@ def seconds(caption: str) -> float:
 def test_plays_the_page_map(lab: Lab, artefacts: Path) -> None:
     play = lab.root.locator(".jupyter-widgets.widget-play button").first
     caption = lab.root.locator(".mmlab-player caption")
-    lab.page.wait_for_function("!document.querySelector('.mmlab-explore .widget-play button').disabled", timeout=30_000)
+    lab.page.wait_for_function("!document.querySelector('.mmlab-explore .widget-play button').disabled", timeout=120_000)
     play.scroll_into_view_if_needed()
     before, last = lab.seen(), seconds(caption.inner_text())
     lab.page.evaluate(CAPTIONS)
