@@ -298,7 +298,9 @@ def seconds(caption: str) -> float:
 def test_plays_the_page_map(lab: Lab, artefacts: Path) -> None:
     play = lab.root.locator(".jupyter-widgets.widget-play button").first
     caption = lab.root.locator(".mmlab-player caption")
-    lab.page.wait_for_function("!document.querySelector('.mmlab-explore .widget-play button').disabled", timeout=120_000)
+    lab.page.wait_for_function(
+        "!document.querySelector('.mmlab-explore .widget-play button').disabled", timeout=120_000
+    )
     play.scroll_into_view_if_needed()
     before, last = lab.seen(), seconds(caption.inner_text())
     lab.page.evaluate(CAPTIONS)
