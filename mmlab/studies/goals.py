@@ -165,7 +165,7 @@ class Reference:
         last = run.rows[-1]
         values = {
             "saved": 100 * (1 - redundant(run.machine) / self.ideal) if self.ideal else None,
-            "saved_mib": float(self.saved_mib(run)[-1]),
+            "saved_mib": (self.frames - int(last["frames"])) / PAGES_PER_MIB,
             "thps_lost": 100 * max(0, self.thps - int(last["huge_pmds"])) / max(1, self.thps),
             "ksmd_cpu": run.metrics.ksmd_cpu_percent,
             "khugepaged_cpu": 1e8 * run.metrics.khugepaged_cpu_ms / max(1, int(last["time_ns"])),
@@ -223,7 +223,7 @@ class Goals(Strict):
         Something is unknown or out of range, or the workload's events wait for ksmd.
     """
 
-    model_config = ConfigDict(strict=False)
+    model_config = ConfigDict(strict=False)  # a tuple is as good as a list
 
     workload: Annotated[Scenario, BeforeValidator(with_params)]
     limits: list[Annotated[Limit, BeforeValidator(Limit.parse)]] = Field(alias="goals", min_length=1)
@@ -255,8 +255,10 @@ class Goals(Strict):
             if not {"goals", "workload"} & values.keys():
                 values = {"workload": values}
             for key, value in overrides.items():
-                if value:
-                    values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+                if isinstance(value, dict) and isinstance(values.get(key), dict):
+                    values[key] |= value
+                elif value:
+                    values[key] = value
             if "workload" in values:
                 values["workload"] = with_params(values["workload"], path.parent)
             return cls(**values)
@@ -271,6 +273,8 @@ class Goals(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not (self.within or self.workload.horizon_seconds):
+            raise UserError("is missing", parameter="within", hint='Say how long it may take, such as "30 min".')
         resolve(self.scenario.variant)
         check_levels(self.levels)
         if any(event.after.seconds is None for event in self.scenario.events):

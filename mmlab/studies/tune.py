@@ -56,6 +56,8 @@ EVOLUTION: dict[str, Any] = {"maxiter": 200, "mutation": (0.4, 0.9), "recombinat
 """Options of scipy's differential evolution."""
 MISSED = 1e9
 """Score in the evolution of a setting that misses a limit: beyond any cost."""
+KINDS = ["meets all limits", "misses a limit"]
+"""Trials in the figure's legend."""
 ROWS = 12
 """Most rows of the front that are printed."""
 
@@ -181,14 +183,16 @@ class _Search:
         levels = self.levels[by]
         counts = [len(values) for values in levels.values()]
 
+        def score(setting: Setting) -> float:
+            if setting not in self.trials:  # the runs are used up
+                return math.inf
+            missed, cost = self.trials[setting].rank(self.goals.minimise, self.goals.limits)
+            return cost + (MISSED * (1 + missed) if missed else 0.0)
+
         def scores(places: np.ndarray) -> list[float]:
             settings = [Setting.at(by, levels, column) for column in places.T]
             self.run(settings, until)
-            tried = (self.trials.get(setting) for setting in settings)
-            ranks = [
-                trial.rank(self.goals.minimise, self.goals.limits) if trial else (math.inf, 0.0) for trial in tried
-            ]
-            return [cost + (MISSED * (1 + missed) if missed else 0.0) for missed, cost in ranks]
+            return [score(setting) for setting in settings]
 
         def done(intermediate_result: object) -> bool:  # noqa: ARG001
             return len(self.trials) >= until
@@ -268,7 +272,7 @@ class TuneResult:
             nearest = min(near, key=lambda trial: trial.rank(cost, [limit]), default=NOTHING).measures
             cheapest = min(near, key=lambda trial: trial.rank(cost), default=NOTHING).measures
             met, name = "no" if best.violation([limit]) else "yes", limit.measure
-            reached = (best.measures[name], best.errors.get(name, math.nan))
+            reached = (best.measures[name], best.errors.get(name) or math.nan)
             rows.append((limit, *reached, met, nearest[name], nearest[cost], cheapest[cost]))
         names = ["limit", "reached", "±", "met", "if loosened to", f"{cost} then", "without it"]
         return pd.DataFrame(rows, columns=names)
@@ -281,19 +285,21 @@ class TuneResult:
 
     @cached_property
     def tried(self) -> pd.DataFrame:
-        """A row for each trial: the axes, whether it meets all limits, who sets the pace, the knobs."""
-        return pd.DataFrame(
+        """A row for each trial: the axes, whether it meets all limits, who sets the pace, the knobs, the setting."""
+        rows = [
             {name: trial.measures[name] for name in self.axes}
-            | {"met": not trial.violation(self.goals.limits), "by": trial.setting.by, **dict(trial.setting.values)}
+            | {"met": not trial.violation(self.goals.limits), "by": trial.setting.by}
+            | {**dict(trial.setting.values), "setting": trial.setting}
             for trial in self.trials
-        )
+        ]
+        return pd.DataFrame(rows)
 
     @cached_property
     def front(self) -> pd.DataFrame:
         """The Pareto front of `tried`, cheapest first: no other row is as good in all axes and better in one."""
         points = self.tried[[*self.axes]].round(9) * [-1 if more else 1 for more in self.axes.values()]
-        few_changes = sorted(points.index, key=lambda i: self.trials[i].setting.changed)  # of equals the first stays
-        points = points.loc[few_changes].fillna(math.inf).drop_duplicates().sort_values([*self.axes])
+        few_changes = self.tried["setting"].map(lambda setting: setting.changed).sort_values(kind="stable")
+        points = points.loc[few_changes.index].fillna(math.inf).drop_duplicates().sort_values([*self.axes])
         unbeaten = [(points <= point).all(axis=1).sum() == 1 for point in points.to_numpy()]
         return self.tried.loc[points.index[unbeaten]]
 
@@ -306,9 +312,8 @@ class TuneResult:
             head = f"the goals can't be reached together; the nearest that can be: {near}"
         spread = np.linspace(0, len(front) - 1, min(ROWS, len(front))).round().astype(int)
         shown = self.tried.loc[[*{*front.index[spread], self.trials.index(best)}]].sort_values(cost)
-        trials = [self.trials[i] for i in shown.index]
-        shown = shown[[*self.axes]].rename(columns=_with_unit).assign(setting=[trial.setting for trial in trials])
-        shown.insert(0, "", ["*" if trial is best else "" for trial in trials])
+        shown = shown[[*self.axes, "setting"]].rename(columns={axis: _with_unit(axis) for axis in self.axes})
+        shown.insert(0, "", ["*" if setting == best.setting else "" for setting in shown["setting"]])
         error = f" ± {_digits(best.errors[cost])}" if best.errors.get(cost) else ""
         return f"""\
 {s.name or "workload"}: {s.total_pages / 256:,.0f} MiB, variant {s.variant}, within {s.horizon_seconds:,g} s; \
@@ -335,14 +340,15 @@ to set it
         ax = axes()[0] if ax is None else ax
         x, y = (list(self.axes) * 2)[:2]
         table = self.tried.sort_values(x)
-        kinds = table["met"].map({True: "meets all limits", False: "misses a limit"})
-        sns.scatterplot(table, x=x, y=y, hue=kinds, style=kinds, ax=ax)
+        kinds = np.where(table["met"], *KINDS)
+        sns.scatterplot(table, x=x, y=y, hue=kinds, style=kinds, hue_order=KINDS, style_order=KINDS, ax=ax)
         edge = table[y].cummax() if self.axes[y] else table[y].cummin()
         ax.step(table[x], edge, where="post", color=INK, linewidth=1, label="best for the cost")
         for limit in (limit for limit in self.goals.limits if limit.measure in (x, y)):
             line = ax.axvline if limit.measure == x else ax.axhline
             line(limit.value, label=str(limit), **LOOK["budget"])
-        ax.plot(self.cost, self.best.measures[y], "*", markersize=16, label="found" if self.feasible else "nearest")
+        found = "found" if self.feasible else "nearest"
+        ax.plot(self.cost, self.best.measures[y], "*", color="C2", markersize=16, label=found)
         ax.set(xscale="log" if (table[x] > 0).all() else "linear", xlabel=_with_unit(x), ylabel=_with_unit(y))
         ax.legend()
         return remember(ax, table, "tune")
@@ -350,7 +356,7 @@ to set it
 
 def _with_unit(name: str) -> str:
     """Return a measure's name with its unit."""
-    return f"{name} ({MEASURES[name][0]})" if MEASURES[name][0] else name
+    return f"{name} ({MEASURES[name][0]})".removesuffix(" ()")
 
 
 def _digits(value: object) -> object:

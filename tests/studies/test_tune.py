@@ -426,6 +426,14 @@ def test_mistakes(asked: dict[str, Any], parameter: str) -> None:
     assert error.value.parameter == parameter
 
 
+def test_a_time_is_needed() -> None:
+    endless = GUESTS.replace(horizon_seconds=0.0, horizon_full_scans=3)
+    with pytest.raises(UserError) as error:
+        Goals(workload=endless, goals=["saved >= 1"])
+    assert error.value.parameter == "within"
+    assert Goals(workload=endless, goals=["saved >= 1"], within="2 min").scenario.horizon_seconds == 120
+
+
 def test_too_few_runs() -> None:
     with pytest.raises(UserError) as error:
         tune(goals_of(["saved >= 1 %"]), runs=20)
@@ -487,6 +495,8 @@ def test_goals_file(tmp_path: Path) -> None:
     s = goals.scenario
     assert (s.memory_mib, s.zero_fraction, s.seed, s.horizon_seconds, s.variant) == (6, 0.5, 4, 60.0, "legacy")
     assert goals.levels == {"smart_scan": [1], "use_zero_pages": [1]}
+    file.write_text("workload: {params: w.yaml, seed: 5}\ngoals: [saved >= 50 %]\nset:\n")
+    assert Goals.load(file, set={"memory_mib": 6}).scenario.changed()["seed"] == 5
     file.write_text("workload: w.yaml\ngoal: [saved >= 50 %]\n")
     with pytest.raises(UserError) as error:
         Goals.load(file)
