@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MODEL = ("scenario.py", "variants.py", "kernel", "engine", "results")
 BUDGETS = {"the model": 5300, "the shell": 3400}
-"""The model is scenario, variants, kernel, engine and results; the shell is everything else."""
+"""The model is scenario, variants, kernel, engine and results; the shell is everything else but host."""
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -55,7 +55,8 @@ def count() -> dict[str, dict[str, int]]:
 def totals(rooms: dict[str, dict[str, int]]) -> dict[str, int]:
     """Return the lines of each part that has a budget."""
     model = sum(sum(modules.values()) for room, modules in rooms.items() if room in MODEL)
-    return {"the model": model, "the shell": sum(sum(modules.values()) for modules in rooms.values()) - model}
+    shell = sum(sum(modules.values()) for room, modules in rooms.items() if room not in (*MODEL, "host"))
+    return {"the model": model, "the shell": shell}
 
 
 def main() -> int:

@@ -80,9 +80,14 @@ def test_only_the_version_comes_from_the_top() -> None:
                 assert taken <= {"__version__"}, name
 
 
+SHELL = 4121
+"""What the shell has reached on its way down to its budget, which `make lines` prints: it may shrink, not grow."""
+
+
 def test_budgets() -> None:
     found = lines.totals(lines.count())
-    assert {part: size for part, size in found.items() if size > lines.BUDGETS[part]} == {}
+    limits = lines.BUDGETS | {"the shell": SHELL}
+    assert {part: size for part, size in found.items() if size > limits[part]} == {}
 
 
 def test_how_lines_are_counted() -> None:
@@ -91,7 +96,7 @@ def test_how_lines_are_counted() -> None:
 
 
 def test_public_names() -> None:
-    assert set(mmlab.__all__) <= set(dir(mmlab))
+    assert {*mmlab.__all__} - {"__version__"} <= set(dir(mmlab))
     assert {"simulate", "Scenario", "Run", "Metrics", "UserError", "verdict", "rule", "tune"} <= set(mmlab.__all__)
     for name in mmlab.__all__:
         assert getattr(mmlab, name) is not None
