@@ -83,7 +83,7 @@ def test_the_wheel_has_everything_and_nothing_else(wheel: Path) -> None:
     code = {name for name in content if name.startswith("mmlab/")}
     shared = {name.removeprefix(SHARE) for name in content if name.startswith(SHARE)}
     assert code == names(ROOT / "mmlab")
-    assert {"mmlab/py.typed", "mmlab/templates/report/style.css", "mmlab/kernel/ksm.py"} <= code
+    assert {"mmlab/py.typed", "mmlab/report/templates/report/style.css", "mmlab/kernel/ksm.py"} <= code
     assert len([name for name in code if name.endswith(".json.gz")]) == len(list(SHIPPED.glob("*.json.gz"))) > 200
     assert shared == names(ROOT / "notebooks") | names(ROOT / "params")
     assert {"notebooks/01_regression.ipynb", "params/all_zero.yaml", "params/scenario.schema.json"} <= shared
@@ -126,7 +126,7 @@ def test_the_lab_copies_what_ships(wheel: Path, installed: Callable[..., str], t
 
 def test_it_simulates_and_is_exact(installed: Callable[..., str]) -> None:
     """A params file by its name, and a recording, after a compilation of its own."""
-    preset = installed("python", "-c", "from mmlab.presets import find; print(find('mthp_64k'))").strip()
+    preset = installed("python", "-c", "from mmlab.params import find_params; print(find_params('mthp_64k'))").strip()
     assert preset.endswith("share/mmlab/params/mthp_64k.yaml")
     assert "thps_split" in installed("mmlab", "simulate", preset, "--set", "memory_mib=2")
     code = "import mmlab; print(mmlab.__path__[0])"
@@ -136,7 +136,7 @@ def test_it_simulates_and_is_exact(installed: Callable[..., str]) -> None:
 
 def test_it_reports(installed: Callable[..., str]) -> None:
     """A notebook by its name, with a params file by its name and one of one's own, into the folder one is in."""
-    preset = installed("python", "-c", "from mmlab.presets import find; print(find('mthp_64k'))").strip()
+    preset = installed("python", "-c", "from mmlab.params import find_params; print(find_params('mthp_64k'))").strip()
     home = Path(installed("python", "-c", "import os; print(os.getcwd())").strip())
     (home / "mine.yaml").write_text(Path(preset).read_text() + "seed: 9\n")
     printed = installed(

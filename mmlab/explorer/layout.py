@@ -64,7 +64,7 @@ class Layout:
         widgets.jslink((self.play, "value"), (self.moment, "value"))
         self.moment.observe(self.show_moment, "value")
         self.view = self._view()
-        self.box = _box("explore", html(self.words.style()), _box("sides", self._side(), self.view))
+        self.box = _box("explore", html(str(self.words.style())), _box("sides", self._side(), self.view))
 
     def _side(self) -> Any:
         """Return the controls in groups; in each of them switches come last."""
