@@ -67,7 +67,7 @@ def render(executed: NotebookNode, about: Mapping[str, Any], **resources: object
 def _independent(text: str) -> str:
     """Return HTML without what differs between runs and machines: addresses, temporary files, folders, random ids."""
     text = re.sub(r"\bat 0x[0-9a-f]{6,}", "at 0x…", text)
-    text = re.sub(r"[^\s>]*ipykernel_\d+/\d+\.py", "&lt;cell&gt;", text)
+    text = re.sub(r"(?<![^\s>\"])[^\s>\"]*ipykernel_\d+/\d+\.py", "&lt;cell&gt;", text)  # once a word: images are long
     for place, name in ((Path(__file__).parents[2], ""), (Path.cwd(), ""), (sys.prefix, "&lt;python&gt;/")):
         text = re.sub(rf"(?<![\w+/:.-]){re.escape(str(place))}{os.sep}", name, text)  # never within an image's base64
     ids: dict[str, str] = {}  # of the tables of pandas' Styler
