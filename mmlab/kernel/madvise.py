@@ -1,6 +1,6 @@
 """The advices that act on folios: MADV_COLD, MADV_PAGEOUT, MADV_FREE (mm/madvise.c; thp-split W1, W5, W6)."""
 
-from mmlab.kernel.folio import folio_batch_drain
+from mmlab.kernel.folio import folio_batch_drain, folio_free_swap
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
@@ -17,9 +17,12 @@ MADV_COLD, MADV_PAGEOUT, MADV_FREE = range(3)
 def _advise_folio(m, advice, v, n):
     """Apply an advice to the folio whose n pages are mapped from v on.
 
-    MADV_FREE makes the folio clean and lazy (thp-split W6).
+    MADV_FREE makes the folio clean and lazy (thp-split W6), unless it is in the swap cache and entries still refer to
+    its slot (`madvise_free_pte_range`).
     """
     head = m.page[v].frame
+    if advice == MADV_FREE and m.frame[head].folio < 0 and not folio_free_swap(m, head):
+        return
     m.frame[head].flags &= ~REFERENCED
     if advice == MADV_PAGEOUT:
         shrink_folio(m, v)
