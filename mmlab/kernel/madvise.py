@@ -17,12 +17,9 @@ MADV_COLD, MADV_PAGEOUT, MADV_FREE = range(3)
 def _advise_folio(m, advice, v, n):
     """Apply an advice to the folio whose n pages are mapped from v on.
 
-    MADV_FREE makes the folio clean and lazy (thp-split W6), unless it is in the swap cache and entries still refer to
-    its slot (`madvise_free_pte_range`).
+    MADV_FREE makes the folio clean and lazy (thp-split W6).
     """
     head = m.page[v].frame
-    if advice == MADV_FREE and m.frame[head].folio < 0 and not folio_free_swap(m, head):
-        return
     m.frame[head].flags &= ~REFERENCED
     if advice == MADV_PAGEOUT:
         shrink_folio(m, v)
@@ -71,7 +68,8 @@ def madvise_folios(m, advice, first, end):
             frame = m.page[v].frame
             f = m.frame[frame].folio
             if f < 0:
-                if m.frame[frame].mapcount == 1:
+                # MADV_FREE passes over a page in the swap cache to whose slot entries still refer (W6)
+                if m.frame[frame].mapcount == 1 and (advice != MADV_FREE or folio_free_swap(m, frame)):
                     _advise_folio(m, advice, v, 1)
                 v += 1
                 continue
