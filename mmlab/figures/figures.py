@@ -6,8 +6,20 @@ draw into the Axes they are given, so that figures can be combined, and end with
 that was drawn: a report saves it beside the page. :func:`show` displays a figure in a notebook with its alternative
 text.
 
-There are few shapes: figures over simulated time (:func:`over_time`), curves and steps with a line for each value of a
-column, bars, tables with coloured cells, heat maps and page maps.
+Drawers of tables, for a study's ``plot``:
+
+- ``curves(table, x, y, by)``: a curve for each value of ``by``, logarithmic, with marked values and crossings
+- ``steps(table, x, y, by)``: step lines over time or another quantity
+- ``tradeoff(table, x, y, by, mark, within)``: one quantity against what it costs in another
+- ``bars(table, label)``: horizontal bars with their values and errors, beside each other or stacked
+- ``heat(tables, label)``: numbers over two settings as colours
+- ``verdict_table``, ``truth_table``: tables with coloured cells
+- ``overlay``, ``says_and_truth``: what the model and a kernel show
+- ``memory``, ``batches``, ``counters``, ``cpu``: runs over simulated time
+- ``page_map``, ``maps_compared``, ``blocks``: kinds of page
+- ``side_by_side(draw, things)``: any of these, a panel a run or table, with one legend
+
+Names of columns are the axes' labels and contain the units. ``figure_of(axes)`` is the Figure.
 """
 
 from __future__ import annotations
@@ -144,13 +156,38 @@ def memory(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
     return table
 
 
-def side_by_side(draw: Callable[..., Axes], runs: Mapping[str, Run], height: float = 3.8, **kwargs: Any) -> list[Axes]:
-    """Draw one figure a run, each titled with its label, on common scales and with one legend."""
-    panels = axes(len(runs), height=height, sharex=True, sharey=True)
-    for ax, (label, run) in zip(panels, runs.items(), strict=True):
-        draw(run, ax=ax, **kwargs).set_title(label)
+def side_by_side(
+    draw: Callable[..., Axes],
+    things: Mapping[str, Any],
+    *args: Any,
+    width: int = 3,
+    height: float = 3.8,
+    ncols: int = 3,
+    sharex: bool = True,
+    sharey: bool = True,
+    **kwargs: Any,
+) -> list[Axes]:
+    """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
+
+    Parameters
+    ----------
+    draw : callable
+        Any figure function that has the parameter ``ax``. It gets the thing and the other arguments.
+    things : mapping
+        Title → what `draw` draws.
+    width, height
+        Axes in a row, and inches of a row.
+    ncols : int
+        Columns of the legend.
+    """
+    across = min(width, len(things))
+    down = -(-len(things) // across)
+    size = {"width": 9.6 if across < 3 else 11.5, "height": height * down}
+    panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=sharey)
+    for ax, (label, thing) in zip(panels, things.items(), strict=True):
+        draw(thing, *args, ax=ax, **kwargs).set_title(label)
         ax.label_outer()
-    legend_below(panels)
+    legend_below(panels, ncols)
     return panels
 
 
@@ -357,10 +394,7 @@ def curves(
         ax.plot(line[x], line[y], label=name, **theme.style(number), **LOOK["points"])
         for value in part[x][np.isposinf(part[y])]:
             theme.write(ax, "∞", (value, 1), (0, 0), color=f"C{number}", **top)
-    for value, words in marks.items():
-        width, weight = (1.6, "bold") if value == at else (0.8, "normal")
-        ax.axhline(value, linewidth=width, **LOOK["mark"])
-        theme.write(ax, words, (1, value), xycoords=("axes fraction", "data"), fontweight=weight)
+    _mark(ax, marks, at)
     if at is not None:
         for where in crossings(table, x, y, at, by)[x]:
             ax.plot(where, at, **LOOK["crossing"])
@@ -375,8 +409,16 @@ def curves(
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         ax.set_xticks([], minor=True)
-    ax.legend(title=by, loc="best", frameon=True, title_fontsize=9)
+    ax.legend(loc="best", frameon=True)
     return remember(ax, table, "curves")
+
+
+def _mark(ax: Axes, marks: Mapping[float, str], at: float | None = None) -> None:
+    """Draw a line across the axes at each value, with its text; the one at ``at`` is heavy."""
+    for value, words in marks.items():
+        width, weight = (1.6, "bold") if value == at else (0.8, "normal")
+        ax.axhline(value, linewidth=width, **LOOK["mark"])
+        theme.write(ax, words, (1, value), xycoords=("axes fraction", "data"), fontweight=weight)
 
 
 def tradeoff(
@@ -409,7 +451,16 @@ def tradeoff(
 
 
 def steps(
-    table: pd.DataFrame, x: str, y: str, by: str, ax: Axes | None = None, until: float = 0, legend: bool = True
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    ax: Axes | None = None,
+    until: float = 0,
+    legend: bool = True,
+    marks: Mapping[float, str] | None = None,
+    log: bool = False,
+    xlabel: str = "",
 ) -> Axes:
     """Draw a step line for each value of ``by``; see :func:`~mmlab.figures.theme.step_line`.
 
@@ -419,13 +470,26 @@ def steps(
         A row a point. The names of its columns ``x`` and ``y`` are the axes' labels: they contain the units.
     until : float
         End of the x axis; 0: where the table ends.
+    marks : mapping
+        Value of ``y`` → the text beside its line.
+    log : bool
+        Make the y axis logarithmic.
+    xlabel : str
+        Label of the x axis instead of ``x``, such as :func:`time_label` makes.
     """
     ax, end = ax or axes()[0], until or float(table[x].max())
     top = float(table[y].max())
-    ax.set(xlabel=x, ylabel=y, xlim=(0, end), ylim=(-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
+    ax.set(xlabel=xlabel or x, ylabel=y, xlim=(0, end))
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         last = min(end, part[x].iloc[-1])
         theme.step_line(ax, part[x], part[y], last, number, table[by].nunique(), label=name)
+    _mark(ax, marks or {})
+    if log and top > 0:
+        ax.set(yscale="log", ylim=(table[y][table[y] > 0].min() / 2, 2 * top))
+        ax.yaxis.set_major_formatter(PLAIN)
+        ax.yaxis.set_minor_formatter("")
+    else:
+        ax.set_ylim((-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
     if legend:
         ax.legend(**LOOK["above"], ncols=2, handlelength=4)
     return remember(ax, table, "steps")
@@ -550,17 +614,33 @@ def truth_table(
 
 def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[Any, str]) -> None:
     """Draw a coloured cell with a text for each mark, none for NaN, and a legend of the colours."""
-    import seaborn as sns
+    from matplotlib.colors import ListedColormap
 
+    colours = ListedColormap(list(CELLS.values()))
     codes = marks.map(list(CELLS).index, na_action="ignore").astype(float)
-    look = {"cmap": list(CELLS.values()), "vmin": -0.5, "vmax": len(CELLS) - 0.5, "cbar": False}
-    sns.heatmap(codes, ax=ax, annot=text, fmt="", annot_kws={"fontsize": 9}, linewidths=1.5, **look)
+    _mesh(ax, codes.rename_axis(index=None, columns=None), text, colours, (-0.5, len(CELLS) - 0.5), 9)
     for written in ax.texts:
         written.set_fontweight("bold" if written.get_text().endswith(" +") else "normal")
-    ax.set(xlabel="", ylabel="")
-    ax.tick_params(length=0, labelrotation=0)
     for sign, words in signs.items():
         theme.add_key(ax, words, facecolor=CELLS[sign], edgecolor="#888888")
+
+
+def _mesh(
+    ax: Axes, numbers: pd.DataFrame, text: np.ndarray, colours: Any, span: tuple[float, float], size: int
+) -> None:
+    """Draw a coloured cell with its text for each number, none for NaN; the first row is on top."""
+    look = {"cmap": colours, "vmin": span[0], "vmax": span[1], "edgecolors": "white", "linewidth": 1.0}
+    mesh = ax.pcolormesh(np.ma.masked_invalid(numbers.to_numpy(float)), **look)
+    for (row, column), words in np.ndenumerate(text):
+        if np.isfinite(value := numbers.iat[row, column]):
+            ink = "white" if np.dot(mesh.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5 else theme.INK
+            theme.write(ax, words, (column + 0.5, row + 0.5), (0, 0), ha="center", fontsize=size, color=ink)
+    ax.set(xlabel=numbers.columns.name or "", ylabel=numbers.index.name or "", ylim=(len(numbers), 0))
+    ax.set_xticks(np.arange(numbers.shape[1]) + 0.5, [str(name) for name in numbers.columns])
+    ax.set_yticks(np.arange(numbers.shape[0]) + 0.5, [str(name) for name in numbers.index])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
 
 
 def heat(
@@ -586,8 +666,6 @@ def heat(
     ValueError
         There is no table.
     """
-    import seaborn as sns
-
     rows, columns = np.max([table.shape for table in tables.values()], axis=0)
     across = min(width, len(tables))
     down = -(-len(tables) // across)
@@ -596,14 +674,12 @@ def heat(
     values = np.concatenate([table.to_numpy(float).ravel() for table in tables.values()])
     top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     low = -top if signed else min(0.0, float(np.nanmin(values, initial=0.0)))
-    scale = {"vmin": low, "vmax": top, "cmap": "PuOr_r" if signed else "cividis_r", "cbar": False}
-    text = {"fmt": f"{'+' if signed else ''},.{digits}g", "annot": True, "annot_kws": {"size": 8}}
+    colours, form = ("PuOr_r", f"+,.{digits}g") if signed else ("cividis_r", f",.{digits}g")
     for ax, (title, numbers) in zip(panels, tables.items(), strict=True):
-        sns.heatmap(numbers.astype(float), ax=ax, linewidths=0.5, **scale, **text)
+        _mesh(ax, numbers, numbers.map(lambda value: f"{value:{form}}").to_numpy(), colours, (low, top), 8)
         ax.invert_yaxis()
         ax.set_title(title)
         ax.tick_params("x", rotation=45)
-        ax.tick_params("y", rotation=0)
         ax.label_outer()
         remember(ax, numbers, "heat")
     figure_of(panels).colorbar(panels[0].collections[0], ax=panels, label=label, shrink=0.9)

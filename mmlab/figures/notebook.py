@@ -110,7 +110,7 @@ def png(drawn: Axes | Sequence[Axes]) -> bytes:
 
 
 def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
-    """Display a figure in a notebook with its alternative text, then close it.
+    """Display a figure in a notebook with its alternative text.
 
     The text is also the output's plain form: a comparison of notebook outputs compares it, and not the pixels.
 
@@ -121,12 +121,9 @@ def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
     caption : str
         A line below it.
     """
-    import matplotlib.pyplot as plt
-
     figure = figure_of(drawn)
     about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96), **_save(tables_of(figure))}
     data = {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}
-    plt.close(figure)
     _display(data, {"image/png": about})
 
 

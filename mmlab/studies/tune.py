@@ -335,13 +335,13 @@ to set it
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the cost against the first other limited measure: all trials, the best for each cost, the limits."""
-        import seaborn as sns
-
         ax = axes()[0] if ax is None else ax
         x, y = (list(self.axes) * 2)[:2]
         table = self.tried.sort_values(x)
         kinds = np.where(table["met"], *KINDS)
-        sns.scatterplot(table, x=x, y=y, hue=kinds, style=kinds, hue_order=KINDS, style_order=KINDS, ax=ax)
+        for number, (kind, marker) in enumerate(zip(KINDS, "oX", strict=True)):
+            points = table[kinds == kind]
+            ax.scatter(points[x], points[y], label=kind, color=f"C{number}", marker=marker, edgecolor="white")
         edge = table[y].cummax() if self.axes[y] else table[y].cummin()
         ax.step(table[x], edge, where="post", color=INK, linewidth=1, label="best for the cost")
         for limit in (limit for limit in self.goals.limits if limit.measure in (x, y)):

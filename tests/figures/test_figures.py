@@ -79,6 +79,19 @@ def test_side_by_side(runs: dict[str, Run]) -> None:
     assert plots.figure_of(panels).legends, "with one legend"
 
 
+def test_side_by_side_tables() -> None:
+    """Any drawer, a panel a table, in rows, with one legend; logarithmic steps with a marked value."""
+    table = pd.DataFrame({"time (s)": [0.0, 1.0], "MiB": [4.0, 0.5], "run": "a"})
+    panels = plots.side_by_side(
+        plots.steps, dict.fromkeys("wxyz", table), "time (s)", "MiB", "run", marks={1: "one"}, log=True
+    )
+    assert len(plots.figure_of(panels).axes) == 6, "two rows of three, the last two empty"
+    assert {panel.get_yscale() for panel in panels} == {"log"}
+    assert {panel.get_ylim() for panel in panels} == {(0.25, 8.0)}
+    assert [text.get_text() for text in panels[0].texts] == ["one"]
+    assert below(panels[0]) == ["a"]
+
+
 def test_batches(runs: dict[str, Run]) -> None:
     for run in runs.values():
         mine = plots.batches_table(run)["freed"]
