@@ -29,6 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import ErrorDetails
 
 from mmlab.errors import UserError, located, unknown
+from mmlab.kernel.versions import flags
 from mmlab.params import read_yaml, yaml_lines
 from mmlab.variants import VARIANTS
 
@@ -53,7 +54,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Period = Annotated[float, Field(ge=0.05, le=1e9)]
 Rate = Annotated[float, Field(ge=0, le=1e6)]
 Kernel = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
-"""A kernel series; YAML reads 6.18 as a number."""
+"""A kernel; YAML reads 6.18 as a number."""
 Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
 KeyOrder = Literal["ascending", "random"]
 Range = tuple[Index, Count]
@@ -474,8 +475,9 @@ class Scenario(_Strict):
     """free text that names the run"""
     variant: str = _machine("mainline", source="fix-variants")
     """which kernel variant decides whether a split remaps zero-filled pages; `mmlab variants` lists them"""
-    kernel: Kernel = _machine("6.12", pattern=r"^6\.(1|12|18)(\.\d+)?$")
-    """kernel series whose details are imitated: 6.1, 6.12 or 6.18"""
+    kernel: Kernel = _machine("6.12")
+    """kernel whose details are imitated: a series from 6.1 to 7.3, which means its newest known release, or a stable
+    release such as 6.18.15; `mmlab kernels` tells what differs (quote '6.10', which is a number to YAML)"""
 
     # ksmd's knobs, /sys/kernel/mm/ksm, and two of /sys/kernel/mm/transparent_hugepage
     use_zero_pages: Switch = _knob(0, source=_KSM)
@@ -607,6 +609,8 @@ class Scenario(_Strict):
     """largest number of rows of the table of samples; a longer run is thinned evenly"""
 
     # rich scenarios
+    kernel_changes: Mapping[str, Switch] = {}
+    """differences between kernels that are switched one by one, {name: 0 or 1}, whatever the kernel has"""
     process_list: tuple[ProcessSpec, ...] = ()
     """processes one by one, instead of `processes`"""
     late: bool = False
@@ -623,6 +627,7 @@ class Scenario(_Strict):
             raise _explain(error) from None
 
     def check(self) -> None:
+        flags(self.kernel, self.kernel_changes)
         size, ends = self.pages_per_thp, ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
         if size & (size - 1):
             raise _refusal("pages_per_thp", size, "is not a power of two", "4, 8, 16, 32, 64, 128, 256 or 512")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
 from mmlab.scenario import EVENTS, SETTABLE, WORKLOAD_FIELDS, Scenario, flat_fields
 from mmlab.variants import VARIANTS
 
@@ -35,8 +36,9 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     variants = {"enum": list(VARIANTS), "enumDescriptions": [v.summary for v in VARIANTS.values()]}
     fields["variant"] |= variants
     fields["costs"] |= {"anyOf": [{"enum": list(costs)}, {"pattern": fields["costs"].pop("pattern").split("|")[1]}]}
-    quoted = {"type": fields["kernel"].pop("type"), "pattern": fields["kernel"].pop("pattern")}
-    fields["kernel"]["anyOf"] = [quoted, {"enum": [6.1, 6.12, 6.18]}]  # YAML reads 6.18 as a number
+    numbers = {"enum": sorted(map(float, {*SERIES} - {"6.10"}))}  # YAML reads 6.18 as a number, 6.10 as 6.1
+    fields["kernel"]["anyOf"] = [{"type": fields["kernel"].pop("type"), "pattern": f"^{PATTERN}$"}, numbers]
+    fields["kernel_changes"]["propertyNames"] = {"enum": list(DIFFERENCES)}
 
     after, process, set_knob = (models[name] for name in ("After", "ProcessSpec", "Set"))
     after["oneOf"] = [{"required": [name]} for name in ("batch", "full_scan", "seconds")]

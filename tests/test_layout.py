@@ -16,8 +16,9 @@ from conftest import ROOT
 
 LAYERS = """
     errors params spec workers
-    variants scenario schema
-    kernel engine results
+    variants kernel
+    scenario schema
+    engine results
     figures
     studies report host
     explorer

@@ -46,6 +46,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
     ),
     ({"kernel": "5.4"}, {"parameter": "kernel", "value": "5.4"}),
+    ({"kernel_changes": {"advisor_exits": 1}}, {"parameter": "kernel_changes", "value": "advisor_exits"}),
+    ({"kernel_changes": {"advisor_exists": 2}}, {"parameter": "kernel_changes advisor_exists", "value": 2}),
     ({"hz": 60}, {"parameter": "hz", "value": 60, "allowed": "one of 100, 250, 300, 1000 (1/s)"}),
     ({"memory_mib": 3}, {"parameter": "memory_mib", "value": 3, "allowed": "even, e.g. 4"}),
     ({"memory_mib": 0}, {"parameter": "memory_mib", "value": 0, "allowed": "at least 1 (MiB)"}),
@@ -235,7 +237,7 @@ def test_every_flat_field_says_what_it_is() -> None:
         assert p.low is None or p.low <= p.default <= p.high  # type: ignore[operator]
         assert isinstance(p.default, (int, float, str, bool)), name
     rich = set(Scenario.model_fields) - set(flat_fields())
-    assert rich == {"process_list", "late", "events", "stepped"}
+    assert rich == {"kernel_changes", "process_list", "late", "events", "stepped"}
 
 
 def test_is_frozen_and_replace_validates() -> None:

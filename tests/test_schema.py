@@ -81,6 +81,9 @@ def test_every_params_file_is_valid_and_names_it(path: Any) -> None:
         {"variant": "mainlin"},
         {"costs": "cheap"},
         {"kernel": "5.10"},
+        {"kernel": "7.4"},
+        {"kernel_changes": {"advisor_exits": 1}},
+        {"kernel_changes": {"advisor_exists": 2}},
         {"hz": 200},
         {"layout": "zeroes-first"},
         {"memory_mib": 0},
@@ -168,7 +171,7 @@ def test_random_scenarios_are_valid() -> None:
 
 
 def test_yaml_needs_no_quotes() -> None:
-    for kernel in ("6.1", "6.12", "6.18", "'6.18.44'"):
+    for kernel in ("6.1", "6.12", "6.18", "'6.18.44'", "'6.10'", "6.8", "7.0", "7.3", "'7.3.4'"):
         values = yaml.safe_load(f"kernel: {kernel}")
         assert CHECK.is_valid(values)
         assert accepted(values)

@@ -16,7 +16,7 @@ def set_advisor(m: Machine, mode: int) -> None:
         Index of `ADVISOR_MODES`.
     """
     s = m.state[0]
-    if mode == s["advisor_mode"]:
+    if mode == s["advisor_mode"] or not s["advisor_exists"]:
         return
     s["advisor_mode"] = mode
     s["pages_to_scan"] = s["advisor_min_pages_to_scan"] if mode else 100

@@ -1,18 +1,35 @@
 """What kernel releases do differently: a row a difference, and the only place where a release is compared.
 
-Each row becomes a field of `Machine.state`, 1 from the release on that brought the difference. Compiled code asks that
-flag, never a release. A new row is one function here, and one `if` where the rule acts.
+Each row becomes a field of `Machine.state`, 1 in the releases that have the difference. Compiled code asks that flag,
+never a release. A new row is one function here, and one `if` where the rule acts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-__all__ = ["DIFFERENCES", "RELEASES", "Difference", "flags"]
+from mmlab.errors import UserError
 
-RELEASES = ("6.1", "6.12", "6.18")
-"""Series that the model was held against. A scenario's `kernel` is one of them, or a stable release such as 6.18.44."""
+__all__ = ["DIFFERENCES", "PATTERN", "RELEASES", "SERIES", "Difference", "differing", "flags", "release"]
+
+RELEASES = {
+    "6.1": "6.1.192",
+    "6.12": "6.12.117",
+    "6.18": "6.18.44",
+    "6.19": "6.19.14",
+    "7.0": "7.0.13",
+    "7.1": "7.1.13",
+    "7.2": "7.2.13",
+    "7.3": "7.3.4",
+}
+"""Series that the model was held against, and the newest stable release of each: the one that a series stands for."""
+SERIES = (*(f"6.{minor}" for minor in range(1, 20)), *(f"7.{minor}" for minor in range(4)))
+"""Every series whose rules are known: those between two of `RELEASES` have the rows that began by then."""
+PATTERN = rf"({'|'.join(map(re.escape, SERIES))})(\.\d+)?"
+"""What a scenario's `kernel` looks like: a series, or a stable release of one such as 6.18.15."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,10 @@ class Difference:
         The commit that made it, and the release on which it was measured.
     change
         What changes.
+    until
+        Releases without it again: the first one of each series, the last for all that follow.
+    from_text_only
+        No recording shows it.
     """
 
     name: str
@@ -38,21 +59,40 @@ class Difference:
     since: tuple[int, ...]
     source: str
     change: str
+    until: tuple[tuple[int, ...], ...] = ()
+    from_text_only: bool = False
+
+    def holds(self, of: tuple[int, ...]) -> int:
+        """Return 1 if a release such as (6, 18, 44) has the difference, else 0."""
+        gone = any(end <= of and (end == self.until[-1] or end[:2] == of[:2]) for end in self.until)
+        return int(of >= self.since and not gone)
 
 
 DIFFERENCES: dict[str, Difference] = {}
 """Every row by name."""
 
 
-def _row(rule: str, since: tuple[int, ...], source: str) -> Callable[[Callable[[], None]], Difference]:
+def _row(
+    rule: str, since: tuple[int, ...], source: str, *until: tuple[int, ...], from_text_only: bool = False
+) -> Callable[[Callable[[], None]], Difference]:
     """Make a function a row: its name is the flag's, its docstring the change."""
 
     def add(row: Callable[[], None]) -> Difference:
-        name = row.__name__
-        DIFFERENCES[name] = Difference(name, rule, since, source, " ".join((row.__doc__ or "").split()))
+        name, change = row.__name__, " ".join((row.__doc__ or "").split())
+        DIFFERENCES[name] = Difference(name, rule, since, source, change, until, from_text_only)
         return DIFFERENCES[name]
 
     return add
+
+
+@_row("ksm-scan S25", (6, 7), '5e924ff54d08 mm/ksm: add "smart" page scanning mode', from_text_only=True)
+def smart_scan_exists() -> None:
+    """ksmd has smart scan. Before, it visits every page in every full scan, whatever `smart_scan` says."""
+
+
+@_row("ksm-scan S29", (6, 8), "4e5fa4f5eff6 mm/ksm: add ksm advisor", from_text_only=True)
+def advisor_exists() -> None:
+    """ksmd has an advisor. Before, `advisor_mode` has no effect."""
 
 
 @_row("ksm-merge F3", (6, 13), "1ced09e0331f mm: allocate THP on hugezeropage wp-fault; measured on 6.18.44")
@@ -82,7 +122,66 @@ def collapse_needs_no_writable() -> None:
     """A range without a writable entry may be collapsed."""
 
 
-def flags(kernel: str) -> dict[str, int]:
-    """Return the flag of each difference, 0 or 1, for a release such as "6.18" or "6.12.117"."""
-    release = tuple(map(int, kernel.split(".")))
-    return {name: int(release >= row.since) for name, row in DIFFERENCES.items()}
+def release(kernel: str) -> tuple[int, ...]:
+    """Return the release that a name stands for, such as (6, 18, 44): a series is its newest known one.
+
+    Raises
+    ------
+    UserError
+        The name stands for none whose rules are known.
+    """
+    if re.fullmatch(PATTERN, kernel):
+        return _numbers(RELEASES.get(kernel, kernel))
+    known = list(RELEASES)
+    number = re.match(r"\d+\.\d+", kernel)
+    if number:
+        place = sum(_numbers(name) <= _numbers(number[0]) for name in known)
+        near = known[max(0, min(place, len(known) - 1) - 1) :][:2]
+    else:
+        near = _nearest(kernel, known)
+    names = ", ".join(differing(*near)) or "nothing that the model knows of"
+    raise UserError(
+        "is not a known kernel",
+        parameter="kernel",
+        value=kernel,
+        allowed=f"{SERIES[0]} to {SERIES[-1]}, or a stable release such as {RELEASES['6.18']}",
+        hint=f"The nearest are {near[0]} and {near[1]}; between them differs: {names}.",
+    )
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, name.split(".")))
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    return sorted(get_close_matches(name, known, n=2, cutoff=0), key=known.index)
+
+
+def differing(one: str, other: str) -> list[str]:
+    """Return the names of the rows that differ between two kernels."""
+    return [name for name, on in flags(one).items() if on != flags(other)[name]]
+
+
+def flags(kernel: str, changes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return the flag of each difference, 0 or 1, for a kernel such as "6.18" or "6.12.117".
+
+    Parameters
+    ----------
+    kernel
+        A series or a stable release.
+    changes
+        Rows that are switched, whatever the kernel has: their name → 0 or 1.
+
+    Raises
+    ------
+    UserError
+        The kernel or a row is unknown.
+    """
+    of = release(kernel)
+    for name in changes or ():
+        if name not in DIFFERENCES:
+            near = " or ".join(_nearest(name, list(DIFFERENCES)))
+            allowed = f"one of {', '.join(DIFFERENCES)}"
+            hint = f"Did you mean {near}?"
+            raise UserError("is not known", parameter="kernel_changes", value=name, allowed=allowed, hint=hint)
+    return {name: row.holds(of) for name, row in DIFFERENCES.items()} | dict(changes or {})

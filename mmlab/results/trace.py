@@ -150,16 +150,17 @@ def scenario_of(trace: Trace, **overrides: Any) -> Scenario:
 
     `overrides` are fields that replace the recording's.
 
-    Only `kernel` (a prediction's ends with the imitated one), `variant` and `scenario` are read, and of these nothing
-    that is an answer. Knobs that a recording lacks have their defaults, but a recording without `sleep_millisecs` was
-    made without sleeping.
+    Only `kernel` (a recording's begins with its release, a prediction's ends with the imitated one), `variant` and
+    `scenario` are read, and of these nothing that is an answer. Knobs that a recording lacks have their defaults, but a
+    recording without `sleep_millisecs` was made without sleeping.
 
     Raises
     ------
     UserError
         Something in it is not allowed.
     """
-    asked = trace["scenario"]
+    asked, name = trace["scenario"], str(trace["kernel"]).rpartition(" as ")[2]
+    release = re.match(r"(?:Linux )?(\d+\.\d+(?:\.\d+)?)", name)
     events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
     fixed = {"horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0, "stepped": True}
     return Scenario(
@@ -167,7 +168,8 @@ def scenario_of(trace: Trace, **overrides: Any) -> Scenario:
         | asked["knobs"]
         | fixed
         | {
-            "kernel": str(trace["kernel"]).rpartition(" ")[2],
+            "kernel": release[1] if release else name,
+            "kernel_changes": asked.get("kernel_changes", {}),
             "variant": trace["variant"],
             "process_list": asked["processes"],
             "late": bool(asked.get("late", 0)),
@@ -278,7 +280,7 @@ def rerun(
 ) -> tuple[Run, Trace]:
     """Return the model's run, which knows more than a trace can express, and its prediction; see `predict`."""
     overrides = dict(overrides or {})
-    allowed = {*SETTABLE, "horizon_batches", "sleep_millisecs", "costs", "hz"}
+    allowed = {*SETTABLE, "horizon_batches", "sleep_millisecs", "costs", "hz", "kernel", "kernel_changes"}
     for name in sorted(overrides.keys() - allowed):
         problem = "can't be changed in the scenario of a trace, which lists its memory page by page"
         raise UserError(problem, parameter=name, value=overrides[name], hint=f"Allowed: {', '.join(sorted(allowed))}.")
@@ -291,6 +293,8 @@ def rerun(
     knobs = {name: value for name, value in overrides.items() if name in SETTABLE and name not in ("variant", "run")}
     asked["knobs"] = asked["knobs"] | knobs
     asked["batches"] = scenario.horizon_batches
+    if scenario.kernel_changes:
+        asked["kernel_changes"] = dict(scenario.kernel_changes)
     maps = [(m["batch"], m["rank"], m["process"]) for m in trace["maps"]]
     frames = [(f["batch"], f["rank"]) for f in trace["frames"]]
     places = {place[:2] for place in maps} | set(frames)
@@ -330,8 +334,8 @@ def from_run(run: Run) -> Trace:
         "events": events,
         "batches": int(batch.max()),
     }
-    if scenario.nodes > 1:
-        asked["nodes"] = scenario.nodes
+    asked |= {"nodes": scenario.nodes} if scenario.nodes > 1 else {}
+    asked |= {"kernel_changes": dict(scenario.kernel_changes)} if scenario.kernel_changes else {}
     maps = [(*place, process) for place, pages in run.maps.items() for process in range(len(pages))]
     return _answer(run, asked, maps, run.frames)
 

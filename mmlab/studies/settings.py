@@ -20,6 +20,7 @@ import numpy as np
 
 from mmlab.engine.policies import Ksmtuned, Policy
 from mmlab.errors import UserError, located, unknown
+from mmlab.kernel.versions import flags
 from mmlab.scenario import Scenario, check_value
 
 __all__ = ["BY", "LEVELS", "Levels", "Setting", "check_levels", "spaces"]
@@ -132,8 +133,12 @@ class Setting:
         """
         s = self.apply(scenario)[0].replace(run=1)
         knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _WRITTEN[self.by])]
-        absent = ("advisor_mode", "smart_scan") if s.kernel == "6.1" else ()
-        lines = [f"echo {value} > /sys/kernel/mm/ksm/{name}" for name, value in knobs if name not in absent]
+        absent = {name.replace("_exists", "") for name, on in flags(s.kernel).items() if not on}
+        lines = [
+            f"echo {value} > /sys/kernel/mm/ksm/{name}"
+            for name, value in knobs
+            if name.replace("_mode", "") not in absent
+        ]
         if "max_ptes_none" in dict(self.values):
             lines.insert(0, f"echo {s.max_ptes_none} > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none")
         if self.by == "ksmtuned":
@@ -169,18 +174,18 @@ def spaces(scenario: Scenario, by: Sequence[str], levels: Levels) -> Mapping[str
     UserError
         Nothing is left to choose from.
     """
-    old, size = scenario.kernel == "6.1", scenario.total_pages
+    has, size = flags(scenario.kernel), scenario.total_pages
     collapses = scenario.khugepaged or scenario.pressure_rate or scenario.sets("khugepaged")
     collapses = collapses or any(event.op in ("khugepaged", "shrink") for event in scenario.events)
-    idle = {"smart_scan": old, "max_ptes_none": not collapses}
+    idle = {"smart_scan": not has["smart_scan_exists"], "max_ptes_none": not collapses}
     usual = {knob: values for knob, values in LEVELS.items() if not idle.get(knob)}
     for knob in (knob for knob in usual if "pages" in knob.lower()):
         usual[knob] = tuple(value for value in usual[knob] if value <= size) or usual[knob][:1]
     chosen = {**usual, **levels}
     first = min(chosen.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
-    usable = {"fixed": True, "advisor": not old, "ksmtuned": scenario.horizon_seconds > first}
+    usable = {"fixed": True, "advisor": has["advisor_exists"], "ksmtuned": scenario.horizon_seconds > first}
     out = {pace: {knob: chosen[knob] for knob in BY[pace] if knob in chosen} for pace in by if usable[pace]}
     if not out:
-        hint = f"Linux 6.1 has no advisor, and ksmtuned first checks after {first} s (KSM_MONITOR_INTERVAL)."
+        hint = f"Linux before 6.8 has no advisor, and ksmtuned first checks after {first} s (KSM_MONITOR_INTERVAL)."
         raise UserError(parameter="by", value=tuple(by), allowed="fixed, or within must be longer", hint=hint)
     return out

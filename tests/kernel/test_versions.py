@@ -15,20 +15,40 @@ from mmlab.kernel.state import machine
 PACKAGE = Path(versions.__file__).parent.parent
 
 
-@pytest.mark.parametrize(("kernel", "on"), [("6.1", 0), ("6.12", 0), ("6.12.117", 0), ("6.18", 1), ("6.18.44", 1)])
-def test_flags_of_a_release(kernel: str, on: int) -> None:
-    assert versions.flags(kernel) == dict.fromkeys(versions.DIFFERENCES, on)
+@pytest.mark.parametrize("kernel", versions.SERIES)
+def test_flags_of_a_release(kernel: str) -> None:
+    found = versions.flags(kernel)
+    assert found.keys() == versions.DIFFERENCES.keys() and set(found.values()) <= {0, 1}
     m = machine(8, 1, 2)
-    for name, flag in versions.flags(kernel).items():
+    for name, flag in found.items():
         m.state[0][name] = flag
-    assert {m.state[0][name] for name in versions.DIFFERENCES} == {on}
+    assert {name: m.state[0][name] for name in versions.DIFFERENCES} == found
+    assert simulate(Scenario(kernel=kernel, memory_mib=2, horizon_seconds=0.1)).scenario.kernel == kernel
+
+
+def test_a_series_is_its_newest_known_release() -> None:
+    assert versions.release("6.18") == versions.release("6.18.44") == (6, 18, 44)
+    assert versions.release("7.3") == (7, 3, 4) and versions.release("6.14") == (6, 14)
+    assert versions.RELEASES.keys() <= {*versions.SERIES}
+    assert [*versions.RELEASES] == sorted(versions.RELEASES, key=versions.release)
 
 
 def test_a_release_between() -> None:
-    assert [name for name, flag in versions.flags("6.14").items() if flag] == [
-        "wp_fault_allocates_thp",
-        "dontneed_frees_page_table",
+    assert versions.differing("6.12", "6.14") == ["wp_fault_allocates_thp", "dontneed_frees_page_table"]
+    assert versions.flags("6.8") == versions.flags("6.12") and versions.differing("6.1", "6.8") == [
+        "smart_scan_exists",
+        "advisor_exists",
     ]
+
+
+def test_a_row_may_end() -> None:
+    row = versions.Difference("x", "y", (6, 11), "", "", until=((6, 12, 117), (6, 18, 44), (7, 3)))
+    on = [
+        kernel
+        for kernel in "6.8 6.11 6.12.1 6.12 6.13 6.18.15 6.18 6.18.50 6.19 7.2 7.3 7.3.1".split()
+        if row.holds(versions.release(kernel))
+    ]
+    assert on == "6.11 6.12.1 6.13 6.18.15 6.19 7.2".split()
 
 
 @pytest.mark.parametrize("row", versions.DIFFERENCES.values(), ids=versions.DIFFERENCES)
@@ -36,7 +56,7 @@ def test_rows_are_complete_and_asked(row: versions.Difference) -> None:
     assert row.change.endswith(".") and row.source
     assert re.fullmatch(r"(ksm-scan|ksm-merge|thp-split|khugepaged|mthp) [A-Z]\d+", row.rule)
     sources = [path.read_text() for path in sorted((PACKAGE / "kernel").glob("*.py")) if path.stem != "versions"]
-    assert sum(f".{row.name}" in source for source in sources) >= 1
+    assert any(re.search(rf'\.{row.name}\b|\["{row.name}"\]', source) for source in sources)
 
 
 def test_a_release_is_compared_nowhere_else() -> None:
@@ -44,13 +64,37 @@ def test_a_release_is_compared_nowhere_else() -> None:
         assert not re.search(r"\bkernel\W{1,3}(>=|<=?|==)\s*[\d(\"]", path.read_text()), path
 
 
-@pytest.mark.parametrize("kernel", versions.RELEASES)
-def test_known_releases_are_those_of_the_scenario(kernel: str) -> None:
-    run = simulate(Scenario(kernel=kernel, memory_mib=2, horizon_seconds=0.1))
-    assert run.machine.state[0]["collapse_needs_no_writable"] == versions.flags(kernel)["collapse_needs_no_writable"]
-
-
-@pytest.mark.parametrize("kernel", ["6.0", "6.2", "6.19", "7.3", "6", "six"])
-def test_other_releases_are_refused(kernel: str) -> None:
-    with pytest.raises(UserError, match="kernel"):
+@pytest.mark.parametrize(
+    ("kernel", "near"),
+    [
+        ("5.10", "6.1 and 6.12"),
+        ("6.0", "6.1 and 6.12"),
+        ("6.20", "6.19 and 7.0"),
+        ("7.4", "7.2 and 7.3"),
+        ("6.18.x", "6.18 and 6.19"),
+        ("6", ""),
+        ("six", ""),
+    ],
+)
+def test_other_kernels_are_refused(kernel: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"nearest are {near}.*between them differs") as error:
         Scenario(kernel=kernel)
+    assert (error.value.parameter, error.value.value) == ("kernel", kernel)
+
+
+def test_one_row_is_switched() -> None:
+    scenario = Scenario(kernel="6.12", kernel_changes={"wp_fault_allocates_thp": 1}, memory_mib=2, horizon_seconds=0.1)
+    state = simulate(scenario).machine.state[0]
+    on = [name for name in versions.DIFFERENCES if state[name]]
+    assert on == ["smart_scan_exists", "advisor_exists", "wp_fault_allocates_thp"]
+    with pytest.raises(UserError, match=r"Did you mean .*advisor_exists") as error:
+        scenario.replace(kernel_changes={"advisor_exits": 1})
+    assert error.value.parameter == "kernel_changes" and "collapse_needs_no_writable" in error.value.allowed
+
+
+def test_kernels_before_smart_scan_and_the_advisor() -> None:
+    """ksm-scan S25 and S29 on the kernels that have neither."""
+    fields = {"memory_mib": 2, "horizon_full_scans": 9, "horizon_seconds": 0, "advisor_mode": "scan-time"}
+    old, new = (simulate(Scenario(kernel=kernel, **fields)).rows[-1] for kernel in ("6.1", "6.12"))
+    assert old["pages_skipped"] == 0 < new["pages_skipped"]
+    assert old["pages_to_scan"] == 100 < 500 <= new["pages_to_scan"]
