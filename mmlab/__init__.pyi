@@ -7,6 +7,7 @@ from .scenario import Scenario
 from .spec.rules import rule
 from .studies.fleet import fleet
 from .studies.goals import Goals
+from .studies.parameters import read_parameters
 from .studies.sweep import read_sweep, sweep
 from .studies.tune import tune
 from .studies.verdict import verdict
@@ -26,6 +27,7 @@ __all__ = [
     "View",
     "explore",
     "fleet",
+    "read_parameters",
     "read_sweep",
     "rule",
     "schedule",

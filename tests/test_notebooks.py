@@ -18,7 +18,7 @@ from ipykernel.kernelspec import install
 
 from conftest import ROOT
 from mmlab.errors import UserError
-from mmlab.report.execute import notebook_defaults, read_params, resolve_parameters
+from mmlab.report.execute import Request, notebook_defaults, read_params
 from mmlab.scenario import flat_fields
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,9 +96,10 @@ def test_parameters_are_the_scenarios(notebook: Path) -> None:
         if name in fields:
             unit = f" ({fields[name].unit})" if fields[name].unit else ""
             assert kind == fields[name].type.__name__
-            assert words == re.sub(r" *= *", ": ", fields[name].help) + unit, "papermill cannot read an = in a comment"
+            meaning = re.sub(r" *= *", ": ", fields[name].help)  # papermill cannot read an = in a comment
+            assert words == meaning + unit or meaning.startswith(words.removesuffix(unit)), words
     assert len(notebook_defaults(notebook)) == len(lines), "papermill reads every line"
-    resolve_parameters(notebook, [], {})
+    Request(notebook)
 
 
 @each_notebook
@@ -107,7 +108,7 @@ def test_every_flat_params_file_fits(notebook: Path) -> None:
     if not set(notebook_defaults(notebook)) & set(flat_fields()):
         pytest.skip("takes no scenario")
     for params in FLAT_PARAMS:
-        resolve_parameters(notebook, [params], {})
+        Request(notebook, [params])
 
 
 @each_notebook
@@ -145,14 +146,14 @@ def test_plain_nbval() -> None:
 # -- papermill, without our wrapper ---------------------------------------------------------------------------------
 
 
-def papermill(notebook: Path, folder: Path, *options: str) -> list[nbformat.NotebookNode]:
-    """Run `papermill NOTEBOOK out.ipynb …` in a folder, and return the code cells."""
+def papermill(notebook: Path, folder: Path, *options: str, fails: str = "") -> list[nbformat.NotebookNode]:
+    """Run `papermill NOTEBOOK out.ipynb …` in a folder, and return the code cells; `fails` is what it says then."""
     command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", *options]
     install(prefix=str(folder / "jupyter"))
     env = clean_environment() | {"JUPYTER_PATH": str(folder / "jupyter" / "share" / "jupyter")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "unknown parameter" not in done.stderr
+    assert (done.returncode != 0) == bool(fails), done.stderr[-3000:]
+    assert fails in done.stderr
     return code_cells(folder / "out.ipynb")
 
 
@@ -167,6 +168,36 @@ def test_papermill_takes_a_params_file(tmp_path: Path) -> None:
     (injected,) = [cell for cell in cells if "injected-parameters" in tags(cell)]
     for name, value in read_params(params).items():
         assert re.search(rf"^{name} = {value!r}$".replace("'", '"'), injected.source, re.MULTILINE)
+
+
+SMALL = 'params: str = "all_zero"  # where to start\nwho: str = "me"  # a text\n'
+READ = "import mmlab\nprint(mmlab.read_parameters(globals()).changed(), who)"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A notebook that reads its parameters, and a params file."""
+    v4 = nbformat.v4
+    tagged = v4.new_code_cell(SMALL, metadata={"tags": ["parameters"]})
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    nbformat.write(v4.new_notebook(cells=[tagged, v4.new_code_cell(READ)], metadata=about), tmp_path / "small.ipynb")
+    (tmp_path / "my.yaml").write_text("layout: random\nwho: nobody\n")
+    return tmp_path / "small.ipynb"
+
+
+def test_any_field_with_papermill(small: Path) -> None:
+    *_, last = papermill(small, small.parent, *"-f my.yaml -p smart_scan 0 -p who you".split())
+    assert "'smart_scan': 0" in last.outputs[0].text
+    assert "'layout': 'random'" in last.outputs[0].text
+    assert "'zero_fraction': 1.0" in last.outputs[0].text, "the file to start from"
+    assert last.outputs[0].text.endswith("you\n")
+
+
+def test_an_unknown_name_with_papermill(small: Path) -> None:
+    """It is refused in the first cell after the parameters, with the nearest name."""
+    words = "UserError: unknown parameter 'smart_scn': did you mean 'smart_scan'"
+    *_, last = papermill(small, small.parent, "-p", "smart_scn", "0", fails=words)
+    assert last.outputs[-1].output_type == "error"
 
 
 def test_two_files_compared_with_papermill(tmp_path: Path) -> None:

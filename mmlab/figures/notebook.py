@@ -95,7 +95,7 @@ def _save(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
     return {"tables": names}
 
 
-def png(drawn: Axes | Sequence[Axes]) -> bytes:
+def png(drawn: Axes | Sequence[Axes] | Figure) -> bytes:
     """Return the figure as a PNG of at most 256 colours; the same figure always gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -109,7 +109,7 @@ def png(drawn: Axes | Sequence[Axes]) -> bytes:
     return out.getvalue()
 
 
-def show(drawn: Axes | Sequence[Axes], alt: str, caption: str = "") -> None:
+def show(drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = "") -> None:
     """Display a figure in a notebook with its alternative text.
 
     The text is also the output's plain form: a comparison of notebook outputs compares it, and not the pixels.

@@ -74,8 +74,8 @@ def axes(
     return list(panels.flat[:count])
 
 
-def figure_of(drawn: Axes | Sequence[Axes]) -> Figure:
-    """Return the figure that contains these Axes."""
+def figure_of(drawn: Axes | Sequence[Axes] | Figure) -> Figure:
+    """Return the figure that contains these Axes, or the figure itself."""
     first = drawn[0] if isinstance(drawn, Sequence) else drawn
     figure = first.get_figure(root=True)
     assert figure is not None

@@ -7,8 +7,8 @@
     ... # doctest: +SKIP
     ''
 
-The parameters are checked before anything runs: every name must be in the notebook's cell tagged ``parameters``, and
-every name that is a field of `mmlab.scenario.Scenario` must have a value that a scenario accepts.
+The parameters are checked before anything runs, as the notebook itself does (`mmlab.studies.parameters`): every name
+must be in its cell tagged ``parameters`` or be a field of `mmlab.scenario.Scenario`, with a value that it accepts.
 
 The same notebook, parameters, versions and file name give the same bytes, of the page and of all files beside it: the
 kernel runs with a fixed hash seed, time zone and locale and without the user's matplotlib settings, and
@@ -35,18 +35,18 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mmlab.engine.costs import cost_set, describe_accuracy
+from mmlab.engine.costs import describe_accuracy
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
 from mmlab.report.provenance import DEPENDS, digest, ingredients
 from mmlab.scenario import Scenario
-from mmlab.variants import resolve
+from mmlab.studies.parameters import check_names, scenario_from
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_params", "resolve_parameters"]
+__all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_given", "read_params"]
 
 Progress = Callable[[float, float, str], object]
 
@@ -74,8 +74,9 @@ class Request:
         The notebook's name, followed by those of the params files.
     page, data : Path
         The page's file, and the folder beside it.
-    defaults, parameters : dict
-        All parameters of the notebook: their defaults, and the values of this report.
+    parameters, defaults : dict
+        The notebook's parameters and other fields that were given: the values of this report, and those that they would
+        have if only ``params`` had been given.
     changed : dict
         The parameters that do not have their defaults, as YAML.
     notebook_digest, inputs : str
@@ -97,11 +98,14 @@ class Request:
         self.name = "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
         self.page = self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
         self.data = self.page.with_suffix(".data")
-        self.defaults = notebook_defaults(self.notebook)
-        self.parameters = resolve_parameters(self.notebook, self.params_files, self.overrides)
+        own, given = notebook_defaults(self.notebook), read_given(self.notebook, self.params_files, self.overrides)
+        start = {name: value for name, value in given.items() if name == "params"}
+        scenario = scenario_from(own, given)
+        self.parameters = in_full(own, given, scenario)
+        self.defaults = in_full(self.parameters, own, scenario_from(own, start))
         self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
         self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
-        of = [self.notebook_digest, self.parameters, self.show_code, self.page.name, ingredients()]
+        of = [self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name, ingredients()]
         self.inputs = sha256(json.dumps(of).encode()).hexdigest()
 
     def check_place(self) -> None:
@@ -238,43 +242,29 @@ def find_notebook(name: str | Path) -> Path:
     raise unknown("notebook", str(name), shipped, "Name a file, or one of the notebooks that ship with mmlab.")
 
 
-def resolve_parameters(
-    notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]
-) -> dict[str, object]:
-    """Return the notebook's parameters in its own order, each with the value to run with, checked.
+def read_given(notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return the values given to a notebook by files and by ``-p``, the latter last; names and types are checked.
 
     Raises
     ------
     UserError
-        A name is unknown to the notebook, or a value is not allowed.
+        A name is unknown to the notebook and to the scenario, or a value is of another type than its default.
     """
-    defaults = notebook_defaults(notebook)
-    values = dict(defaults)
-    for where, given in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
+    own = notebook_defaults(notebook)
+    given: dict[str, object] = {}
+    for where, values in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
         with located(where):
-            for name, value in given.items():
-                if name not in defaults:
-                    raise unknown("parameter", name, defaults, f"See the cell tagged parameters of {notebook.name}.")
-                values[name] = value if name in Scenario.model_fields else _checked(name, value, defaults[name])
-
-    of_scenario = {name: value for name, value in values.items() if name in Scenario.model_fields}
-    if of_scenario:
-        scenario = Scenario(**of_scenario)
-        scenario.check_memory()
-        resolve(scenario.variant)
-        cost_set(scenario.costs)
-        values |= {name: getattr(scenario, name) for name in of_scenario}
-    return values
+            check_names(own, values)
+        given |= values
+    return given
 
 
-def _checked(name: str, value: object, default: object) -> object:
-    """Return the value of a parameter that is no scenario's, in the type of its default."""
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if default is not None and type(value) is not type(default):
-        allowed = f"of type {type(default).__name__}, such as {default!r}"
-        raise UserError(parameter=name, value=value, allowed=allowed)
-    return value
+def in_full(own: Mapping[str, object], given: Mapping[str, object], scenario: Scenario) -> dict[str, object]:
+    """Return the value of each parameter of a notebook and of each field that was given, as the scenario has it."""
+    return {
+        name: getattr(scenario, name) if name in Scenario.model_fields else value
+        for name, value in {**own, **given}.items()
+    }
 
 
 def notebook_defaults(notebook: Path) -> dict[str, object]:

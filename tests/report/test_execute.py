@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup
 from mmlab.errors import UserError
 from mmlab.params import find_params, shipped_folder, write_atomically
 from mmlab.report import execute as reports
-from mmlab.report.execute import Request, make, notebook_defaults, read_params, resolve_parameters
+from mmlab.report.execute import Request, make, notebook_defaults, read_given, read_params
 from mmlab.report.page import read_about
 from mmlab.report.provenance import exactness, source_digest, versions
 from mmlab.results import trace
@@ -249,6 +249,21 @@ def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
     assert "never reached" not in text
 
 
+def test_fields_that_are_not_in_the_cell(tmp_path: Path) -> None:
+    """Any field of the scenario can be given. `params` is where to start; what is given beside it wins."""
+    source = notebook(tmp_path / "small.ipynb", "1")
+    text = source.read_text().replace("who: str", r"params: str = \"all_zero\"\nwho: str").replace("= 0.5 ", "= None ")
+    source.write_text(text)
+    plain, other = Request(source), Request(source, overrides={"params": "regression_uzp1"})
+    assert plain.parameters["zero_fraction"] == plain.defaults["zero_fraction"] == 1.0
+    assert plain.changed == {}
+    assert (other.parameters["zero_fraction"], other.changed) == (0.8984375, {"params": "regression_uzp1"})
+    given = Request(source, overrides={"smart_scan": 0, "params": "regression_uzp1", "zero_fraction": 1.0})
+    assert given.changed == {"zero_fraction": "1.0", "params": "regression_uzp1", "smart_scan": "0"}
+    assert given.defaults["smart_scan"] == 1
+    assert len({request.inputs for request in (plain, other, given)}) == 3
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -271,7 +286,7 @@ def test_bad_parameters(overrides: dict[str, object], tmp_path: Path) -> None:
 
 def test_a_value_of_another_type() -> None:
     with pytest.raises(UserError) as refused:
-        resolve_parameters(shipped_folder("notebooks") / "07_compare.ipynb", [], {"first": 5})
+        read_given(shipped_folder("notebooks") / "07_compare.ipynb", [], {"first": 5})
     found = refused.value
     assert (found.parameter, found.value, found.where) == ("first", 5, "-p")
     assert found.allowed.startswith("of type str")
@@ -291,7 +306,7 @@ def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
     source = notebook(tmp_path / "small.ipynb", "1")
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(UserError) as refused:
-        resolve_parameters(source, [tmp_path / "bad.yaml"], {})
+        read_given(source, [tmp_path / "bad.yaml"], {})
     assert (refused.value.parameter, refused.value.where) == (parameter, str(tmp_path / "bad.yaml"))
 
 
@@ -309,7 +324,7 @@ def test_missing_and_broken_notebooks(tmp_path: Path) -> None:
     (tmp_path / "computed.ipynb").write_text(computed)
     for name in ("missing", "broken", "computed"):
         with pytest.raises(UserError) as refused:
-            resolve_parameters(tmp_path / f"{name}.ipynb", [], {})
+            read_given(tmp_path / f"{name}.ipynb", [], {})
         assert refused.value.parameter == str(tmp_path / f"{name}.ipynb")
 
 

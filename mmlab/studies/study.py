@@ -1,0 +1,131 @@
+"""Studies, which notebooks are made of. A study answers one question with a table, a figure and one finding.
+
+A function of this package takes a scenario and returns a `Study`. As the last line of a notebook's cell it shows
+finding, figure and table; a report saves the data of the latter two beside its page.
+
+>>> rates = pd.DataFrame({"MiB/s": [5.3, 0.21]}, ["legacy", "mainline"])
+>>> study = Answer(rates, expect("mainline frees", 0.21, least=2.0, unit="MiB/s"), title="Rates")
+>>> study.finding
+'Does not hold: mainline frees 0.21 instead of ≥ 2 MiB/s'
+>>> float(study.table().loc["legacy", "MiB/s"])
+5.3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mmlab.figures import notebook as display
+from mmlab.figures.theme import figure_of
+from mmlab.scenario import Scenario
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Answer", "Study", "describe", "expect", "summary"]
+
+
+class Study:
+    """The base of all studies. A subclass has at least a table.
+
+    Attributes
+    ----------
+    finding : str
+        What was found, computed: one line of Markdown. Words up to the first colon are shown in bold.
+    title : str
+        Caption of the table, whose files are named after it. A table without a title is not shown: then the figure has
+        all of it.
+    note : str
+        Caption of the figure.
+    alt : str
+        The figure's content for those who cannot see it; by default the finding.
+    errors : DataFrame or None
+        Standard errors of some of the table's columns, in the same rows.
+    digits : int or mapping
+        Decimals of the table's fractions, or of those of each column.
+    """
+
+    finding: str = ""
+    title: str = ""
+    note: str = ""
+    alt: str = ""
+    errors: pd.DataFrame | None = None
+    digits: Mapping[str, int] | int = 1
+
+    def table(self) -> pd.DataFrame:
+        """Return the study's numbers."""
+        raise NotImplementedError
+
+    def plot(self) -> Figure | None:
+        """Draw the study's figure and return it; None if it has none."""
+        return None
+
+    def _ipython_display_(self) -> None:
+        if self.finding:
+            display.say(_lead_in_bold(self.finding))
+        if (figure := self.plot()) is not None:
+            display.show(figure, self.alt or self.finding, self.note)
+        if self.title:
+            display.table(self.table(), self.title, self.digits, self.errors)
+
+
+@dataclass(frozen=True, repr=False)
+class Answer(Study):
+    """A study made of its parts, see `Study`; `draw` draws the figure and returns its Axes."""
+
+    data: pd.DataFrame
+    finding: str = ""
+    draw: Callable[[], Axes | Sequence[Axes]] | None = None
+    title: str = ""
+    note: str = ""
+    alt: str = ""
+    errors: pd.DataFrame | None = None
+    digits: Mapping[str, int] | int = 1
+
+    def table(self) -> pd.DataFrame:
+        return self.data
+
+    def plot(self) -> Figure | None:
+        return figure_of(self.draw()) if self.draw else None
+
+
+def expect(what: str, value: float, *, least: float | None = None, most: float | None = None, unit: str = "") -> str:
+    """Return the finding about a value that is expected to be at least `least` and at most `most`.
+
+    >>> expect("the share given back is", 99.6, least=99.0, unit="%")
+    'Holds: the share given back is 99.6 %'
+    """
+    limit = "" if most is None or value <= most else f"≤ {most:,.3g}"
+    limit = limit if least is None or value >= least else f"≥ {least:,.3g}"
+    instead = f" instead of {limit}" if limit else ""
+    return f"{'Does not hold' if limit else 'Holds'}: {what} {value:,.3g}{instead} {unit}".rstrip()
+
+
+def describe(scenario: Scenario) -> Answer:
+    """Return the fields of the scenario that were given."""
+    given = {name: getattr(scenario, name) for name in type(scenario).model_fields if name in scenario.model_fields_set}
+    words = ", ".join(f"`{name}={value}`" for name, value in given.items())
+    return Answer(pd.DataFrame({"value": map(str, given.values())}, list(given)), f"Simulated: {words or 'defaults'}.")
+
+
+def summary(value: str, words: str, *studies: Study) -> None:
+    """Display a notebook's headline, which the index of reports shows, too, and below it the findings of its studies.
+
+    Parameters
+    ----------
+    value, words : str
+        The number with its unit, and what was measured; see `mmlab.figures.notebook.headline`.
+    """
+    display.headline(value, words)
+    findings = "\n".join(f"- {_lead_in_bold(study.finding)}" for study in studies if study.finding)
+    display.say(f'<div class="answer">\n\n{findings}\n\n</div>')
+
+
+def _lead_in_bold(finding: str) -> str:
+    head, colon, rest = finding.partition(": ")
+    return f"**{head}:** {rest}" if colon else finding
