@@ -538,6 +538,8 @@ class Scenario(_Strict):
     """memory of the host as policies see it; the model never runs out of memory"""
     ksm_start_seconds: Seconds = _machine(0.0, "s")
     """when run becomes 1; 0 = run is as given from the start"""
+    ksmd_cpu_before_seconds: Seconds = _machine(0.0, "s", "ksm-scan S31", log=True)
+    """CPU time that ksmd has used before; the advisor counts it as part of the first full scan after it is turned on"""
     pressure_rate: Rate = _machine(0.0, "folios/s", "thp-split Q3", log=True, step=0.5, slider=(0, 64))
     """memory pressure: folios of the deferred split queue that the shrinker is asked to scan each second"""
     migration_rate: Rate = _machine(0.0, "MiB/s", "thp-split 3.7", log=True, step=0.5, slider=(0, 32))

@@ -936,6 +936,7 @@ class Ksm(Memory):
         self.full_scans = self.pages_scanned = self.pages_skipped = 0
         self.pages_shared = self.pages_sharing = self.pages_unshared = 0
         self.rmap_items = self.chains = self.dups = 0
+        self.dups_walked = 0  # a step that costs time (costs)
         self.scan_started = 0  # ms, S10.1
         self.advisor_time = self.advisor_change = 0  # the advisor's history (S31)
 
@@ -1317,6 +1318,7 @@ class Ksm(Memory):
             slot.pruned = self.now
         best: StableNode | None = None
         for dup in list(slot.dups):
+            self.dups_walked += 1
             if self.node_page(dup) is None:
                 continue
             better = best is not None and self.has_room(dup)
@@ -2343,4 +2345,5 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
         sample(batch, 0)
         events(batch, machine.full_scans if completed else None)
     out["seen"] = machine.seen
+    out["steps"] = {"dup_walk": machine.dups_walked, "skip": machine.pages_skipped}
     return out

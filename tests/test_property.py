@@ -13,6 +13,7 @@ import pytest
 
 import randomscenario
 import reference
+from mmlab.engine.costs import STEPS
 from mmlab.results import trace
 
 SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "100"))
@@ -49,11 +50,13 @@ def check(seed: int) -> Counter[str]:
     """Hold the two models against each other on one scenario; returns what occurred in it."""
     asked = randomscenario.scenario(seed)
     expected = reference.predict(asked, every_map=True)
-    got = trace.predict({**asked, "maps": expected["maps"], "frames": expected["frames"]})
+    run, got = trace.rerun({**asked, "maps": expected["maps"], "frames": expected["frames"]})
     outcome = trace.compare(expected, got)
     assert outcome.exact, f"seed {seed}: {outcome.differences[0]}"
     assert len(got["samples"]) == len(expected["samples"]), f"seed {seed}: another number of samples"
     assert results(got) == results(expected), f"seed {seed}: an event ends otherwise"
+    steps = dict(zip(STEPS, run.machine.steps.tolist(), strict=True))
+    assert {step: steps[step] for step in expected["steps"]} == expected["steps"], f"seed {seed}: steps"
     return Counter(expected["seen"])
 
 

@@ -29,6 +29,7 @@ STEPS: dict[str, str] = {
     "pass_over": "entry passed over (zeropage, hole)",
     "tree_level": "one level of a search in either tree",
     "tree_cold": "extra cost of a level below the first 2^10 nodes",
+    "dup_walk": "KSM page that the walk of a chain of equal ones looks at",
     "merge": "item attached to a KSM page",
     "merge_zero": "page replaced by the shared zeropage",
     "split": "folio that is split",
@@ -57,7 +58,8 @@ class CostSet:
     ns
         float64[len(STEPS)]: ns a step.
     estimated
-        Steps that were not measured; the standard error of each is its whole cost.
+        Steps that the recording does not determine. The standard error of each is its whole cost, unless the file gives
+        one: it then was measured elsewhere.
     covariance
         float64[len(STEPS), len(STEPS)]: of the costs, ns².
     error
@@ -129,10 +131,15 @@ def _checked(values: dict[str, Any]) -> CostSet:
             raise UserError(parameter=step, value=ns.get(step), allowed="0 … 1e12 (ns)", where="ns")
     if not _is_number(error, 1):
         raise UserError(parameter="error", value=error, allowed="0 … 1 (a relative standard error)")
-    if not isinstance(estimated, list) or not set(estimated) <= set(STEPS):
+    if isinstance(estimated, list) and set(estimated) <= set(STEPS):
+        estimated = {step: ns[step] for step in estimated}
+    if not isinstance(estimated, dict) or not set(estimated) <= set(STEPS):
         raise UserError(parameter="estimated", value=estimated, allowed=f"a list of steps: {', '.join(STEPS)}")
+    for step, own in estimated.items():
+        if not _is_number(own, 1e12):
+            raise UserError(parameter=step, value=own, allowed="0 … 1e12 (standard error, ns)", where="estimated")
     costs = np.array([float(ns[step]) for step in STEPS])
-    covariance = np.diag(costs**2 * [step in estimated for step in STEPS])
+    covariance = np.diag([float(estimated.get(step, 0)) ** 2 for step in STEPS])
     if "covariance" in values:
         measured = [i for i, step in enumerate(STEPS) if step not in estimated]
         size = len(measured)

@@ -97,9 +97,9 @@ class System:
         m.costs[:] = self.costs.table
         state = m.state[0]
         knobs = {name: getattr(self.scenario, name) for name in KNOBS}
-        for name, value in (
-            knobs | flags(self.scenario.kernel, self.scenario.kernel_changes) | {"hz": self.scenario.hz}
-        ).items():
+        state["ksmd_cpu_before_ns"] = round(self.scenario.ksmd_cpu_before_seconds * SECOND)
+        kernel = flags(self.scenario.kernel, self.scenario.kernel_changes)
+        for name, value in (knobs | kernel | {"hz": self.scenario.hz}).items():
             state[name] = value if isinstance(value, int) else 0
         set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:

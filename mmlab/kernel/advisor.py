@@ -71,11 +71,14 @@ def advised_pages(pages, scan_ms, cpu_ms, target, max_cpu, max_pages, last_secon
 
 @compiled
 def advisor_stop_scan(m):
-    """Set pages_to_scan at the end of a full scan, so that the next ones take the target time (ksm-scan S31)."""
+    """Set pages_to_scan at the end of a full scan, so that the next ones take the target time (ksm-scan S31).
+
+    The first time after advisor_mode was set, all CPU time that ksmd has used since the boot counts.
+    """
     s = m.state[0]
     if not s.advisor_mode:
         return
-    cpu_ns = ksmd_cpu_ns(m)
+    cpu_ns = s.ksmd_cpu_before_ns + ksmd_cpu_ns(m)
     s.pages_to_scan, s.advisor_scan_time, s.advisor_change = advised_pages(
         s.pages_to_scan,
         (_now_ns(m) - s.advisor_start_ns) // 1_000_000,

@@ -60,6 +60,8 @@ def alloc_stable_node(m, key):
     m.node[node].key = key
     m.node[node].first = -1
     m.node[node].len = 0
+    m.node[node].dups = 0
+    m.node[node].quiet = 0
     m.node[node].kind = NODE
     return node
 
@@ -197,6 +199,7 @@ def stable_node_chain_add_dup(m, dup, chain):
     m.node[dup].kind = DUP
     m.node[dup].chain = chain
     _hlist_add_head(m, m.node, dup, chain)
+    m.node[chain].dups += 1
     m.node[chain].len += int(is_page_sharing_candidate(m, dup, 0))
     m.node[chain].quiet = 0
 
@@ -206,6 +209,7 @@ def stable_node_dup_del(m, dup):
     """Remove a dup from its chain."""
     chain = m.node[dup].chain
     hlist_del(m, m.node, dup, chain)
+    m.node[chain].dups -= 1
     m.node[chain].len -= int(is_page_sharing_candidate(m, dup, 0))
     m.node[chain].quiet = 0
 
@@ -229,10 +233,12 @@ def stable_node_dup(m, chain, prune):
     prune = prune and m.node[chain].prune_jiffies <= s.prune_before
     if prune:
         m.node[chain].prune_jiffies = s.jiffies
-    found, dup = -1, m.node[chain].first
-    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dup >= 0 and m.node[dup].left >= 0:
+    found, dup, dups, walked = -1, m.node[chain].first, m.node[chain].dups, 0
+    if not prune and s.stale_nodes == 0 and m.node[chain].len == 0 and dups > 1:
+        m.steps[DUP_WALK] += dups
         return dup  # the result of the walk, when there is nothing to remove and no dup with room
     while dup >= 0:
+        walked += 1
         following = m.node[dup].left
         if ksm_get_folio(m, dup) and (
             found < 0
@@ -245,6 +251,7 @@ def stable_node_dup(m, chain, prune):
             if not prune and is_page_sharing_candidate(m, found, 0):
                 break
         dup = following
+    m.steps[DUP_WALK] += walked
     if found < 0:
         _free_chain(m, chain)
     elif m.node[chain].first == found and m.node[found].left < 0:
@@ -257,7 +264,11 @@ def stable_node_dup(m, chain, prune):
         if m.node[chain].first != found and is_page_sharing_candidate(m, found, 1):
             stable_node_dup_del(m, found)
             stable_node_chain_add_dup(m, found, chain)
-        m.node[chain].quiet = not prune or m.node[chain].first == found  # a full walk prefers other dups
+        first = m.node[chain].first == found
+        if prune and not first:
+            m.node[chain].quiet = 0  # a full walk prefers other dups
+        else:
+            m.node[chain].quiet = 1 if first and m.node[chain].len > 0 else walked - (dups - m.node[chain].dups)
     return found
 
 
@@ -325,10 +336,13 @@ __all__ += ["stable_tree_append", "stable_tree_insert", "stable_tree_search"]
 
 @inlined
 def _passes(m, n, key):
-    """Return whether a search goes past slot n and changes nothing there: other content, no walk of a chain."""
+    """Return whether a search goes past slot n and changes nothing there: other content, no need to walk a chain."""
     node = m.node[n]
-    quiet = node.kind != CHAIN or (node.quiet and node.prune_jiffies > m.state[0].prune_before)
-    return quiet and key != node.key and m.state[0].stale_nodes == 0
+    quiet = node.kind != CHAIN or (node.quiet > 0 and node.prune_jiffies > m.state[0].prune_before)
+    passes = quiet and key != node.key and m.state[0].stale_nodes == 0
+    if passes and node.kind == CHAIN:
+        m.steps[DUP_WALK] += node.quiet  # the kernel walks them each time
+    return passes
 
 
 @compiled

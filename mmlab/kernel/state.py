@@ -142,13 +142,14 @@ def node_t() -> None:
     prune_jiffies: int64    CHAIN: time of the last full walk
     left, right: int32      links in the stable tree (NODE, CHAIN); next and previous dup of the chain (DUP)
     kind: uint8             NODE to NO_NODE
-    quiet: uint8            CHAIN: another search would leave its dups as they are
+    quiet: int32            CHAIN: dups that another search would walk and leave as they are; 0: it has to be made
     frame: int32            its KSM page, to which the node holds no reference (ksm-merge T1)
     parent: int32           link in the stable tree
     first: int32            first rmap_item (NODE, DUP), first dup (CHAIN), next free node (NO_NODE)
     nid: int32              NUMA node of the tree that holds it
     len: int32              NODE, DUP: rmap_hlist_len; CHAIN: number of its dups that have room
     chain: int32            DUP: its chain
+    dups: int32             CHAIN: number of its dups
     """
 
 
@@ -246,6 +247,7 @@ def _variables_t() -> None:
     prune_before: int64                         chains last walked in full before this time are walked in full
     batch_cpu_ns: int64                         ksmd's CPU time when the batch started
     advisor_start_ns, advisor_cpu_ns: int64     time and CPU time when the full scan started
+    ksmd_cpu_before_ns: int64                   ksmd's CPU time before the scenario
     advisor_scan_time, advisor_change: int64    history of the scan-time advisor
     """
 
@@ -305,9 +307,9 @@ def mthp_t() -> None:
 
 
 # Steps that ksmd and khugepaged do, counted for their CPU time; `mmlab.engine.costs` has the cost of each
-VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, TREE_COLD, MERGE, MERGE_ZERO = range(9)
-SPLIT, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP, KHUGEPAGED_PTE, KHUGEPAGED_COPY = range(9, 16)
-NR_KSMD_STEPS, NR_STEPS = 14, 16
+VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, TREE_COLD, DUP_WALK, MERGE, MERGE_ZERO = range(10)
+SPLIT, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP, KHUGEPAGED_PTE, KHUGEPAGED_COPY = range(10, 17)
+NR_KSMD_STEPS, NR_STEPS = 15, 17
 
 CACHED_LEVELS = 10
 """Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: deeper levels were measured to cost more."""
@@ -320,7 +322,18 @@ PAGEVEC_SIZE = 31
 MAX_NODES = 8
 """NUMA nodes that a machine may have."""
 
-__all__ += ["ADVISOR_MODES", "CACHED_LEVELS", "FIRST", "KNOBS", "LAST", "LRU", "MAX_NODES", "MLOCK", "PAGEVEC_SIZE"]
+__all__ += [
+    "ADVISOR_MODES",
+    "CACHED_LEVELS",
+    "DUP_WALK",
+    "FIRST",
+    "KNOBS",
+    "LAST",
+    "LRU",
+    "MAX_NODES",
+    "MLOCK",
+    "PAGEVEC_SIZE",
+]
 __all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
 __all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
 __all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "mthp_t", "pass_t", "stat_t", "state_t"]

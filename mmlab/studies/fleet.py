@@ -98,6 +98,7 @@ class Host:
         times = dict.fromkeys(STEPS, self.factor) | {"wake_up": self.batches, "end_of_pass": 1.0}
         deep = math.log2(self.scenario.total_pages)
         deeper = deep + math.log2(self.factor)
+        times["dup_walk"] *= self.factor  # a chain of zero-filled pages is longer, and walked more often
         times["tree_level"] *= deeper / deep
         times["tree_cold"] *= (deeper - COLD) / max(1.0, deep - COLD)
         costs, factors = cost_set(self.scenario.costs), np.array(list(times.values()))

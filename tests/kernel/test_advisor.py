@@ -90,3 +90,14 @@ def test_mode_decides_who_sets_pages_to_scan() -> None:
     assert run.results == [0, 0, 0, errno.EINVAL, 0, errno.EINVAL, 0, 0]
     rows = [i for i in run.event_rows if i is not None]
     assert run.rows["pages_to_scan"][rows].tolist() == [7, 7, 40, 40, 40, 40, 100, 9]
+
+
+def test_all_cpu_time_since_boot_counts_as_the_first_full_scans() -> None:
+    """S31: the history is empty then. 50 s of CPU time in a scan of 1 s are 5,000 %, so pages_to_scan falls at once."""
+    asked = Scenario(memory_mib=8, advisor_mode="scan-time", advisor_target_scan_time=1, horizon_full_scans=3)
+    fresh, used = (simulate(asked.replace(ksmd_cpu_before_seconds=seconds)) for seconds in (0.0, 50.0))
+    first = [int(run.rows["pages_to_scan"][run.rows["full_scans"] == 1][0]) for run in (fresh, used)]
+    assert first[1] == advised_pages(500, 0, 50_000, 1, 70, 30_000, *NO_HISTORY)[0] == 70 < first[0]
+    never = asked.replace(advisor_mode="none")
+    runs = [simulate(never.replace(ksmd_cpu_before_seconds=seconds)).rows.tobytes() for seconds in (0.0, 50.0)]
+    assert runs[0] == runs[1], "nobody asks"

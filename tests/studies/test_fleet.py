@@ -158,6 +158,7 @@ def test_a_host_is_simulated_at_its_own_costs() -> None:
     assert times[steps.index("visit")] == pytest.approx(8, rel=0.01)
     assert times[steps.index("wake_up")] == pytest.approx(2, rel=0.01)
     assert times[steps.index("end_of_pass")] == 1
+    assert times[steps.index("dup_walk")] == 64, "eight times as many walks of chains eight times as long"
     assert times[steps.index("tree_level")] == pytest.approx(8 * 13 / 10, rel=0.01), "2^10 pages stand for 2^13"
 
 
