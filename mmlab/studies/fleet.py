@@ -39,7 +39,7 @@ from mmlab.results.run import Run, simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.studies.goals import Reference
+from mmlab.studies.goals import Reference, four_digits
 from mmlab.studies.grid import Grid, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import each
@@ -348,7 +348,9 @@ class Estimate:
             "Totals with sampling error; quantiles of single hosts in GiB, % of a CPU and THPs": self.totals(),
             f"Differences from {self.variants[0]}, host by host": self.differences(),
         }
-        texts = [f"{title}\n{text_table(table.map(_four), indent=2)}" for title, table in tables.items() if len(table)]
+        texts = [
+            f"{title}\n{text_table(table.map(four_digits), indent=2)}" for title, table in tables.items() if len(table)
+        ]
         share = (hosts["ksmd_cpu"] * hosts["ksmd_cost_error"]).sum() / (hosts["ksmd_cpu"].sum() or 1)
         costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
         scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""
@@ -361,8 +363,3 @@ def _quantiles(hosts: pd.DataFrame) -> pd.Series:
     reached = hosts["stands_for"].cumsum()
     at = np.searchsorted(reached, np.array([0.05, 0.5, 0.95]) * reached.iloc[-1] * (1 - 1e-12))
     return pd.Series(hosts["value"].to_numpy()[at], ["p5", "median", "p95"])
-
-
-def _four(value: str | float) -> str:
-    """Return a number with four digits, and a text as it is."""
-    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

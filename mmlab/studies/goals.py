@@ -40,7 +40,7 @@ from mmlab.studies.grid import Strict, with_params
 from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
-__all__ = ["MEASURES", "Goals", "Limit", "Reference", "redundant", "seconds"]
+__all__ = ["MEASURES", "Goals", "Limit", "Reference", "four_digits", "redundant", "seconds"]
 
 MEASURES: dict[str, tuple[str, str]] = {
     "saved": ("%", "redundant frames of mergeable memory that are gone at the end, of those of the reference"),
@@ -69,6 +69,13 @@ def seconds(text: str | float) -> float:
     if not 0 < value <= 1e9:
         raise UserError(parameter="within", value=text, allowed='a time above 0, such as "90 s", "30 min" or "2 h"')
     return value
+
+
+def four_digits(value: object) -> object:
+    """Return a number as text in four digits, anything else as it is."""
+    if not isinstance(value, float) or math.isnan(value):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def measure(name: str) -> str:

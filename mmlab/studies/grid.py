@@ -216,8 +216,11 @@ class Grid(Strict):
         from scipy.stats import qmc
 
         kind = qmc.Sobol if self.design == "sobol" else qmc.LatinHypercube  # twice as long, Sobol begins the same
-        shares = kind(max(1, len(levels)), rng=self.seed).random(self.samples)
-        rows = shares.clip(max=1 - 1e-9).tolist()  # a Latin hypercube's shares may be 1
+        return self.at(kind(max(1, len(levels)), rng=self.seed).random(self.samples))
+
+    def at(self, shares: np.ndarray) -> list[Point]:
+        """Return the scenarios (rows of `shares`) whose parameters (columns) stand at a share, 0 to 1, of the way."""
+        levels, rows = self._levels(), shares.clip(max=1 - 1e-9).tolist()
         return [{name: self._at(u, name, levels[name]) for u, name in zip(row, levels, strict=False)} for row in rows]
 
     def _levels(self) -> dict[str, list[Any]]:

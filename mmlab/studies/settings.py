@@ -1,8 +1,8 @@
 """Settings of ksmd: the values a search may choose from, and the commands that set them on a real kernel.
 
 A *setting* says who sets ksmd's pace (`BY`: a fixed pages_to_scan, the scan-time advisor, or ksmtuned) and gives a
-value for each knob that matters then. A knob has *levels*: round numbers, so that a result is easy to quote and no run
-is spent on a difference that nobody would set.
+value for each knob that matters then. A knob has *levels* (`settings.yaml`): round numbers, so that a result is easy to
+quote and no run is spent on a difference that nobody would set.
 
 >>> setting = Setting.of("fixed", {"pages_to_scan": 110, "sleep_millisecs": 20, "use_zero_pages": 1})
 >>> print(setting)
@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from mmlab.engine.policies import Ksmtuned, Policy
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
+from mmlab.params import read_yaml
 from mmlab.scenario import Scenario, check_value
 
 __all__ = ["BY", "LEVELS", "Levels", "Setting", "check_levels", "spaces"]
@@ -30,44 +32,20 @@ Levels = Mapping[str, Sequence[int]]
 """Values to choose from, by knob."""
 
 
-def _levels(low: int, high: int, digits: Sequence[int]) -> tuple[int, ...]:
-    """Return the preferred numbers from low to high: `digits` times the powers of ten."""
-    return tuple(digit * 10**power for power in range(5) for digit in digits if low <= digit * 10**power <= high)
+def _levels(low: int, high: int, decades: Sequence[int]) -> list[int]:
+    """Return the preferred numbers from low to high: `decades` times the powers of ten."""
+    return [digits * 10**power for power in range(5) for digits in decades if low <= digits * 10**power <= high]
 
 
-_FINE = (10, 11, 12, 13, 15, 16, 18, 20, 22, 24, 27, 30, 33, 36, 39, 43, 47, 51, 56, 62, 68, 75, 82, 91)
-LEVELS: dict[str, tuple[int, ...]] = {
-    "pages_to_scan": _levels(10, 100_000, _FINE),
-    "sleep_millisecs": _levels(10, 1000, (1, 2, 5)),
-    "use_zero_pages": (0, 1),
-    "smart_scan": (0, 1),
-    "max_ptes_none": (0, 64, 128, 256, 409, 511),
-    "advisor_target_scan_time": _levels(1, 1000, (1, 2, 5)),
-    "advisor_max_cpu": (10, 15, 20, 30, 50, 70, 100),
-    "advisor_min_pages_to_scan": _levels(10, 10_000, (1, 2, 5)),
-    "advisor_max_pages_to_scan": (1000, 3000, 10_000, 30_000, 100_000),
-    "KSM_NPAGES_MAX": _levels(10, 100_000, (10, 15, 22, 33, 47, 68)),
-    "KSM_SLEEP_MSEC": _levels(10, 1000, (1, 2, 5)),
-    "KSM_THRES_COEF": (10, 20, 30, 50, 80),
+_LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
+LEVELS: Levels = {
+    knob: _levels(**values) if isinstance(values, dict) else values for knob, values in _LISTED["levels"].items()
 }
 """Default levels, by the kernel's names and those of ksmtuned.conf. Levels above the workload's size are left out."""
-
+BY: dict[str, list[str]] = _LISTED["by"]
+"""Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
 CONF = {f"KSM_{name.upper()}": name for name in vars(Ksmtuned())}
 """Name in ksmtuned.conf → attribute of `Ksmtuned`."""
-_ADVISOR = ("advisor_target_scan_time", "advisor_max_cpu", "advisor_min_pages_to_scan", "advisor_max_pages_to_scan")
-_ALWAYS = ("use_zero_pages", "smart_scan", "max_ptes_none")
-BY: dict[str, tuple[str, ...]] = {
-    "fixed": ("pages_to_scan", "sleep_millisecs", *_ALWAYS),
-    "advisor": tuple(dict.fromkeys(("advisor_min_pages_to_scan", "sleep_millisecs", *_ADVISOR, *_ALWAYS))),
-    "ksmtuned": tuple(dict.fromkeys(("KSM_NPAGES_MAX", "KSM_SLEEP_MSEC", "KSM_THRES_COEF", *_ALWAYS, *CONF))),
-}
-"""Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
-_WRITTEN = {
-    "fixed": ("use_zero_pages", "smart_scan", "sleep_millisecs", "pages_to_scan", "run"),
-    "advisor": ("use_zero_pages", "smart_scan", "sleep_millisecs", *_ADVISOR, "advisor_mode", "run"),
-    "ksmtuned": ("use_zero_pages", "smart_scan"),
-}
-"""Who sets the pace → the files below /sys/kernel/mm/ksm that are written, in order."""
 _STEPS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16)
 
 
@@ -109,8 +87,8 @@ class Setting:
     @property
     def changed(self) -> int:
         """The number of knobs that differ from the kernel's defaults or from ksmtuned's published configuration."""
-        usual = {f"KSM_{name.upper()}": value for name, value in vars(Ksmtuned()).items()}
-        usual |= {name: field.default for name, field in Scenario.model_fields.items()}
+        usual = {name: field.default for name, field in Scenario.model_fields.items()}
+        usual |= {knob: getattr(Ksmtuned, name) for knob, name in CONF.items()}
         return sum(value != usual[knob] for knob, value in self.values)
 
     def ksmtuned(self) -> Ksmtuned:
@@ -132,13 +110,10 @@ class Setting:
         the advisor from its minimum (ksm-scan S29).
         """
         s = self.apply(scenario)[0].replace(run=1)
-        knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _WRITTEN[self.by])]
-        absent = {name.replace("_exists", "") for name, on in flags(s.kernel).items() if not on}
-        lines = [
-            f"echo {value} > /sys/kernel/mm/ksm/{name}"
-            for name, value in knobs
-            if name.replace("_mode", "") not in absent
-        ]
+        knobs = [("advisor_mode", "none"), *((name, getattr(s, name)) for name in _LISTED["written"][self.by])]
+        has = flags(s.kernel)
+        there = {"advisor_mode": has["advisor_exists"], "smart_scan": has["smart_scan_exists"]}
+        lines = [f"echo {value} > /sys/kernel/mm/ksm/{name}" for name, value in knobs if there.get(name, True)]
         if "max_ptes_none" in dict(self.values):
             lines.insert(0, f"echo {s.max_ptes_none} > /sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none")
         if self.by == "ksmtuned":
@@ -180,7 +155,7 @@ def spaces(scenario: Scenario, by: Sequence[str], levels: Levels) -> Mapping[str
     idle = {"smart_scan": not has["smart_scan_exists"], "max_ptes_none": not collapses}
     usual = {knob: values for knob, values in LEVELS.items() if not idle.get(knob)}
     for knob in (knob for knob in usual if "pages" in knob.lower()):
-        usual[knob] = tuple(value for value in usual[knob] if value <= size) or usual[knob][:1]
+        usual[knob] = [value for value in usual[knob] if value <= size] or usual[knob][:1]
     chosen = {**usual, **levels}
     first = min(chosen.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
     usable = {"fixed": True, "advisor": has["advisor_exists"], "ksmtuned": scenario.horizon_seconds > first}

@@ -7,12 +7,12 @@
 >>> found.feasible, found.best.measures["saved"] >= 90
 (True, True)
 
-*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. Each
-pace (`mmlab.studies.settings.BY`) is searched by differential evolution over the levels of its knobs, which finds the
-valley. Then the search tries the neighbours of the best setting, two at a time, and goes on from the first that is
-better; once all neighbours of the best are tried, those of the next best follow. Later, limits are left out one by one
-to find what each of them costs. No setting is run twice, and the same seed tries the same settings on any number of
-processes.
+*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. The
+search starts from settings of each pace (`mmlab.studies.settings.BY`) that are spread over all levels of its knobs.
+Then it tries the neighbours of the best setting, two at a time, and goes on from the first that is better; once all
+neighbours of the best are tried, those of the next best follow: first within each pace, then among all. Later, limits
+are left out one by one to find what each of them costs. No setting is run twice, and the same seed tries the same
+settings on any number of processes.
 
 A setting that misses a limit ranks behind every setting that misses none, by its distance: the root of the sum of
 squares of the shares by which it misses each limit. Where no setting meets all limits, the search ends at the nearest.
@@ -21,12 +21,12 @@ squares of the shares by which it misses each limit. Where no setting meets all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,8 @@ from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.scenario import Scenario
-from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference
-from mmlab.studies.settings import Levels, Setting, spaces
+from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference, four_digits
+from mmlab.studies.settings import Setting, spaces
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,20 +48,14 @@ __all__ = ["Trial", "TuneResult", "tune"]
 
 RUNS = 240
 """Default limit on the runs of a search."""
-POPULATION, AT_ONCE = 16, 2
-"""Members of a population; neighbours to try before the search goes on from the best again."""
-EVOLVED, ALONE, TOGETHER, RELAXED = 0.35, 0.65, 0.75, 0.9
-"""Shares of the runs after which each stage ends: evolution and neighbours of each pace, of all, without each limit."""
-EVOLUTION: dict[str, Any] = {"maxiter": 200, "mutation": (0.4, 0.9), "recombination": 0.8, "polish": False}
-"""Options of scipy's differential evolution."""
-MISSED = 1e9
-"""Score in the evolution of a setting that misses a limit: beyond any cost."""
+SPREAD, AT_ONCE = 16, 2
+"""Settings of each pace to start from; neighbours to try before the search goes on from the best again."""
+ALONE, TOGETHER, RELAXED = 0.65, 0.75, 0.9
+"""Shares of the runs after which each stage ends: neighbours within each pace, of all, without each limit."""
 KINDS = ["meets all limits", "misses a limit"]
 """Trials in the figure's legend."""
 ROWS = 12
 """Most rows of the front that are printed."""
-
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,9 @@ class Trial:
         scenario, policy = setting.apply(scenario)
         run = simulate(scenario, policy=policy)
         errors, percent = standard_errors(run), 1e8 / max(1, int(run.rows["time_ns"][-1]))
-        errors["ksmd_cpu"] = errors.get("ksmd_cpu_percent", 0.0)
-        errors["khugepaged_cpu"] = errors.get("khugepaged_cpu_ms", 0.0) * percent
-        return cls(setting, reference.measures(run), errors)
+        cpu = {"ksmd_cpu": errors.get("ksmd_cpu_percent", 0.0)}
+        cpu["khugepaged_cpu"] = errors.get("khugepaged_cpu_ms", 0.0) * percent
+        return cls(setting, reference.measures(run), errors | cpu)
 
     def violation(self, limits: Iterable[Limit]) -> float:
         """Return the distance to the limits: the root of the sum of squares of the shares by which it misses each."""
@@ -101,17 +95,13 @@ class Trial:
         return self.violation(limits), float(np.nan_to_num(self.measures[cost], nan=NOT_MET))
 
 
-NOTHING = Trial(Setting("", ()), dict.fromkeys(MEASURES, math.nan), {})
-"""Stands for a trial where there is none."""
-
-
 def tune(
     goals: Goals,
     *,
     runs: int = RUNS,
     seed: int = 0,
     executor: Executor | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[float, float, str], None] | None = None,
 ) -> TuneResult:
     """Find the cheapest setting that meets the goals, in at most `runs` runs.
 
@@ -134,87 +124,46 @@ def tune(
         `runs` is too small, nothing may be changed, or `saved` has a limit and there is nothing to save.
     """
     searched = spaces(goals.scenario, goals.by, goals.levels)
-    least = 2 * POPULATION * len(searched)
+    least = 2 * SPREAD * len(searched)
     if runs < least:
-        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * POPULATION} for each pace")
+        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * SPREAD} for each pace")
     reference, limits = Reference.of(goals.scenario), goals.limits
     if not reference.ideal and any(limit.measure == "saved" for limit in limits):
         hint = "No mergeable pages of the workload are zero-filled or equal."
         raise UserError("nothing can be saved", parameter="saved", hint=hint)
-    search = _Search(goals, reference, searched, runs, np.random.default_rng(seed), executor, progress)
-    for i, by in enumerate(searched):
-        done = len(search.trials)
-        search.evolve(by, int(done + (EVOLVED * runs - done) / (len(searched) - i)))
-    for i, by in enumerate(searched, 1):
-        search.climb([by], limits, EVOLVED + (ALONE - EVOLVED) * i / len(searched))
-    search.climb(searched, limits, TOGETHER)
-    for i, limit in enumerate(limits, 1):
-        search.climb(searched, limit.others(limits), TOGETHER + (RELAXED - TOGETHER) * i / len(limits))
-    search.climb(searched, limits, 1.0)
-    return TuneResult(goals, reference, tuple(search.trials.values()), seed)
+    trials: dict[Setting, Trial] = {}
+    rng, simulated = np.random.default_rng(seed), partial(Trial.run, goals.scenario, reference)
 
-
-@dataclass
-class _Search:
-    """The trials of a search, and its two ways to choose the next ones."""
-
-    goals: Goals
-    reference: Reference
-    levels: Mapping[str, Levels]
-    runs: int
-    rng: np.random.Generator
-    executor: Executor | None
-    progress: Progress | None
-    trials: dict[Setting, Trial] = field(default_factory=dict)
-
-    def run(self, settings: Iterable[Setting], until: int) -> None:
+    def run(settings: Iterable[Setting], until: int) -> None:
         """Simulate settings that are new, until there are `until` trials."""
-        new = [setting for setting in dict.fromkeys(settings) if setting not in self.trials][: until - len(self.trials)]
-        simulated = partial(Trial.run, self.goals.scenario, self.reference)
-        for trial in (self.executor.map if self.executor else map)(simulated, new):
-            self.trials[trial.setting] = trial
-            if self.progress:
-                self.progress(len(self.trials), self.runs, str(trial.setting))
+        new = [setting for setting in dict.fromkeys(settings) if setting not in trials][: until - len(trials)]
+        for trial in (executor.map if executor else map)(simulated, new):
+            trials[trial.setting] = trial
+            if progress:
+                progress(len(trials), runs, str(trial.setting))
 
-    def evolve(self, by: str, until: int) -> None:
-        """Search the levels of a pace by differential evolution until there are `until` trials or it converges."""
-        from scipy.optimize import differential_evolution
-
-        levels = self.levels[by]
-        counts = [len(values) for values in levels.values()]
-
-        def score(setting: Setting) -> float:
-            if setting not in self.trials:  # the runs are used up
-                return math.inf
-            missed, cost = self.trials[setting].rank(self.goals.minimise, self.goals.limits)
-            return cost + (MISSED * (1 + missed) if missed else 0.0)
-
-        def scores(places: np.ndarray) -> list[float]:
-            settings = [Setting.at(by, levels, column) for column in places.T]
-            self.run(settings, until)
-            return [score(setting) for setting in settings]
-
-        def done(intermediate_result: object) -> bool:  # noqa: ARG001
-            return len(self.trials) >= until
-
-        spread = np.array([self.rng.permutation(POPULATION) * count // POPULATION for count in counts], float)
-        bounds, whole = [(0, count - 1) for count in counts], np.ones(len(counts), bool)
-        generations = {"init": spread.T, "updating": "deferred", "vectorized": True, "rng": self.rng, "callback": done}
-        differential_evolution(scores, bounds, integrality=whole, **generations, **EVOLUTION)
-
-    def climb(self, by: Iterable[str], limits: Sequence[Limit], share: float) -> None:
+    def climb(paces: Collection[str], limits: Sequence[Limit], share: float) -> None:
         """Try neighbours of the best trial, then of the next best, until this share of the runs is done."""
-        until, paces, new = int(share * self.runs), set(by), [*self.trials]
-        while new and len(self.trials) < until:
-            own = (trial for trial in reversed(self.trials.values()) if trial.setting.by in paces)
-            ranked = {trial.rank(self.goals.minimise, limits): trial.setting for trial in own}
-            for _, setting in sorted(ranked.items()):
-                near = setting.neighbours(self.levels[setting.by])
-                new = [setting for setting in near if setting not in self.trials]
+        until, new = int(share * runs), [*trials]
+        while new and len(trials) < until:
+            own = (trial for trial in reversed(trials.values()) if trial.setting.by in paces)
+            for _, setting in sorted({trial.rank(goals.minimise, limits): trial.setting for trial in own}.items()):
+                new = [near for near in setting.neighbours(searched[setting.by]) if near not in trials]
                 if new:
                     break
-            self.rng.shuffle(new)  # type: ignore[arg-type]
-            self.run(new[:AT_ONCE], until)
+            rng.shuffle(new)  # type: ignore[arg-type]
+            run(new[:AT_ONCE], until)
+
+    for by, levels in searched.items():
+        places = [rng.permutation(SPREAD) * len(values) // SPREAD for values in levels.values()]
+        run((Setting.at(by, levels, column) for column in np.transpose(places)), runs)
+    for i, by in enumerate(searched, 1):
+        climb([by], limits, ALONE * i / len(searched))
+    climb(searched, limits, TOGETHER)
+    for i, limit in enumerate(limits, 1):
+        climb(searched, limit.others(limits), TOGETHER + (RELAXED - TOGETHER) * i / len(limits))
+    climb(searched, limits, 1.0)
+    return TuneResult(goals, reference, tuple(trials.values()), seed)
 
 
 @dataclass(frozen=True)
@@ -266,29 +215,31 @@ class TuneResult:
         there is none: the limit does not bind.
         """
         rows, cost, best = [], self.goals.minimise, self.best
+        nothing = replace(best, measures=dict.fromkeys(MEASURES, math.nan))
         for limit in self.goals.limits:
-            near = [trial for trial in self.trials if not trial.violation(limit.others(self.goals.limits))]
-            near = [trial for trial in near if not self.feasible or trial.rank(cost) < best.rank(cost)]
-            nearest = min(near, key=lambda trial: trial.rank(cost, [limit]), default=NOTHING).measures
-            cheapest = min(near, key=lambda trial: trial.rank(cost), default=NOTHING).measures
-            met, name = "no" if best.violation([limit]) else "yes", limit.measure
-            reached = (best.measures[name], best.errors.get(name) or math.nan)
-            rows.append((limit, *reached, met, nearest[name], nearest[cost], cheapest[cost]))
+            name, others = limit.measure, limit.others(self.goals.limits)
+            near = [trial for trial in self.trials if not trial.violation(others)]
+            near = [trial for trial in near if not self.feasible or trial.rank(cost) < best.rank(cost)] or [nothing]
+            nearest = min(near, key=lambda trial: trial.rank(cost, [limit])).measures
+            reached = best.measures[name], best.errors.get(name) or math.nan, "no" if best.violation([limit]) else "yes"
+            cheapest = min(near, key=lambda trial: trial.rank(cost)).measures[cost]
+            rows.append((limit, *reached, nearest[name], nearest[cost], cheapest))
         names = ["limit", "reached", "±", "met", "if loosened to", f"{cost} then", "without it"]
         return pd.DataFrame(rows, columns=names)
 
     @cached_property
     def axes(self) -> dict[str, bool]:
         """What the front trades: the cost, then each limited measure; whether more is better."""
-        own = {limit.measure: limit.at_least for limit in self.goals.limits if limit.measure != self.goals.minimise}
-        return {self.goals.minimise: False, **own}
+        cost = self.goals.minimise
+        return {cost: False} | {limit.measure: limit.at_least for limit in self.goals.limits if limit.measure != cost}
 
     @cached_property
     def tried(self) -> pd.DataFrame:
         """A row for each trial: the axes, whether it meets all limits, who sets the pace, the knobs, the setting."""
+        limits = self.goals.limits
         rows = [
             {name: trial.measures[name] for name in self.axes}
-            | {"met": not trial.violation(self.goals.limits), "by": trial.setting.by}
+            | {"met": not trial.violation(limits), "by": trial.setting.by}
             | {**dict(trial.setting.values), "setting": trial.setting}
             for trial in self.trials
         ]
@@ -306,29 +257,27 @@ class TuneResult:
     def text(self) -> str:
         """Return the setting, the price of each limit, the front, and the commands, as text."""
         best, s, cost, front = self.best, self.goals.scenario, self.goals.minimise, self.front
-        head = "cheapest setting that reaches the goals"
-        if not self.feasible:
-            near = " and ".join(map(str, self.nearest_goals()))
-            head = f"the goals can't be reached together; the nearest that can be: {near}"
+        near = " and ".join(map(str, self.nearest_goals()))
+        head = f"the goals can't be reached together; the nearest that can be: {near}"
         spread = np.linspace(0, len(front) - 1, min(ROWS, len(front))).round().astype(int)
-        shown = self.tried.loc[[*{*front.index[spread], self.trials.index(best)}]].sort_values(cost)
-        shown = shown[[*self.axes, "setting"]].rename(columns={axis: _with_unit(axis) for axis in self.axes})
-        shown.insert(0, "", ["*" if setting == best.setting else "" for setting in shown["setting"]])
-        error = f" ± {_digits(best.errors[cost])}" if best.errors.get(cost) else ""
+        shown = self.tried.loc[[*{*front.index[spread], self.trials.index(best)}], [*self.axes, "setting"]]
+        shown = shown.sort_values(cost).rename(columns=_with_unit)
+        shown.insert(0, "", np.where(shown["setting"] == best.setting, "*", ""))
+        error = f" ± {four_digits(best.errors[cost])}" if best.errors.get(cost) else ""
         return f"""\
 {s.name or "workload"}: {s.total_pages / 256:,.0f} MiB, variant {s.variant}, within {s.horizon_seconds:,g} s; \
 ideal saving {self.reference.ideal / 256:,.1f} MiB
 {len(self.trials)} settings simulated, seed {self.seed}; cheapest means least {cost}
 
-{head}
+{"cheapest setting that reaches the goals" if self.feasible else head}
   {best.setting}
-  {_with_unit(cost)}: {_digits(self.cost)}{error}
+  {_with_unit(cost)}: {four_digits(self.cost)}{error}
 
 limits, and what loosening one would bring
-{text_table(self.bindings.map(_digits), indent=2)}
+{text_table(self.bindings.map(four_digits), indent=2)}
 
 Pareto front: {len(front)} settings (* above)
-{text_table(shown.map(_digits), indent=2)}
+{text_table(shown.map(four_digits), indent=2)}
 
 to set it
 {indent(best.setting.commands(s), "  ")}"""
@@ -356,11 +305,4 @@ to set it
 
 def _with_unit(name: str) -> str:
     """Return a measure's name with its unit."""
-    return f"{name} ({MEASURES[name][0]})".removesuffix(" ()")
-
-
-def _digits(value: object) -> object:
-    """Return a number as text in four digits, anything else as it is."""
-    if not isinstance(value, float) or math.isnan(value):
-        return value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{name} ({MEASURES[name][0]})".removesuffix(" ()") if name in MEASURES else name
