@@ -23,8 +23,9 @@ import yaml
 from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
+from mmlab.limits import cpus
 from mmlab.params import find_params, write_atomically
-from mmlab.workers import cpus, each, executor, keep_freed_memory
+from mmlab.workers import each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
     from mmlab.report.execute import Request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,19 @@ KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "f
 
 
 def shipped_folder(name: str = "params") -> Path:
-    """Return where ``params`` or ``notebooks`` are: beside the library in a clone, else under ``share/mmlab``.
+    """Return where ``params`` or ``notebooks`` are: in the installed package, or beside it in a clone.
 
     Raises
     ------
     UserError
-        They are in none of these places.
+        They are in neither.
     """
-    here = Path(__file__)
-    prefixes = [Path(sys.prefix), *here.parents[4:5]]  # the latter is above lib/python3.X/site-packages/mmlab
-    places = (here.parents[1] / name, *(prefix / "share" / "mmlab" / name for prefix in prefixes))
-    for place in places:
+    package = Path(__file__).parent
+    clone = package.parent if (package.parent / "pyproject.toml").is_file() else package
+    for place in (package / "shipped" / name, clone / name):
         if place.is_dir():
             return place
-    raise UserError(f"the folder is in none of {', '.join(map(str, places))}", parameter=name, hint="Reinstall mmlab.")
+    raise UserError(f"the folder is not in {package / 'shipped'}", parameter=name, hint="Reinstall mmlab.")
 
 
 def params_files(kind: str = "") -> dict[str, Path]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
+from mmlab.limits import free_memory
 from mmlab.params import read_yaml, yaml_lines
 from mmlab.variants import VARIANTS
 
@@ -730,14 +730,14 @@ class Scenario(_Strict):
         return sum(map(self.pages_of, self.specs))
 
     def check_memory(self) -> None:
-        """Check that the run fits into this computer's free memory, where /proc/meminfo tells it.
+        """Check that the run fits into the memory that this process may take, where the system tells it.
 
         Raises
         ------
         UserError
-            About 56 bytes a page are more than MemAvailable.
+            About 56 bytes a page are more than `mmlab.limits.free_memory`.
         """
-        free, need = _mem_available(), self.total_pages * BYTES_PER_PAGE
+        free, need = free_memory(), self.total_pages * BYTES_PER_PAGE
         if free is not None and need > free:
             fits = max(2, free // BYTES_PER_PAGE // 256 // len(self.specs) // 2 * 2)
             problem = (
@@ -819,14 +819,6 @@ class Scenario(_Strict):
         values = {name: getattr(self, name) for name in flat_fields() if name in always} | self.changed()
         notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in flat_fields().items()}
         return (f"# {about}\n\n" if about else "") + yaml_lines(values, notes)
-
-
-def _mem_available() -> int | None:
-    """Return the bytes of memory that are free for a new program, or None where /proc does not tell."""
-    with suppress(OSError):
-        found = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))
-        return int(found[1]) * 1024 if found else None
-    return None
 
 
 # --- what is known of a field ---------------------------------------------------------------------------------------

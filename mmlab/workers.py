@@ -18,27 +18,17 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, TypeVar
 
 from mmlab.errors import UserError
 
-__all__ = ["cpus", "each", "executor", "keep_freed_memory", "size"]
+__all__ = ["each", "executor", "keep_freed_memory", "size"]
 
 ANSWER_S = 10
 """Seconds within which a Dask scheduler must answer and have a worker."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-
-def cpus() -> int:
-    """Return the number of CPUs that this process may use: its affinity within the quota of its control group."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no cgroup v2, or the quota is "max"
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
-        found = min(found, max(1, quota // period))
-    return found
 
 
 def each(

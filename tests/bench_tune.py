@@ -22,7 +22,7 @@ from mmlab.params import params_files
 from mmlab.studies.goals import Goals, Reference
 from mmlab.studies.settings import Levels, Setting, spaces
 from mmlab.studies.tune import RUNS, Trial, TuneResult, tune
-from mmlab.workers import cpus, executor
+from mmlab.workers import executor
 
 TENTH, WITHIN = 0.1, 0.02
 SEEDS = (0, 1, 2)

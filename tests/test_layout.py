@@ -15,7 +15,7 @@ import mmlab
 from conftest import ROOT
 
 LAYERS = """
-    errors params spec workers
+    errors limits params spec workers
     variants kernel
     scenario schema
     engine results

@@ -330,13 +330,13 @@ def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
 
 
 def test_too_large_for_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_mem_available", lambda: 2**30)
+    monkeypatch.setattr(module, "free_memory", lambda: 2**30)
     Scenario(memory_mib=1024).check_memory()
     with pytest.raises(UserError) as error:
         Scenario(memory_mib=1024, processes=80).check_memory()
     assert (error.value.parameter, error.value.value) == ("memory_mib", 1024)
     assert error.value.allowed == "at most 936 MiB a process"
-    monkeypatch.setattr(module, "_mem_available", lambda: None)
+    monkeypatch.setattr(module, "free_memory", lambda: None)
     Scenario(memory_mib=2**20).check_memory()
 
 

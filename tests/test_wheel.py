@@ -19,8 +19,10 @@ import pytest
 
 from conftest import ROOT, SHIPPED
 from mmlab import __version__
+from mmlab.params import params_files
+from mmlab.report.provenance import source_digest
 
-SHARE = f"mmlab-{__version__}.data/data/share/mmlab/"
+SHARE = "mmlab/shipped/"
 
 
 def build(target: str, source: Path, folder: Path) -> Path:
@@ -80,7 +82,7 @@ def test_the_wheel_has_everything_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         content = set(archive.namelist())
         about = Parser().parsestr(archive.read(f"mmlab-{__version__}.dist-info/METADATA").decode())
-    code = {name for name in content if name.startswith("mmlab/")}
+    code = {name for name in content if name.startswith("mmlab/") and not name.startswith(SHARE)}
     shared = {name.removeprefix(SHARE) for name in content if name.startswith(SHARE)}
     assert code == names(ROOT / "mmlab")
     assert {"mmlab/py.typed", "mmlab/report/templates/report/style.css", "mmlab/kernel/ksm.py"} <= code
@@ -114,6 +116,28 @@ def test_it_is_what_runs(installed: Callable[..., str]) -> None:
     assert json.loads(installed("mmlab", "schema")) == json.loads((ROOT / "params/scenario.schema.json").read_text())
 
 
+def test_a_target_folder_with_a_package_of_that_name(wheel: Path, tmp_path: Path) -> None:
+    """`pip install --target`: what ships is found, not a foreign package `params` or a folder `notebooks` beside it."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path), str(wheel)], check=True, timeout=120)
+    for folder, file in (("params", "all_zero.yaml"), ("notebooks", "00_explore.ipynb")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("not ours")
+    code = """
+from mmlab.params import find_params, params_files, shipped_folder
+from mmlab.report.provenance import source_digest
+print(find_params("all_zero").read_text()[:4] != "not ", len(params_files("goals")), source_digest())
+print(shipped_folder("notebooks"))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    found, notebooks = done.stdout.splitlines()
+    assert found == f"True {len(params_files('goals'))} {source_digest()}"
+    assert notebooks == str(tmp_path / "mmlab/shipped/notebooks")
+
+
 def test_the_lab_copies_what_ships(wheel: Path, installed: Callable[..., str], tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     with zipfile.ZipFile(wheel) as archive:
@@ -127,7 +151,7 @@ def test_the_lab_copies_what_ships(wheel: Path, installed: Callable[..., str], t
 def test_it_simulates_and_is_exact(installed: Callable[..., str]) -> None:
     """A params file by its name, and a recording, after a compilation of its own."""
     preset = installed("python", "-c", "from mmlab.params import find_params; print(find_params('mthp_64k'))").strip()
-    assert preset.endswith("share/mmlab/params/mthp_64k.yaml")
+    assert preset.endswith("mmlab/shipped/params/mthp_64k.yaml")
     assert "thps_split" in installed("mmlab", "simulate", preset, "--set", "memory_mib=2")
     code = "import mmlab; print(mmlab.__path__[0])"
     recording = Path(installed("python", "-c", code).strip(), "recordings", sorted(SHIPPED.glob("act-*"))[0].name)

@@ -78,17 +78,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         assert not psutil.wait_procs(children, timeout=60)[1]
 
 
-def test_cpus_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= workers.cpus() <= len(os.sched_getaffinity(0))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert 1 <= workers.cpus() <= (os.cpu_count() or 1)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "50000 100000\n")
-    assert workers.cpus() == 1
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "max 100000\n")
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert workers.cpus() == 7
-
-
 @pytest.mark.parametrize("address", ["foo://x", "tcp://127.0.0.1:1"])
 def test_a_scheduler_that_does_not_answer(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "ANSWER_S", 1)

@@ -219,7 +219,8 @@ _OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True, "_n
 @cache
 def _warn_uncached() -> None:
     """Warn once, whatever the filters of warnings do meanwhile."""
-    text = "mmlab: the compiled model cannot be saved. Set NUMBA_CACHE_DIR to a folder that can be written."
+    text = "mmlab: the compiled model cannot be saved, so that every start compiles it again (about 20 s). "
+    text += "Set NUMBA_CACHE_DIR to a folder that can be written."
     warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 

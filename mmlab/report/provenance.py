@@ -64,8 +64,9 @@ def versions() -> dict[str, str]:
 def source_digest() -> str:
     """Return the SHA-256 of the library's source files."""
     kinds = (".py", ".j2", ".css", ".json", ".yaml", ".md")
-    found = (file for file in PACKAGE.rglob("*") if file.suffix in kinds and file.parent.name != "__pycache__")
-    return digest({file.relative_to(PACKAGE).as_posix(): file.read_bytes() for file in found})
+    found = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*") if file.suffix in kinds}
+    own = {name for name in found if "__pycache__" not in name and not name.startswith("shipped/")}
+    return digest({name: found[name].read_bytes() for name in own})
 
 
 @cache

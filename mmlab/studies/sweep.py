@@ -42,12 +42,13 @@ import mmlab
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError
 from mmlab.kernel.jit import warm_up
+from mmlab.limits import cpus
 from mmlab.params import write_atomically
 from mmlab.results.metrics import METRICS, UNSURE
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.grid import Grid, Point, varying
-from mmlab.workers import cpus, executor, size
+from mmlab.workers import executor, size
 
 __all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
 
