@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
@@ -66,6 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a locale without "…" or "±"
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without the line of code that warns
     keep_freed_memory()
     try:
         status = cli.main(args, prog_name="mmlab", standalone_mode=False)

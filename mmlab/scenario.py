@@ -16,7 +16,6 @@ mmlab.errors.UserError: pages_to_scan = -1 is out of range: it must be at least 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial

@@ -18,9 +18,9 @@ from statistics import fmean
 from bench_goals import Goal, told
 from mmlab import Scenario, simulate
 from mmlab.kernel.jit import warm_up
+from mmlab.limits import cpus
 from mmlab.studies.grid import Grid
 from mmlab.studies.sweep import Summary, plan, read_sweep, sweep
-from mmlab.limits import cpus
 
 MINUTES, EFFICIENCY, OVERHEAD_MS = 10.0, 0.9, 3.0
 """Limits for 10,000 scenarios on 2 cores."""

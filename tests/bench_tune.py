@@ -18,6 +18,7 @@ from itertools import product
 
 from bench_goals import Goal, told
 from mmlab.kernel.jit import warm_up
+from mmlab.limits import cpus
 from mmlab.params import params_files
 from mmlab.studies.goals import Goals, Reference
 from mmlab.studies.settings import Levels, Setting, spaces

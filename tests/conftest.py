@@ -83,6 +83,7 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     quiet = "--no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-quic"
+    quiet += " --no-proxy-server"
     with sync_playwright() as playwright:
         sandbox = os.geteuid() != 0
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet.split(), chromium_sandbox=sandbox)
@@ -105,7 +106,8 @@ ANOTHER_DAY = "import time\n_now = time.time\ntime.time = lambda: _now() + 400 *
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Make all standard reports with everything different that can differ between machines: another folder, number of
-    processes, time zone, day and hash seed, an ASCII locale, and the user's own settings of matplotlib.
+    processes, time zone, day and hash seed, an ASCII locale, a home that cannot be written, and the user's own settings
+    of matplotlib.
 
     The folder `EXECUTED` beside that of the reports has their executed notebooks. The reports of a usual run are in
     git, by their digests. If those were made with other versions, or with MMLAB_TWICE=1 (`make nightly`), a usual run
@@ -126,6 +128,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "TZ": "Asia/Kolkata",
         "PYTHONHASHSEED": "4711",
         "MATPLOTLIBRC": str(there),
+        "HOME": str(there / "matplotlibrc" / "home"),
         "OMP_NUM_THREADS": "3",
         "MMLAB_EXECUTED": str(there / EXECUTED),
     }

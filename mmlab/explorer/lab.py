@@ -101,6 +101,8 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
         "LabApp.default_url": f"/lab/tree/{START}",
     }
     with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own:
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 (Path's raises where there is none)
+            os.environ["HOME"] = own  # Jupyter does not start without a home that can be written
         overrides = Path(own, "labconfig", "default_setting_overrides.json")
         write_atomically(overrides, json.dumps(data["overrides"]).encode())
         os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_CONFIG_PATH")]))

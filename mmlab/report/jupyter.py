@@ -12,6 +12,9 @@ from jupyter_client.manager import AsyncKernelManager
 
 __all__ = ["ThisInterpreter", "kernel_manager"]
 
+QUIET = "--IPKernelApp.exec_lines=__import__('logging').getLogger('matplotlib').setLevel('ERROR')"
+"""matplotlib tells that it has no folder for its fonts, or many fonts: a page must not depend on either."""
+
 
 class ThisInterpreter(KernelSpecManager):
     """Jupyter's kernels, but the one that notebooks name runs this interpreter, with this library."""
@@ -33,6 +36,7 @@ def kernel_manager(env: Mapping[str, str]) -> type[AsyncKernelManager]:
         def kernel_spec(self) -> KernelSpec:
             spec = ThisInterpreter().get_kernel_spec(NATIVE_KERNEL_NAME)
             spec.env |= env
+            spec.argv.append(QUIET)
             return spec
 
     return Manager

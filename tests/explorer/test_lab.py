@@ -122,14 +122,18 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 # -- the server -----------------------------------------------------------------------------------------------------
 
+LONG = 300
+"""Seconds that a busy machine may take."""
+
 
 def call(url: str, token: str = "", data: object = None, method: str | None = None) -> tuple[int, Any]:
     """Status and JSON of an answer over loopback."""
     headers = {"Authorization": f"token {token}"} if token else {}
     body = None if data is None else json.dumps(data).encode()
     request = urllib.request.Request(url, body, headers, method=method)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with direct.open(request, timeout=LONG) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, None
@@ -146,23 +150,24 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`mmlab lab FOLDER --no-browser` on a terminal, in a home of its own."""
+    """`mmlab lab FOLDER --no-browser` on a terminal, with a home that cannot be written, behind a proxy."""
     home = tmp_path_factory.mktemp("home")
     folder = home / "my lab"
+    (home / "a file").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "PYTEST"))}
     own, theirs = pty.openpty()
     main = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from mmlab.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", main, "lab", str(folder), "--no-browser"],
         cwd=home,
-        env=environment | {"HOME": str(home)},
+        env=environment | {"HOME": str(home / "a file" / "home")},
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    timer = threading.Timer(120, process.kill)
+    timer = threading.Timer(LONG, process.kill)
     timer.start()
     assert process.stdout is not None
     try:
@@ -190,7 +195,8 @@ def test_says_what_was_copied_and_where(server: Server) -> None:
     assert (server.folder / "params" / "README.md").is_file()
 
 
-def test_nobody_gets_in_without_the_token(server: Server) -> None:
+def test_nobody_gets_in_without_the_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert len(server.token) >= 32
     assert call(f"{server.url}/api/contents")[0] == 403
     assert call(f"{server.url}/api/contents", "wrong")[0] == 403
@@ -266,7 +272,7 @@ def test_a_port_in_use(server: Server, tmp_path: Path) -> None:
 def test_interrupt_ends_it(server: Server) -> None:
     """The last test of this server: one Ctrl-C, status 0, nothing said but that, and the port is free again."""
     server.process.send_signal(signal.SIGINT)
-    rest, _ = server.process.communicate(timeout=30)
+    rest, _ = server.process.communicate(timeout=LONG)
     assert server.process.returncode == 0, rest
     assert len(rest.splitlines()) <= 1, rest
     with pytest.raises(urllib.error.URLError):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmlab.kernel.state import machine
+from mmlab.report.provenance import DEPENDS
 
 TESTS = Path(__file__).parents[1]
 RACES = int(os.environ.get("MMLAB_RACES", "1"))
@@ -111,6 +112,7 @@ def small{0}(m, v):
 CALL = """
 import small
 from mmlab.kernel.state import machine
+from mmlab.report.provenance import DEPENDS
 m = machine(8, 0, 2)
 print([(f(m, 20), f(m, True)) for name, f in vars(small).items() if name.startswith("small")])
 """
@@ -181,7 +183,10 @@ def test_without_a_home_it_is_compiled_each_time(small: Small, monkeypatch: pyte
 
 def test_a_full_disk_is_no_reason_to_stop(small: Small) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
-    assert small.call(limit).count("NUMBA_CACHE_DIR") == 1
+    said = small.call(limit)
+    assert said.count("NUMBA_CACHE_DIR") == 1
+    assert "every start compiles it again" in said
+    assert small.call(limit, **DEPENDS["environment"]) == "", "it would be on the page of a report"
     assert small.call() == ""
 
 
