@@ -480,6 +480,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
       mmlab report --all
     """
     from mmlab.report import index
+    from mmlab.report.processes import make_all
 
     place = out or Path("reports")
     page = place.suffix == ".html"
@@ -490,7 +491,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
         raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
     wanted = index.to_make(requests, again or not everything)
     failed = 0
-    for request, error in zip(wanted, index.make_all(wanted, jobs, progress), strict=True):
+    for request, error in zip(wanted, make_all(wanted, jobs, progress), strict=True):
         _say(str(request.page))
         if error:
             failed += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import yaml
 
 from mmlab.errors import UserError, unknown
 
-__all__ = ["find_params", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically", "yaml_lines"]
+__all__ = ["find_params", "locked", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically"]
+__all__ += ["yaml_lines"]
 
 KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
@@ -119,6 +122,29 @@ def save_new(path: str | Path, text: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Name another file.") from None
     return path
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder, or go on without where the file system has no locks.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it, and this one does not `wait`.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes, *, to_stay: bool = False) -> None:

@@ -16,13 +16,12 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Process
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from mmlab.errors import UserError
 
-__all__ = ["each", "executor", "keep_freed_memory", "size"]
+__all__ = ["each", "end_with_parent", "executor", "keep_freed_memory", "size"]
 
 ANSWER_S = 10
 """Seconds within which a Dask scheduler must answer and have a worker."""
@@ -76,15 +75,13 @@ def executor(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
     if scheduler:
         yield from _dask(scheduler)
         return
-    context = get_context("spawn")
-    lifeline, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, context, _start, (lifeline,))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent)
     try:
         yield pool
     finally:
-        ours.close()  # ends the workers, whatever they are doing
+        for worker in [*(pool._processes or {}).values()]:
+            worker.kill()  # whatever it is doing
         pool.shutdown(cancel_futures=True)
-        lifeline.close()
 
 
 def size(pool: Executor) -> int:
@@ -93,16 +90,15 @@ def size(pool: Executor) -> int:
     return sum(found._client.ncores().values()) if hasattr(pool, "_client") else found._max_workers
 
 
-def _start(lifeline: Connection) -> None:
-    """Ignore SIGINT (the parent handles it); exit when the parent closes its end of the pipe, or dies."""
+def end_with_parent() -> None:
+    """Ignore SIGINT in this process (the parent handles it); exit when the parent ends, whatever it died of."""
 
-    def follow() -> None:
-        with suppress(EOFError, OSError):
-            lifeline.recv()
+    def wait(parent: Any) -> None:
+        parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=wait, args=(parent_process(),), daemon=True).start()
     keep_freed_memory()
 
 

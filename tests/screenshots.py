@@ -11,8 +11,8 @@ from PIL import Image
 
 from conftest import ROOT
 from explorer.test_explorer_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
-from mmlab.report.execute import Request, make
-from mmlab.report.provenance import provenance
+from mmlab.report.execute import Request
+from mmlab.report.processes import make_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -50,7 +50,7 @@ def test_explorer(lab: Lab) -> None:  # noqa: F811
 def test_report(browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     request = Request(ROOT / "notebooks" / "01_regression.ipynb", out=tmp_path / "report.html")
-    assert not make(request, provenance())
+    assert list(make_all([request])) == [""]
     page.goto(request.page.as_uri())
     page.wait_for_timeout(300)
     keep("report.png", page.screenshot())

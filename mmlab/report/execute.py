@@ -20,9 +20,7 @@ kept there.
 from __future__ import annotations
 
 import ast
-import fcntl
 import json
-import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,9 +35,9 @@ import yaml
 
 from mmlab.engine.costs import describe_accuracy
 from mmlab.errors import UserError, located, unknown
-from mmlab.params import read_yaml, shipped_folder, write_atomically
+from mmlab.params import locked, read_yaml, shipped_folder, write_atomically
 from mmlab.report import page
-from mmlab.report.provenance import DEPENDS, digest, ingredients
+from mmlab.report.provenance import digest, ingredients
 from mmlab.scenario import Scenario
 from mmlab.studies.parameters import check_names, scenario_from
 
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_given", "read_params"]
 
 Progress = Callable[[float, float, str], object]
+ELSEWHERE = "Name another place with -o."
 
 
 @dataclass
@@ -108,18 +107,6 @@ class Request:
         of = [self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name, ingredients()]
         self.inputs = sha256(json.dumps(of).encode()).hexdigest()
 
-    def check_place(self) -> None:
-        """Make the page's folder.
-
-        Raises
-        ------
-        UserError
-            The page cannot be written.
-        """
-        with _writing(self.page.parent):
-            self.page.parent.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=self.page.parent).close()
-
     def is_made(self) -> bool:
         """Return whether the page and its tables exist and would be the same if they were made again."""
         about = page.read_about(self.page)
@@ -145,25 +132,53 @@ def as_yaml(value: object) -> str:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
+    except BlockingIOError:
+        raise
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
-        raise UserError(problem, parameter=str(error.filename or path), hint="Name another place with -o.") from error
+        raise UserError(problem, parameter=str(error.filename or path), hint=ELSEWHERE) from error
 
 
-def make(
-    request: Request, made_of: Mapping[str, Any], progress: Progress | None = None, scratch: Path | None = None
-) -> str:
+@contextmanager
+def claimed(requests: Sequence[Request]) -> Iterator[None]:
+    """Make the folders of reports, and keep other processes from making the same ones meanwhile.
+
+    Raises
+    ------
+    UserError
+        A page cannot be written, or another process is making it.
+    """
+    with ExitStack() as stack:
+        for request in requests:
+            try:
+                with _writing(request.page.parent):
+                    request.data.mkdir(parents=True, exist_ok=True)
+                    stack.callback(_remove_if_empty, request.data)
+                    TemporaryFile(dir=request.page.parent).close()
+                    stack.enter_context(locked(request.data, wait=False))
+            except BlockingIOError:
+                raise UserError("another process is making it", parameter=str(request.page), hint=ELSEWHERE) from None
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def make(request: Request, made_of: Mapping[str, Any], progress: Callable[[int, int], object], scratch: Path) -> str:
     """Run a notebook with parameters, write its report, and return what failed, empty if nothing did.
 
-    A notebook that fails leaves its page up to the failing cell, with the error.
+    A notebook that fails leaves its page up to the failing cell, with the error. This process should be one of
+    `mmlab.report.processes`: its environment is changed.
 
     Parameters
     ----------
     made_of : mapping
-        The software, as `mmlab.report.provenance.provenance` describes it.
-    progress : callable, optional
-        Called with the cells done, all cells, and the report's name.
-    scratch : Path, optional
+        The software, as `mmlab.report.provenance.software` describes it, with its exactness.
+    progress : callable
+        Called with the cells done and all cells.
+    scratch : Path
         The folder for temporary files.
 
     Raises
@@ -171,7 +186,6 @@ def make(
     UserError
         The report cannot be written.
     """
-    request.check_place()
     with _writing(request.page), TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         executed, error = run(request, Path(folder), progress)
         page.arrange(executed)
@@ -193,27 +207,15 @@ def make(
 
 def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
     """Write the tables, then the page, each in one piece; then remove the tables of an earlier page."""
-    with alone(request.page.parent):
+    with locked(request.page.parent):
+        for left in (file for folder in (request.page.parent, request.data) for file in folder.glob(".*.*.tmp")):
+            left.unlink()  # of a process that was killed
         for name, content in tables.items():
             write_atomically(request.data / name, content)
         write_atomically(request.page, text.encode())
         for left in request.data.glob("[0-9][0-9]*-*.*"):
             if left.name not in tables and left.suffix in (".csv", ".parquet"):
                 left.unlink()
-        with suppress(OSError):  # it has files, or does not exist
-            request.data.rmdir()
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes reports into the folder; where the file system has no locks, do not wait."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def notebooks() -> dict[str, Path]:
@@ -306,53 +308,42 @@ def read_params(file: Path) -> dict[str, object]:
     return values
 
 
-def run(request: Request, folder: Path, progress: Progress | None) -> tuple[NotebookNode, str]:
+def run(request: Request, folder: Path, progress: Callable[[int, int], object]) -> tuple[NotebookNode, str]:
     """Return the executed notebook, and what failed in it, empty if nothing did.
 
-    Its kernel has the caller's working directory, but nothing of the caller's environment that could show. The
-    notebook's tables are saved in `folder`, as are temporary files.
+    Its kernel has the caller's working directory. The notebook's tables are saved in `folder`, as are temporary files.
     """
     import nbformat
-    import numpy as np
     from nbclient.exceptions import CellControlSignal
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     from mmlab.figures.notebook import TABLES
-    from mmlab.report.jupyter import kernel_manager
+    from mmlab.report.jupyter import ForkedKernelManager
 
-    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
-    env = DEPENDS["environment"] | {
-        "NPY_DISABLE_CPU_FEATURES": ",".join(features),  # with them, log and exp round differently
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "IPYTHONDIR": str(folder / "ipython"),
-        TABLES: str(folder),
-    }
+    os.environ |= {"JUPYTER_RUNTIME_DIR": str(folder), "IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
     result = Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb"
     cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
-    with ExitStack() as stack:
-        stack.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.CRITICAL)  # of papermill and its helpers: errors reach the user as one message
-        try:
-            execute_notebook(
-                str(request.notebook.resolve()),
-                str(result),
-                parameters={name: request.parameters[name] for name in request.changed},
-                kernel_name="python3",
-                kernel_manager_class=kernel_manager(env),
-                extra_arguments=["--HistoryManager.enabled=False", "--InteractiveShellApp.ignore_cwd=True"],
-                language="python",
-                config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
-                progress_bar=False,
-                record_timing=False,
-                coalesce_streams=True,
-                start_timeout=300,  # on a busy machine, also for outputs that arrive late
-                iopub_timeout=300,
-                on_cell_executed=lambda cell_index, **_: progress and progress(cell_index + 1, cells, request.name),
-            )
-        except PapermillExecutionError as stop:
-            error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
-        except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
-            error = f"{request.notebook.name} stopped: {stop}"
+    try:
+        execute_notebook(
+            str(request.notebook.resolve()),
+            str(result),
+            parameters={name: request.parameters[name] for name in request.changed},
+            kernel_name="python3",
+            kernel_manager_class=ForkedKernelManager,
+            language="python",
+            config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
+            progress_bar=False,
+            record_timing=False,
+            coalesce_streams=True,
+            shutdown_kernel="immediate",
+            start_timeout=300,  # on a busy machine, also for outputs that arrive late
+            iopub_timeout=300,
+            on_cell_executed=lambda cell_index, **_: progress(cell_index + 1, cells),
+        )
+    except PapermillExecutionError as stop:
+        error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
+    except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
+        error = f"{request.notebook.name} stopped: {stop}"
     return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]

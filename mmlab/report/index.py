@@ -12,20 +12,17 @@ import hashlib
 import json
 import platform
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from mmlab.errors import UserError, located
-from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically
-from mmlab.report.execute import Progress, Request, alone, find_notebook, make, notebooks
+from mmlab.params import find_params, locked, read_yaml, shipped_folder, write_atomically
+from mmlab.report.execute import Request, find_notebook, notebooks
 from mmlab.report.page import TEMPLATES, read_about
-from mmlab.report.provenance import provenance, versions
-from mmlab.workers import each
+from mmlab.report.provenance import versions
 
-__all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "make_all", "standard", "to_make", "write_index"]
+__all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "standard", "to_make", "write_index"]
 
 DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
@@ -60,31 +57,13 @@ def to_make(requests: Sequence[Request], again: bool = False) -> list[Request]:
     Raises
     ------
     UserError
-        Two of them have the same page, or a page cannot be written.
+        Two of them have the same page.
     """
     pages = [request.page.resolve() for request in requests]
     if twice := [page for page in pages if pages.count(page) > 1]:
         hint = "Make them one by one, each with its own -o."
         raise UserError("several reports have this page", parameter=str(twice[0]), hint=hint)
-    for request in requests:
-        request.check_place()
     return [request for request in requests if again or not request.is_made()]
-
-
-def make_all(requests: Sequence[Request], jobs: int = 1, progress: Progress | None = None) -> Iterator[str]:
-    """Make reports, `jobs` at a time, and yield for each, in order, what failed in its notebook, empty if nothing did.
-
-    Parameters
-    ----------
-    progress : callable, optional
-        Called with the reports done, all reports, and the name of the next one; of a single report, with its cells.
-    """
-    if not requests:
-        return
-    with tempfile.TemporaryDirectory(prefix="mmlab-", ignore_cleanup_errors=True) as scratch:
-        cells, reports = (progress, None) if len(requests) == 1 else (None, progress)
-        one = partial(make, made_of=provenance(jobs), progress=cells, scratch=Path(scratch))
-        yield from each(one, requests, jobs, reports)
 
 
 def write_index(folder: Path, requests: Iterable[Request]) -> Path:
@@ -98,7 +77,7 @@ def write_index(folder: Path, requests: Iterable[Request]) -> Path:
     from jinja2 import Environment, FileSystemLoader
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    with alone(folder):
+    with locked(folder):
         pages = [read_about(request.page) | {"params": request.params_files} for request in requests]
         text = templates.get_template("reports.html.j2").render(pages=pages)
         write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())

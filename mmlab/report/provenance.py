@@ -17,9 +17,9 @@ from typing import Any
 
 import mmlab
 from mmlab.params import read_yaml, shipped_folder
-from mmlab.workers import each
+from mmlab.report.page import read_about
 
-__all__ = ["DEPENDS", "digest", "exactness", "ingredients", "provenance", "source_digest", "versions"]
+__all__ = ["DEPENDS", "digest", "exactness", "ingredients", "software", "source_digest", "versions"]
 
 PACKAGE = Path(__file__).parents[1]
 RECORDINGS = PACKAGE / "recordings"
@@ -27,21 +27,22 @@ DEPENDS = read_yaml(Path(__file__).with_name("report.yaml"))
 """What the bytes of a report depend on: the environment of its kernel, and packages."""
 
 
-def provenance(jobs: int = 1) -> dict[str, Any]:
+def software(folder: Path) -> dict[str, Any]:
     """Return what the last section of a report tells about the software.
 
-    It has the version of mmlab, the digest of its source files, the versions of the interpreter and of the packages,
-    and how many recordings mmlab predicts exactly, in words. All shipped recordings are predicted for that, on `jobs`
-    cores.
+    It has the version of mmlab, the digest of its source files, the versions of the interpreter and of the packages;
+    and its `exactness`, if a page of the folder was made by the same software and has it.
     """
-    software = {"version": mmlab.__version__, "source": source_digest(), "versions": versions()}
-    return {**software, "exactness": exactness(jobs)}
+    own = {"version": mmlab.__version__, "source": source_digest(), "versions": versions(), "software": ingredients()}
+    for about in map(read_about, folder.glob("*.html")):
+        if about.get("software") == own["software"]:
+            return own | {"exactness": about["exactness"]}
+    return own
 
 
-@cache
-def exactness(jobs: int = 1) -> str:
-    """Predict every recording that ships with mmlab, on `jobs` cores, and count what is exact, in words."""
-    total = sum(each(_compare, sorted(RECORDINGS.glob("*.json.gz")), jobs), Counter[str]())
+def exactness() -> str:
+    """Predict every recording that ships with mmlab, and count what is exact, in words."""
+    total = sum(map(_compare, sorted(RECORDINGS.glob("*.json.gz"))), Counter[str]())
     words = {"recordings": "recordings predicted exactly:", "samples": "samples,", "maps": "page maps,"}
     words["frames"] = "frame counts"
     return " ".join(f"{total[f'{name}_exact']:,} of {total[name]:,} {what}" for name, what in words.items())

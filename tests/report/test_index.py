@@ -18,6 +18,7 @@ from mmlab.report import index as reports
 from mmlab.report import provenance
 from mmlab.report.execute import find_notebook
 from mmlab.report.page import read_about
+from mmlab.report.processes import make_all
 
 GOOD = """\
 import pandas as pd
@@ -55,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         live_in(home, patched)
         requests = reports.standard()
-        assert [bool(error) for error in reports.make_all(requests)] == [True, False, False, False]
+        assert [bool(error) for error in make_all(requests)] == [True, False, False, False]
         reports.write_index(home / "reports", requests)
     return home
 
@@ -68,7 +69,7 @@ def live_in(home: Path, patched: pytest.MonkeyPatch) -> None:
         "versions": provenance.versions(),
         "exactness": "2 of 3 recordings predicted exactly",
     }
-    patched.setattr(reports, "provenance", lambda jobs: few)
+    patched.setattr("mmlab.report.processes.software", lambda folder: few)
     for module in ("params", "report.index", "report.execute"):
         patched.setattr(f"mmlab.{module}.shipped_folder", lambda name="params": home / name)
     patched.chdir(home)
@@ -183,7 +184,7 @@ def test_index(made: Path) -> None:
 def test_same_bytes_on_several_processes(home: Path) -> None:
     requests = [replace(request, out=home / "again") for request in reports.standard()[2:]]
     seen: list[tuple[float, float, str]] = []
-    assert list(reports.make_all(requests, 2, lambda *step: seen.append(step))) == ["", ""]
+    assert list(make_all(requests, 2, lambda *step: seen.append(step))) == ["", ""]
     assert seen == [(0, 2, "good_few"), (1, 2, "good_many"), (2, 2, "")]
     for request in requests:  # the other processes know nothing of the folders put in here: the digest differs
         pages = [home / out / request.page.name for out in ("reports", "again")]

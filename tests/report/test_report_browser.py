@@ -11,7 +11,8 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from mmlab.report.execute import Request, make
+from mmlab.report.execute import Request
+from mmlab.report.processes import make_all
 from mmlab.report.provenance import versions
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells[1].metadata["tags"] = ["parameters"]
     nbformat.write(v4.new_notebook(cells=[*cells, *map(v4.new_code_cell, (EVERYTHING, "1 / 0"))]), folder / "all.ipynb")
     wanted = Request(folder / "all.ipynb", overrides={"n": 2}, out=folder / "all.html", show_code=True)
-    assert "ZeroDivisionError" in make(wanted, made_of)
+    assert "ZeroDivisionError" in next(make_all([wanted], made_of=made_of))
     return folder / "all.html"
 
 
