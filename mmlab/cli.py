@@ -10,6 +10,7 @@ import fnmatch
 import json
 import os
 import re
+import signal
 import sys
 import textwrap
 import warnings
@@ -68,6 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a locale without "…" or "±"
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without the line of code that warns
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is temporary is removed
     keep_freed_memory()
     try:
         status = cli.main(args, prog_name="mmlab", standalone_mode=False)
@@ -75,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ninterrupted; what was finished is kept", err=True)
+        click.echo("interrupted; what was finished is kept", err=True)  # click has ended the line
         status = 130
     except UserError as error:
         click.echo(f"mmlab: {error}", err=True)

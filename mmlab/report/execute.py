@@ -110,7 +110,7 @@ class Request:
     def is_made(self) -> bool:
         """Return whether the page and its tables exist and would be the same if they were made again."""
         about = page.read_about(self.page)
-        if about.get("error") or about.get("inputs") != self.inputs:
+        if about.get("error") or not about.get("whole") or about["inputs"] != self.inputs:
             return False
         with suppress(OSError):
             return bool(about["data"] == digest({file: (self.data / file).read_bytes() for file in about["files"]}))

@@ -12,9 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -25,6 +26,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 HIDDEN = {"remove_cell", "remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
 """Cells with one of these tags are not on the page: widgets are dead in HTML, parameters are in its last section."""
+ABOUT = re.compile(r'<meta content="([^"]*)" name="mmlab">')
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "text/plain"]
 """Kinds of output that the template shows; of an output with several kinds, the first of these."""
 
@@ -34,12 +36,13 @@ def read_about(page: Path) -> dict[str, Any]:
 
     It has the notebook's name, `summary` and provenance, the parameters that are not the defaults (``changed``), the
     files beside the page and their digest (``files``, ``data``), what failed (``error``) and the digest of everything
-    that the page depends on (``inputs``).
+    that the page depends on (``inputs``); and whether the page is as it was written (``whole``).
     """
     try:
-        found = re.search(r'<meta content="([^"]*)" name="mmlab"', page.read_text(encoding="utf-8"))
-        return dict(json.loads(unquote(found[1]))) if found else {}
-    except (OSError, ValueError):
+        text = page.read_text(encoding="utf-8")
+        about = json.loads(unquote(ABOUT.search(text)[1]))  # type: ignore[index]
+        return {**about, "whole": about["page"] == sha256(ABOUT.sub("", text, 1).encode()).hexdigest()}
+    except (OSError, ValueError, TypeError, LookupError):
         return {}
 
 
@@ -61,7 +64,9 @@ def render(executed: NotebookNode, about: Mapping[str, Any], **resources: object
     text = re.sub(r"<th\b[^>]*>\s*</th>", "<td></td>", _independent(text))  # a table's empty corner is no heading
     headings = re.findall(r'<h([23]) id="([^"]+)">(.+?)(?:<a class="anchor-link"|</h)', text)
     contents = "".join(f'<li class="level-{level}"><a href="#{at}">{words}</a></li>\n' for level, at, words in headings)
-    return text.replace("<ol></ol>", f"<ol>\n{contents}</ol>", 1)
+    text = text.replace("<ol></ol>", f"<ol>\n{contents}</ol>", 1)
+    told = quote(json.dumps({**about, "page": sha256(text.encode()).hexdigest()}))
+    return text.replace("<title>", f'<meta content="{told}" name="mmlab"><title>', 1)
 
 
 def _independent(text: str) -> str:

@@ -139,6 +139,11 @@ def test_page_says_what_it_is(page: Path) -> None:
     table.unlink()
     assert not same.is_made(), "a table is gone"
     table.write_bytes(content)
+    text = page.read_text()
+    page.write_text(text.replace("2 MiB", "3 MiB"))
+    assert not same.is_made(), "the page is another one"
+    page.write_text(text)
+    assert same.is_made()
     (page.with_name("plain.html")).write_text("<html></html>")
     assert read_about(page.with_name("plain.html")) == {}
     page.with_name("plain.html").unlink()
