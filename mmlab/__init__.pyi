@@ -1,6 +1,6 @@
-from .engine.policies import Ksmtuned, Policy, View, schedule
 from .errors import UserError
 from .explorer.explorer import explore
+from .policies import Ksmtuned, Policy, View, schedule
 from .results.metrics import Metrics
 from .results.run import Run, simulate
 from .scenario import Scenario

@@ -23,13 +23,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
 from mmlab.params import read_yaml, yaml_lines
+from mmlab.policies import TUNERS, Tuner
 from mmlab.variants import VARIANTS
 
 __all__ = ["EVENTS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob", "flat_fields"]
@@ -341,10 +352,17 @@ class MemoryFailure(ProcessEvent):
     """which page, from 0 within the process"""
 
 
+PolicyName = Literal["none", "ksmtuned", "proxmox", "kubevirt", "mom", "kata"]
 if TYPE_CHECKING:
     AnyEvent = Event
-else:  # each operation's class by its `op`; type checkers cannot read a union that is put together here
+    AnyPolicy = PolicyName | Tuner
+else:  # each class by the name of its operation; type checkers cannot read a union that is put together here
     AnyEvent = Annotated[Union[tuple(EVENTS.values())], Field(discriminator="op")]  # noqa: UP007
+    AnyTuner = Annotated[Union[tuple(TUNERS.values())], Field(discriminator="name")]  # noqa: UP007
+    AnyPolicy = Annotated[
+        Annotated[PolicyName, Tag("name")] | Annotated[AnyTuner, Tag("settings")],
+        Discriminator(lambda policy: "settings" if isinstance(policy, Mapping | Tuner) else "name"),
+    ]
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -450,7 +468,7 @@ class ProcessSpec(Workload):
 def _field(kind: Kind, default: Any, unit: str = "", source: str = "", **more: Any) -> Any:
     """Return a field; `step`, `log` and `slider` (the usual range) are for its slider, the rest are its bounds."""
     extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source}
-    extra |= {key: more.pop(key, None) for key in ("step", "log", "slider")}
+    extra |= {key: more.pop(key, None) for key in ("step", "log", "slider", "choices")}
     return Field(default, json_schema_extra=extra, **more)
 
 
@@ -531,10 +549,13 @@ class Scenario(_Strict):
     """pages of a PMD-sized folio, a power of two; small sizes are for examples"""
     nodes: int = _machine(1, ge=1, le=8)
     """NUMA nodes; the memory of process i is on node i modulo nodes"""
-    policy: Literal["none", "ksmtuned"] = _machine("none", source="thread 3c")
-    """who sets ksmd's knobs during the run: nobody, or ksmtuned, depending on how much of host_mib is free"""
+    policy: AnyPolicy = _machine("none", source="tuners N1–N5", choices=get_args(PolicyName))
+    """who sets ksmd's knobs during the run, mostly depending on how much of host_mib is free; with parameters:
+    {name: ksmtuned, sleep_msec: 30}"""
     host_mib: int = _machine(16_384, "MiB", log=True, ge=1, le=2**30)
     """memory of the host as policies see it; the model never runs out of memory"""
+    host_scale: float = _machine(1.0, source="tuners N9", log=True, ge=1, le=1e6)
+    """how many times more memory the real host's processes have than is simulated; policies see the real host"""
     ksm_start_seconds: Seconds = _machine(0.0, "s")
     """when run becomes 1; 0 = run is as given from the start"""
     ksmd_cpu_before_seconds: Seconds = _machine(0.0, "s", "ksm-scan S31", log=True)
@@ -816,7 +837,8 @@ class Scenario(_Strict):
         if self.variant not in VARIANTS:
             raise unknown("variant", self.variant, VARIANTS, "A params file cannot name a function of yours.")
         values = {name: getattr(self, name) for name in flat_fields() if name in always} | self.changed()
-        notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in flat_fields().items()}
+        plain = {name: p for name, p in flat_fields().items() if not isinstance(values.get(name), dict)}
+        notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in plain.items()}
         return (f"# {about}\n\n" if about else "") + yaml_lines(values, notes)
 
 
@@ -869,7 +891,7 @@ def flat_fields() -> Mapping[str, Parameter]:
         extra = extra | {"source": extra["source"].format(name.removeprefix("khugepaged_")), "log": bool(extra["log"])}
         if not extra["slider"] and low is not None and high is not None and high <= 1000:
             extra["slider"] = (low, high)
-        extra |= {"low": low, "high": high, "choices": get_args(field.annotation)}
+        extra |= {"low": low, "high": high, "choices": extra["choices"] or get_args(field.annotation)}
         words = " ".join((field.description or "").split())
         out[name] = Parameter(name, type(field.default), field.default, help=words, **extra)
     return MappingProxyType(out)
@@ -928,9 +950,10 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
     elif kind == "extra_forbidden":
         error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
     elif kind == "union_tag_invalid":
-        error = unknown("op", ctx["tag"], EVENTS)
+        error = unknown("op", ctx["tag"], EVENTS) if loc[0] == "events" else unknown("policy", ctx["tag"], TUNERS)
     elif kind in ("missing", "union_tag_not_found"):
-        error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or "op")
+        tag = "name" if where == ["policy"] else "op"
+        error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or tag)
     else:
         allowed = e["msg"].partition(" be ")[2].removesuffix(", unable to parse string as an integer")
         if model is Scenario and name in flat_fields():
@@ -949,6 +972,9 @@ def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel]
     """Return where a finding is: the element of a list, its model, and the path of the field within it."""
     model: type[BaseModel] = Scenario
     where, path = [], [x for x in loc if x not in ("int", "str")]
+    if path[:1] == ["policy"]:  # pydantic names the kind of union and the class before the field
+        where, model, path = path[:1], TUNERS.get(str(path[2]), Scenario) if path[2:] else Scenario, path[3:]
+        return (where, model, path) if path or loc[1:] == ("settings",) else ([], Scenario, where)
     if len(path) > 1 and path[0] in ("events", "process_list"):
         where, path, model = path[:2], path[2:], ProcessSpec
         if where[0] == "events" and path:

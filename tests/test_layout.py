@@ -16,7 +16,7 @@ from conftest import ROOT
 
 LAYERS = """
     errors limits params spec workers
-    variants kernel
+    variants policies kernel
     scenario schema
     engine results
     figures

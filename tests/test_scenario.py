@@ -181,7 +181,13 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"where": "process_list 0", "parameter": "exits_at_seconds", "value": 5.0},
     ),
     ({"nodes": 9}, {"parameter": "nodes", "value": 9, "allowed": "1 … 8"}),
-    ({"policy": "tuned"}, {"parameter": "policy", "value": "tuned", "allowed": "one of none, ksmtuned"}),
+    (
+        {"policy": "tuned"},
+        {"parameter": "policy", "value": "tuned", "allowed": "one of none, ksmtuned, proxmox, kubevirt, mom, kata"},
+    ),
+    ({"policy": {"name": "mom", "pages_max": -1}}, {"where": "policy", "parameter": "pages_max", "value": -1}),
+    ({"policy": {"name": "mum"}}, {"where": "policy", "parameter": "policy", "value": "mum"}),
+    ({"policy": {"pages_max": 1}}, {"where": "policy", "parameter": "name"}),
     (
         {"hot_fraction": 0.7, "warm_fraction": 0.4},
         {"parameter": "hot_fraction", "value": 0.7, "allowed": "at most 0.6"},

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmlab.engine import daemons, policies
+from mmlab.engine import daemons
 from mmlab.engine.costs import CostSet, cost_set
 from mmlab.engine.events import happen
 from mmlab.engine.outcome import Outcome, Places, Recorder
@@ -18,6 +18,7 @@ from mmlab.engine.system import FOREVER, SECOND, System, Timer
 from mmlab.errors import UserError, located
 from mmlab.kernel import ksm
 from mmlab.kernel.state import LAST, SETTLED, mthp_t, stat_t
+from mmlab.policies import Policy
 from mmlab.scenario import Event, Scenario
 from mmlab.variants import Variant
 
@@ -55,7 +56,7 @@ class Clock:
         self,
         scenario: Scenario,
         variant: Variant,
-        policy: policies.Policy | None = None,
+        policy: Policy | None = None,
         costs: CostSet | None = None,
         maps_at: Places = None,
         observe: Observer | None = None,
@@ -66,7 +67,7 @@ class Clock:
         self.system = System(scenario, variant, costs)
         self.system.timers = daemons.timers(self.system)
         if policy is not None:
-            self.system.timers["policy"] = Timer(policies.daemon(self.system, policy))
+            self.system.timers["policy"] = Timer(daemons.tuner(self.system, policy))
         self.recorder = Recorder(self.system, maps_at)
         self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
         self.most_freed = 0
@@ -241,7 +242,7 @@ class Clock:
         )
 
 
-def _check_end(scenario: Scenario, policy: policies.Policy | None, costs: CostSet) -> None:
+def _check_end(scenario: Scenario, policy: Policy | None, costs: CostSet) -> None:
     """Raise UserError for a run whose end would never come."""
     if policy is not None and not policy.times and not scenario.horizon_seconds:
         problem = f"the run might never end with policy {policy.name}"

@@ -1,5 +1,5 @@
-"""Daemons: what acts beside ksmd, each by its own clock: guests, khugepaged, memory pressure, migration, and programs
-that write to their memory.
+"""Daemons: what acts beside ksmd, each by its own clock: guests, khugepaged, memory pressure, migration, programs that
+write to their memory, and a policy that turns knobs.
 
 A daemon is a generator: it yields the time at which it acts next (ns), and acts when it is resumed. It acts at that
 time also in the middle of ksmd's sleep, but never inside a batch: what falls into one happens after it, as often as it
@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmlab.engine.system import FOREVER, SECOND, System, Timer
+from mmlab.errors import located
 from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
 from mmlab.kernel.migrate import migrate_pages
 from mmlab.kernel.mmap import equal_runs
-from mmlab.kernel.state import ANON, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
+from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 from mmlab.kernel.timer import schedule_timeout
+from mmlab.policies import Policy, View, scaled_pace
+from mmlab.scenario import check_knob
 
-__all__ = ["timers"]
+__all__ = ["timers", "tuner"]
 
 WRITTEN = 1 << 40
 """Contents that programs write are a multiple of this plus a number of their own below it."""
@@ -66,6 +70,61 @@ def ksm_start(s: System) -> Iterator[int]:
 def pressure(s: System) -> Iterator[int]:
     """Let the shrinker scan `pressure_rate` folios of the deferred split queue a second (thp-split Q3)."""
     return _each_second(s.scenario.pressure_rate, lambda folios: deferred_split_scan(s.m, folios))
+
+
+# --- who turns knobs ------------------------------------------------------------------------------------------------
+
+
+def tuner(s: System, policy: Policy) -> Iterator[int]:
+    """Call a policy at its times and set its knobs.
+
+    On a host that is simulated smaller, the policy sees and sets the knobs of the real one, and ksmd's pace is scaled
+    down (tuners N9).
+    """
+    asked, own, real = s.scenario, dict[str, Any](), dict[str, int | str]()
+    boots = sorted(asked.boots_at(process) for process in range(len(s.images)))
+    for calls, seconds in enumerate(policy.moments(boots)):
+        yield round(seconds * SECOND)
+        view = _view(s, calls, own, real)
+        knobs = dict(policy.decide(view))
+        for knob, value in knobs.items():
+            with located(f"policy {policy.name} at {view.time_s:g} s"):
+                check_knob(knob, value)
+        if asked.host_scale > 1:
+            real |= {**view.knobs, **knobs}
+            pages, sleep = int(real["pages_to_scan"]), int(real["sleep_millisecs"])
+            pages, sleep, _ = scaled_pace(pages, sleep, len(s.m.page), asked.host_scale, asked.hz)
+            knobs |= {"pages_to_scan": pages, "sleep_millisecs": sleep}
+        now = _knobs(s)
+        for knob, value in knobs.items():
+            if now.get(knob) != value:
+                s.set_knob(knob, value)
+
+
+def _knobs(s: System) -> dict[str, int | str]:
+    state = s.m.state[0]
+    return {name: int(state[name]) for name in KNOBS} | {"advisor_mode": ADVISOR_MODES[int(state["advisor_mode"])]}
+
+
+def _view(s: System, calls: int, own: dict[str, Any], real: dict[str, int | str]) -> View:
+    asked, stat = s.scenario, s.m.stat[0]
+    knobs = _knobs(s)
+    knobs["pages_to_scan"] = round(int(knobs["pages_to_scan"]) * asked.host_scale)
+    counters = {name: int(stat[name]) for name in stat.dtype.names or ()} | {"time_ns": s.now}
+    total, held = asked.host_mib * 1024, int(counters["frames"] * 4 * asked.host_scale)
+    boots = (asked.boots_at(process) for process in range(len(s.images)))
+    return View(
+        time_s=s.now / SECOND,
+        calls=calls,
+        knobs=knobs | real,
+        total_kb=total,
+        free_kb=max(0, total - held),
+        rss_kb=int(counters["anon_pages"] * 4 * asked.host_scale),
+        pss_kb=held,
+        booted_s=max((boot for boot in boots if boot * SECOND <= s.now), default=0.0),
+        counters=counters,
+        own=own,
+    )
 
 
 # --- khugepaged -----------------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmlab.engine import policies
 from mmlab.engine.clock import Clock, Observer
 from mmlab.engine.costs import CostSet
 from mmlab.engine.outcome import Outcome, Places, page_letters
 from mmlab.engine.system import SECOND
 from mmlab.kernel.state import mthp_t
+from mmlab.policies import PolicyLike
+from mmlab.policies import resolve as resolve_policy
 from mmlab.results.metrics import METRICS, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
@@ -99,7 +100,7 @@ def simulate(
     scenario: Scenario,
     *,
     variant: str | Variant | Predicate | None = None,
-    policy: policies.PolicyLike | None = None,
+    policy: PolicyLike | None = None,
     costs: CostSet | None = None,
     observe: Observer | None = None,
     maps_at: Places = None,
@@ -115,7 +116,7 @@ def simulate(
     variant
         A fix variant instead of the scenario's: a name, a `Variant`, or a predicate of your own.
     policy
-        Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.engine.policies`.
+        Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.policies`.
     costs
         What steps cost, instead of the scenario's cost set.
     observe
@@ -145,7 +146,7 @@ def simulate(
     (0, 0)
     """
     chosen = resolve(scenario.variant if variant is None else variant)
-    tuner = policies.resolve(scenario.policy if policy is None else policy)
+    tuner = resolve_policy(scenario.policy if policy is None else policy)
     clock = Clock(scenario, chosen, tuner, costs, maps_at, observe)
     outcome, stopped = clock.run(progress, interrupted)
     run = Run(**vars(outcome))

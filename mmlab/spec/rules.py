@@ -27,7 +27,7 @@ from mmlab.params import read_yaml
 __all__ = ["FILES", "Rule", "homes_in", "rule", "rules", "search"]
 
 HERE = Path(__file__).parent
-FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants")
+FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants", "tuners")
 """The files that state rules. The others explain: costs, trace-format, thread, worked-examples, README."""
 NUMBER = r"(?:[A-Z]\d+(?:\.\d+|[a-z])?|\d\.\d+(?:\.\d+)?)"
 CITATION = re.compile(rf"(?:\b({'|'.join(FILES)})(?:\.md)? |(?<![\w.-]))({NUMBER}(?:(?:, | and | to ){NUMBER})*)(?!\w)")

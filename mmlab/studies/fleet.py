@@ -35,6 +35,7 @@ from pydantic import BeforeValidator, Field
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
 from mmlab.params import find_params, read_yaml
+from mmlab.policies import scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
@@ -67,8 +68,6 @@ SCALED = """Hosts were simulated up to {:,.0f} times smaller, as if memory were 
 trees is corrected for by the number of pages alone (mmlab.studies.fleet.shrunk)."""
 COLD = 10
 """Levels of a tree before the cold ones (`mmlab.engine.costs`, tree_cold)."""
-BATCHES_A_SCAN = 100
-"""Least number of batches in a full scan of a shrunk host."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +196,10 @@ def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, f
     Raises
     ------
     UserError
-        The scenario depends on its absolute size (processes one by one, events, ksmtuned, the advisor), or the size is
+        The scenario depends on its absolute size (processes one by one, events, the advisor), or the size is
         too small for its processes.
     """
-    for name, usual in (("process_list", ()), ("events", ()), ("policy", "none"), ("advisor_mode", "none")):
+    for name, usual in (("process_list", ()), ("events", ()), ("advisor_mode", "none")):
         if getattr(scenario, name) != usual:
             hint = "Leave simulate_mib out."
             raise UserError(f"{name} depends on the true size", parameter="simulate_mib", value=mib, hint=hint)
@@ -209,11 +208,11 @@ def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, f
         raise UserError(parameter="simulate_mib", value=mib, allowed=allowed)
     small = scenario.replace(memory_mib=_share(scenario, mib), stray_zero_pages=0)
     factor = true_mib * 256 / small.total_pages
-    pages, batches = _slower(scenario.pages_to_scan, small.total_pages, factor)
-    huge, sleeps = _slower(scenario.khugepaged_pages_to_scan, small.total_pages, factor)
-    tick_seconds = (-(-scenario.sleep_millisecs * scenario.hz // 1000) + 1) / scenario.hz  # whole ticks and one more
-    sleep = round(1000 * (tick_seconds * batches - 1 / scenario.hz)) if scenario.sleep_millisecs else 0
-    scaled = small.replace(
+    scaled = partial(scaled_pace, memory=small.total_pages, factor=factor, hz=scenario.hz)
+    pages, sleep, batches = scaled(scenario.pages_to_scan, scenario.sleep_millisecs)
+    huge, _, sleeps = scaled(scenario.khugepaged_pages_to_scan, 0)
+    shrunk = small.replace(
+        host_scale=factor,
         stray_zero_pages=round(scenario.stray_zero_pages / factor),
         duplicate_groups=max(1, round(scenario.duplicate_groups / factor)),
         migration_rate=scenario.migration_rate / factor,
@@ -224,18 +223,12 @@ def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, f
         khugepaged_pages_to_scan=max(1, huge),
         khugepaged_scan_sleep_millisecs=round(scenario.khugepaged_scan_sleep_millisecs * sleeps),
     )
-    return scaled, factor, batches
+    return shrunk, factor, batches
 
 
 def _share(scenario: Scenario, mib: float) -> int:
     """Return the memory_mib of each process, in whole blocks of 2 MiB, with which all of them have `mib` together."""
     return max(2, round(mib / len(scenario.specs) / 2) * 2)
-
-
-def _slower(pages: int, memory: int, factor: float) -> tuple[int, float]:
-    """Return pages a batch for a pace `factor` times slower, and the factor by which its sleeps get longer."""
-    fewer = min(pages, max(1, math.ceil(pages / factor), memory // BATCHES_A_SCAN))
-    return fewer, factor * fewer / pages if pages else 1.0
 
 
 def fleet(

@@ -14,15 +14,15 @@ pages_to_scan=110 sleep_millisecs=20 use_zero_pages=1
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mmlab.engine.policies import Ksmtuned, Policy
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
 from mmlab.params import read_yaml
+from mmlab.policies import CONF, Ksmtuned, Policy
 from mmlab.scenario import Scenario, check_value
 
 __all__ = ["BY", "LEVELS", "Levels", "Setting", "check_levels", "spaces"]
@@ -44,8 +44,6 @@ LEVELS: Levels = {
 """Default levels, by the kernel's names and those of ksmtuned.conf. Levels above the workload's size are left out."""
 BY: dict[str, list[str]] = _LISTED["by"]
 """Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
-CONF = {f"KSM_{name.upper()}": name for name in vars(Ksmtuned())}
-"""Name in ksmtuned.conf → attribute of `Ksmtuned`."""
 _STEPS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16)
 
 
@@ -88,13 +86,13 @@ class Setting:
     def changed(self) -> int:
         """The number of knobs that differ from the kernel's defaults or from ksmtuned's published configuration."""
         usual = {name: field.default for name, field in Scenario.model_fields.items()}
-        usual |= {knob: getattr(Ksmtuned, name) for knob, name in CONF.items()}
+        usual |= {knob: getattr(Ksmtuned(), name) for knob, name in CONF.items()}
         return sum(value != usual[knob] for knob, value in self.values)
 
     def ksmtuned(self) -> Ksmtuned:
         """Return ksmtuned with this configuration; its npages_min is lowered to npages_max where it is above."""
         tuned = Ksmtuned(**{CONF[knob]: value for knob, value in self.values if knob in CONF})
-        return replace(tuned, npages_min=min(tuned.npages_min, tuned.npages_max))
+        return tuned.model_copy(update={"npages_min": min(tuned.npages_min, tuned.npages_max)})
 
     def apply(self, scenario: Scenario) -> tuple[Scenario, Policy | None]:
         """Return the scenario with these knobs, and the policy that turns them during the run."""
@@ -157,7 +155,7 @@ def spaces(scenario: Scenario, by: Sequence[str], levels: Levels) -> Mapping[str
     for knob in (knob for knob in usual if "pages" in knob.lower()):
         usual[knob] = [value for value in usual[knob] if value <= size] or usual[knob][:1]
     chosen = {**usual, **levels}
-    first = min(chosen.get("KSM_MONITOR_INTERVAL", (Ksmtuned.monitor_interval,)))
+    first = min(chosen.get("KSM_MONITOR_INTERVAL", (Ksmtuned().monitor_interval,)))
     usable = {"fixed": True, "advisor": has["advisor_exists"], "ksmtuned": scenario.horizon_seconds > first}
     out = {pace: {knob: chosen[knob] for knob in BY[pace] if knob in chosen} for pace in by if usable[pace]}
     if not out:

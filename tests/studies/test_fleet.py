@@ -203,7 +203,7 @@ def mixed(**changes: object) -> dict[str, Any]:
         ),
         (mixed(zero_fraction={"low": 0.5, "high": 1.5}), "mix kind 1: vary", "zero_fraction", 1.5),
         (mixed(horizon_seconds=0.0, until_settled=True), "mix kind 1", "horizon_seconds", 0),
-        ({"simulate_mib": 2, **mixed(policy="ksmtuned")}, "mix kind 1", "simulate_mib", 2),
+        ({"simulate_mib": 2, **mixed(advisor_mode="scan-time")}, "mix kind 1", "simulate_mib", 2),
         ({"simulate_mib": 2, **mixed(processes=3)}, "mix kind 1", "simulate_mib", 2),
     ],
 )
