@@ -1053,7 +1053,7 @@ class Ksm(Memory):
 
     def smart_skip(self, item: RmapItem, page: Page) -> bool:
         """S25."""
-        if not self.knobs["smart_scan"] or page.ksm:
+        if not self.knobs["smart_scan"] or page.ksm or (item.tree == "stable" and self.kernel >= (7, 3)):
             return False
         age, item.age = item.age, min(item.age + 1, 255)
         if age < 3:
@@ -1107,6 +1107,7 @@ class Ksm(Memory):
                 self.leave_tree(match)  # M10
             else:
                 self.break_cow(item)
+                self.forget(item)
         same_folio = page.folio.order > 0 and page.folio is other.folio
         self.unpin(other)
         if merged:  # M5c
@@ -1171,6 +1172,11 @@ class Ksm(Memory):
         """B1 for one item, by ksmd itself."""
         self.break_ksm(item.mm, item.address)
 
+    def forget(self, item: RmapItem) -> None:
+        """S20: since 7.3 the page's index takes the place of the three."""
+        if self.kernel >= (7, 3):
+            item.checksum, item.age, item.skips = None, 0, 0
+
     def attach(self, item: RmapItem, node: StableNode) -> None:
         """stable_tree_append: M9; M10 for the item itself."""
         self.leave_tree(item)
@@ -1192,6 +1198,7 @@ class Ksm(Memory):
                 else:
                     self.pages_shared -= 1
                 item.mm.merging -= 1
+                self.forget(item)
         elif item.tree == "unstable":
             if item.seq == self.full_scans:
                 if any(self.mergeable_page(below) is None for below in subtree(item)):
@@ -1216,6 +1223,7 @@ class Ksm(Memory):
         for item in node.items:
             item.mm.merging -= 1
             item.tree = ""
+            self.forget(item)
         node.items = []
         self.unlink(node)
 

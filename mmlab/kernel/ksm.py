@@ -15,6 +15,7 @@ from mmlab.kernel.rmap_item import (
     skip_on,
 )
 from mmlab.kernel.stable_tree import (
+    forget,
     ksm_get_folio,
     node_is_aside,
     remove_all_stable_nodes,
@@ -142,6 +143,7 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
         return True
     if m.pte[v].vm & VM_MERGEABLE:
         break_ksm(m, v)
+    forget(m, v)
     return False
 
 

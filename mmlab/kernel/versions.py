@@ -122,6 +122,12 @@ def collapse_needs_no_writable() -> None:
     """A range without a writable entry may be collapsed."""
 
 
+@_row("ksm-scan S20", (7, 3), "measured on 7.3.4, not in 7.2.13")
+def forget_age() -> None:
+    """An item that leaves the stable tree, or whose merge is undone, loses its checksum, age and skips, and smart scan
+    never skips one that is still attached. Before, an item keeps all three for as long as it exists."""
+
+
 def release(kernel: str) -> tuple[int, ...]:
     """Return the release that a name stands for, such as (6, 18, 44): a series is its newest known one.
 
