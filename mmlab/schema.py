@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
-from mmlab.scenario import EVENTS, SETTABLE, WORKLOAD_FIELDS, Scenario, flat_fields
+from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, Scenario, flat_fields
 from mmlab.variants import VARIANTS
 
 __all__ = ["schema", "text"]
@@ -39,6 +39,7 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     numbers = {"enum": sorted(map(float, {*SERIES} - {"6.10"}))}  # YAML reads 6.18 as a number, 6.10 as 6.1
     fields["kernel"]["anyOf"] = [{"type": fields["kernel"].pop("type"), "pattern": f"^{PATTERN}$"}, numbers]
     fields["kernel_changes"]["propertyNames"] = {"enum": list(DIFFERENCES)}
+    fields["hugepages_enabled"]["propertyNames"] = {"enum": [str(4 << order) for order in range(2, THP_ORDER + 1)]}
 
     after, process, set_knob = (models[name] for name in ("After", "ProcessSpec", "Set"))
     after["oneOf"] = [{"required": [name]} for name in ("batch", "full_scan", "seconds")]

@@ -243,7 +243,7 @@ def test_every_flat_field_says_what_it_is() -> None:
         assert p.low is None or p.low <= p.default <= p.high  # type: ignore[operator]
         assert isinstance(p.default, (int, float, str, bool)), name
     rich = set(Scenario.model_fields) - set(flat_fields())
-    assert rich == {"kernel_changes", "process_list", "late", "events", "stepped"}
+    assert rich == {"kernel_changes", "hugepages_enabled", "process_list", "late", "events", "stepped"}
 
 
 def test_is_frozen_and_replace_validates() -> None:

@@ -243,6 +243,7 @@ def _variables_t() -> None:
     top_slot, free_slot, swap_used: int64
     queue_first, queue_last: int64              deferred split queue
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
+    hugepages: int64                            orders of folios that are enabled, as bits
     jiffies: int64                              time of the current batch
     prune_before: int64                         chains last walked in full before this time are walked in full
     batch_cpu_ns: int64                         ksmd's CPU time when the batch started
@@ -302,7 +303,8 @@ def pass_t() -> None:
 def mthp_t() -> None:
     """Describe the kernel's statistics of one folio size.
 
-    split, split_failed, split_deferred, nr_anon, nr_anon_partially_mapped: int64
+    split, split_failed, split_deferred, nr_anon, nr_anon_partially_mapped, anon_fault_alloc, collapse_alloc: int64
+    collapse_exceed_none_pte, collapse_exceed_swap_pte, collapse_exceed_shared_pte: int64
     """
 
 
@@ -386,6 +388,8 @@ class Machine(Tables):
     """frames in the CPU's batches, MLOCK and LRU"""
     fbatch_len: Annotated[np.ndarray, np.dtype(np.int64), 2]
     """how many frames are in each"""
+    present: Annotated[np.ndarray, np.dtype(np.uint8), 512]
+    """which pages of the block that khugepaged has scanned are present"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
 
