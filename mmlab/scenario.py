@@ -41,7 +41,7 @@ from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
 from mmlab.params import read_yaml, yaml_lines
 from mmlab.policies import TUNERS, Tuner
-from mmlab.variants import VARIANTS
+from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
 __all__ = ["EVENTS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob", "flat_fields"]
 
@@ -392,9 +392,9 @@ def check_knob(knob: str, value: object) -> None:
     if knob not in SETTABLE:
         raise unknown("knob", knob, SETTABLE)
     first, *_, last = choices = SETTABLE[knob]
-    if knob == "variant" and value not in VARIANTS:
-        raise unknown("variant", value, VARIANTS)
-    if isinstance(first, str) and value not in choices:
+    if knob == "variant" and isinstance(value, str):
+        resolve(value)
+    elif isinstance(first, str) and value not in choices:
         raise _refusal(knob, value, allowed=f"one of {_listed(choices)}")
     if isinstance(first, int) and not (isinstance(value, int) and first <= value <= last):
         raise _refusal(knob, value, "is out of range", f"{first} … {last}")
@@ -653,6 +653,9 @@ class Scenario(_Strict):
         except ValidationError as error:
             raise _explain(error) from None
 
+    def __hash__(self) -> int:
+        return hash(tuple(frozenset(v.items()) if isinstance(v, Mapping) else v for v in vars(self).values()))
+
     def check(self) -> None:
         flags(self.kernel, self.kernel_changes)
         size, ends = self.pages_per_thp, ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
@@ -832,7 +835,7 @@ class Scenario(_Strict):
             print(run.variant, run.summary(), sep="\\n")
         """
         fields = "".join(f"    {name}={value!r},\n" for name, value in self.changed().items() if name != "variant")
-        names = ", ".join(repr(name) if name in VARIANTS else name for name in variants)
+        names = ", ".join(name if name.isidentifier() and name not in VARIANTS else repr(name) for name in variants)
         return (
             f"from mmlab import Scenario, simulate\n\nscenario = Scenario(\n{fields})\nfor variant in ({names}):\n"
             '    run = simulate(scenario, variant=variant)\n    print(run.variant, run.summary(), sep="\\n")\n'
@@ -856,8 +859,11 @@ class Scenario(_Strict):
         >>> print(Scenario(seed=7).as_yaml(), end="")
         seed: 7                         # seed of everything that is random
         """
-        if self.variant not in VARIANTS:
-            raise unknown("variant", self.variant, VARIANTS, "A params file cannot name a function of yours.")
+        try:
+            resolve(self.variant)
+        except UserError:
+            hint = "A params file cannot name a function of yours."
+            raise unknown("variant", self.variant, VARIANTS, hint) from None
         values = {name: getattr(self, name) for name in flat_fields() if name in always} | self.changed()
         plain = {name: p for name, p in flat_fields().items() if not isinstance(values.get(name), dict)}
         notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in plain.items()}
@@ -944,7 +950,11 @@ SETTABLE: dict[str, tuple[Any, ...]] = {
     for name, p in flat_fields().items()
     if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
 }
-SETTABLE |= {"variant": tuple(VARIANTS), "advisor_max_cpu": (0, UINT_MAX), "advisor_target_scan_time": (0, UINT_MAX)}
+SETTABLE |= {
+    "variant": (*VARIANTS, *KSMD_VARIANTS),
+    "advisor_max_cpu": (0, UINT_MAX),
+    "advisor_target_scan_time": (0, UINT_MAX),
+}
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values. sysfs takes any
 advisor_max_cpu; advisor_target_scan_time = 0 results in EINVAL."""
 

@@ -19,6 +19,11 @@ VARIANTS = (
     "v1-shrinker-gate",
     "v1-series",
     "skip-zeropage",
+    "zero-only",
+    "no-split",
+    "legacy+zero-only",
+    "v1-series+no-split",
+    "skip-zeropage+no-split",
 )
 EVENT_WEIGHTS = {
     "write": 30,

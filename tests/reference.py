@@ -81,6 +81,7 @@ VARIANTS: dict[str, Callable[[Remap], bool]] = {
     "v1-series": lambda r: r.gate and not r.merging,
     "skip-zeropage": lambda _: True,
 }
+KSMD_VARIANTS = ("zero-only", "no-split")
 
 
 # ---------------------------------------------------------------------------------------------- red-black tree
@@ -404,6 +405,12 @@ class Memory:
     def pass_time(self, millisecs: int) -> None:
         self.now += millisecs
 
+    @property
+    def split_variant(self) -> str:
+        """Who decides about remaps: the first name of two, mainline beside a variant of ksmd alone."""
+        name = self.variant.partition("+")[0]
+        return "mainline" if name in KSMD_VARIANTS else name
+
     # -- references, mappings ---------------------------------------------------------------------------------
 
     def stamp(self) -> int:
@@ -560,7 +567,7 @@ class Memory:
                 mm.anon -= 1
                 asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
                 held = mlocked or vma.locked or part.poisoned or mm.forbids_zeropages
-                if part.key == 0 and not held and VARIANTS[self.variant](asked):  # Z1, Z3
+                if part.key == 0 and not held and VARIANTS[self.split_variant](asked):  # Z1, Z3
                     mm.ptes[address] = ZP_CLEAN
                 else:
                     old = mapped[mm, address]
@@ -1106,10 +1113,16 @@ class Ksm(Memory):
             if item.checksum != page.key:
                 item.checksum = page.key
                 return
+            if self.leaves_alone(page):
+                return
+            if self.variant.endswith("zero-only"):  # fix-variants 5.7
+                if page.key == 0:
+                    self.seen["zero-only merge"] += self.merge_one(item, page, ZEROPAGE)
+                return
             if self.knobs["use_zero_pages"] and page.key == 0:  # M3
                 if self.merge_one(item, page, ZEROPAGE):
                     return
-                if self.variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
+                if self.split_variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
                     return  # M3b, fix-variants 5.1
         found = self.stable_search(page)  # M4
         if found is page and item.tree == "stable" and item.node is node:
@@ -1123,6 +1136,8 @@ class Ksm(Memory):
         if match is None:
             return
         other = match.mm.page_at(match.address)
+        if self.leaves_alone(other) or self.variant.endswith("zero-only"):
+            return
         self.pin(other)
         merged = self.merge_one(item, page, None)  # M5a
         if merged:
@@ -1142,6 +1157,12 @@ class Ksm(Memory):
         elif same_folio:  # M5d
             self.seen["same-THP split"] += 1
             self.split_folio(page, "ksm")
+
+    def leaves_alone(self, page: Page) -> bool:
+        """fix-variants 5.7: a huge PMD maps the page's folio."""
+        alone = self.variant.endswith("no-split") and bool(page.folio.pmds)
+        self.seen["huge page left alone"] += alone
+        return alone
 
     def merge_one(self, item: RmapItem, page: Page, target: Page | str | None) -> bool:
         """try_to_merge_one_page: M7, M8; the target is a KSM page, the zeropage or none."""

@@ -49,6 +49,8 @@ OCCURRENCES = (
     "stable node moved aside",
     "stable node linked in another tree",
     "stable node joins equal ones in another tree",
+    "zero-only merge",
+    "huge page left alone",
 )
 AT_LEAST = 20
 

@@ -36,7 +36,7 @@ from mmlab.kernel.mmap import equal_runs
 from mmlab.params import write_atomically
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, ProcessSpec, Scenario
-from mmlab.variants import Predicate, Variant
+from mmlab.variants import AnyVariant
 
 __all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "load_scenario", "read", "scenario_of", "write"]
 
@@ -247,7 +247,7 @@ __all__ += ["from_run", "predict", "rerun"]
 
 def predict(
     trace: Trace,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Trace:
@@ -274,7 +274,7 @@ def predict(
 
 def rerun(
     trace: Trace,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> tuple[Run, Trace]:
