@@ -3,58 +3,61 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report reports test quick nightly lint format lines lab bench screenshots clean
+.PHONY: help setup tools report reports test quick nightly lint format lines lab bench screenshots clean
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.tools
 
 JOBS    ?= $(shell $(PYTHON) mmlab/limits.py 2>/dev/null || echo 2)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## the virtual environment .venv, with everything in it (the others do this when needed)
+setup: $(READY) ## the virtual environment .venv with mmlab in it (the others do this when needed)
 
-report: $(READY) ## all reports: HTML pages with their data, and the index, in reports/ (what is there already stays)
-	@$(BIN)/mmlab report --all --jobs $(JOBS)
+tools: $(TOOLS) ## … and with what tests and checks need
+
+report: $(READY) ## all reports, in reports/: HTML pages with their data, and the index; REPORT=01 makes only that of notebook 01
+	@$(BIN)/mmlab report $(or $(REPORT),--all) --jobs $(JOBS)
 
 reports: report
 
-quick: $(READY) ## exactness and unit tests only (two minutes)
+quick: $(TOOLS) ## exactness and unit tests only (two minutes)
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m quick
 
-test: $(READY) ## lint, types, all tests, notebooks
+test: $(TOOLS) ## lint, types, all tests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@echo "Tests (on $(JOBS) processes)"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-nightly: $(READY) ## 2,000 random scenarios; the race to compile 20 times; sweeps killed ten times; all reports made twice
+nightly: $(TOOLS) ## 2,000 random scenarios; the race to compile 20 times; sweeps killed ten times; all reports made twice
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
 	MMLAB_RACES=20 $(BIN)/python -m pytest -q tests/kernel/test_jit.py -k threads
 	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/studies/test_sweep.py -k 'kill or dies'
 	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/report/test_reports_same.py
 
-lint: $(READY) ## ruff (rules and layout) and mypy
+lint: $(TOOLS) ## ruff (rules and layout) and mypy
 	@echo "Lint and types"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "make format lays these out anew:" >&2; $(BIN)/ruff format --check . >&2; exit 1; }
 	@$(BIN)/mypy
 
-format: $(READY) ## lays out all code
+format: $(TOOLS) ## lays out all code
 	@$(BIN)/ruff format .
 
-lines: $(READY) ## lines of code, room by room, against their budgets
+lines: $(TOOLS) ## lines of code, room by room, against their budgets
 	@$(BIN)/python tests/lines.py
 
 lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 	@$(BIN)/mmlab lab
 
-bench: $(READY) ## speed and trust: a table a part, and all goals as one (a quarter of an hour)
+bench: $(TOOLS) ## speed and trust: a table a part, and all goals as one (a quarter of an hour)
 	@$(BIN)/python tests/bench.py
 
-screenshots: $(READY) ## the README's pictures (needs Chromium)
+screenshots: $(TOOLS) ## the README's pictures (needs Chromium)
 	@$(BIN)/python -m pytest -q -s tests/screenshots.py
 
 clean: ## removes .venv, caches and the reports' pages
@@ -71,7 +74,15 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Making the virtual environment $(VENV) with $$($(PYTHON) --version)"; \
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }; fi
 	@echo "Installing mmlab and the pinned packages of constraints.txt into $(VENV) (a minute or two, once)"
-	@install="$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .[dev]"; \
-	  $$install --quiet || { echo "That failed; once more with all that pip says:" >&2; $$install; }
+	@$(call install,.)
 	@$(BIN)/mmlab compile
 	@touch $@
+
+$(TOOLS): $(READY)
+	@echo "Installing what tests and checks need"
+	@$(call install,.[dev])
+	@touch $@
+
+# Bytecode is made of what is imported: making it of all that is installed would take longer than all else.
+install = install="$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e $(1)"; \
+  $$install --quiet || { echo "That failed; once more with all that pip says:" >&2; $$install; }

@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
-from mmlab.params import find_params, write_atomically
+from mmlab.params import check_folder, find_params, write_atomically
 from mmlab.workers import each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
-    from mmlab.report.execute import Request
+    from mmlab.report.request import Request
 
 TRACE = ".json.gz"
 PATH = click.Path(path_type=Path)
@@ -72,6 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is temporary is removed
     keep_freed_memory()
     try:
+        _check_current_folder()
         status = cli.main(args, prog_name="mmlab", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -79,13 +80,20 @@ def main(args: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what was finished is kept", err=True)  # click has ended the line
         status = 130
-    except UserError as error:
-        click.echo(f"mmlab: {error}", err=True)
-        status = 2
     except BrokenPipeError:  # `mmlab params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except (UserError, OSError) as error:  # the latter: a full disk
+        click.echo(f"mmlab: {error}", err=True)
+        status = 2
     sys.exit(status or 0)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("it was removed", parameter="the current folder", hint="Change to another one.") from None
 
 
 def computes(command: Callable[..., None]) -> Callable[..., None]:
@@ -396,7 +404,8 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
     goals = Goals.load(workload, levels=_parse(levels, "--levels"), set=_parse(settings), **asked)
     if figure and figure.suffix not in FIGURES:
         raise UserError(parameter="--figure", value=str(figure), allowed=f"a file that ends in {', '.join(FIGURES)}")
-    _make_folders(table, figure)
+    for file in filter(None, (table, figure)):
+        check_folder(file)
     with executor(jobs) if jobs > 1 else nullcontext() as pool:
         found = search.tune(goals, executor=pool, **how)
     _say(found.text())
@@ -445,7 +454,8 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
     from mmlab.studies import fleet as fleets
 
     asked = fleets.Plan.load(plan, **changes)
-    _make_folders(table)
+    if table:
+        check_folder(table)
     estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
     _say(estimate.text())
     if table:
@@ -482,16 +492,18 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
       mmlab report --all
     """
     from mmlab.report import index
-    from mmlab.report.processes import make_all
+    from mmlab.report.execute import make_all
 
     place = out or Path("reports")
     page = place.suffix == ".html"
+    if place.suffix == ".htm":
+        raise UserError(parameter="-o", value=str(place), allowed="a file that ends in .html, or a folder")
     if everything and (page or any(asked.values())):
         raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
     requests = index.standard(place) if everything else _requests(place, **asked)
     if page and len(requests) > 1:
         raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
-    wanted = index.to_make(requests, again or not everything)
+    wanted = [request for request in requests if again or not everything or not request.is_made()]
     failed = 0
     for request, error in zip(wanted, make_all(wanted, jobs, progress), strict=True):
         _say(str(request.page))
@@ -507,7 +519,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
 
 def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: Any, code: bool) -> list[Request]:
     """Return the requests for the reports that the options of ``mmlab report`` name."""
-    from mmlab.report.execute import Request, find_notebook
+    from mmlab.report.request import Request, find_notebook
 
     if not notebooks:
         raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
@@ -572,7 +584,7 @@ def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **aske
       mmlab verdict --params params/underused_pressure.yaml --variant ksm-opt-out --variant v1-mergeable
       mmlab verdict --json > verdict.json
     """
-    from mmlab.report.execute import read_params
+    from mmlab.report.request import read_params
     from mmlab.scenario import Scenario
     from mmlab.studies import scenes
     from mmlab.studies import verdict as verdicts
@@ -616,15 +628,11 @@ def rule(words: tuple[str, ...], every: bool) -> None:
 
 @cli.command()
 def variants() -> None:
-    """List the kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that.
+    """List the kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that."""
+    from mmlab.variants import VARIANTS
 
-    The last ones say what ksmd does with a page; alone they split as mainline. "legacy+zero-only" combines two.
-    """
-    from mmlab.variants import KSMD_VARIANTS, VARIANTS
-
-    known = VARIANTS | KSMD_VARIANTS
-    width = max(map(len, known))
-    for v in known.values():
+    width = max(map(len, VARIANTS))
+    for v in VARIANTS.values():
         click.echo(f"{v.name:{width}}  {v.summary}")
         click.echo(_wrapped(f"{v.who} — {v.where}", width + 2))
 
@@ -726,15 +734,6 @@ def _checked(values: dict[str, Any], variant: str | None = None) -> dict[str, An
         resolve(name)
     Scenario(**values | {"horizon_batches": 1})
     return values
-
-
-def _make_folders(*files: Path | None) -> None:
-    """Make the folders of output files before the work, so that it is not done in vain."""
-    for file in filter(None, files):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(error.strerror or str(error), parameter=str(file), hint="Name another file.") from None
 
 
 def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]) -> list[Path]:

@@ -7,14 +7,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
 
 from mmlab.errors import UserError, unknown
 
-__all__ = ["find_params", "locked", "params_files", "read_yaml", "save_new", "shipped_folder", "write_atomically"]
-__all__ += ["yaml_lines"]
+__all__ = ["check_folder", "find_params", "locked", "params_files", "read_yaml", "save_new", "shipped_folder"]
+__all__ += ["write_atomically", "writing", "yaml_lines"]
 
 KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
@@ -105,6 +106,23 @@ def yaml_lines(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     return "".join(lines.values())
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write a file into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError(problem, parameter=str(path), hint="Name another place.") from error
+
+
+def check_folder(file: Path) -> None:
+    """Make the folder of a file that will be written; raise `UserError` if that is not possible."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=file.parent).close()
+
+
 def save_new(path: str | Path, text: str) -> Path:
     """Write a new file, never over another one, and return its absolute path.
 
@@ -114,13 +132,10 @@ def save_new(path: str | Path, text: str) -> Path:
         The file exists, or cannot be written.
     """
     path = Path(path).expanduser().absolute()
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError("it exists and was left alone", where=str(path), hint="Name another file.") from None
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Name another file.") from None
+    if path.exists():
+        raise UserError("it exists and was left alone", parameter=str(path), hint="Name another file.")
+    with writing(path):
+        write_atomically(path, text.encode())
     return path
 
 
@@ -135,13 +150,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:
-        pass
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
         yield
     finally:
         os.close(handle)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from conftest import ROOT
 from explorer.test_explorer_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
-from mmlab.report.execute import Request
-from mmlab.report.processes import make_all
+from mmlab.report.execute import make_all
+from mmlab.report.request import Request
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

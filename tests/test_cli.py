@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -196,6 +197,10 @@ def test_help(run, command: str) -> None:
         (["verdict", "--only", "z1"], ["z1", "a1"]),
         (["verdict", "--variant", "mainlien", "--only", "c1"], ["mainlien", "mainline"]),
         (["verdict", "--set", "memory_mbi=4"], ["memory_mbi", "memory_mib"]),
+        (["tune", "one_image", "--table", "small.yaml/x.csv"], ["small.yaml/x.csv", "cannot be written"]),
+        (["fleet", "three_kinds", "--table", "/sys/x.csv"], ["/sys/x.csv", "cannot be written"]),
+        (["report", "07", "-o", "page.htm"], ["page.htm", ".html"]),
+        (["report", "7"], ["unknown notebook '7'", "07_compare"]),
         (["simualte", "x"], ["simualte"]),
         (["simulate"], ["FILE"]),
     ],
@@ -221,6 +226,40 @@ def test_a_mistake_is_one_message_and_status_2(
     assert all(word in done.err for word in words), done.err
     assert "Traceback" not in done.err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, "nothing half-written"
+
+
+def test_a_current_folder_that_was_removed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = run("variants")
+    monkeypatch.chdir(tmp_path)
+    assert (done.status, done.err) == (2, "mmlab: the current folder: it was removed. Change to another one.\n")
+
+
+def test_a_full_disk_is_one_message(run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mmlab.params.os.fsync", full)
+    monkeypatch.setattr("mmlab.params.Path.replace", full)
+    done = run("simulate", small, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "No space left on device" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("command", ["variants", "params", "report --help", "schema"])
+def test_a_locale_without_some_characters(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mmlab.cli import main; main()", *command.split()],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "iso-8859-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.decode("iso-8859-1").splitlines()) > 5
 
 
 def test_one_broken_file_does_not_stop_the_others(run, tmp_path: Path) -> None:

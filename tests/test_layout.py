@@ -150,3 +150,27 @@ def test_import_has_no_side_effects() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+FIRST_RESULT = "import mmlab; assert mmlab.simulate(mmlab.Scenario(memory_mib=2)).metrics.merge_rate >= 0"
+HELP = "import contextlib, mmlab.cli\nwith contextlib.suppress(SystemExit): mmlab.cli.main(['report', '--help'])"
+HEAVY = set(
+    "IPython SALib dask distributed ipykernel ipywidgets jinja2 jupyterlab matplotlib nbconvert nbformat pandas "
+    "papermill pyarrow scipy.optimize scipy.stats seaborn".split()
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import mmlab", {*HEAVY, "numba", "numpy", "pydantic", "yaml"}),
+        (HELP, {*HEAVY, "numba", "numpy", "pydantic"}),
+        (FIRST_RESULT, HEAVY),
+    ],
+    ids=["import", "help", "first result"],
+)
+def test_what_is_not_loaded(code: str, absent: set[str]) -> None:
+    """The first result of a process takes a second: what only notebooks and reports need is not loaded for it."""
+    code += f"\nimport sys; sys.exit(str(sorted({absent!r} & {{*sys.modules}})).strip('[]'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

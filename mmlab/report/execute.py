@@ -1,17 +1,17 @@
 """A notebook becomes an HTML report: papermill runs it, nbconvert renders it, and its data go beside the page.
 
-    >>> from pathlib import Path
-    >>> from mmlab.report.execute import Request, make
-    >>> from mmlab.report.provenance import provenance
-    >>> make(Request(Path("notebooks/01_regression.ipynb"), overrides={"pages_to_scan": 500}), provenance())
-    ... # doctest: +SKIP
-    ''
+    >>> from mmlab.report.execute import make_all
+    >>> from mmlab.report.request import Request, find_notebook
+    >>> list(make_all([Request(find_notebook("01"), overrides={"pages_to_scan": 500})]))  # doctest: +SKIP
+    ['']
 
-The parameters are checked before anything runs, as the notebook itself does (`mmlab.studies.parameters`): every name
-must be in its cell tagged ``parameters`` or be a field of `mmlab.scenario.Scenario`, with a value that it accepts.
+One process is started with the environment that reports depend on. It loads the libraries and the compiled model, and
+then forks itself for each report. That process runs papermill, and forks itself for the notebook's kernel. Where a
+process cannot fork safely, new ones are started, and load anew. All of them ignore Ctrl-C and end when the caller does,
+whatever it died of.
 
 The same notebook, parameters, versions and file name give the same bytes, of the page and of all files beside it: the
-kernel runs with a fixed hash seed, time zone and locale and without the user's matplotlib settings, and
+processes have a fixed hash seed, time zone and locale and none of the user's matplotlib settings, and
 `mmlab.report.page` drops run times, papermill's metadata and memory addresses. The notebook's working directory is the
 caller's, as with papermill. If the environment variable ``MMLAB_EXECUTED`` names a folder, the executed notebooks are
 kept there.
@@ -19,124 +19,98 @@ kept there.
 
 from __future__ import annotations
 
-import ast
+import gc
 import json
+import logging
 import os
-import shlex
+import shutil
+import sys
+import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
+from functools import partial
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
-
-import yaml
+from unittest.mock import patch
 
 from mmlab.engine.costs import describe_accuracy
-from mmlab.errors import UserError, located, unknown
-from mmlab.params import locked, read_yaml, shipped_folder, write_atomically
+from mmlab.errors import UserError
+from mmlab.params import check_folder, locked, write_atomically, writing
 from mmlab.report import page
-from mmlab.report.provenance import digest, ingredients
+from mmlab.report.provenance import DEPENDS, digest, exactness, software
+from mmlab.report.request import Request, as_yaml
 from mmlab.scenario import Scenario
-from mmlab.studies.parameters import check_names, scenario_from
+from mmlab.workers import end_with_parent
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Request", "find_notebook", "make", "notebook_defaults", "notebooks", "read_given", "read_params"]
+__all__ = ["claimed", "make_all", "publish", "scratch_folder"]
 
-Progress = Callable[[float, float, str], object]
-ELSEWHERE = "Name another place with -o."
+SCRATCH = "mmlab-report-"
+MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
-@dataclass
-class Request:
-    """A report to be made: files and parameters are read and checked at once.
+def make_all(
+    requests: Sequence[Request],
+    jobs: int = 1,
+    progress: Callable[[float, float, str], object] | None = None,
+    made_of: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """Make reports, `jobs` at a time, and yield for each, in order, what failed in its notebook, empty if nothing did.
+
+    A notebook that fails leaves its page up to the failing cell, with the error.
 
     Parameters
     ----------
-    notebook : Path
-        The notebook. It is not changed.
-    params_files : sequence of Path
-        Flat YAML files ``name: value``, as ``papermill -f`` takes them; a later file wins.
-    overrides : mapping
-        Single values, which win over the files.
-    out : Path
-        The page (``….html``), or the folder for it. Its tables go into the folder ``<page without .html>.data``.
-    show_code : bool
-        Show the code cells, too.
-
-    Attributes
-    ----------
-    name : str
-        The notebook's name, followed by those of the params files.
-    page, data : Path
-        The page's file, and the folder beside it.
-    parameters, defaults : dict
-        The notebook's parameters and other fields that were given: the values of this report, and those that they would
-        have if only ``params`` had been given.
-    changed : dict
-        The parameters that do not have their defaults, as YAML.
-    notebook_digest, inputs : str
-        SHA-256 of the notebook, and of everything that the page depends on.
+    progress : callable, optional
+        Called with the cells done, all cells, and a report's name; with several reports, with the reports done.
+    made_of : mapping, optional
+        The software, instead of `mmlab.report.provenance.software`.
 
     Raises
     ------
     UserError
-        A file is missing or unreadable, a parameter is unknown to the notebook, or a value is out of range.
+        A report cannot be written, another process is making it, or a process was killed.
     """
+    import numpy as np
 
-    notebook: Path
-    params_files: Sequence[Path] = ()
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    out: Path = Path("reports")
-    show_code: bool = False
-
-    def __post_init__(self) -> None:
-        self.name = "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
-        self.page = self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
-        self.data = self.page.with_suffix(".data")
-        own, given = notebook_defaults(self.notebook), read_given(self.notebook, self.params_files, self.overrides)
-        start = {name: value for name, value in given.items() if name == "params"}
-        scenario = scenario_from(own, given)
-        self.parameters = in_full(own, given, scenario)
-        self.defaults = in_full(self.parameters, own, scenario_from(own, start))
-        self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
-        self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
-        of = [self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name, ingredients()]
-        self.inputs = sha256(json.dumps(of).encode()).hexdigest()
-
-    def is_made(self) -> bool:
-        """Return whether the page and its tables exist and would be the same if they were made again."""
-        about = page.read_about(self.page)
-        if about.get("error") or not about.get("whole") or about["inputs"] != self.inputs:
-            return False
-        with suppress(OSError):
-            return bool(about["data"] == digest({file: (self.data / file).read_bytes() for file in about["files"]}))
-        return False
-
-    def command(self) -> str:
-        """Return the command that makes the same page, with nothing of this machine in it."""
-        settings = [word for name, value in self.changed.items() for word in ("-p", f"{name}={value}")]
-        code = ["--code"] if self.show_code else []
-        return shlex.join(["mmlab", "report", self.notebook.name, *settings, *code, "-o", self.page.name])
-
-
-def as_yaml(value: object) -> str:
-    """Return a value as YAML on one line, quoted only where that changes its meaning."""
-    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise UserError(problem, parameter=str(error.filename or path), hint=ELSEWHERE) from error
+    if not requests:
+        return
+    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
+    fixed = DEPENDS["environment"] | {"NPY_DISABLE_CPU_FEATURES": ",".join(features)}  # log and exp round differently
+    context, several = get_context("spawn"), len(requests) > 1
+    ours, theirs = context.Pipe(duplex=False)
+    with claimed(requests), scratch_folder() as scratch, ExitStack() as stack:
+        made_of = made_of or software(requests[0].page.parent)
+        server = context.Process(target=_serve, args=(theirs, requests, jobs, made_of, scratch))
+        with patch.dict(os.environ, fixed):
+            server.start()
+        stack.callback(server.join)
+        stack.callback(server.kill)  # and with it all that it started
+        theirs.close()
+        done: set[int] = set()
+        for number, request in enumerate(requests):
+            if progress and several:
+                progress(number, len(requests), request.name)
+            while number not in done:
+                try:
+                    which, what = ours.recv()
+                except EOFError:
+                    what = UserError("the process that made them was killed", parameter="reports", hint=MEMORY)
+                if isinstance(what, UserError):
+                    raise what
+                if what is None:
+                    done.add(which)
+                elif progress and not several:
+                    progress(what[0], what[1], request.name)
+            yield page.read_about(request.page)["error"]
+        if progress:
+            progress(len(requests), len(requests), "")
 
 
 @contextmanager
@@ -146,18 +120,18 @@ def claimed(requests: Sequence[Request]) -> Iterator[None]:
     Raises
     ------
     UserError
-        A page cannot be written, or another process is making it.
+        A page cannot be written, or it is being made already.
     """
     with ExitStack() as stack:
         for request in requests:
+            check_folder(request.page)
+            request.data.mkdir(exist_ok=True)
+            stack.callback(_remove_if_empty, request.data)
             try:
-                with _writing(request.page.parent):
-                    request.data.mkdir(parents=True, exist_ok=True)
-                    stack.callback(_remove_if_empty, request.data)
-                    TemporaryFile(dir=request.page.parent).close()
-                    stack.enter_context(locked(request.data, wait=False))
+                stack.enter_context(locked(request.data, wait=False))
             except BlockingIOError:
-                raise UserError("another process is making it", parameter=str(request.page), hint=ELSEWHERE) from None
+                hint = "Name another place for it with -o."
+                raise UserError("it is being made already", parameter=str(request.page), hint=hint) from None
         yield
 
 
@@ -166,152 +140,79 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def make(request: Request, made_of: Mapping[str, Any], progress: Callable[[int, int], object], scratch: Path) -> str:
-    """Run a notebook with parameters, write its report, and return what failed, empty if nothing did.
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder, and remove those of processes that were killed: nobody holds their locks any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError), locked(left, wait=False):
+            if any(left.iterdir()):  # an empty one may be about to be locked
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name, locked(Path(name)):
+        yield Path(name)
 
-    A notebook that fails leaves its page up to the failing cell, with the error. This process should be one of
-    `mmlab.report.processes`: its environment is changed.
 
-    Parameters
-    ----------
-    made_of : mapping
-        The software, as `mmlab.report.provenance.software` describes it, with its exactness.
-    progress : callable
-        Called with the cells done and all cells.
-    scratch : Path
-        The folder for temporary files.
+def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: Path) -> None:
+    """Load everything, then make each report in a process of its own.
 
-    Raises
-    ------
-    UserError
-        The report cannot be written.
+    Sent are a report's number, and its cells done and all, or a `UserError`, or None at its end: few enough bytes that
+    the processes cannot mix them.
     """
-    with _writing(request.page), TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        executed, error = run(request, Path(folder), progress)
-        page.arrange(executed)
-        tables = page.number_tables(executed, Path(folder))
-        about = {
-            **page.summary(executed, request.notebook.stem),
-            **made_of,
-            "name": request.page.stem,
-            "changed": ", ".join(map("=".join, request.changed.items())),
-            "files": list(tables),
-            "data": digest(tables),
-            "error": error,
-            "inputs": request.inputs,
-        }
-        trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
-        publish(request, tables, page.render(executed, about, request=request, yaml=as_yaml, trust=trust))
-    return error
+    from mmlab.kernel.jit import announced, warm_up
+    from mmlab.report.jupyter import FORK
+
+    end_with_parent()
+    logging.disable(logging.CRITICAL)  # of papermill, matplotlib and others: errors reach the user as one message
+    for name in DEPENDS["loaded"]:
+        import_module(name)
+    with announced(partial(print, file=sys.stderr)):
+        warm_up()
+    if "exactness" not in made_of:
+        made_of["exactness"] = exactness()
+    gc.freeze()  # the garbage collector would touch, and so copy, what the processes share
+    waiting: deque[tuple[int, Request]] = deque(enumerate(requests))
+    running: dict[Any, tuple[int, Any]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, request = waiting.popleft()
+            process = FORK.Process(target=_make, args=(pipe, number, request, made_of, scratch))
+            process.start()
+            running[process.sentinel] = number, process
+        for sentinel in wait(running):
+            number, process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                pipe.send((number, UserError("its process was killed", parameter=requests[number].name, hint=MEMORY)))
 
 
-def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
-    """Write the tables, then the page, each in one piece; then remove the tables of an earlier page."""
-    with locked(request.page.parent):
-        for left in (file for folder in (request.page.parent, request.data) for file in folder.glob(".*.*.tmp")):
-            left.unlink()  # of a process that was killed
-        for name, content in tables.items():
-            write_atomically(request.data / name, content)
-        write_atomically(request.page, text.encode())
-        for left in request.data.glob("[0-9][0-9]*-*.*"):
-            if left.name not in tables and left.suffix in (".csv", ".parquet"):
-                left.unlink()
+def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: Path) -> None:
+    """Run a notebook with parameters, and write its report."""
+    end_with_parent()
+    try:
+        with writing(request.page), tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+            executed, error = _run(request, Path(folder), lambda *cells: pipe.send((number, cells)))
+            page.arrange(executed)
+            tables = page.number_tables(executed, Path(folder))
+            about = {
+                **page.summary(executed, request.notebook.stem),
+                **made_of,
+                "name": request.page.stem,
+                "changed": ", ".join(map("=".join, request.changed.items())),
+                "files": list(tables),
+                "data": digest(tables),
+                "error": error,
+                "inputs": request.inputs,
+            }
+            trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
+            publish(request, tables, page.render(executed, about, request=request, yaml=as_yaml, trust=trust))
+        pipe.send((number, None))
+    except UserError as refused:
+        pipe.send((number, refused))
 
 
-def notebooks() -> dict[str, Path]:
-    """Return the notebooks that ship with mmlab by their names, sorted."""
-    return {file.stem: file for file in sorted(shipped_folder("notebooks").glob("*.ipynb"))}
-
-
-def find_notebook(name: str | Path) -> Path:
-    """Return a notebook by its path, or one that ships with mmlab by its name, with or without folder and ending.
-
-    Raises
-    ------
-    UserError
-        There is neither.
-
-    Examples
-    --------
-    >>> find_notebook("01_regression").name
-    '01_regression.ipynb'
-    """
-    path, shipped = Path(name), notebooks()
-    if path.is_file():
-        return path
-    if path.parent.name in ("", "notebooks") and path.name.removesuffix(".ipynb") in shipped:
-        return shipped[path.name.removesuffix(".ipynb")]
-    raise unknown("notebook", str(name), shipped, "Name a file, or one of the notebooks that ship with mmlab.")
-
-
-def read_given(notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return the values given to a notebook by files and by ``-p``, the latter last; names and types are checked.
-
-    Raises
-    ------
-    UserError
-        A name is unknown to the notebook and to the scenario, or a value is of another type than its default.
-    """
-    own = notebook_defaults(notebook)
-    given: dict[str, object] = {}
-    for where, values in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
-        with located(where):
-            check_names(own, values)
-        given |= values
-    return given
-
-
-def in_full(own: Mapping[str, object], given: Mapping[str, object], scenario: Scenario) -> dict[str, object]:
-    """Return the value of each parameter of a notebook and of each field that was given, as the scenario has it."""
-    return {
-        name: getattr(scenario, name) if name in Scenario.model_fields else value
-        for name, value in {**own, **given}.items()
-    }
-
-
-def notebook_defaults(notebook: Path) -> dict[str, object]:
-    """Return name and default of each line ``name: type = value  # help`` of the cell tagged ``parameters``.
-
-    Raises
-    ------
-    UserError
-        The file is missing or no notebook, or a default is not a plain value.
-    """
-    found: dict[str, object] = {}
-    try:  # plain JSON: nbformat takes seconds to load
-        cells = json.loads(notebook.read_bytes())["cells"]
-        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-        for line in ast.parse("".join(tagged[:1])).body:
-            match line:
-                case ast.AnnAssign(ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
-                    found[name] = ast.literal_eval(value)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError) as error:
-        problem = f"its parameters cannot be read: {getattr(error, 'strerror', '') or error}"
-        raise UserError(problem, parameter=str(notebook)) from error
-    return found
-
-
-def read_params(file: Path) -> dict[str, object]:
-    """Read a flat params file: plain values only, as papermill can inject them.
-
-    Raises
-    ------
-    UserError
-        The file cannot be read, or a value is not plain.
-    """
-    values = read_yaml(file)
-    for name, value in values.items():
-        if not isinstance(value, (str, int, float, bool)):
-            allowed = "a plain value (number, text, true, false)"
-            hint = "A scenario with processes or events is for `mmlab simulate`."
-            raise UserError(parameter=name, value=value, allowed=allowed, hint=hint, where=str(file))
-    return values
-
-
-def run(request: Request, folder: Path, progress: Callable[[int, int], object]) -> tuple[NotebookNode, str]:
+def _run(request: Request, folder: Path, progress: Callable[[int, int], object]) -> tuple[NotebookNode, str]:
     """Return the executed notebook, and what failed in it, empty if nothing did.
 
-    Its kernel has the caller's working directory. The notebook's tables are saved in `folder`, as are temporary files.
+    The notebook's tables are saved in `folder`, as are temporary files.
     """
     import nbformat
     from nbclient.exceptions import CellControlSignal
@@ -347,3 +248,14 @@ def run(request: Request, folder: Path, progress: Callable[[int, int], object]) 
     except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
         error = f"{request.notebook.name} stopped: {stop}"
     return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
+
+
+def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
+    """Write the tables, then the page, each in one piece; then remove the tables of an earlier page."""
+    with locked(request.page.parent):
+        for name, content in tables.items():
+            write_atomically(request.data / name, content)
+        write_atomically(request.page, text.encode())
+        for left in [*request.data.iterdir(), *request.page.parent.glob(f".{request.page.name}.*.tmp")]:
+            if left.name not in tables and (left.suffix in (".csv", ".parquet", ".tmp")):
+                left.unlink()  # the latter is of a process that was killed

@@ -12,17 +12,17 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mmlab.errors import UserError, located
 from mmlab.params import find_params, locked, read_yaml, shipped_folder, write_atomically
-from mmlab.report.execute import Request, find_notebook, notebooks
 from mmlab.report.page import TEMPLATES, read_about
 from mmlab.report.provenance import versions
+from mmlab.report.request import Request, find_notebook, notebooks
 
-__all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "standard", "to_make", "write_index"]
+__all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "standard", "write_index"]
 
 DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
@@ -51,34 +51,26 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     return requests
 
 
-def to_make(requests: Sequence[Request], again: bool = False) -> list[Request]:
-    """Return those of the reports that must be made; with `again`, all of them.
-
-    Raises
-    ------
-    UserError
-        Two of them have the same page.
-    """
-    pages = [request.page.resolve() for request in requests]
-    if twice := [page for page in pages if pages.count(page) > 1]:
-        hint = "Make them one by one, each with its own -o."
-        raise UserError("several reports have this page", parameter=str(twice[0]), hint=hint)
-    return [request for request in requests if again or not request.is_made()]
-
-
-def write_index(folder: Path, requests: Iterable[Request]) -> Path:
+def write_index(folder: Path, requests: Sequence[Request]) -> Path:
     """Write the index of reports in a folder and the sums, and remove files that only the last sums list.
 
     Returns
     -------
     Path
         The index.
+
+    Raises
+    ------
+    UserError
+        A page is not there any more.
     """
     from jinja2 import Environment, FileSystemLoader
 
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with locked(folder):
         pages = [read_about(request.page) | {"params": request.params_files} for request in requests]
+        if lost := [request.page for request, about in zip(requests, pages, strict=True) if "name" not in about]:
+            raise UserError("another process removed or changed it", parameter=str(lost[0]), hint="Make it again.")
         text = templates.get_template("reports.html.j2").render(pages=pages)
         write_atomically(folder / INDEX, f"{text.rstrip()}\n".encode())
 

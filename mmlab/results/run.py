@@ -22,7 +22,7 @@ from mmlab.results.metrics import METRICS, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.scenario import Scenario
-from mmlab.variants import AnyVariant, resolve
+from mmlab.variants import Predicate, Variant, resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ class Run(Outcome):
 def simulate(
     scenario: Scenario,
     *,
-    variant: AnyVariant | None = None,
+    variant: str | Variant | Predicate | None = None,
     policy: PolicyLike | None = None,
     costs: CostSet | None = None,
     observe: Observer | None = None,
@@ -114,8 +114,7 @@ def simulate(
     scenario
         What happens.
     variant
-        A variant instead of the scenario's: a name, a `Variant`, or a function or class of your own; see
-        `mmlab.variants`.
+        A fix variant instead of the scenario's: a name, a `Variant`, or a predicate of your own.
     policy
         Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.policies`.
     costs

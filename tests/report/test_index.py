@@ -16,9 +16,9 @@ from mmlab import cli
 from mmlab.errors import UserError
 from mmlab.report import index as reports
 from mmlab.report import provenance
-from mmlab.report.execute import find_notebook
+from mmlab.report.execute import make_all
 from mmlab.report.page import read_about
-from mmlab.report.processes import make_all
+from mmlab.report.request import find_notebook
 
 GOOD = """\
 import pandas as pd
@@ -69,8 +69,8 @@ def live_in(home: Path, patched: pytest.MonkeyPatch) -> None:
         "versions": provenance.versions(),
         "exactness": "2 of 3 recordings predicted exactly",
     }
-    patched.setattr("mmlab.report.processes.software", lambda folder: few)
-    for module in ("params", "report.index", "report.execute"):
+    patched.setattr("mmlab.report.execute.software", lambda folder: few)
+    for module in ("params", "report.index", "report.request"):
         patched.setattr(f"mmlab.{module}.shipped_folder", lambda name="params": home / name)
     patched.chdir(home)
 

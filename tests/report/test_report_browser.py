@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from mmlab.report.execute import Request
-from mmlab.report.processes import make_all
+from mmlab.report.execute import make_all
 from mmlab.report.provenance import versions
+from mmlab.report.request import Request
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,0 +1,373 @@
+"""A report: parameters are checked first, the page stands alone, its data are beside it, the same input gives the same
+bytes."""
+
+import ast
+import errno
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from mmlab.errors import UserError
+from mmlab.params import find_params, shipped_folder, write_atomically
+from mmlab.report import execute as reports
+from mmlab.report.execute import make_all
+from mmlab.report.page import read_about
+from mmlab.report.provenance import exactness, source_digest, versions
+from mmlab.report.request import Request, notebook_defaults, read_given, read_params
+from mmlab.results import trace
+
+PARAMETERS = """\
+pages_to_scan: int = 1000  # pages a batch
+zero_fraction: float = 0.5  # share of zero-filled pages
+variant: str = "mainline"  # which kernel variant
+memory_mib: int = 2  # memory of each process
+who: str = "somebody"  # not a scenario's field
+"""
+IMAGE = """\
+import matplotlib.pyplot as plt
+import pandas as pd
+from mmlab.figures import figures as plots
+line = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0], "which": "a"})
+plots.show(plots.steps(line, "x", "y", "which"), "A line that \\"rises\\" & ends", "A caption")
+plots.table(line, "Its points")
+plots.headline("2 MiB", "at <most>")
+"""
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    """A notebook with a title, a parameters cell, and the given code cells."""
+    v4 = nbformat.v4
+    head = v4.new_markdown_cell(
+        "# A *small* notebook\n\n## First part\n\nSee [this](https://example.org/).\n\n### Detail"
+    )
+    tagged = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    nbformat.write(v4.new_notebook(cells=[head, tagged, *map(v4.new_code_cell, cells)]), path)
+    return path
+
+
+EXACTNESS = "3 of 3 recordings predicted exactly"
+
+
+MADE_OF = {"version": "1", "source": source_digest(), "versions": versions(), "exactness": EXACTNESS}
+
+
+def make(request: Request) -> str:
+    """Make a report, and return what failed."""
+    (error,) = make_all([request], made_of=MADE_OF)
+    return error
+
+
+def made(request: Request) -> Path:
+    """Make a report that succeeds, and return its page."""
+    assert not make(request)
+    return request.page
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    source = notebook(
+        folder / "small.ipynb",
+        "print('pages_to_scan is', pages_to_scan, 'for', who)",
+        IMAGE,
+        "import pandas as pd\npd.DataFrame({'a': [1]}).style",
+        "object()",
+        "import sys\nprint('to stderr', file=sys.stderr)",
+        "import numpy\nprint('features:', numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', []))",
+        "from pathlib import Path\nprint(sorted(p.name for p in Path().glob('*.yaml')))\nimport beside",
+    )
+    (folder / "beside.py").write_text("print('a module of the caller')\n")
+    (folder / "p.yaml").write_text("pages_to_scan: 500\nwho: file\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        return made(Request(source, [folder / "p.yaml"], {"who": "me"}, out=folder / "deep" / "a.html"))
+
+
+def test_runs_with_the_parameters(page: Path) -> None:
+    text = page.read_text()
+    assert "pages_to_scan is 500 for me" in text
+    assert "['p.yaml']" in text, "the notebook's working directory is the caller's"
+    assert "a module of the caller" in text
+    assert "features: []" in text, "numpy computes as on any processor"
+    assert str(page.parent.parent) not in text, "nothing of the file's place may show"
+    assert sorted(page.parent.iterdir()) == [page.with_suffix(".data"), page], "no temporary file is left"
+
+
+def test_data_are_beside_the_page(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    links = [str(a["href"]) for a in soup.select(".data a")]
+    assert links == [f"a.data/{name}.{kind}" for name in ("01-steps", "02-its-points") for kind in ("csv", "parquet")]
+    assert soup.figcaption is not None
+    assert [a["href"] for a in soup.figcaption.find_all("a")] == links[:2]
+    for csv, parquet in zip(links[::2], links[1::2], strict=True):
+        line = pd.read_csv(page.parent / csv)
+        assert line.to_dict("list") == {"x": [0.0, 1.0], "y": [1.0, 2.0], "which": ["a", "a"]}
+        assert pd.read_parquet(page.parent / parquet).to_dict("list") == line.to_dict("list")
+
+
+def test_headline(page: Path) -> None:
+    headline = BeautifulSoup(page.read_text(), "html.parser").select_one(".headline")
+    assert headline is not None
+    assert headline.text == "2 MiB at <most>"
+
+
+def test_page_says_what_it_is(page: Path) -> None:
+    about = read_about(page)
+    assert about["title"] == "A small notebook"
+    assert about["changed"] == "pages_to_scan=500, who=me"
+    assert about["headline"] == ["2 MiB", "at <most>"]
+    assert about["files"] == ["01-steps.csv", "01-steps.parquet", "02-its-points.csv", "02-its-points.parquet"]
+    assert about["exactness"] == EXACTNESS
+    source, params = page.parent.parent / "small.ipynb", page.parent.parent / "p.yaml"
+    same = Request(source, [params], {"who": "me"}, page)
+    assert same.is_made()
+    assert not Request(source, [params], {"who": "you"}, page).is_made()
+    assert not Request(source, [params], {"who": "me"}, page, show_code=True).is_made()
+    assert not Request(source, [params], {"who": "me"}, page.with_name("b.html")).is_made()
+    table = page.with_suffix(".data") / "02-its-points.csv"
+    content = table.read_bytes()
+    table.write_bytes(content[:-1])
+    assert not same.is_made(), "a table is cut off"
+    table.unlink()
+    assert not same.is_made(), "a table is gone"
+    table.write_bytes(content)
+    text = page.read_text()
+    page.write_text(text.replace("2 MiB", "3 MiB"))
+    assert not same.is_made(), "the page is another one"
+    page.write_text(text)
+    assert same.is_made()
+    (page.with_name("plain.html")).write_text("<html></html>")
+    assert read_about(page.with_name("plain.html")) == {}
+    page.with_name("plain.html").unlink()
+
+
+def test_loads_nothing_from_anywhere(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert not soup.find_all(["script", "link", "iframe", "object", "embed"])
+    for tag in soup.find_all(src=True):
+        assert tag["src"].startswith("data:"), tag["src"][:60]
+    for style in soup.find_all("style"):
+        assert not re.search(r"@import|url\((?!data:)", style.text)
+    links = {a["href"] for a in soup.find_all("a") if not a["href"].startswith(("#", "a.data/"))}
+    assert links == {"https://example.org/"}, "a plain link is no load"
+
+
+def test_is_accessible(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert soup.html is not None
+    assert soup.html["lang"] == "en"
+    assert soup.title is not None
+    assert soup.title.text == "A small notebook (pages_to_scan=500, who=me)"
+    assert all(soup.find(tag) for tag in ("nav", "main", "footer"))
+    assert [image["alt"] for image in soup.find_all("img")] == ['A line that "rises" & ends']
+    assert soup.figcaption is not None
+    assert soup.figcaption.text.startswith("A caption Data: 01-steps.csv")
+    contents = soup.find("nav")
+    assert contents is not None
+    assert [a.text for a in contents.find_all("a")] == ["First part", "Detail", "How this report was made"]
+    for link in contents.find_all("a"):
+        assert soup.find(id=str(link["href"])[1:])
+
+
+def test_says_how_it_was_made(page: Path) -> None:
+    footer = BeautifulSoup(page.read_text(), "html.parser").footer
+    assert footer is not None
+    rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in footer.find_all("tr")]
+    assert ["pages_to_scan", "500", "1000"] in rows
+    assert ["who", "me", "somebody"] in rows
+    assert {"mmlab", "Python", "numba", "numpy"} <= {row[0] for row in rows}
+    sections = {dt.text: dt.find_next("dd").text for dt in footer.find_all("dt")}  # type: ignore[union-attr]
+    assert sections["SHA-256 of mmlab's source files"] == source_digest()
+    assert sections["SHA-256 of small.ipynb"] == Request(page.parent.parent / "small.ipynb").notebook_digest
+    assert sections["Exactness"].startswith(f"{EXACTNESS}.")
+
+
+def test_its_command_makes_the_same(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page names the command that makes it again, whatever the values are."""
+    command = BeautifulSoup(page.read_text(), "html.parser").select_one(".command")
+    assert command is not None
+    assert command.text == "mmlab report small.ipynb -p pages_to_scan=500 -p who=me -o a.html"
+    odd = {"who": "3", "zero_fraction": 0.25, "variant": "legacy"}
+    request = Request(page.parent.parent / "small.ipynb", overrides=odd, out=page, show_code=True)
+    words = shlex.split(request.command())
+    settings = [word.partition("=") for flag, word in itertools.pairwise(words) if flag == "-p"]
+    assert {name: yaml.safe_load(value) for name, _, value in settings} == odd
+    assert "--code" in words
+
+
+def test_exactness_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the traces that there are; one that is not predicted exactly shows."""
+    shipped = sorted((Path(reports.__file__).parents[1] / "recordings").glob("*.json.gz"))
+    recorded = trace.read(shipped[0])
+    recorded["samples"][-1][recorded["fields"].index("pages_scanned")] += 1
+    trace.write(tmp_path / "wrong.json.gz", recorded)
+    (tmp_path / "right.json.gz").write_bytes(shipped[0].read_bytes())
+    monkeypatch.setattr("mmlab.report.provenance.RECORDINGS", tmp_path)
+    samples = len(recorded["samples"])
+    words = f"1 of 2 recordings predicted exactly: {2 * samples - 1:,} of {2 * samples:,} samples, "
+    assert exactness().startswith(words)
+
+
+@pytest.mark.parametrize("source", sorted(shipped_folder("notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_parameters_are_read_as_papermill_reads_them(source: Path) -> None:
+    theirs = papermill.inspect_notebook(str(source))
+    assert list(theirs) == list(notebook_defaults(source))
+    assert {name: ast.literal_eval(p["default"]) for name, p in theirs.items()} == notebook_defaults(source)
+
+
+def test_code_is_shown_only_on_demand(page: Path, tmp_path: Path) -> None:
+    assert "import pandas" not in page.read_text()
+    source = notebook(tmp_path / "code.ipynb", "import string")
+    assert "string" in made(Request(source, out=tmp_path / "code.html", show_code=True)).read_text()
+
+
+def test_same_bytes_again(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another folder, time zone, locale and hash seed, and with another matplotlib configuration."""
+    (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\n")
+    for name, value in {
+        "TZ": "Asia/Tokyo",
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "7",
+        "MATPLOTLIBRC": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    source = page.parent.parent / "small.ipynb"
+    (tmp_path / "elsewhere").mkdir()
+    for file in ("beside.py", "p.yaml"):
+        (tmp_path / "elsewhere" / file).write_bytes((page.parent.parent / file).read_bytes())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = made(Request(source, [], {"pages_to_scan": 500, "who": "me"}, out=tmp_path / "a.html"))
+    assert other.read_bytes() == page.read_bytes()
+    for file in page.with_suffix(".data").iterdir():
+        assert (other.with_suffix(".data") / file.name).read_bytes() == file.read_bytes()
+
+
+def test_failing_notebook_leaves_a_page_with_the_error(tmp_path: Path) -> None:
+    source = notebook(tmp_path / "bad.ipynb", "print('so far so good')", "1 / 0", "print('never reached')")
+    failed = make(Request(source, out=tmp_path / "bad.html"))
+    assert failed == "Cell [3] of bad.ipynb failed with ZeroDivisionError: division by zero"
+    text = (tmp_path / "bad.html").read_text()
+    assert "This report is incomplete" in text
+    assert "ZeroDivisionError" in text
+    assert "so far so good" in text
+    assert "never reached" not in text
+
+
+def test_fields_that_are_not_in_the_cell(tmp_path: Path) -> None:
+    """Any field of the scenario can be given. `params` is where to start; what is given beside it wins."""
+    source = notebook(tmp_path / "small.ipynb", "1")
+    text = source.read_text().replace("who: str", r"params: str = \"all_zero\"\nwho: str").replace("= 0.5 ", "= None ")
+    source.write_text(text)
+    plain, other = Request(source), Request(source, overrides={"params": "regression_uzp1"})
+    assert plain.parameters["zero_fraction"] == plain.defaults["zero_fraction"] == 1.0
+    assert plain.changed == {}
+    assert (other.parameters["zero_fraction"], other.changed) == (0.8984375, {"params": "regression_uzp1"})
+    given = Request(source, overrides={"smart_scan": 0, "params": "regression_uzp1", "zero_fraction": 1.0})
+    assert given.changed == {"zero_fraction": "1.0", "params": "regression_uzp1", "smart_scan": "0"}
+    assert given.defaults["smart_scan"] == 1
+    assert len({request.inputs for request in (plain, other, given)}) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"pages_to_scn": 1},
+        {"pages_to_scan": -1},
+        {"zero_fraction": 1.5},
+        {"who": 3},
+        {"variant": "mainlin"},
+        {"memory_mib": 2**24},
+    ],
+    ids=str,
+)
+def test_bad_parameters(overrides: dict[str, object], tmp_path: Path) -> None:
+    source = notebook(tmp_path / "small.ipynb", "1")
+    with pytest.raises(UserError) as refused:
+        make(Request(source, overrides=overrides, out=tmp_path / "x.html"))
+    assert next(iter(overrides)) in str(refused.value)
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_a_value_of_another_type() -> None:
+    with pytest.raises(UserError) as refused:
+        read_given(shipped_folder("notebooks") / "07_compare.ipynb", [], {"first": 5})
+    found = refused.value
+    assert (found.parameter, found.value, found.where) == ("first", 5, "-p")
+    assert found.allowed.startswith("of type str")
+
+
+@pytest.mark.parametrize(
+    ("content", "parameter"),
+    [
+        ("pages_to_scan: [1", ""),
+        ("pages_to_scan: {batch: 1}", "pages_to_scan"),
+        ("seeed: 1", "parameter"),
+        ("who: 3", "who"),
+        ("- 1", ""),
+    ],
+)
+def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
+    source = notebook(tmp_path / "small.ipynb", "1")
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError) as refused:
+        read_given(source, [tmp_path / "bad.yaml"], {})
+    assert (refused.value.parameter, refused.value.where) == (parameter, str(tmp_path / "bad.yaml"))
+
+
+def test_a_rich_file_is_for_simulate(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        read_params(find_params("state_transitions"))
+    assert "plain value" in refused.value.allowed
+    assert "mmlab simulate" in refused.value.hint
+
+
+def test_missing_and_broken_notebooks(tmp_path: Path) -> None:
+    (tmp_path / "broken.ipynb").write_text("{")
+    notebook(tmp_path / "computed.ipynb")
+    computed = (tmp_path / "computed.ipynb").read_text().replace("= 1000", "= 10 * 100")
+    (tmp_path / "computed.ipynb").write_text(computed)
+    for name in ("missing", "broken", "computed"):
+        with pytest.raises(UserError) as refused:
+            read_given(tmp_path / f"{name}.ipynb", [], {})
+        assert refused.value.parameter == str(tmp_path / f"{name}.ipynb")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "x.html", tmp_path / "file"):
+        with pytest.raises(UserError, match="cannot be written"):
+            make(Request(notebook(tmp_path / "small.ipynb", "1"), out=out))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills while the tables are written: the page is the old one, and it does not count as made."""
+    out = tmp_path / "out"
+    request = Request(notebook(tmp_path / "small.ipynb", "1"), out=out)
+    tables = {"01-a.csv": b"new", "02-b.csv": b"new"}
+    (out / "small.data").mkdir(parents=True)
+    for name in ("01-a.csv", "02-b.csv", "03-c.csv"):
+        (out / "small.data" / name).write_text("old")
+    (out / "small.html").write_text("old")
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == "02-b.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reports, "write_atomically", write)
+        with pytest.raises(OSError, match="No space left"):
+            reports.publish(request, tables, "new")
+    assert (out / "small.html").read_text() == "old"
+    assert not request.is_made()
+    reports.publish(request, tables, "new")
+    assert {file.name: file.read_bytes() for file in (out / "small.data").iterdir()} == tables
+    assert (out / "small.html").read_text() == "new"
