@@ -628,11 +628,15 @@ def rule(words: tuple[str, ...], every: bool) -> None:
 
 @cli.command()
 def variants() -> None:
-    """List the kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that."""
-    from mmlab.variants import VARIANTS
+    """List the kernel variants: which splits remap zero-filled pages to the shared zeropage, and who proposed that.
 
-    width = max(map(len, VARIANTS))
-    for v in VARIANTS.values():
+    The last ones say what ksmd does with a page; alone they split as mainline. "legacy+zero-only" combines two.
+    """
+    from mmlab.variants import KSMD_VARIANTS, VARIANTS
+
+    known = VARIANTS | KSMD_VARIANTS
+    width = max(map(len, known))
+    for v in known.values():
         click.echo(f"{v.name:{width}}  {v.summary}")
         click.echo(_wrapped(f"{v.who} — {v.where}", width + 2))
 

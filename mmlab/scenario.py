@@ -41,7 +41,7 @@ from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
 from mmlab.params import read_yaml, yaml_lines
 from mmlab.policies import TUNERS, Tuner
-from mmlab.variants import VARIANTS
+from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
 __all__ = ["EVENTS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob", "flat_fields"]
 
@@ -66,6 +66,7 @@ Rate = Annotated[float, Field(ge=0, le=1e6)]
 Kernel = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
 """A kernel; YAML reads 6.18 as a number."""
 Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
+Enabled = Literal["always", "inherit", "madvise", "never"]
 KeyOrder = Literal["ascending", "random"]
 Range = tuple[Index, Count]
 
@@ -391,9 +392,9 @@ def check_knob(knob: str, value: object) -> None:
     if knob not in SETTABLE:
         raise unknown("knob", knob, SETTABLE)
     first, *_, last = choices = SETTABLE[knob]
-    if knob == "variant" and value not in VARIANTS:
-        raise unknown("variant", value, VARIANTS)
-    if isinstance(first, str) and value not in choices:
+    if knob == "variant" and isinstance(value, str):
+        resolve(value)
+    elif isinstance(first, str) and value not in choices:
         raise _refusal(knob, value, allowed=f"one of {_listed(choices)}")
     if isinstance(first, int) and not (isinstance(value, int) and first <= value <= last):
         raise _refusal(knob, value, "is out of range", f"{first} … {last}")
@@ -633,6 +634,10 @@ class Scenario(_Strict):
     # rich scenarios
     kernel_changes: Mapping[str, Switch] = {}
     """differences between kernels that are switched one by one, {name: 0 or 1}, whatever the kernel has"""
+    hugepages_enabled: Mapping[int, Enabled] = {}
+    """sizes of folios that faults and khugepaged may make, {kB: always, inherit, madvise or never}, as in sysfs
+    transparent_hugepage/hugepages-*kB/enabled; 2048 is inherit unless it is given, the others are never. All but never
+    mean: where MADV_HUGEPAGE holds; memory without it counts as MADV_NOHUGEPAGE"""
     process_list: tuple[ProcessSpec, ...] = ()
     """processes one by one, instead of `processes`"""
     late: bool = False
@@ -648,11 +653,20 @@ class Scenario(_Strict):
         except ValidationError as error:
             raise _explain(error) from None
 
+    def __hash__(self) -> int:
+        return hash(tuple(frozenset(v.items()) if isinstance(v, Mapping) else v for v in vars(self).values()))
+
     def check(self) -> None:
         flags(self.kernel, self.kernel_changes)
         size, ends = self.pages_per_thp, ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
         if size & (size - 1):
             raise _refusal("pages_per_thp", size, "is not a power of two", "4, 8, 16, 32, 64, 128, 256 or 512")
+        sizes = [4 << order for order in self._orders if order]
+        for kb in self.hugepages_enabled:
+            if kb not in sizes:
+                near = " and ".join(map(str, sorted(sorted(sizes, key=lambda size: abs(size - kb))[:2])))
+                allowed = f"one of {_listed(sizes)} (kB)"
+                raise _refusal("hugepages_enabled", kb, "is not the size of a folio", allowed, f"The nearest: {near}.")
         if not any(getattr(self, name) for name in ends):
             raise _refusal(ends[0], 0, "the run would never end", hint=f"Set one of {_listed(ends)}.")
         if self.hot_fraction + self.warm_fraction > 1:
@@ -675,7 +689,7 @@ class Scenario(_Strict):
 
     def _check_process(self, i: int, spec: ProcessSpec) -> None:
         pages, top = self.pages_of(spec), self.pages_per_thp.bit_length() - 1
-        orders = sorted({0, *range(2, top + 1), THP_ORDER})
+        orders = self._orders
         mib, small, exits, boots = spec.memory_mib, spec.folio_order, self.exits_at(i), self.boots_at(i)
         if mib is not None and mib * 256 % self.pages_per_thp:
             raise _refusal("memory_mib", mib, "is not whole THPs of 2 MiB", f"even, e.g. {mib + 1}")
@@ -721,6 +735,17 @@ class Scenario(_Strict):
         if own is None and self.lifetime_seconds:
             return self.boots_at(process) + self.lifetime_seconds
         return own
+
+    @property
+    def _orders(self) -> list[int]:
+        """The orders that folios may have (mthp E1)."""
+        return sorted({0, *range(2, self.pages_per_thp.bit_length()), THP_ORDER})
+
+    @property
+    def enabled_orders(self) -> tuple[int, ...]:
+        """The orders of large folios that may be made, ascending; `THP_ORDER` is a huge page's (mthp E2)."""
+        enabled = {2048: "inherit", **self.hugepages_enabled}
+        return tuple(sorted((kb // 4).bit_length() - 1 for kb, value in enabled.items() if value != "never"))
 
     def sets(self, knob: str) -> bool:
         """Return whether an event of this scenario writes the knob."""
@@ -810,7 +835,7 @@ class Scenario(_Strict):
             print(run.variant, run.summary(), sep="\\n")
         """
         fields = "".join(f"    {name}={value!r},\n" for name, value in self.changed().items() if name != "variant")
-        names = ", ".join(repr(name) if name in VARIANTS else name for name in variants)
+        names = ", ".join(name if name.isidentifier() and name not in VARIANTS else repr(name) for name in variants)
         return (
             f"from mmlab import Scenario, simulate\n\nscenario = Scenario(\n{fields})\nfor variant in ({names}):\n"
             '    run = simulate(scenario, variant=variant)\n    print(run.variant, run.summary(), sep="\\n")\n'
@@ -834,8 +859,11 @@ class Scenario(_Strict):
         >>> print(Scenario(seed=7).as_yaml(), end="")
         seed: 7                         # seed of everything that is random
         """
-        if self.variant not in VARIANTS:
-            raise unknown("variant", self.variant, VARIANTS, "A params file cannot name a function of yours.")
+        try:
+            resolve(self.variant)
+        except UserError:
+            hint = "A params file cannot name a function of yours."
+            raise unknown("variant", self.variant, VARIANTS, hint) from None
         values = {name: getattr(self, name) for name in flat_fields() if name in always} | self.changed()
         plain = {name: p for name, p in flat_fields().items() if not isinstance(values.get(name), dict)}
         notes = {name: p.help + (p.unit and f" ({p.unit})") for name, p in plain.items()}
@@ -922,7 +950,11 @@ SETTABLE: dict[str, tuple[Any, ...]] = {
     for name, p in flat_fields().items()
     if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
 }
-SETTABLE |= {"variant": tuple(VARIANTS), "advisor_max_cpu": (0, UINT_MAX), "advisor_target_scan_time": (0, UINT_MAX)}
+SETTABLE |= {
+    "variant": (*VARIANTS, *KSMD_VARIANTS),
+    "advisor_max_cpu": (0, UINT_MAX),
+    "advisor_target_scan_time": (0, UINT_MAX),
+}
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values. sysfs takes any
 advisor_max_cpu; advisor_target_scan_time = 0 results in EINVAL."""
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
-from mmlab.scenario import EVENTS, SETTABLE, WORKLOAD_FIELDS, Scenario, flat_fields
-from mmlab.variants import VARIANTS
+from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, Scenario, flat_fields
+from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
 __all__ = ["schema", "text"]
 
@@ -33,12 +33,16 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     for name, field in flat_fields().items():
         about = (f"({field.unit})" if field.unit else "", f"[{field.source}]" if field.source else "")
         fields[name]["description"] = " ".join(filter(None, (field.help, *about)))
-    variants = {"enum": list(VARIANTS), "enumDescriptions": [v.summary for v in VARIANTS.values()]}
+    known = VARIANTS | KSMD_VARIANTS
+    named = {"enum": list(known), "enumDescriptions": [v.summary for v in known.values()]}
+    both = {"type": "string", "pattern": rf"^({'|'.join(VARIANTS)})\+({'|'.join(KSMD_VARIANTS)})$"}
+    variants = {"anyOf": [named, both]}
     fields["variant"] |= variants
     fields["costs"] |= {"anyOf": [{"enum": list(costs)}, {"pattern": fields["costs"].pop("pattern").split("|")[1]}]}
     numbers = {"enum": sorted(map(float, {*SERIES} - {"6.10"}))}  # YAML reads 6.18 as a number, 6.10 as 6.1
     fields["kernel"]["anyOf"] = [{"type": fields["kernel"].pop("type"), "pattern": f"^{PATTERN}$"}, numbers]
     fields["kernel_changes"]["propertyNames"] = {"enum": list(DIFFERENCES)}
+    fields["hugepages_enabled"]["propertyNames"] = {"enum": [str(4 << order) for order in range(2, THP_ORDER + 1)]}
 
     after, process, set_knob = (models[name] for name in ("After", "ProcessSpec", "Set"))
     after["oneOf"] = [{"required": [name]} for name in ("batch", "full_scan", "seconds")]

@@ -1,13 +1,24 @@
-"""The fix variants: which zero-filled pages a folio split remaps to the shared zeropage.
+"""The variants: which zero-filled pages a folio split remaps to the shared zeropage, and what ksmd does with a page.
 
-Each variant is one function: a predicate of the split's context (fix-variants 5.1) with its summary as docstring, below
-who proposed it and where. Compiled code looks the answers up in a table of all 32 contexts, so a variant of your own is
-a plain Python function too:
+Each fix variant is one function: a predicate of the split's context (fix-variants 5.1) with its summary as docstring,
+below who proposed it and where. Compiled code looks the answers up in a table of all 32 contexts, so a variant of your
+own is a plain Python function too:
 
 >>> def never_in_mergeable_memory(c: SplitContext) -> bool:
 ...     return not c.mergeable
 >>> resolve(never_in_mergeable_memory).name
 'never_in_mergeable_memory'
+
+Variants of ksmd answer whether it merges a page that it visits (fix-variants 5.7). They go with any fix variant, as
+"ksm-opt-out+zero-only"; alone they split as mainline does. Yours is a class with both answers:
+
+>>> class KeepHugePages:
+...     def split(self, c: SplitContext) -> bool:
+...         return c.shrinker
+...     def visit(self, c: VisitContext) -> str:
+...         return "leave" if c.huge else "merge"
+>>> resolve(KeepHugePages).name
+'KeepHugePages'
 
 The base condition holds for every variant and belongs to the model: the page is order 0, all zero and not mlocked, and
 the VMA is not VM_LOCKED (thp-split Z1).
@@ -16,16 +27,17 @@ the VMA is not VM_LOCKED (thp-split Z1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmlab.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CALLERS", "VARIANTS", "SplitContext", "Variant", "possible", "remap_index", "resolve", "truth_table"]
+__all__ = ["CALLERS", "KSMD_VARIANTS", "VARIANTS", "VISITS", "AnyVariant", "Predicate", "SplitContext", "Variant"]
+__all__ += ["VisitContext", "possible", "remap_index", "resolve", "truth_table", "visit_index"]
 
 CALLERS = ("ksm", "underused", "partially_mapped", "other")
 """Who split the folio: ksmd; the shrinker, by its reason; anything else (migration, reclaim, debugfs, …)."""
@@ -55,13 +67,47 @@ class SplitContext:
         return self.caller in ("underused", "partially_mapped")
 
 
+VISITS = ("merge", "zeropage", "leave")
+"""What ksmd does with a page: merge it if it can; merge it with the shared zeropage or not at all; leave it alone."""
+
+
+def visit_index(zero: int, large: int, huge: int, partially_mapped: int, shared: int, use_zero_pages: int) -> int:
+    """Return the place of a context in `Variant.visit_table`; the flags are 0 or 1."""
+    return zero * 32 + large * 16 + huge * 8 + partially_mapped * 4 + shared * 2 + use_zero_pages
+
+
+@dataclass(frozen=True)
+class VisitContext:
+    """What ksmd knows of a page whose checksum has not changed, before it looks for an equal one."""
+
+    zero: bool
+    """its checksum is that of a page of zeroes"""
+    large: bool
+    """it is in a large folio, of any order"""
+    huge: bool
+    """a huge PMD, in this process or another one, maps its folio"""
+    partially_mapped: bool
+    """its folio is marked as partially mapped (thp-split Q1)"""
+    shared: bool
+    """more than one entry maps it"""
+    use_zero_pages: bool
+    """the knob, at this moment"""
+
+
 CONTEXTS = [SplitContext(caller, *flags) for caller in CALLERS for flags in product((False, True), repeat=3)]
 Predicate = Callable[[SplitContext], bool]
+Visit = Callable[[VisitContext], str]
+
+
+class Rules(Protocol):
+    """A variant of your own: `split`, and optionally `visit`, a `Visit`."""
+
+    def split(self, context: SplitContext, /) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One fix variant; `predicate` says whether the zero-filled page becomes the shared zeropage (fix-variants 5.1)."""
+    """One variant; `predicate` says whether the zero-filled page becomes the shared zeropage (fix-variants 5.1)."""
 
     name: str
     predicate: Predicate
@@ -70,6 +116,8 @@ class Variant:
     summary: str = ""
     early_stop: bool = False
     """ksmd stops processing a page whose merge with the zeropage failed because a split has put the zeropage there"""
+    visit: Visit | None = None
+    """what ksmd does with a page, one of VISITS (fix-variants 5.7); None: it merges what it can"""
 
     def table(self) -> list[int]:
         """Return the answer for every context as 0 or 1, at its `remap_index`."""
@@ -78,6 +126,20 @@ class Variant:
             index = remap_index(CALLERS.index(c.caller), c.mergeable, c.ksm_running, c.shrink_underused)
             answers[index] = int(bool(self.predicate(c)))
         return answers
+
+    def visit_table(self) -> list[int]:
+        """Return the index in VISITS of the answer for every context, at its `visit_index`.
+
+        Raises
+        ------
+        UserError
+            `visit` raised, returned something else than one of VISITS, or gave two answers to the same question.
+        """
+        contexts = [VisitContext(*flags) for flags in product((False, True), repeat=len(fields(VisitContext)))]
+        if self.visit is None:
+            return [0] * len(contexts)
+        answers = {visit_index(*map(int, astuple(c))): _answer(self, self.visit, c, VISITS) for c in contexts}
+        return [VISITS.index(answers[i]) for i in range(len(contexts))]
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -151,21 +213,63 @@ def skip_zeropage(_: SplitContext) -> bool:
     return True
 
 
-def resolve(variant: str | Variant | Predicate) -> Variant:
-    """Return a variant by its name, or made of a predicate of your own.
+def _of_ksmd(who: str, where: str) -> Callable[[Visit], Visit]:
+    """Register what ksmd does with a page as a variant that splits as mainline does."""
+
+    def register(visit: Visit) -> Visit:
+        name = visit.__name__.replace("_", "-")
+        KSMD_VARIANTS[name] = Variant(name, mainline, who, where, visit.__doc__ or "", visit=visit)
+        return visit
+
+    return register
+
+
+KSMD_VARIANTS: dict[str, Variant] = {}
+"""Every variant of ksmd by name."""
+
+
+@_of_ksmd("A. Arcangeli", "CentOS Stream 9 MR 8249, redhat_only_zero_pages of RHEL 9.9 (thread V10)")
+def zero_only(c: VisitContext) -> str:
+    """ksmd merges zero-filled pages with the shared zeropage, whatever use_zero_pages says, and no others"""
+    return "zeropage" if c.zero else "leave"
+
+
+@_of_ksmd("U. Arif", "the discussion of the RFC, 9 to 11 May 2026 (thread V7)")
+def no_split(c: VisitContext) -> str:
+    """ksmd leaves alone a folio that a huge PMD maps; one that only page table entries map is split as before"""
+    return "leave" if c.huge else "merge"
+
+
+AnyVariant = str | Variant | Predicate | Rules | type[Rules]
+
+
+def resolve(variant: AnyVariant) -> Variant:
+    """Return a variant by its name, or made of a function or a class of your own.
+
+    >>> resolve("legacy+zero-only").summary.partition(";")[0]
+    'a split never remaps'
 
     Raises
     ------
     UserError
-        The name is not one of VARIANTS.
+        The name is not one of VARIANTS or KSMD_VARIANTS, or of the former and the latter with "+" between them.
     """
     if isinstance(variant, Variant):
         return variant
-    if callable(variant):
-        return Variant(getattr(variant, "__name__", "own"), variant, summary=(variant.__doc__ or "").strip())
-    if variant in VARIANTS:
-        return VARIANTS[variant]
-    raise unknown("variant", variant, VARIANTS, "Or pass a function of your own.")
+    if isinstance(variant, str):
+        fix, plus, ksmd = variant.partition("+")
+        if variant in VARIANTS or variant in KSMD_VARIANTS:
+            return VARIANTS.get(variant) or KSMD_VARIANTS[variant]
+        if fix in VARIANTS and ksmd in KSMD_VARIANTS:
+            one, other = VARIANTS[fix], KSMD_VARIANTS[ksmd]
+            return replace(one, name=variant, summary=f"{one.summary}; {other.summary}", visit=other.visit)
+        known = [*VARIANTS, *KSMD_VARIANTS, *(f"{fix}+{name}" for name in KSMD_VARIANTS if plus and fix in VARIANTS)]
+        raise unknown("variant", variant, known, "Or pass a function of your own.")
+    about: dict[str, Any] = {"summary": (variant.__doc__ or "").strip()}
+    if hasattr(variant, "split"):
+        rules = variant() if isinstance(variant, type) else variant
+        return Variant(type(rules).__name__, rules.split, visit=getattr(rules, "visit", None), **about)
+    return Variant(getattr(variant, "__name__", "own"), variant, **about)
 
 
 def possible(context: SplitContext) -> bool:
@@ -173,8 +277,8 @@ def possible(context: SplitContext) -> bool:
     return context.ksm_running or context.caller != "ksm"
 
 
-def truth_table(variants: Iterable[str | Variant | Predicate] | None = None) -> pd.DataFrame:
-    """Return the answers of some variants, by default of all.
+def truth_table(variants: Iterable[AnyVariant] | None = None) -> pd.DataFrame:
+    """Return the answers of some variants about splits, by default of all fix variants.
 
     Returns
     -------
@@ -194,19 +298,21 @@ def truth_table(variants: Iterable[str | Variant | Predicate] | None = None) -> 
     import pandas as pd
 
     chosen = map(resolve, VARIANTS if variants is None else variants)
-    columns = {v.name: [_answer(v, context) for context in CONTEXTS] for v in chosen}
+    columns = {v.name: [_answer(v, v.predicate, context, (True, False)) for context in CONTEXTS] for v in chosen}
     return pd.DataFrame(columns, index=pd.Index(CONTEXTS, dtype=object), dtype=bool)
 
 
-def _answer(variant: Variant, context: SplitContext) -> bool:
+def _answer(variant: Variant, rule: Callable[[Any], Any], context: object, allowed: tuple[Any, ...]) -> Any:
+    """Return the answer of a variant's predicate or visit, checked."""
     where = f"variant {variant.name}, asked about {context}"
     try:
-        first, second = (variant.predicate(context) for _ in range(2))
+        first, second = (rule(context) for _ in range(2))
     except Exception as error:
-        hint = f"A predicate may look at {', '.join(vars(context))} and shrinker."
+        more = " and shrinker" if isinstance(context, SplitContext) else ""
+        hint = f"It may look at {', '.join(vars(context))}{more}."
         raise UserError(f"it raised {type(error).__name__}: {error}", where=where, hint=hint) from error
-    if first not in (True, False):
-        raise UserError(parameter="answer", value=first, allowed="True or False", where=where)
+    if first not in allowed:
+        raise UserError(parameter="answer", value=first, allowed=" or ".join(map(str, allowed)), where=where)
     if first != second:
-        raise UserError("it gave two answers", where=where, hint="A predicate may depend on nothing else.")
-    return bool(first)
+        raise UserError("it gave two answers", where=where, hint="A variant's answer may depend on nothing else.")
+    return first

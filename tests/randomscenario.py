@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+KERNELS = ("6.12.117", "6.18.44", "6.19.14", "7.0.13", "7.1.13", "7.2.13", "7.3.4")
 VARIANTS = (
     "legacy",
     "mainline",
@@ -18,12 +19,17 @@ VARIANTS = (
     "v1-shrinker-gate",
     "v1-series",
     "skip-zeropage",
+    "zero-only",
+    "no-split",
+    "legacy+zero-only",
+    "v1-series+no-split",
+    "skip-zeropage+no-split",
 )
 EVENT_WEIGHTS = {
     "write": 30,
     "dontneed": 10,
     "fork": 13,
-    "exit": 18,
+    "exit": 24,
     "set": 12,
     "read": 4,
     "mlock": 5,
@@ -37,7 +43,7 @@ EVENT_WEIGHTS = {
     "split": 4,
     "split_all": 2,
     "sleep": 2,
-    "shrink": 14,
+    "shrink": 20,
     "collapse": 22,
     "khugepaged": 6,
     "cold": 3,
@@ -88,9 +94,12 @@ class Draw:
         if rng.random() < 0.03:
             self.thp = 512
         self.orders = rng.random() < 0.15  # folios of several sizes (mthp)
-        self.zero = rng.choice([0.05, 0.2, 0.4, 0.7, 0.9])  # share of zero pages
+        self.sizes = rng.random() < 0.35  # that faults and khugepaged make
+        self.thp = rng.choice([16, 64, 64]) if self.sizes else self.thp
+        self.clocked = rng.random() < 0.3  # khugepaged wakes up by its own clock
+        self.zero = rng.choice([0.05, 0.2] if self.sizes else [0.05, 0.2, 0.4, 0.7, 0.9])  # share of zero pages
         self.pool = [rng.randrange(1, 1 << 63) for _ in range(rng.choice([1, 2, 3, 6, 12]))]  # the duplicated contents
-        self.unique = rng.choice([0.0, 0.1, 0.4, 0.8])
+        self.unique = rng.choice([0.8, 0.9, 1] if self.sizes else [0.0, 0.1, 0.4, 0.8])  # shared pages forbid sizes
         self.processes: list[Process] = []
 
     def trace(self, name: str) -> dict:
@@ -116,17 +125,23 @@ class Draw:
             "smart_scan": int(rng.random() < 0.3),
             "max_page_sharing": rng.choice([2, 2, 3, 3, 3, 4, 4, 5, 8, 256]),
             "shrink_underused": int(rng.random() < 0.7),
-            "max_ptes_none": rng.choice(self.max_ptes_none),
+            "max_ptes_none": rng.choice((0, 511, 511) if self.sizes else self.max_ptes_none),
             "stable_node_chains_prune_millisecs": rng.choice(self.prune_millisecs),
             "merge_across_nodes": int(self.nodes == 1 or rng.random() < 0.3),
             "swap_mib": rng.choice([0, 1, 64, 64]),
         }
         if self.sleeps:
             knobs["sleep_millisecs"] = rng.choice([20, 100, 500, 900, 2000])
+        if self.sizes:
+            knobs["hugepages_enabled"] = self.hugepages_enabled()
+        if self.clocked:
+            knobs["khugepaged"] = 1
+            knobs["khugepaged_scan_sleep_millisecs"] = 10**9  # it wakes up when the knob is set
+            knobs["khugepaged_pages_to_scan"] = rng.randint(1, 3 * self.thp)
         return {
             "format": "kernel-trace-1",
             "name": name,
-            "kernel": rng.choice(["6.12.117", "6.18.44"]),
+            "kernel": rng.choice(KERNELS[-2:] if self.sizes and rng.random() < 0.7 else KERNELS),
             "variant": "mainline" if rng.random() < 0.45 else rng.choice(VARIANTS),
             "how": "drawn at random",
             "scenario": {
@@ -151,7 +166,7 @@ class Draw:
         blocks = rng.randint(1, 8 if self.thp < 512 else 2)
         pages = blocks * self.thp
         self.processes.append(Process(pages))
-        coverage = rng.choice([0, 0.5, 0.8, 1, 1, 1])
+        coverage = rng.choice([0, 0.2] if self.sizes else [0, 0.5, 0.8, 1, 1, 1])
         huge = [rng.random() < coverage for _ in range(blocks)]
         spec = {
             "pages": pages,
@@ -168,6 +183,13 @@ class Draw:
         if rng.random() < 0.05:
             spec["forbids_zeropages"] = 1
         return spec
+
+    def hugepages_enabled(self) -> dict[str, str]:
+        orders = [order for order in range(2, 9) if 1 << order < self.thp]
+        chosen = {order: self.rng.choice(["always", "never"]) for order in self.rng.sample(orders, len(orders) // 2)}
+        chosen[self.rng.choice(orders)] = self.rng.choice(["always", "inherit", "madvise"])
+        small = {str(4 << order): value for order, value in chosen.items()}
+        return small | ({"2048": "never"} if self.rng.random() < 0.7 else {})
 
     def some_ranges(self, pages: int) -> list[list[int]]:
         borders = sorted(self.rng.sample(range(pages + 1), min(pages, self.rng.choice([2, 4]))))
@@ -202,8 +224,12 @@ class Draw:
         weights = {op: w for op, w in EVENT_WEIGHTS.items() if self.ordered or op not in ORDERED}
         if self.nodes > 1:
             weights["migrate"] *= 4
-        if self.orders:
+        if self.orders and not self.sizes:
             del weights["hugepage"]  # later births of folios of other sizes are not in a trace
+        for op in ("khugepaged", "hugepage", "dontneed") if self.sizes else ():
+            weights[op] *= 5
+        if self.clocked:
+            weights["khugepaged"] *= 4
         events: list[dict] = []
         for n in range(len(self.processes) if late else 0):
             first, size = (0, self.processes[n].pages) if rng.random() < 0.6 else self.range(self.processes[n])
@@ -244,8 +270,12 @@ class Draw:
         if op == "shrink":
             holes = self.event("dontneed") + self.event("dontneed") if rng.random() < 0.6 else []
             return [*holes, {"op": op, "count": rng.choice([1, 2, 5, 100])}]
+        if op == "khugepaged" and self.clocked and rng.random() < 0.7:
+            return [{"op": "set", "knob": "khugepaged", "value": 1}, {"op": "sleep", "millisecs": 100}]
         if op == "khugepaged":
-            return [{"op": op, "full_scans": rng.choice([1, 1, 2])}]
+            n = rng.randrange(len(self.processes))  # where sizes are made, small pages come first, advice later
+            whole = {"op": "hugepage", "process": n, "page": 0, "count": self.processes[n].pages}
+            return [*([whole] if self.sizes else []), {"op": op, "full_scans": rng.choice([1, 1, 2])}]
         if op == "compact":
             return [{"op": op}]
         alive = [n for n, process in enumerate(self.processes) if process.alive]

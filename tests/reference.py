@@ -34,7 +34,8 @@ FIELDS = """batch pages_scanned full_scans pages_shared pages_sharing pages_unsh
     thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page thp_fault_alloc
     thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin deferred_queue_len""".split()
 MTHP_ORDERS = range(2, 10)
-MTHP_NAMES = "split split_failed split_deferred nr_anon nr_anon_partially_mapped".split()
+MTHP_NAMES = """split split_failed split_deferred nr_anon nr_anon_partially_mapped anon_fault_alloc collapse_alloc
+    collapse_exceed_none_pte collapse_exceed_swap_pte collapse_exceed_shared_pte""".split()
 
 KNOBS = {
     "use_zero_pages": 0,
@@ -80,6 +81,7 @@ VARIANTS: dict[str, Callable[[Remap], bool]] = {
     "v1-series": lambda r: r.gate and not r.merging,
     "skip-zeropage": lambda _: True,
 }
+KSMD_VARIANTS = ("zero-only", "no-split")
 
 
 # ---------------------------------------------------------------------------------------------- red-black tree
@@ -342,6 +344,7 @@ class Mm:
         self.pages, self.pages_per_thp, self.nid = pages, pages_per_thp, nid
         self.merge_any = False  # PR_SET_MEMORY_MERGE (ksm-scan S12)
         self.forbids_zeropages = False  # a KVM guest on s390 (thp-split Z1.5)
+        self.known_to_khugepaged = False  # khugepaged K2
         self.vmas: list[Vma] = []
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
         self.ptes: dict[int, Pte | Slot | str] = {}
@@ -385,6 +388,7 @@ class Memory:
         self.variant, self.knobs, self.pages_per_thp = variant, knobs, pages_per_thp
         self.thp_order = pages_per_thp.bit_length() - 1
         self.kernel = (6, 12)
+        self.enabled = {self.thp_order}  # orders that faults and khugepaged may make (mthp E2)
         self.run = 0
         self.vm: collections.Counter[str] = collections.Counter()  # vmstat events
         self.mthp: collections.Counter[tuple[int, str]] = collections.Counter()  # per order (mthp E10)
@@ -400,6 +404,12 @@ class Memory:
 
     def pass_time(self, millisecs: int) -> None:
         self.now += millisecs
+
+    @property
+    def split_variant(self) -> str:
+        """Who decides about remaps: the first name of two, mainline beside a variant of ksmd alone."""
+        name = self.variant.partition("+")[0]
+        return "mainline" if name in KSMD_VARIANTS else name
 
     # -- references, mappings ---------------------------------------------------------------------------------
 
@@ -537,6 +547,7 @@ class Memory:
         folio = page.folio
         if folio.pins != 1 or not folio.mapcount:  # H7: refcount != mapcount + 1, or nobody maps it
             self.count(folio, "split_failed", "thp_split_page_failed")
+            self.seen["refused split"] += 1
             return False
         merging = bool(self.run & 1)  # KSMON
         areas = self.areas_of(folio)
@@ -556,7 +567,7 @@ class Memory:
                 mm.anon -= 1
                 asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
                 held = mlocked or vma.locked or part.poisoned or mm.forbids_zeropages
-                if part.key == 0 and not held and VARIANTS[self.variant](asked):  # Z1, Z3
+                if part.key == 0 and not held and VARIANTS[self.split_variant](asked):  # Z1, Z3
                     mm.ptes[address] = ZP_CLEAN
                 else:
                     old = mapped[mm, address]
@@ -615,7 +626,8 @@ class Memory:
     def huge_allowed(self, vma: Vma, block: int) -> bool:
         """thp-split H10: the block lies in one area with MADV_HUGEPAGE (that it has no page table is the caller's)."""
         first = block * self.pages_per_thp
-        return vma.huge and vma.start <= first and first + self.pages_per_thp <= vma.end
+        inside = vma.start <= first and first + self.pages_per_thp <= vma.end
+        return self.thp_order in self.enabled and vma.huge and inside
 
     def read_fault(self, mm: Mm, vma: Vma, address: int) -> None:
         block = address // self.pages_per_thp
@@ -655,6 +667,13 @@ class Memory:
         if type(mm.ptes.get(address)) is Slot:
             self.swap_in(mm, vma, address, write=True)
         entry = mm.ptes.get(address)
+        if entry is None and (order := self.fault_order(mm, vma, address)):
+            folio = self.new_folio(order, address >> order << order, mm.nid)
+            for page in folio.pages:
+                self.map_pte(mm, folio.first + page.index, page, dirty=True, writable=True)
+            self.mthp[order, "anon_fault_alloc"] += 1
+            self.seen["fault takes a size"] += 1
+            return folio.pages[address - folio.first]
         if type(entry) is not Pte:  # H1, F2, F3
             return self.new_small_page(mm, address, key=0)
         page = entry.page
@@ -671,9 +690,21 @@ class Memory:
         entry.dirty = entry.writable = entry.young = True
         return page
 
+    def fault_order(self, mm: Mm, vma: Vma, address: int) -> int:
+        """mthp E2: the largest enabled order below a THP's whose range is empty and in the area; 0: a small page."""
+        if self.kernel < (6, 8) or not vma.huge or vma.uffd:
+            return 0
+        for order in sorted(self.enabled - {self.thp_order}, reverse=True):
+            first = address >> order << order
+            end = first + (1 << order)
+            if vma.start <= first and end <= vma.end and not any(page in mm.ptes for page in range(first, end)):
+                return order
+        return 0
+
     def new_thp(self, mm: Mm, block: int) -> Folio:
         """thp-split H1."""
         folio = self.new_folio(self.thp_order, block * self.pages_per_thp, mm.nid)
+        self.mthp[self.thp_order, "anon_fault_alloc"] += 1
         self.map_pmd(mm, block, folio, writable=True)
         self.vm["thp_fault_alloc"] += 1
         return folio
@@ -879,7 +910,7 @@ class Memory:
 class RmapItem(RbNode):
     """ksmd's record of one candidate (ksm-scan S20)."""
 
-    __slots__ = ("address", "age", "checksum", "mm", "next", "nid", "node", "seq", "skips", "tree")
+    __slots__ = ("address", "age", "checksum", "mm", "next", "nid", "node", "seq", "skips", "tree", "was_merged")
 
     def __init__(self, mm: Mm, address: int) -> None:
         super().__init__()
@@ -890,6 +921,7 @@ class RmapItem(RbNode):
         self.seq = self.nid = 0
         self.node: StableNode | None = None
         self.next: RmapItem | None = None
+        self.was_merged = False  # it has left the stable tree
 
 
 class StableNode(RbNode):
@@ -1053,7 +1085,7 @@ class Ksm(Memory):
 
     def smart_skip(self, item: RmapItem, page: Page) -> bool:
         """S25."""
-        if not self.knobs["smart_scan"] or page.ksm:
+        if not self.knobs["smart_scan"] or page.ksm or (item.tree == "stable" and self.kernel >= (7, 3)):
             return False
         age, item.age = item.age, min(item.age + 1, 255)
         if age < 3:
@@ -1081,10 +1113,16 @@ class Ksm(Memory):
             if item.checksum != page.key:
                 item.checksum = page.key
                 return
+            if self.leaves_alone(page):
+                return
+            if self.variant.endswith("zero-only"):  # fix-variants 5.7
+                if page.key == 0:
+                    self.seen["zero-only merge"] += self.merge_one(item, page, ZEROPAGE)
+                return
             if self.knobs["use_zero_pages"] and page.key == 0:  # M3
                 if self.merge_one(item, page, ZEROPAGE):
                     return
-                if self.variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
+                if self.split_variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
                     return  # M3b, fix-variants 5.1
         found = self.stable_search(page)  # M4
         if found is page and item.tree == "stable" and item.node is node:
@@ -1098,6 +1136,8 @@ class Ksm(Memory):
         if match is None:
             return
         other = match.mm.page_at(match.address)
+        if self.leaves_alone(other) or self.variant.endswith("zero-only"):
+            return
         self.pin(other)
         merged = self.merge_one(item, page, None)  # M5a
         if merged:
@@ -1107,6 +1147,7 @@ class Ksm(Memory):
                 self.leave_tree(match)  # M10
             else:
                 self.break_cow(item)
+                self.forget(item)
         same_folio = page.folio.order > 0 and page.folio is other.folio
         self.unpin(other)
         if merged:  # M5c
@@ -1116,6 +1157,12 @@ class Ksm(Memory):
         elif same_folio:  # M5d
             self.seen["same-THP split"] += 1
             self.split_folio(page, "ksm")
+
+    def leaves_alone(self, page: Page) -> bool:
+        """fix-variants 5.7: a huge PMD maps the page's folio."""
+        alone = self.variant.endswith("no-split") and bool(page.folio.pmds)
+        self.seen["huge page left alone"] += alone
+        return alone
 
     def merge_one(self, item: RmapItem, page: Page, target: Page | str | None) -> bool:
         """try_to_merge_one_page: M7, M8; the target is a KSM page, the zeropage or none."""
@@ -1171,6 +1218,12 @@ class Ksm(Memory):
         """B1 for one item, by ksmd itself."""
         self.break_ksm(item.mm, item.address)
 
+    def forget(self, item: RmapItem) -> None:
+        """S20: since 7.3 the page's index takes the place of the three."""
+        item.was_merged = True
+        if self.kernel >= (7, 3):
+            item.checksum, item.age, item.skips = None, 0, 0
+
     def attach(self, item: RmapItem, node: StableNode) -> None:
         """stable_tree_append: M9; M10 for the item itself."""
         self.leave_tree(item)
@@ -1178,6 +1231,7 @@ class Ksm(Memory):
             self.pages_sharing += 1
         else:
             self.pages_shared += 1
+        self.seen["merged again after the stable tree"] += item.was_merged
         node.items.append(item)
         item.tree, item.node = "stable", node
         item.mm.merging += 1
@@ -1192,6 +1246,7 @@ class Ksm(Memory):
                 else:
                     self.pages_shared -= 1
                 item.mm.merging -= 1
+                self.forget(item)
         elif item.tree == "unstable":
             if item.seq == self.full_scans:
                 if any(self.mergeable_page(below) is None for below in subtree(item)):
@@ -1216,6 +1271,7 @@ class Ksm(Memory):
         for item in node.items:
             item.mm.merging -= 1
             item.tree = ""
+            self.forget(item)
         node.items = []
         self.unlink(node)
 
@@ -1760,12 +1816,14 @@ class Reclaim(Ksm):
         """MADV_COLLAPSE of the part of a range that lies in one area: K7, K11."""
         size = self.pages_per_thp
         first, last = -(-start // size), end // size
-        if not vma.huge or vma.end // size <= -(-vma.start // size) or first > last:
+        if not vma.huge or vma.end // size <= -(-vma.start // size):
             return EINVAL
+        if first > last:
+            return 0 if self.kernel >= (7, 2) else EINVAL
         self.drain_batches()  # K8
         done, failure = 0, ""
         for block in range(first, last):
-            result = self.collapse_range(mm, vma, block, khugepaged=False)
+            result, _, _ = self.collapse_block(mm, vma, block, khugepaged=False)
             if result in ("collapsed", "huge"):
                 done += 1
                 continue
@@ -1779,14 +1837,15 @@ class Reclaim(Ksm):
         return EAGAIN if failure in ("pinned", "not on LRU", "locked") else EINVAL
 
     def khugepaged_pass(self) -> None:
-        """One full scan: K3, K10."""
+        """One full scan from the first process on: K3, K10."""
         self.drain_batches()
+        self.khugepaged_process, self.khugepaged_address = None, 0
         for mm in self.mms:
             for vma in mm.vmas:
                 size = self.pages_per_thp
-                if vma.huge:
+                if vma.huge and self.collapse_orders(khugepaged=True):
                     for block in range(-(-vma.start // size), vma.end // size):
-                        self.collapse_range(mm, vma, block, khugepaged=True)
+                        self.collapse_block(mm, vma, block, khugepaged=True)
 
     def pass_time(self, millisecs: int) -> None:
         """Time passes; khugepaged wakes up when it is due (K1)."""
@@ -1803,48 +1862,96 @@ class Reclaim(Ksm):
         budget, ends = self.knobs["khugepaged_pages_to_scan"], 0
         while budget > 0:
             ends += self.khugepaged_process is None
-            if ends == 2:
+            if ends == 2 or self.next_process(-1) is None or not self.collapse_orders(khugepaged=True):
                 break
             budget -= self.khugepaged_part(budget)
 
+    def next_process(self, after: int) -> int | None:
+        """K2: a process is known once an area of it had MADV_HUGEPAGE."""
+        known = (n for n, mm in enumerate(self.mms) if n > after and mm.known_to_khugepaged and not mm.exiting)
+        return next(known, None)
+
     def khugepaged_part(self, budget: int) -> int:
-        """Go on in one process, up to a collapse that was tried, the budget or its end; returns what it cost (K1)."""
+        """Go on in one process, up to a range that could be collapsed, the budget or its end; returns the cost (K1)."""
         if self.khugepaged_process is None:
-            self.khugepaged_process = 0
+            self.khugepaged_process = self.next_process(-1)
         mm, size, cost = self.mms[self.khugepaged_process], self.pages_per_thp, 1
         for vma in mm.vmas:
             first, last = -(-vma.start // size) * size, vma.end // size * size
             if vma.end <= self.khugepaged_address:
                 continue
-            if not vma.huge or self.khugepaged_address > last:
+            if not vma.huge or first >= last or self.khugepaged_address > last:
                 cost += 1
                 continue
             self.khugepaged_address = max(self.khugepaged_address, first)
             while self.khugepaged_address < last:
-                tried = self.vm["thp_collapse_alloc"]
-                self.collapse_range(mm, vma, self.khugepaged_address // size, khugepaged=True)
+                _, looked, tried = self.collapse_block(mm, vma, self.khugepaged_address // size, khugepaged=True)
                 self.khugepaged_address += size
-                cost += size
-                if self.vm["thp_collapse_alloc"] != tried or cost >= budget:
+                cost += looked if self.kernel >= (7, 1) else size
+                self.seen["budget ended within a range"] += cost > budget
+                if tried or cost >= budget:
                     return cost
-        following = self.khugepaged_process + 1
-        self.khugepaged_process = following if following < len(self.mms) else None
+        self.khugepaged_process = self.next_process(self.khugepaged_process)
         self.khugepaged_address = 0
         return cost
 
-    def collapse_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> str:
-        """One block: the walk of K4, then K6; returns what became of it."""
-        result = self.scan_range(mm, vma, block, khugepaged)
+    def collapse_orders(self, khugepaged: bool) -> set[int]:
+        """mthp E2: khugepaged makes smaller sizes since 7.2, MADV_COLLAPSE only THPs, enabled or not (K7)."""
+        if not khugepaged:
+            return {self.thp_order}
+        return self.enabled if self.kernel >= (7, 2) else self.enabled & {self.thp_order}
+
+    def none_limit(self, order: int, khugepaged: bool) -> int:
+        """K4: how many empty entries may be filled; below the THP's size max_ptes_none means all but one, or none."""
+        if not khugepaged:
+            return 1 << order
+        if order == self.thp_order:
+            return self.knobs["max_ptes_none"]
+        return (1 << order) - 1 if self.knobs["max_ptes_none"] >= self.pages_per_thp - 1 else 0
+
+    def exceeded(self, order: int, what: str) -> str:
+        """K4: counted for the size."""
+        self.mthp[order, f"collapse_exceed_{what}_pte"] += 1
+        return f"too many {what}"
+
+    def collapse_block(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> tuple[str, int, bool]:
+        """K4, then mthp E2: what became of it, how many entries were looked at, and whether they allowed a collapse."""
+        result, looked, swapped, present = self.scan_range(mm, vma, block, khugepaged)
         if result:
-            return result
-        self.vm["thp_collapse_alloc"] += 1
-        new = self.new_folio(self.thp_order, block * self.pages_per_thp, self.target_node(mm, block))
-        result = self.swap_in_range(mm, vma, block) or self.isolate_range(mm, block, khugepaged)
+            return result, looked, False
+        orders, nid, start = self.collapse_orders(khugepaged), self.target_node(mm, block), block * self.pages_per_thp
+        done, last = False, "nothing to collapse"
+        at, order = start, self.thp_order
+        while at < start + self.pages_per_thp:
+            size = 1 << order
+            found = sum(address in present for address in range(at, at + size))
+            found += swapped if order == self.thp_order else 0
+            passed = False
+            if order in orders and found >= size - self.none_limit(order, khugepaged):
+                last = self.collapse_range(mm, vma, at, order, khugepaged, nid, swapped)
+                done |= last == "collapsed"
+                if last == "poisoned":
+                    break
+                passed = last in ("collapsed", "large already")
+            if not passed and any(smaller < order for smaller in orders):
+                order -= 1
+                continue
+            at += size
+            order = next(o for o in range(self.thp_order, -1, -1) if at % (1 << o) == 0)
+        return "collapsed" if done else last, looked, True
+
+    def collapse_range(self, mm: Mm, vma: Vma, first: int, order: int, khugepaged: bool, nid: int, swapped: int) -> str:
+        """K6 for 2**order pages from `first` on; returns what became of it."""
+        self.mthp[order, "collapse_alloc"] += 1
+        self.vm["thp_collapse_alloc"] += order == self.thp_order
+        new = self.new_folio(order, first, nid)
+        result = self.swap_in_range(mm, vma, first, order) if swapped else ""
+        result = result or self.isolate_range(mm, vma, first, order, khugepaged)
         if result:
-            self.seen["collapse failed at isolation"] += 1
+            self.seen["collapse failed at isolation"] += result != "large already"
             self.gone(new)
             return result
-        self.copy_range(mm, vma, block, new)
+        self.copy_range(mm, vma, first, new)
         return "collapsed"
 
     def target_node(self, mm: Mm, block: int) -> int:
@@ -1856,64 +1963,88 @@ class Reclaim(Ksm):
     def addresses(self, block: int) -> range:
         return range(block * self.pages_per_thp, (block + 1) * self.pages_per_thp)
 
-    def scan_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> str:
-        """hpage_collapse_scan_pmd: K4, K7; returns why the range can't be collapsed, "" if it can."""
+    def scan_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> tuple[str, int, int, set[int]]:
+        """hpage_collapse_scan_pmd: K4, K7.
+
+        Returns why the block can't be collapsed, "" if it can; how many entries were looked at; how many are swapped;
+        and which are present.
+        """
+        present: set[int] = set()
         if mm.blocks[block] is not TABLE:
-            return "no page table" if mm.blocks[block] is None else "huge"
-        swapped = none = shared = referenced = 0
+            return "no page table" if mm.blocks[block] is None else "huge", 1, 0, present
+        swapped = none = shared = referenced = looked = 0
         writable = False
+        limit = 0 if vma.uffd else self.none_limit(self.thp_order, khugepaged)
+        if self.collapse_orders(khugepaged) != {self.thp_order}:
+            limit = self.pages_per_thp
         for address in self.addresses(block):
+            looked += 1
             entry = mm.ptes.get(address)
             if type(entry) is Slot or entry is POISON:
                 swapped += 1
                 if khugepaged and swapped > self.knobs["max_ptes_swap"]:
-                    return "too many swapped"
+                    return self.exceeded(self.thp_order, "swap"), looked, swapped, present
                 continue
             if type(entry) is not Pte:
                 none += 1
-                if vma.uffd or (khugepaged and none > self.knobs["max_ptes_none"]):
-                    return "too many none"
+                if none > limit:
+                    return self.exceeded(self.thp_order, "none"), looked, swapped, present
                 continue
             folio = entry.page.folio
-            writable |= entry.writable
+            if khugepaged and self.kernel >= (7, 1) and folio.lazy and not entry.dirty:
+                self.seen["lazy page keeps khugepaged away"] += 1
+                return "lazy", looked, swapped, present
             shared += folio.likely_shared
             if khugepaged and shared > self.knobs["max_ptes_shared"]:
-                return "too many shared"
+                return self.exceeded(self.thp_order, "shared"), looked, swapped, present
             if entry.page in self.lru_batch:
-                return "not on LRU"
+                return "not on LRU", looked, swapped, present
             if folio.pins:
-                return "pinned"
+                return "pinned", looked, swapped, present
+            present.add(address)
+            writable |= entry.writable
             referenced += entry.young or folio.referenced
         if not writable and self.kernel < (6, 18):
-            return "not writable"
+            return "not writable", looked, swapped, present
         if khugepaged and (not referenced or (swapped and referenced < self.pages_per_thp // 2)):
-            return "not referenced"
-        return ""
+            return "not referenced", looked, swapped, present
+        return "", looked, swapped, present
 
-    def swap_in_range(self, mm: Mm, vma: Vma, block: int) -> str:
-        """K10; a poisoned entry can't be read in."""
-        for address in self.addresses(block):
-            if mm.ptes.get(address) is POISON:
+    def swap_in_range(self, mm: Mm, vma: Vma, first: int, order: int) -> str:
+        """K10; a poisoned entry can't be read in, and nothing is for a smaller size than a THP (mthp E2)."""
+        for address in range(first, first + (1 << order)):
+            entry = mm.ptes.get(address)
+            if (type(entry) is Slot or entry is POISON) and order != self.thp_order:
+                return self.exceeded(order, "swap")
+            if entry is POISON:
                 return "poisoned"
-            if type(mm.ptes.get(address)) is Slot:
+            if type(entry) is Slot:
                 self.swap_in(mm, vma, address, write=False)
                 self.drain_lru_batch()
         return ""
 
-    def isolate_range(self, mm: Mm, block: int, khugepaged: bool) -> str:
+    def isolate_range(self, mm: Mm, vma: Vma, first: int, order: int, khugepaged: bool) -> str:
         """__collapse_huge_page_isolate: K8; returns why it failed."""
         isolated: list[Page] = []
         large: dict[Folio, None] = {}
-        result, shared = "", 0
-        for address in self.addresses(block):
+        result, shared, none, referenced = "", 0, 0, 0
+        small = order != self.thp_order
+        for address in range(first, first + (1 << order)):
             entry = mm.ptes.get(address)
             if type(entry) is not Pte:
+                none += 1
+                if none > (0 if vma.uffd else self.none_limit(order, khugepaged)):
+                    result = self.exceeded(order, "none")
+                    break
                 continue
             folio = entry.page.folio
             shared += folio.likely_shared
-            if khugepaged and shared > self.knobs["max_ptes_shared"]:
-                result = "too many shared"
+            if khugepaged and shared > (0 if small else self.knobs["max_ptes_shared"]):
+                result = self.exceeded(order, "shared")
+            elif small and folio.order >= order:
+                result = "large already"
             elif folio in large:
+                referenced += entry.young or folio.referenced
                 continue
             elif entry.page in isolated:
                 result = "locked"
@@ -1921,10 +2052,13 @@ class Reclaim(Ksm):
                 result = "pinned"
             if result:
                 break
+            referenced += entry.young or folio.referenced
             if folio.order:
                 large[folio] = None
             else:
                 isolated.append(entry.page)
+        if khugepaged and not result and not referenced:
+            result = "not referenced"
         if result:
             for page in reversed(isolated):  # K10
                 self.add_to_lru_batch(page)
@@ -1932,9 +2066,9 @@ class Reclaim(Ksm):
                 self.drain_lru_batch()
         return result
 
-    def copy_range(self, mm: Mm, vma: Vma, block: int, new: Folio) -> None:
-        """K6."""
-        for page, address in zip(new.pages, self.addresses(block), strict=True):
+    def copy_range(self, mm: Mm, vma: Vma, first: int, new: Folio) -> None:
+        """K6; mthp E2: a smaller folio is mapped by entries, and not queued (E5)."""
+        for address, page in enumerate(new.pages, start=first):
             entry = mm.ptes.get(address)
             if type(entry) is not Pte:
                 self.seen["ZP_KSM collapsed"] += entry is ZP_KSM
@@ -1948,7 +2082,12 @@ class Reclaim(Ksm):
             if vma.locked:
                 self.add_to_mlock_batch(entry.page)
             self.unmap_ptes(mm, [address])
-        self.map_pmd(mm, block, new, vma.writable)
+        if new.order == self.thp_order:
+            self.map_pmd(mm, first // self.pages_per_thp, new, vma.writable)
+        else:
+            for page in new.pages:
+                self.map_pte(mm, first + page.index, page, dirty=True, writable=vma.writable)
+            self.seen[f"collapse to order {new.order if new.order < 4 else '4 or more'}"] += 1
         if vma.locked:
             self.drain_mlock_batch()
         else:
@@ -1966,17 +2105,27 @@ class Machine(Reclaim):
         scenario = trace["scenario"]
         super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
         self.kernel = tuple(int(part) for part in trace["kernel"].split(".")[:2])
+        enabled = {"2048": "inherit"} | self.knobs.get("hugepages_enabled", {})
+        sizes = [int(kb) for kb, value in enabled.items() if value != "never"]
+        self.enabled = {min((kb // 4).bit_length() - 1, self.thp_order) for kb in sizes}
         for n, process in enumerate(scenario["processes"]):
             node = process.get("node")
             nid = n % scenario.get("nodes", 1) if node is None else node
             self.start(process, nid, late=bool(scenario["late"]))
+        self.note_huge_areas()
         self.vm.clear()
         for order, name in list(self.mthp):
             if not name.startswith("nr_"):
                 del self.mthp[order, name]
 
     def start(self, process: dict, nid: int, late: bool) -> None:
-        """A process whose region was advised, populated by writes, advised again (trace-format, processes)."""
+        """A process whose region was advised, populated by writes, advised again (trace-format, processes).
+
+        `orders` decide how it is populated, or else the enabled sizes do (mthp E2).
+        """
+        enabled = self.enabled
+        if "orders" in process:
+            self.enabled = {self.thp_order}
         mm = Mm(process["pages"], self.pages_per_thp, nid)
         mm.forbids_zeropages = bool(process.get("forbids_zeropages", 0))
         self.mms.append(mm)
@@ -1999,6 +2148,7 @@ class Machine(Reclaim):
                 vma = mm.vma_at(address)
                 self.write_fault(mm, vma, address).key = first + n * step
                 address += 1
+        self.enabled = enabled
         if process.get("nohugepage_after_populate"):
             self.madvise(mm, 0, mm.pages, huge=False)
         if not late:
@@ -2011,6 +2161,11 @@ class Machine(Reclaim):
         mm.blocks[start // self.pages_per_thp] = TABLE
         for page in folio.pages:
             self.map_pte(mm, start + page.index, page, dirty=True, writable=True)
+
+    def note_huge_areas(self) -> None:
+        """khugepaged K2."""
+        for mm in self.mms:
+            mm.known_to_khugepaged |= any(vma.huge for vma in mm.vmas)
 
     def event(self, event: dict) -> int:
         """Do one event; returns its errno or 0."""
@@ -2025,6 +2180,7 @@ class Machine(Reclaim):
         self.drain_batches()  # M15
         result = operation(**arguments) or 0
         self.drain_batches()
+        self.note_huge_areas()
         return result
 
     def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
@@ -2301,6 +2457,7 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
     unanswered = {"result": None, "sample": None}
     scenario = {**trace["scenario"], "events": [event | unanswered for event in trace["scenario"]["events"]]}
     sizes = any("orders" in process for process in scenario["processes"])
+    sizes = sizes or bool(scenario["knobs"].get("hugepages_enabled"))
     advisor = ["pages_to_scan"] if any(knob.startswith("advisor") for knob in scenario["knobs"]) else []
     mthp = {f"mthp_{4 << order}kB_{n}": (order, n) for order in MTHP_ORDERS for n in MTHP_NAMES} if sizes else {}
     asked_maps = {(m["batch"], m["rank"]) for m in trace["maps"]}

@@ -39,9 +39,18 @@ OCCURRENCES = (
     "zero-filled page swapped",
     "swapped in",
     "lazy page discarded",
+    "merged again after the stable tree",
+    "collapse to order 2",
+    "collapse to order 3",
+    "collapse to order 4 or more",
+    "fault takes a size",
+    "refused split",
+    "budget ended within a range",
     "stable node moved aside",
     "stable node linked in another tree",
     "stable node joins equal ones in another tree",
+    "zero-only merge",
+    "huge page left alone",
 )
 AT_LEAST = 20
 

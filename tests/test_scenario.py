@@ -236,6 +236,14 @@ def test_defaults_are_the_kernels() -> None:
     assert s.shrink_underused == 1
 
 
+def test_equal_scenarios_have_equal_hashes() -> None:
+    names = ["advisor_exists", "smart_scan_exists"]
+    one, other = (Scenario(kernel_changes=dict.fromkeys(order, 1)) for order in (names, names[::-1]))
+    assert one == other and hash(one) == hash(other) != hash(Scenario())
+    sizes = Scenario(hugepages_enabled={64: "always"})
+    assert len({one, other, Scenario(), Scenario(seed=1), Scenario(kernel_changes={names[0]: 1}), sizes}) == 5
+
+
 def test_every_flat_field_says_what_it_is() -> None:
     for name, p in flat_fields().items():
         assert p.help, name
@@ -243,7 +251,7 @@ def test_every_flat_field_says_what_it_is() -> None:
         assert p.low is None or p.low <= p.default <= p.high  # type: ignore[operator]
         assert isinstance(p.default, (int, float, str, bool)), name
     rich = set(Scenario.model_fields) - set(flat_fields())
-    assert rich == {"kernel_changes", "process_list", "late", "events", "stepped"}
+    assert rich == {"kernel_changes", "hugepages_enabled", "process_list", "late", "events", "stepped"}
 
 
 def test_is_frozen_and_replace_validates() -> None:

@@ -23,7 +23,7 @@ SECTIONS = {
     "ksm-merge": r"2\.([1-9]|1[0-2])",
     "thp-split": r"3\.([1-9]|1[01])",
     "mthp": r"6\.[1-4]",
-    "fix-variants": r"5\.[56]",
+    "fix-variants": r"5\.[5-7]",
 }
 """Sections may be cited, where a table without a number says it all (thp-split 3.6)."""
 NOTES = yaml.safe_load((HERE / "notes.yaml").read_text(encoding="utf-8"))

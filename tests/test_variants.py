@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmlab.engine.costs import STEPS
 from mmlab.errors import UserError
+from mmlab.kernel.versions import RELEASES
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
-from mmlab.variants import CALLERS, VARIANTS, SplitContext, Variant, resolve
+from mmlab.variants import CALLERS, KSMD_VARIANTS, VARIANTS, SplitContext, Variant, VisitContext, resolve
 
 # fix-variants 5.4, with the callers one by one and ksmd's own splits (5.2). knob: only if shrink_underused is on
 TABLE = """
@@ -294,13 +296,167 @@ def test_own_function_is_like_the_named_variant() -> None:
     assert simulate(asked.replace(variant="v1-mergeable")).rows.tobytes() == named.rows.tobytes()
 
 
+# --- variants of ksmd (5.7) -------------------------------------------------------------------------------------------
+
+GUEST = {"memory_mib": 8, "zero_fraction": 0.5, "duplicate_fraction": 0.5, "pages_to_scan": 500, "costs": "free"}
+
+
+def guest(variant: Any, **fields: Any) -> Run:
+    setting = {"horizon_seconds": 0, "horizon_full_scans": 6, "smart_scan": 0, "thp_coverage": 0.5}
+    return simulate(Scenario(**GUEST | setting | fields), variant=variant)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+@pytest.mark.parametrize("kernel", RELEASES)
+def test_zero_only_merges_zero_pages_and_searches_no_tree(kernel: str, use_zero_pages: int) -> None:
+    run = guest("legacy+zero-only", use_zero_pages=use_zero_pages, kernel=kernel)
+    end, steps = run.rows[-1], dict(zip(STEPS, run.machine.steps.tolist(), strict=True))
+    assert (end["ksm_zero_pages"], end["thp_split_page"]) == (1024, 2), (
+        "the first half of memory, whose blocks are huge"
+    )
+    assert end["pages_shared"] == end["pages_sharing"] == end["pages_unshared"] == steps["tree_level"] == 0
+    assert end["rmap_items"] == 1024, "of the others, in no tree"
+    full = guest("legacy", use_zero_pages=1, kernel=kernel)
+    assert full.rows["ksm_zero_pages"][-1] == 1024 and full.rows["pages_sharing"][-1] > 0
+
+
+def test_zero_only_keeps_the_splits_of_its_fix_variant() -> None:
+    """Beside mainline the first zero page of each THP gives all of its 256 back, uncounted, whatever the budget."""
+    alone, named, opted = (
+        guest(v, thp_coverage=1.0) for v in ("zero-only", "mainline+zero-only", "ksm-opt-out+zero-only")
+    )
+    assert alone.rows.tobytes() == named.rows.tobytes() != opted.rows.tobytes()
+    assert (alone.metrics.most_freed_by_batch, alone.rows["ksm_zero_pages"][-1]) == (512, 0), "of two THPs"
+    assert (opted.metrics.most_freed_by_batch, opted.rows["ksm_zero_pages"][-1]) == (256, 1024), "a page a visit"
+
+
+@pytest.mark.parametrize("kernel", RELEASES)
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+def test_no_split_leaves_huge_pages_alone(kernel: str, use_zero_pages: int) -> None:
+    run = guest("no-split", use_zero_pages=use_zero_pages, kernel=kernel, layout="random")
+    end, small = run.rows[-1], run.page_map()[1024:]
+    assert (end["huge_pmds"], end["thp_split_page"], end["thp_split_page_failed"]) == (2, 0, 0)
+    assert (run.page_map()[:1024] == ord("H")).all() and set(small.tobytes()) == set(
+        b"AKZ" if use_zero_pages else b"AK"
+    )
+    assert guest("mainline", use_zero_pages=use_zero_pages, kernel=kernel, layout="random").rows["huge_pmds"][-1] == 0
+
+
+def test_no_split_splits_what_only_page_table_entries_map() -> None:
+    """mprotect cuts the first THP's PMD. The parent's huge PMD keeps the second whole, though the child cut its own."""
+    cut = {"op": "mprotect", "page": 0, "count": 4, "prot": 1}
+    setting = {"variant": "no-split", "use_zero_pages": 1, "smart_scan": 0, "horizon_batches": 5}
+    assert letters(two_thps(cut, **setting)) == "ZZZZZZAA" + "HHHHHHHH"
+    both = two_thps({"op": "fork"}, {**cut, "page": 8, "process": 1}, **setting)
+    assert letters(both) == "HHHHHHHH" * 2 and letters(both, 1)[8:] == "hhhhhhhh"
+    assert both.rows["thp_split_page"][-1] == 0
+
+
+def test_no_split_leaves_an_equal_page_alone_that_has_become_huge() -> None:
+    """A small page in the unstable tree is collapsed before its equal is visited: neither is touched."""
+    process = {"pages": 16, "contents": [[5, 1, 0], [100, 7, 1], [5, 1, 0], [200, 7, 1]], "mergeable": [[0, 16]]}
+    setting = {"process_list": [process], "pages_per_thp": 8, "pages_to_scan": 8, "horizon_batches": 6, "smart_scan": 0}
+    at = {"after": {"batch": 4}, "page": 0, "count": 8}  # in full scan 2, batches 4 and 5
+    collapse = [at | {"op": "hugepage"}, at | {"op": "collapse"}]
+    plain, kept = (simulate(Scenario(**setting, events=collapse, variant=v)) for v in ("mainline", "no-split"))
+    assert (letters(plain)[0], letters(plain)[8]) == ("K", "K")
+    assert letters(kept) == "HHHHHHHH" + "AAAAAAAA" and kept.rows["thp_split_page_failed"][-1] == 0
+
+
+class KeepHuge:
+    """the same rules as ksm-opt-out+no-split"""
+
+    def split(self, c: SplitContext) -> bool:
+        return c.caller != "ksm"
+
+    def visit(self, c: VisitContext) -> str:
+        return "leave" if c.huge else "merge"
+
+
+class Choosy(KeepHuge):
+    def __init__(self, visit: Any) -> None:
+        self.visit = visit  # type: ignore[method-assign]
+
+
+def test_own_class_is_like_the_named_variant() -> None:
+    named = guest("ksm-opt-out+no-split")
+    for own in (KeepHuge, KeepHuge(), resolve(KeepHuge)):
+        assert guest(own).rows.tobytes() == named.rows.tobytes()
+    assert (guest(KeepHuge).variant, resolve(KeepHuge).summary) == (
+        "KeepHuge",
+        "the same rules as ksm-opt-out+no-split",
+    )
+
+    class SplitOnly:
+        def split(self, c: SplitContext) -> bool:
+            return c.caller != "ksm"
+
+    assert guest(SplitOnly).rows.tobytes() == guest("ksm-opt-out").rows.tobytes()
+
+
+def test_what_a_visit_is_told() -> None:
+    """Each flag alone decides about the right pages: a rule that leaves them alone keeps them from being merged."""
+
+    def merged(flag: str, *events: dict[str, Any], **fields: Any) -> str:
+        leave = Choosy(lambda c: "leave" if getattr(c, flag) else "merge")
+        small = {
+            "pages": 8,
+            "contents": [[0, 4, 0], [7, 4, 0]],
+            "mergeable": [[0, 8]],
+            "orders": [[0, 4, 0], [4, 4, 2]],
+        }
+        setting = {
+            "process_list": [small],
+            "pages_per_thp": 8,
+            "pages_to_scan": 8,
+            "smart_scan": 0,
+            "horizon_batches": 5,
+        }
+        batch = {"after": {"batch": 0}}
+        return letters(simulate(Scenario(**setting | fields, events=[batch | e for e in events]), variant=leave))
+
+    assert merged("huge") == "KKKKKKKK"
+    assert merged("zero") == "AAAAKKKK"
+    assert merged("large") == "KKKKhhhh"
+    assert merged("use_zero_pages") == "KKKKKKKK" and merged("use_zero_pages", use_zero_pages=1) == "AAAAhhhh"
+    assert merged("shared", {"op": "fork"}) == "AAAAhhhh"
+    assert merged("partially_mapped", {"op": "munmap", "page": 7, "count": 1}) == "KKKKhhhN"
+
+
+@pytest.mark.parametrize(
+    ("visit", "match"),
+    [
+        (lambda c: c.nodes, "AttributeError.*may look at zero, large, huge, partially_mapped, shared, use_zero_pages"),
+        (lambda _: True, "answer = True.*merge or zeropage or leave"),
+        (lambda _, calls=iter(range(999)): ("merge", "leave")[next(calls) % 2], "two answers"),  # noqa: B008
+    ],
+)
+def test_visit_that_does_not_answer(visit: Any, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        guest(Choosy(visit))
+
+
+def test_combined_names() -> None:
+    set_both = {"after": {"batch": 0}, "op": "set", "knob": "variant", "value": "legacy+zero-only"}
+    changed = simulate(Scenario(**GUEST, events=[set_both]))  # type: ignore[arg-type]
+    assert changed.rows["ksm_zero_pages"][-1] == 1024
+    saved = Scenario(variant="legacy+zero-only").as_yaml()
+    assert saved.startswith("variant: legacy+zero-only")
+    assert "'legacy+zero-only', Mine" in Scenario().as_python(["legacy+zero-only", "Mine"])
+    for wrong in ("legacy+legacy", "zero-only+legacy", "legacy+zero-onl", "legacy+"):
+        with pytest.raises(UserError, match="variant"):
+            resolve(wrong)
+    with pytest.raises(UserError, match=r"did you mean 'legacy\+zero-only'"):
+        resolve("legacy+zero-onl")
+
+
 def test_unknown_variant() -> None:
     with pytest.raises(UserError, match="v1-mergeable") as error:
         resolve("v1-mergable")
     assert (error.value.parameter, error.value.value) == ("variant", "v1-mergable")
     with pytest.raises(UserError) as error:
         simulate(Scenario(), variant="zzz")
-    assert (error.value.value, error.value.allowed) == ("zzz", f"one of {', '.join(VARIANTS)}")
+    assert (error.value.value, error.value.allowed) == ("zzz", f"one of {', '.join([*VARIANTS, *KSMD_VARIANTS])}")
     change = [{"after": {"batch": 0}, "op": "set", "knob": "variant", "value": "mainlin"}]
     with pytest.raises(UserError, match="mainline") as error:
         Scenario(memory_mib=2, events=change)

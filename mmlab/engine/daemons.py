@@ -22,7 +22,7 @@ from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
 from mmlab.kernel.migrate import migrate_pages
 from mmlab.kernel.mmap import equal_runs
-from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
+from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, NONE, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 from mmlab.kernel.timer import schedule_timeout
 from mmlab.policies import Policy, View, scaled_pace
 from mmlab.scenario import check_knob
@@ -244,7 +244,8 @@ def writes(s: System) -> dict[str, Iterator[int]]:
         pages = pages[~s.given_back[pages]]
         pmd = m.block["pmd"][pages >> s.order]
         births = int(((pmd == PMD_NONE) | (pmd == PMD_HUGE_ZP)).sum())  # each fault there may bring a huge page
-        s.reserve(len(pages) + (births << s.order) + (2 << s.order))
+        smaller = int((m.pte["kind"] == NONE).sum()) if len(asked.enabled_orders) > 1 else 0
+        s.reserve(len(pages) + (births << s.order) + (2 << s.order) + smaller)
         m.listed = pages
         key = int(rng.integers(1, 1 << 23)) * WRITTEN + written
         memory.write_listed_pages(m, len(pages), np.uint64(key))

@@ -35,7 +35,8 @@ class Outcome:
         Structured array, one row for each sample: before the start, after each batch and each event (thinned evenly
         beyond `scenario.sample_limit`).
     mthp
-        mthp_t[sample, order], the statistics of folio sizes, where there are `orders` or a `folio_order` of 2 … 8.
+        mthp_t[sample, order], the statistics of folio sizes, where there are `orders`, a `folio_order` of 2 … 8 or
+        `hugepages_enabled`.
     maps, frames
         {(batch, rank): letters of each process}, {(batch, rank): (mapped frames, KSM pages among them)}
     results, event_rows
@@ -80,7 +81,9 @@ class Recorder:
     def __init__(self, system: System, maps_at: Places) -> None:
         self.system, self.limit = system, system.scenario.sample_limit
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
-        self.mthp = any(spec.orders or spec.folio_order in range(2, 9) for spec in system.scenario.specs)
+        asked = system.scenario
+        self.mthp = any(spec.orders or spec.folio_order in range(2, 9) for spec in asked.specs)
+        self.mthp = self.mthp or bool(asked.hugepages_enabled)
         self.maps: dict[Place, list[np.ndarray]] = {}
         self.frames: dict[Place, tuple[int, int]] = {}
         self.frames_range: tuple[int, int] | None = None

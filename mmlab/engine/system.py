@@ -101,6 +101,7 @@ class System:
         kernel = flags(self.scenario.kernel, self.scenario.kernel_changes)
         for name, value in (knobs | kernel | {"hz": self.scenario.hz}).items():
             state[name] = value if isinstance(value, int) else 0
+        state["hugepages"] = sum(1 << min(order, self.order) for order in self.scenario.enabled_orders)
         set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:
             state["run"] = 0
@@ -171,7 +172,8 @@ class System:
     def use_variant(self, variant: Variant) -> None:
         """Let a fix variant decide about remaps from now on."""
         self.m.remap[:] = variant.table()
-        self.m.state[0]["early_stop"] = variant.early_stop
+        self.m.visits[:] = variant.visit_table()
+        self.m.state[0]["early_stop"], self.m.state[0]["choosy"] = variant.early_stop, self.m.visits.any()
 
     def set_knob(self, knob: str, value: int | str) -> int:
         """Write to sysfs; return 0 or the errno of the write (ksm-scan S6, S29, ksm-merge 2.10)."""

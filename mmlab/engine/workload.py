@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mmlab.kernel.versions import flags
 from mmlab.scenario import THP_ORDER, ProcessSpec, Scenario
 
 __all__ = ["FIRST_KEY", "NOTHING", "Image", "build"]
@@ -75,11 +76,15 @@ def build(scenario: Scenario) -> list[Image]:
     scenario.check_memory()
     few = scenario.total_pages <= KEPT_PAGES and len(scenario.specs) <= 16
     images = _images if few else _images.__wrapped__
-    return list(images(scenario.specs, scenario.pages_per_thp, scenario.seed, scenario.late))
+    sizes = flags(scenario.kernel, scenario.kernel_changes)["faults_take_sizes"]
+    orders = tuple(order for order in scenario.enabled_orders if sizes or order == THP_ORDER)
+    return list(images(scenario.specs, scenario.pages_per_thp, scenario.seed, scenario.late, orders))
 
 
 @lru_cache(maxsize=2)
-def _images(specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool) -> tuple[Image, ...]:
+def _images(
+    specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool, orders: tuple[int, ...]
+) -> tuple[Image, ...]:
     """Return the images, kept for the next run of the same memory under another variant: half of a run's set-up."""
     groups = max(s.duplicate_groups or 0 for s in specs)
     contents, unique = [], FIRST_KEY + 1 + groups
@@ -88,7 +93,7 @@ def _images(specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool) ->
         unique = max(unique, int(keys.max()) + 1) if spec.contents is None else unique
         contents.append(keys)
     _shuffle([k for k, s in zip(contents, specs, strict=True) if s.key_order == "random"], FIRST_KEY + groups, seed)
-    images = tuple(_image(spec, size, late, keys) for spec, keys in zip(specs, contents, strict=True))
+    images = tuple(_image(spec, size, late, orders, keys) for spec, keys in zip(specs, contents, strict=True))
     for image in images:
         for array in vars(image).values():
             array.setflags(write=False)
@@ -177,8 +182,11 @@ def _shuffle(contents: list[NDArray[np.uint64]], above: int, seed: int) -> None:
         keys[mask], dealt = np.split(dealt, [mask.sum()])
 
 
-def _image(spec: ProcessSpec, size: int, late: bool, keys: NDArray[np.uint64]) -> Image:
-    """Return the image of a process: its keys with the folios and advice that its specification asks for."""
+def _image(spec: ProcessSpec, size: int, late: bool, enabled: tuple[int, ...], keys: NDArray[np.uint64]) -> Image:
+    """Return the image of a process: its keys with the folios and advice that its specification asks for.
+
+    Without `orders`, memory with MADV_HUGEPAGE has folios of the largest `enabled` orders that fit (mthp E2).
+    """
     pages = keys.size
     huge = np.zeros(pages, dtype=np.bool_)
     order = np.zeros(pages, dtype=np.uint8)
@@ -196,8 +204,10 @@ def _image(spec: ProcessSpec, size: int, late: bool, keys: NDArray[np.uint64]) -
     if spec.orders is not None:
         order = np.repeat(np.array([o for *_, o in spec.orders], dtype=np.uint8), [n for _, n, _ in spec.orders])
     else:
-        whole = huge[: pages // size * size].reshape(-1, size).all(axis=1)  # a THP needs its whole aligned range
-        order[: whole.size * size][np.repeat(whole, size)] = THP_ORDER
+        for of in enabled:
+            n = min(1 << of, size)
+            whole = huge[: pages // n * n].reshape(-1, n).all(axis=1)  # a folio needs its whole aligned range
+            order[: whole.size * n][np.repeat(whole, n)] = of
     mergeable = np.zeros(pages, dtype=np.bool_)
     if not late:
         for first, count in ((0, pages),) if spec.mergeable is None else spec.mergeable:

@@ -32,7 +32,7 @@ from mmlab.params import find_params, params_files, read_yaml, save_new
 from mmlab.results.run import Run, simulate
 from mmlab.results.trace import load
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.variants import VARIANTS, Predicate, Variant, resolve
+from mmlab.variants import KSMD_VARIANTS, VARIANTS, AnyVariant, Variant, resolve
 from mmlab.workers import keep_freed_memory
 
 __all__ = ["CONTROLS", "Explorer", "explore"]
@@ -49,9 +49,9 @@ KEPT_PAGES = 2_000_000
 
 def explore(
     scenario: Scenario | str | Path | None = None,
-    compare: str | Variant | Predicate = "ksm-opt-out",
+    compare: AnyVariant = "ksm-opt-out",
     *,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     controls: Sequence[str] = CONTROLS,
     **changes: Any,
 ) -> Explorer:
@@ -116,7 +116,7 @@ class Explorer(Layout):
         for name in controls:
             if name not in fields:
                 raise unknown("control", name, fields, "Plain fields of the scenario can have one.")
-        self.known = {**VARIANTS, variant.name: variant, compare.name: compare}
+        self.known = {**VARIANTS, **KSMD_VARIANTS, variant.name: variant, compare.name: compare}
         self.base = scenario.replace(variant=variant.name)
         self.start = self.base, compare.name
         made = {name: control(fields[name], getattr(scenario, name)) for name in controls if name != "variant"}

@@ -12,9 +12,9 @@ from mmlab.kernel.unstable_tree import set_content
 
 __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
 
-SCAN_SUCCEED, SCAN_FAIL, SCAN_PMD_MAPPED, SCAN_PMD_NONE = range(4)
-SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE = range(4, 7)
-SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(7, 12)
+SCAN_SUCCEED, SCAN_FAIL, SCAN_PMD_MAPPED, SCAN_PMD_NONE, SCAN_PTE_MAPPED_HUGEPAGE = range(5)
+SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE, SCAN_PAGE_LAZYFREE = range(5, 9)
+SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(9, 14)
 EBUSY, EAGAIN, EINVAL = 16, 11, 22
 
 
@@ -31,58 +31,103 @@ def _pinned(m, frame):
 
 
 @compiled
-def _exceeded(m, reason):
-    """Count the event of an exceeded limit, and return it (khugepaged K4)."""
+def _is_lazy(m, v, frame):
+    """Return whether the page is to be discarded and was not written since (thp-split W6)."""
+    f = m.frame[frame].folio
+    return m.frame[m.folio[f].head if f >= 0 else frame].flags & LAZY and not m.pte[v].bits & DIRTY
+
+
+@compiled
+def _exceeded(m, reason, order):
+    """Count an exceeded limit for the size and, if it is that of a THP, in vmstat too; return it (khugepaged K4)."""
+    huge = order == m.state[0].hpage_order
     if reason == SCAN_EXCEED_NONE_PTE:
-        m.stat[0].thp_scan_exceed_none_pte += 1
+        m.stat[0].thp_scan_exceed_none_pte += huge
+        m.mthp[order].collapse_exceed_none_pte += 1
     elif reason == SCAN_EXCEED_SWAP_PTE:
-        m.stat[0].thp_scan_exceed_swap_pte += 1
+        m.stat[0].thp_scan_exceed_swap_pte += huge
+        m.mthp[order].collapse_exceed_swap_pte += 1
     else:
-        m.stat[0].thp_scan_exceed_share_pte += 1
+        m.stat[0].thp_scan_exceed_share_pte += huge
+        m.mthp[order].collapse_exceed_shared_pte += 1
     return reason
 
 
 @compiled
-def _walk(m, b, khugepaged, isolate):
-    """Walk the entries of block b up to the first that forbids a collapse (khugepaged K4).
+def _orders(m, khugepaged):
+    """Return the orders to which a range may be collapsed, as bits (mthp E2).
 
-    The scan tests whether a page is on an LRU list and not pinned. With `isolate`, small pages are locked instead
-    (`__collapse_huge_page_isolate`); a KSM page met a second time is locked already (K8). KSM pages are judged like all
-    others (K5). The limits hold for khugepaged only (K7). Return the result, the number of swapped entries, and the
-    page at which the walk ended.
+    MADV_COLLAPSE makes THPs only, whatever sysfs says (khugepaged K7); so does khugepaged, depending on the release.
     """
     s = m.state[0]
-    n = 1 << s.hpage_order
+    if not khugepaged:
+        return np.int64(1) << s.hpage_order
+    return s.hugepages & ((1 << s.hpage_order + 1) - 1 if s.collapse_to_sizes else 1 << s.hpage_order)
+
+
+@compiled
+def _max_ptes_none(m, order, khugepaged):
+    """Return how many empty entries a collapse may fill; below the size of a THP all but one, or none (K4)."""
+    s = m.state[0]
+    if not khugepaged:
+        return np.int64(1) << order
+    if order == s.hpage_order:
+        return s.max_ptes_none
+    return (1 << order) - 1 if s.max_ptes_none >= (1 << s.hpage_order) - 1 else 0
+
+
+@compiled
+def _walk(m, first, order, khugepaged, isolate):
+    """Walk the entries of a range from page `first` on, up to the first that forbids a collapse (khugepaged K4).
+
+    The scan of a block tests whether a page is on an LRU list, and notes which pages are present. With `isolate`, for
+    a range that is being collapsed, small pages are locked instead (`__collapse_huge_page_isolate`); a KSM page met a
+    second time is locked already (K8). KSM pages are judged like all others (K5). The limits hold for khugepaged only
+    (K7). Return the result, the number of swapped entries, and the page at which the walk ended.
+    """
+    s = m.state[0]
+    n = np.int64(1) << order
+    huge = order == s.hpage_order
+    most_none = _max_ptes_none(m, order, khugepaged)
+    if not isolate and _orders(m, khugepaged) != 1 << order:
+        most_none = n  # judged for each size later
+    elif m.pte[first].vm & VM_UFFD:
+        most_none = 0
     none = shared = unmapped = referenced = 0
     writable = False
-    v = b * n
-    while v < b * n + n:
+    v = first
+    while v < first + n:
+        kind = m.pte[v].kind
         if not isolate:
             m.steps[KHUGEPAGED_PTE] += 1
-        kind = m.pte[v].kind
+            m.present[v - first] = kind == ANON
         if kind in (SWAP, POISON):
             unmapped += 1
             if khugepaged and unmapped > s.max_ptes_swap:
-                return _exceeded(m, SCAN_EXCEED_SWAP_PTE), unmapped, v
+                return _exceeded(m, SCAN_EXCEED_SWAP_PTE, order), unmapped, v
         elif kind != ANON:
             none += 1
-            if m.pte[v].vm & VM_UFFD or (khugepaged and none > s.max_ptes_none):
-                return _exceeded(m, SCAN_EXCEED_NONE_PTE), unmapped, v
+            if none > most_none:
+                return _exceeded(m, SCAN_EXCEED_NONE_PTE, order), unmapped, v
         else:
             frame = m.page[v].frame
+            f = m.frame[frame].folio
+            if khugepaged and s.collapse_skips_lazyfree and _is_lazy(m, v, frame):
+                return SCAN_PAGE_LAZYFREE, unmapped, v
             if _is_shared(m, frame):
                 shared += 1
-                if khugepaged and shared > s.max_ptes_shared:
-                    return _exceeded(m, SCAN_EXCEED_SHARED_PTE), unmapped, v
-            if isolate:
-                if m.frame[frame].folio < 0:
-                    if m.frame[frame].flags & LOCKED:
-                        return SCAN_PAGE_LOCK, unmapped, v
-                    m.frame[frame].flags |= LOCKED
-            elif m.frame[frame].flags & NO_LRU:
+                if khugepaged and shared > (s.max_ptes_shared if huge else 0):
+                    return _exceeded(m, SCAN_EXCEED_SHARED_PTE, order), unmapped, v
+            if not huge and f >= 0 and m.folio[f].order >= order:
+                return SCAN_PTE_MAPPED_HUGEPAGE, unmapped, v
+            if not isolate and m.frame[frame].flags & NO_LRU:
                 return SCAN_PAGE_LRU, unmapped, v
-            elif _pinned(m, frame):
+            if m.frame[frame].flags & LOCKED:
+                return SCAN_PAGE_LOCK, unmapped, v
+            if _pinned(m, frame):
                 return SCAN_PAGE_COUNT, unmapped, v
+            if isolate and f < 0:
+                m.frame[frame].flags |= LOCKED
             writable = writable or pte_writable(m, v)
             if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
                 referenced += 1
@@ -96,24 +141,31 @@ def _walk(m, b, khugepaged, isolate):
 
 @compiled
 def hpage_collapse_scan_pmd(m, b, khugepaged):
-    """Scan block b, and collapse it unless an entry forbids that (khugepaged K4)."""
-    if m.block[b].pmd == PMD_NONE:
-        return SCAN_PMD_NONE
+    """Scan block b, and collapse what its entries allow (khugepaged K4).
+
+    Return the result, what the scan costs (K1), and whether the entries allowed a collapse.
+    """
+    s = m.state[0]
+    n = np.int64(1) << s.hpage_order
     if m.block[b].pmd != PMD_TABLE:
-        return SCAN_PMD_MAPPED
-    result, unmapped, _ = _walk(m, b, khugepaged, False)
-    return collapse_huge_page(m, b, khugepaged, unmapped) if result == SCAN_SUCCEED else result
+        cost = 1 if s.scan_counts_entries else n
+        return SCAN_PMD_NONE if m.block[b].pmd == PMD_NONE else SCAN_PMD_MAPPED, cost, False
+    result, unmapped, end = _walk(m, b * n, s.hpage_order, khugepaged, False)
+    cost = min(end + 1 - b * n, n) if s.scan_counts_entries else n
+    if result != SCAN_SUCCEED:
+        return result, cost, False
+    return _collapse_ranges(m, b, khugepaged, unmapped), cost, True
 
 
 @compiled
-def _isolate(m, b, khugepaged):
-    """Lock and isolate the pages of block b in address order (`__collapse_huge_page_isolate`; khugepaged K8).
+def _isolate(m, first, order, khugepaged):
+    """Lock and isolate the pages of a range in address order (`__collapse_huge_page_isolate`; khugepaged K8).
 
     After a failure they return through the CPU's LRU batch, last first.
     """
-    result, _, end = _walk(m, b, khugepaged, True)
+    result, _, end = _walk(m, first, order, khugepaged, True)
     large = False
-    for v in range(end - 1, (b << m.state[0].hpage_order) - 1, -1):
+    for v in range(end - 1, first - 1, -1):
         if m.pte[v].kind == ANON:
             frame = m.page[v].frame
             m.frame[frame].flags &= ~LOCKED
@@ -144,25 +196,62 @@ def _target_node(m, b):
 
 
 @compiled
-def collapse_huge_page(m, b, khugepaged, unmapped):
-    """Replace the entries of block b by one huge page with the same content (khugepaged K6, K10).
+def _collapse_ranges(m, b, khugepaged, unmapped):
+    """Collapse the ranges of block b that have enough pages, the largest allowed size first (`mthp_collapse`, mthp E2).
 
-    Apart from faults, this is the only birth of a THP (thp-split H2).
+    After a success, or at a folio of at least that size, the next range begins; after another failure a smaller size is
+    tried at the same place. The pages are those of the scan. Only a THP may have swapped entries.
     """
-    n = 1 << m.state[0].hpage_order
+    s = m.state[0]
+    top, orders = s.hpage_order, _orders(m, khugepaged)
     nid = _target_node(m, b)
-    m.stat[0].thp_collapse_alloc += 1
-    if unmapped > 0:
-        for v in range(b * n, b * n + n):
-            if m.pte[v].kind == POISON:
-                return SCAN_FAIL
-            if m.pte[v].kind == SWAP:
-                do_swap_page(m, v, False)
+    last, collapsed = np.int64(SCAN_FAIL), False
+    at, order = np.int64(0), np.int64(top)
+    while at < 1 << top:
+        n = np.int64(1) << order
+        present = np.int64(unmapped if order == top else 0)
+        for i in range(at, at + n):
+            present += m.present[i]
+        done = False
+        if orders >> order & 1 and present >= n - _max_ptes_none(m, order, khugepaged):
+            last = collapse_huge_page(m, (b << top) + at, order, khugepaged, unmapped, nid)
+            collapsed = collapsed or last == SCAN_SUCCEED
+            if last == SCAN_FAIL:
+                break
+            done = last in (SCAN_SUCCEED, SCAN_PTE_MAPPED_HUGEPAGE)
+        if not done and orders & (n - 1):
+            order -= 1
+            continue
+        at += n
+        while order < top and not at >> order & 1:
+            order += 1
+    return np.int64(SCAN_SUCCEED) if collapsed else last
+
+
+@compiled
+def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
+    """Replace the entries from page `first` on by one folio with the same content (khugepaged K6, K10).
+
+    Apart from faults, this is the only birth of a large folio (thp-split H2, mthp E2). It is allocated before anything
+    can fail.
+    """
+    end = first + (1 << order)
+    huge = order == m.state[0].hpage_order
+    m.mthp[order].collapse_alloc += 1
+    m.stat[0].thp_collapse_alloc += huge
+    for v in range(first, end if unmapped > 0 else first):
+        if m.pte[v].kind in (SWAP, POISON) and not huge:
+            return _exceeded(m, SCAN_EXCEED_SWAP_PTE, order)
+        if m.pte[v].kind == POISON:
+            return SCAN_FAIL
+        if m.pte[v].kind == SWAP:
+            do_swap_page(m, v, False)
+    if unmapped > 0 and huge:
         folio_batch_drain(m, LRU)
-    result = _isolate(m, b, khugepaged)
+    result = _isolate(m, first, order, khugepaged)
     if result != SCAN_SUCCEED:
         return result
-    for v in range(b * n, b * n + n):
+    for v in range(first, end):
         m.steps[KHUGEPAGED_COPY] += 1
         if m.pte[v].kind == ANON:
             frame = m.page[v].frame
@@ -177,8 +266,8 @@ def collapse_huge_page(m, b, khugepaged, unmapped):
             if m.pte[v].kind != NONE:
                 count_zeropage(m, v, -1)
             set_content(m, v, np.uint64(0))
-    map_folio(m, b * n, m.state[0].hpage_order, nid)
-    if not m.pte[b * n].vm & VM_LOCKED:
+    map_folio(m, first, order, nid)
+    if not m.pte[first].vm & VM_LOCKED:
         folio_batch_drain(m, LRU)  # a large folio empties the batch that it is put into
     return SCAN_SUCCEED
 
@@ -199,7 +288,7 @@ def collapse_range(m, first, end):
     done = 0
     error = np.int64(EINVAL)
     for b in range(start, stop):
-        result = hpage_collapse_scan_pmd(m, b, False)
+        result, _, _ = hpage_collapse_scan_pmd(m, b, False)
         if result in (SCAN_SUCCEED, SCAN_PMD_MAPPED):
             done += 1
         elif result in (SCAN_EXCEED_NONE_PTE, SCAN_PMD_NONE, SCAN_FAIL):
@@ -217,7 +306,9 @@ def collapse_range(m, first, end):
 
 @compiled
 def _next_mm(m, mm):
-    """Return the next process after `mm` that khugepaged knows, or 0."""
+    """Return the next process after `mm` that khugepaged knows, or 0, as always when no size is enabled for it."""
+    if _orders(m, True) == 0:
+        return 0
     for other in range(mm + 1, len(m.mm)):
         if m.mm[other].khugepaged and not m.mm[other].exited:
             return other
@@ -228,8 +319,8 @@ def _next_mm(m, mm):
 def khugepaged_scan_mm_slot(m, pages):
     """Scan one process from the cursor on, up to a tried collapse, the budget or its end (khugepaged K1).
 
-    Return the cost: a block costs its pages; a process, and an area passed over, cost 1. Processes take turns (K2).
-    Blocks lie wholly in an area with MADV_HUGEPAGE (K3).
+    Return the cost: a process, and an area passed over, cost 1. Processes take turns (K2). Blocks lie wholly in an area
+    with MADV_HUGEPAGE (K3).
     """
     s = m.state[0]
     n = 1 << s.hpage_order
@@ -243,18 +334,16 @@ def khugepaged_scan_mm_slot(m, pages):
         if m.vma[i].base != base or m.vma[i].end <= s.khugepaged_address:
             continue
         start, end = (m.vma[i].start + n - 1) // n * n, m.vma[i].end // n * n
-        if not m.vma[i].vm & VM_HUGEPAGE or s.khugepaged_address > end:
+        if not m.vma[i].vm & VM_HUGEPAGE or start >= end or s.khugepaged_address > end:
             progress += 1
             continue
         s.khugepaged_address = max(s.khugepaged_address, start)
         while s.khugepaged_address < end:
-            tried = m.stat[0].thp_collapse_alloc
-            result = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
-            if result == SCAN_SUCCEED:
-                m.stat[0].pages_collapsed += 1
+            result, cost, tried = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
+            m.stat[0].pages_collapsed += result == SCAN_SUCCEED
             s.khugepaged_address += n
-            progress += n
-            if m.stat[0].thp_collapse_alloc != tried or progress >= pages:
+            progress += cost
+            if tried or progress >= pages:
                 return progress
     s.khugepaged_mm = _next_mm(m, mm)
     s.khugepaged_address = 0

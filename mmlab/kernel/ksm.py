@@ -15,6 +15,7 @@ from mmlab.kernel.rmap_item import (
     skip_on,
 )
 from mmlab.kernel.stable_tree import (
+    forget,
     ksm_get_folio,
     node_is_aside,
     remove_all_stable_nodes,
@@ -25,6 +26,7 @@ from mmlab.kernel.stable_tree import (
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import jiffies, ksmd_cpu_ns, schedule_timeout
 from mmlab.kernel.unstable_tree import empty_unstable_trees, unmap_pte, unstable_tree_search_insert
+from mmlab.variants import visit_index
 
 __all__ = ["batch_room", "ksm_enter", "ksm_exit", "ksm_scan_thread", "ksmd_wakes_at"]
 __all__ += ["unmerge_and_remove_all_rmap_items"]
@@ -142,7 +144,25 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
         return True
     if m.pte[v].vm & VM_MERGEABLE:
         break_ksm(m, v)
+    forget(m, v)
     return False
+
+
+_visit_index = compiled(visit_index)
+
+
+@compiled
+def _visit(m, v, frame):
+    """Return what the variant lets ksmd do with a page, MAY_MERGE to LEAVE (fix-variants 5.7)."""
+    if not m.state[0].choosy:
+        return MAY_MERGE
+    folio, maps = m.frame[frame].folio, m.frame[frame].mapcount
+    large = huge = partial = 0
+    if folio >= 0:
+        entire = m.folio[folio].entire
+        large, huge, partial, maps = 1, int(entire > 0), m.folio[folio].partially_mapped, maps + entire
+    zero, shared = int(m.page[v].key == 0), int(maps > 1)
+    return np.int64(m.visits[_visit_index(zero, large, huge, partial, shared, m.state[0].use_zero_pages)])
 
 
 @inlined
@@ -171,14 +191,18 @@ def cmp_and_merge_page(m, v, frame):
 
     First comes the zeropage, then the stable tree, then the unstable tree (ksm-merge M3, M4, M5). Two equal pages of
     one folio, whatever its order, are not merged: the folio is split (M5d, mthp E13). `frame` carries the scan's
-    reference.
+    reference. A variant of ksmd may leave the page, or the equal one that was found, alone (fix-variants 5.7).
     """
     key = m.page[v].key
-    if m.frame[frame].node < 0 and key == 0 and m.state[0].use_zero_pages:  # M3
-        if try_to_merge_one_page(m, v, frame, ZEROPAGE, key):
+    if m.frame[frame].node < 0:
+        may = _visit(m, v, frame)
+        if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
             return
-        if m.state[0].early_stop and m.pte[v].kind != ANON:
-            return  # the variant skip-zeropage
+        if key == 0 and (m.state[0].use_zero_pages or may == ZEROPAGE_ONLY):  # M3
+            if try_to_merge_one_page(m, v, frame, ZEROPAGE, key) or may == ZEROPAGE_ONLY:
+                return
+            if m.state[0].early_stop and m.pte[v].kind != ANON:
+                return  # the variant skip-zeropage
     above = m.steps[TREE_LEVEL] + CACHED_LEVELS
     kframe = stable_tree_search(m, key, frame)  # M4
     m.steps[TREE_COLD] += max(0, m.steps[TREE_LEVEL] - above)
@@ -193,6 +217,8 @@ def cmp_and_merge_page(m, v, frame):
     if tree_v < 0:
         return
     tree_frame = m.page[tree_v].frame
+    if _visit(m, tree_v, tree_frame) != MAY_MERGE:
+        return
     folio_get(m, tree_frame)
     merged = try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key)
     same = m.frame[frame].folio >= 0 and m.frame[frame].folio == m.frame[tree_frame].folio

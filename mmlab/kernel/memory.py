@@ -152,29 +152,41 @@ def do_swap_page(m, v, write):
 
 
 @compiled
-def _huge_page_allowed(m, b):
-    """Return whether a huge page may serve a fault in block b (thp-split H10).
+def _folio_allowed(m, v, order):
+    """Return whether a folio of an order may serve a fault at v (thp-split H10, mthp E2).
 
-    It may if one VMA with MADV_HUGEPAGE covers the whole block, and the block has no page table.
+    It may if its size is enabled, and one VMA with MADV_HUGEPAGE covers all of its pages, none of which is mapped. A
+    huge page needs a block without a page table. A VMA armed by userfaultfd has each of its pages by itself.
     """
-    n = 1 << m.state[0].hpage_order
-    if m.block[b].pmd != PMD_NONE or not m.pte[b * n].vm & VM_HUGEPAGE:
+    s = m.state[0]
+    first, end = v >> order << order, (v >> order) + 1 << order
+    if not s.hugepages >> order & 1 or not m.pte[v].vm & VM_HUGEPAGE:
         return False
-    base = m.mm[m.block[b].mm].base
+    if order == s.hpage_order:
+        if m.block[v >> order].pmd != PMD_NONE:
+            return False
+    elif not s.faults_take_sizes or m.pte[v].vm & VM_UFFD:
+        return False
+    else:
+        for i in range(first, end):
+            if m.pte[i].kind != NONE:
+                return False
+    base = m.mm[vm_mm(m, v)].base
     for i in range(len(m.vma)):
-        if m.vma[i].base == base and m.vma[i].start <= b * n - base and (b + 1) * n - base <= m.vma[i].end:
+        if m.vma[i].base == base and m.vma[i].start <= first - base and end - base <= m.vma[i].end:
             return True
     return False
 
 
 @compiled
-def _huge_page_fault(m, b):
-    """Map a zero-filled huge page in block b (`__do_huge_pmd_anonymous_page`, `do_huge_zero_wp_pmd`)."""
-    order = m.state[0].hpage_order
-    for i in range(b << order, (b + 1) << order):
+def _folio_fault(m, v, order):
+    """Map a zero-filled large folio around v (`alloc_anon_folio`, `__do_huge_pmd_anonymous_page`)."""
+    first = v >> order << order
+    for i in range(first, first + (1 << order)):
         set_content(m, i, np.uint64(0))
-    map_folio(m, b << order, order, m.mm[m.block[b].mm].nid)
-    m.stat[0].thp_fault_alloc += 1
+    map_folio(m, first, order, m.mm[vm_mm(m, v)].nid)
+    m.mthp[order].anon_fault_alloc += 1
+    m.stat[0].thp_fault_alloc += order == m.state[0].hpage_order
 
 
 @compiled
@@ -189,15 +201,18 @@ def _write_fault(m, v):
     if m.pte[v].kind == POISON:
         return
     if m.pte[v].kind == NONE:
-        if _huge_page_allowed(m, b):
-            _huge_page_fault(m, b)
+        order = np.int64(s.hpage_order)
+        while order > 1 and not _folio_allowed(m, v, order):
+            order -= 1
+        if order > 1:
+            _folio_fault(m, v, order)
         else:
             set_content(m, v, np.uint64(0))
             map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == HUGE_ZP:
         if s.wp_fault_allocates_thp:
-            _huge_page_fault(m, b)
+            _folio_fault(m, v, s.hpage_order)
             return
         split_huge_pmd(m, b)
     if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
@@ -236,7 +251,7 @@ def _read_fault(m, v):
     if m.mm[m.block[b].mm].forbids_zeropages:
         _write_fault(m, v)
         return
-    if _huge_page_allowed(m, b):
+    if _folio_allowed(m, v, order):
         for i in range(b << order, (b + 1) << order):
             m.pte[i].kind = HUGE_ZP
             set_content(m, i, np.uint64(0))

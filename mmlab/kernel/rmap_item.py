@@ -73,8 +73,13 @@ def skip_age(age):
 
 @inlined
 def should_skip_rmap_item(m, v):
-    """Return whether smart scan skips the page (ksm-scan S25). An item keeps its age as long as it exists (S28)."""
+    """Return whether smart scan skips the page (ksm-scan S25).
+
+    An item keeps its age as long as it exists or, depending on the release, until it leaves the stable tree (S28).
+    """
     if not (m.state[0].smart_scan and m.state[0].smart_scan_exists) or m.pte[v].bits & KSM_PAGE:
+        return False
+    if m.pte[v].item & STABLE and m.state[0].forget_age:
         return False
     age = m.pte[v].age
     if age != 255:

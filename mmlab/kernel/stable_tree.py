@@ -6,7 +6,7 @@ from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import page_nid
 
-__all__ = ["detach", "hlist_del", "ksm_get_folio", "remove_all_stable_nodes", "set_rmap_hlist_len"]
+__all__ = ["detach", "forget", "hlist_del", "ksm_get_folio", "remove_all_stable_nodes", "set_rmap_hlist_len"]
 
 
 # --- lists, of a node's items (t is m.page) or of a chain's dups (t is m.node): left is the next one ------------------
@@ -92,10 +92,20 @@ def set_rmap_hlist_len(m, node, length):
 
 
 @compiled
+def forget(m, v):
+    """Forget an item's checksum, age and skips, in whose place it had its page's index while merged (ksm-scan S20)."""
+    if m.state[0].forget_age:
+        m.pte[v].item &= ~(CHECKSUM | REWRITTEN)
+        m.pte[v].age = 0
+        m.pte[v].skips = 0
+
+
+@compiled
 def detach(m, v):
     """Let an item belong to no stable node; the node's list is the caller's."""
     mm = vm_mm(m, v)
     m.pte[v].item &= ~STABLE
+    forget(m, v)
     m.mm[mm].merging_pages -= 1
     m.stat[0].proc_ksm_merging_pages -= 1 - m.mm[mm].exited
 

@@ -208,6 +208,9 @@ def vma_t() -> None:
     """
 
 
+# What a variant lets ksmd do with a page (fix-variants 5.7), as `mmlab.variants.VISITS`
+MAY_MERGE, ZEROPAGE_ONLY, LEAVE = range(3)
+__all__ += ["LEAVE", "MAY_MERGE", "ZEROPAGE_ONLY"]
 # Who splits a folio (fix-variants 5.1), as `mmlab.variants.CALLERS`
 CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
 __all__ += ["CALLER_KSM", "CALLER_OTHER", "CALLER_PARTIALLY_MAPPED", "CALLER_UNDERUSED"]
@@ -230,6 +233,7 @@ def _variables_t() -> None:
     """Describe the global variables of the model.
 
     early_stop: int64                           the variant skip-zeropage
+    choosy: int64                               the variant lets ksmd leave pages alone
     hz, hpage_order: int64                      timer ticks a second; order of a THP
     cursor_mm, cursor: int64                    ksmd's cursor: process and page of its region
     found_vma: int64                            ksmd has visited a page of that process in this full scan
@@ -243,6 +247,7 @@ def _variables_t() -> None:
     top_slot, free_slot, swap_used: int64
     queue_first, queue_last: int64              deferred split queue
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
+    hugepages: int64                            orders of folios that are enabled, as bits
     jiffies: int64                              time of the current batch
     prune_before: int64                         chains last walked in full before this time are walked in full
     batch_cpu_ns: int64                         ksmd's CPU time when the batch started
@@ -302,7 +307,8 @@ def pass_t() -> None:
 def mthp_t() -> None:
     """Describe the kernel's statistics of one folio size.
 
-    split, split_failed, split_deferred, nr_anon, nr_anon_partially_mapped: int64
+    split, split_failed, split_deferred, nr_anon, nr_anon_partially_mapped, anon_fault_alloc, collapse_alloc: int64
+    collapse_exceed_none_pte, collapse_exceed_swap_pte, collapse_exceed_shared_pte: int64
     """
 
 
@@ -382,10 +388,14 @@ class Machine(Tables):
     """cost of each step, ns"""
     remap: Annotated[np.ndarray, np.dtype(np.uint8), 32]
     """the variant's truth table, at `variants.remap_index`"""
+    visits: Annotated[np.ndarray, np.dtype(np.uint8), 64]
+    """what ksmd does with a page, MAY_MERGE to LEAVE, at `variants.visit_index`"""
     fbatch: Annotated[np.ndarray, np.dtype(np.int32), 2 * PAGEVEC_SIZE]
     """frames in the CPU's batches, MLOCK and LRU"""
     fbatch_len: Annotated[np.ndarray, np.dtype(np.int64), 2]
     """how many frames are in each"""
+    present: Annotated[np.ndarray, np.dtype(np.uint8), 512]
+    """which pages of the block that khugepaged has scanned are present"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
 

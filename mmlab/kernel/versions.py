@@ -122,6 +122,38 @@ def collapse_needs_no_writable() -> None:
     """A range without a writable entry may be collapsed."""
 
 
+@_row("mthp E2", (6, 8), "19eaf44954df mm: thp: support allocation of anonymous multi-size THP")
+def faults_take_sizes() -> None:
+    """A write fault takes the largest enabled size that fits. Before, folios are small pages or huge pages."""
+
+
+@_row("khugepaged K1", (7, 1), "measured on 7.1.13 and 7.3.4, not on 7.0.13")
+def scan_counts_entries() -> None:
+    """A range costs khugepaged the entries that it looked at, and 1 if it is huge or has no page table. Before, each
+    costs as much as a huge page has pages."""
+
+
+@_row("khugepaged K4", (7, 1), "mm: khugepaged: skip lazy-free folios; read in 7.2.13", from_text_only=True)
+def collapse_skips_lazyfree() -> None:
+    """khugepaged gives up a range with a page that MADV_FREE marked and that was not written since."""
+
+
+@_row("khugepaged K11", (7, 2), "measured on 7.2.13 and 7.3.4, EINVAL on 6.19.14, 7.0.13 and 7.1.13")
+def part_of_block_is_done() -> None:
+    """MADV_COLLAPSE of a part that begins and ends in one block does nothing and succeeds. Before, it is an error."""
+
+
+@_row("mthp E2", (7, 2), "khugepaged: mTHP support; measured on 7.3.4", from_text_only=True)
+def collapse_to_sizes() -> None:
+    """khugepaged collapses to smaller sizes too, where they are enabled."""
+
+
+@_row("ksm-scan S20", (7, 3), "measured on 7.3.4, not in 7.2.13")
+def forget_age() -> None:
+    """An item that leaves the stable tree, or whose merge is undone, loses its checksum, age and skips, and smart scan
+    never skips one that is still attached. Before, an item keeps all three for as long as it exists."""
+
+
 def release(kernel: str) -> tuple[int, ...]:
     """Return the release that a name stands for, such as (6, 18, 44): a series is its newest known one.
 

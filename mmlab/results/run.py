@@ -22,7 +22,7 @@ from mmlab.results.metrics import METRICS, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.scenario import Scenario
-from mmlab.variants import Predicate, Variant, resolve
+from mmlab.variants import AnyVariant, resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ class Run(Outcome):
 def simulate(
     scenario: Scenario,
     *,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     policy: PolicyLike | None = None,
     costs: CostSet | None = None,
     observe: Observer | None = None,
@@ -114,7 +114,8 @@ def simulate(
     scenario
         What happens.
     variant
-        A fix variant instead of the scenario's: a name, a `Variant`, or a predicate of your own.
+        A variant instead of the scenario's: a name, a `Variant`, or a function or class of your own; see
+        `mmlab.variants`.
     policy
         Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.policies`.
     costs

@@ -36,7 +36,7 @@ from mmlab.kernel.mmap import equal_runs
 from mmlab.params import write_atomically
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, ProcessSpec, Scenario
-from mmlab.variants import Predicate, Variant
+from mmlab.variants import AnyVariant
 
 __all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "load_scenario", "read", "scenario_of", "write"]
 
@@ -247,7 +247,7 @@ __all__ += ["from_run", "predict", "rerun"]
 
 def predict(
     trace: Trace,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Trace:
@@ -274,7 +274,7 @@ def predict(
 
 def rerun(
     trace: Trace,
-    variant: str | Variant | Predicate | None = None,
+    variant: AnyVariant | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> tuple[Run, Trace]:
@@ -327,8 +327,11 @@ def from_run(run: Run) -> Trace:
     for event, row in zip(scenario.events, run.event_rows, strict=True):
         last = int(batch.max()) if row is None else int(batch[row])
         events.append(event.model_dump(mode="json", exclude_unset=True) | {"after": {"batch": last}})
+    knobs: dict[str, Any] = {n: getattr(scenario, n) for n in (*SETTABLE, "swap_mib") if n not in ("variant", "run")}
+    if scenario.hugepages_enabled:
+        knobs["hugepages_enabled"] = {str(kb): value for kb, value in scenario.hugepages_enabled.items()}
     asked = {
-        "knobs": {n: getattr(scenario, n) for n in (*SETTABLE, "swap_mib") if n not in ("variant", "run")},
+        "knobs": knobs,
         "processes": [_process(*of) for of in zip(build(scenario), scenario.specs, strict=True)],
         "late": int(scenario.late),
         "events": events,
@@ -380,7 +383,7 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
     index: dict[Place, int] = {}
     for i, place in enumerate(zip(columns["batch"].tolist(), columns["rank"].tolist(), strict=True)):
         index.setdefault(place, i)  # a last row, in which only time has passed, is no sample of a trace
-    several_orders = any("orders" in process for process in asked["processes"])
+    several_orders = any("orders" in process for process in asked["processes"]) or bool(run.scenario.hugepages_enabled)
     fields = COUNTERS + [name for name in columns if several_orders and name.startswith("mthp_")]
 
     def at(batch: int, rank: int) -> dict[str, Any]:

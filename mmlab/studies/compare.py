@@ -1,18 +1,85 @@
-"""Two runs beside each other: in which parameters they differ, what that does to the metrics, and which is better."""
+"""Runs beside each other: what memory does, what a batch frees, what KSM's counters show; and for two of them, in which
+parameters and metrics they differ, and which is better."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import isclose, isnan
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from mmlab.figures import figures
 from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario, Set, flat_fields
+from mmlab.studies.runs import measured
+from mmlab.studies.study import Answer
 
-__all__ = ["metrics", "parameters", "same_task"]
+__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics", "parameters", "same_task"]
+
+
+def changed(runs: Mapping[str, Run]) -> Answer:
+    """Study in which parameters two runs differ."""
+    table = parameters(*(run.scenario for run in runs.values())).set_axis(["unit", *runs], axis=1)
+    words = f"They differ in {', '.join(f'`{name}`' for name in table.index)}." if len(table) else "They are the same."
+    if not same_task(*(run.scenario for run in runs.values())):
+        words += " Memory or end are not the same: amounts are shown, but not judged."
+    return Answer(table, words, title=f"{len(table)} of {len(Scenario.model_fields)} parameters differ")
+
+
+def memory(runs: Mapping[str, Run]) -> Answer:
+    """Study what the memory of each run is made of, over time."""
+    draw = partial(figures.side_by_side, figures.memory)
+    found = _drawn(runs, draw, {"given back (MiB)": "freed_mib", "THPs left": "thps_left"})
+    return found.found(f"In the end: {found.finding}.")
+
+
+def batches(runs: Mapping[str, Run]) -> Answer:
+    """Study whether `pages_to_scan` bounds what one batch frees."""
+    columns = {
+        "most pages freed by a batch": "most_freed_by_batch",
+        "most freed, times the budget": "most_freed_per_budget",
+    }
+    found = _drawn(runs, figures.batches, columns)
+    holds = "Holds" if found.data.iloc[:, 1].max() <= 1 else "Does not hold"
+    return found.found(f"{holds}: a batch frees at most `pages_to_scan` pages ({found.finding})")
+
+
+def counters(runs: Mapping[str, Run]) -> Answer:
+    """Study whether KSM's counters show what was freed."""
+    found = _drawn(runs, figures.counters, {"freed (MiB)": "freed_mib", "in no counter (MiB)": "freed_unseen"})
+    holds = "Does not hold" if found.data.iloc[:, 1].any() else "Holds"
+    return found.found(f"{holds}: KSM counts what is freed ({found.finding})")
+
+
+def _drawn(runs: Mapping[str, Run], draw: Callable[..., Any], columns: Mapping[str, str]) -> Answer:
+    """Measure runs, and draw them up to the last change of memory."""
+    found = measured(runs, columns, "run")
+    each = {
+        column: ", ".join(f"{x:,.4g} {label.split()[0]}" for label, x in found.data[column].items())
+        for column in columns
+    }
+    words = "; ".join(f"{column}: {numbers}" for column, numbers in each.items())
+    return found.found(words, draw(runs, until=figures.end_of_changes(runs.values())))
+
+
+def judged(runs: Mapping[str, Run], *, whole: bool) -> Answer:
+    """Study in which metrics two runs differ and which is better: in counts (`whole`), or in amounts, rates and shares.
+
+    The error of a difference is taken as if its two numbers erred independently; as they share ksmd's costs, it is
+    mostly less.
+    """
+    table = metrics(runs)
+    table = table[[(METRICS[name].kind is int) == whole for name in table.index]]
+    errors = pd.DataFrame({label: run.uncertainty for label, run in runs.items()}).reindex(table.index).fillna(0.0)
+    errors["difference"] = np.hypot(*(errors[label] for label in runs)).where(table["difference"] != 0)
+    wins = (f"{label} in {', '.join(table.index[table['better'] == label]) or 'nothing'}" for label in runs)
+    title, digits = ("Counts", 0) if whole else ("Amounts, rates and shares", 2)
+    return Answer(table, f"Better: {'; '.join(wins)}.", title=title, errors=errors, digits=digits)
 
 
 def parameters(first: Scenario, second: Scenario) -> pd.DataFrame:

@@ -24,7 +24,8 @@ from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario
 
-__all__ = ["Loop", "block_maps", "collapses", "measure", "moments", "turn_seconds", "zero_pages_of_blocks"]
+__all__ = ["Loop", "block_maps", "collapses", "measure", "moments", "scan_seconds", "turn_seconds"]
+__all__ += ["zero_pages_of_blocks"]
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ def turn_seconds(s: Scenario) -> float:
     return s.khugepaged_scan_sleep_millisecs / 1000 * -(-s.total_pages // s.khugepaged_pages_to_scan)
 
 
-def measure(run: Run, after: float = 0.0) -> Loop:
-    """Measure whole turns of khugepaged after its first, or the second half of a shorter run.
+def scan_seconds(s: Scenario) -> float:
+    """Return about how long ksmd takes for a full scan of all pages, s: its sleeps, and 1 µs a page."""
+    batches = -(-s.total_pages // max(1, s.pages_to_scan))
+    ticks = -(-s.sleep_millisecs * s.hz // 1000) + 1
+    return max(0.1, round(batches * ticks / s.hz + s.total_pages * 1e-6, 1))
 
-    Parameters
-    ----------
-    run
-        A run with khugepaged, or the same run without it.
-    after
-        Leave out what is before this time, s, where ksmd needs longer than a turn to give back what it can.
-    """
+
+def measure(run: Run) -> Loop:
+    """Measure whole turns of khugepaged after its first and ksmd's fourth full scan, or a short run's second half."""
     rows, turn = run.rows, turn_seconds(run.scenario)
-    start = int(np.searchsorted(rows["time_ns"], min(max(turn, after) * 1e9, int(rows["time_ns"][-1]) / 2)))
+    settled = min(max(turn, 4 * scan_seconds(run.scenario)) * 1e9, int(rows["time_ns"][-1]) / 2)
+    start = int(np.searchsorted(rows["time_ns"], settled))
     bursts = start + np.flatnonzero(np.diff(rows["khugepaged_cpu_ns"][start:]) > 0) + 1
     a_turn = max(1, round(1000 * turn / max(1, run.scenario.khugepaged_scan_sleep_millisecs)))
     whole = (len(bursts) - 1) // a_turn * a_turn

@@ -7,18 +7,21 @@ dashes in its name; its docstring says what it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmlab.params import read_yaml
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
+from mmlab.variants import VARIANTS, Predicate, Variant, resolve
 
-__all__ = ["BASE", "DECIDED", "FIRST_SPLITS", "SCENES", "Scene", "described", "scan_seconds"]
+__all__ = ["BASE", "CODES", "DECIDED", "FIRST_SPLITS", "SCENES", "Scene", "described", "numbered", "scene_runs"]
 
 Scene = Callable[[Scenario], Scenario]
+AnyVariant = str | Variant | Predicate
 
 LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
 BASE: dict[str, Any] = LISTED["base"]
@@ -26,6 +29,8 @@ BASE: dict[str, Any] = LISTED["base"]
 full scan of 9 s stands for the minutes that it takes on a host."""
 DECIDED: dict[str, Any] = LISTED["decided"]
 """What every scene decides by itself; everything else is the base's."""
+CODES: dict[str, list[str]] = LISTED["codes"]
+"""The number of each variant in the discussion, and the short name of its column."""
 FIRST_SPLITS = ("migrate", "pageout", "cold", "free")
 """What splits a THP before the shrinker does: migration without a huge page; MADV_* of its last page."""
 SECONDS_BEFORE = 0.5
@@ -45,20 +50,13 @@ def described(name: str) -> str:
     return " ".join(str(SCENES[name].__doc__).split())
 
 
-def scan_seconds(s: Scenario) -> float:
-    """Return about how long ksmd takes for a full scan of all pages, s: its sleeps, and 1 µs a page."""
-    batches = -(-s.total_pages // max(1, s.pages_to_scan))
-    ticks = -(-s.sleep_millisecs * s.hz // 1000) + 1
-    return max(0.1, round(batches * ticks / s.hz + s.total_pages * 1e-6, 1))
-
-
 def calm(s: Scenario, lasts: float | str, **changes: Any) -> Scenario:
     """Return the base with nothing going on but `changes`.
 
     It lasts for a number of ksmd's full scans; until KSM alone has `settled`, which takes at most a full scan for each
     THP; or for `ten turns` of the slower one of ksmd and khugepaged.
     """
-    scan, blocks = scan_seconds(s), s.total_pages // s.pages_per_thp
+    scan, blocks = pingpong.scan_seconds(s), s.total_pages // s.pages_per_thp
     named = {"settled": (16 + blocks) * scan, "ten turns": max(600.0, 10 * pingpong.turn_seconds(s), 10 * scan)}
     seconds = named[lasts] if isinstance(lasts, str) else lasts * scan
     return s.replace(**{**DECIDED, "horizon_seconds": round(seconds, 1), **changes})
@@ -109,8 +107,8 @@ SCENES |= {"first": first, **{f"first-{cause}": partial(first, causes=[cause]) f
 @scene
 def late(s: Scenario) -> Scenario:
     """blocks migrate at migration_rate; KSM is enabled at ksm_start_seconds, or after the time of a full scan"""
-    start = s.ksm_start_seconds or scan_seconds(s)
-    horizon = round(start + 6 * scan_seconds(s), 1)
+    start = s.ksm_start_seconds or pingpong.scan_seconds(s)
+    horizon = round(start + 6 * pingpong.scan_seconds(s), 1)
     return calm(s, 6, ksm_start_seconds=start, horizon_seconds=horizon, migration_rate=s.migration_rate)
 
 
@@ -154,3 +152,16 @@ def numa(s: Scenario) -> Scenario:
     """two nodes, merge_across_nodes=0, two processes with equal pages"""
     groups = max(1, s.memory_mib * 4)  # 64 pages a content
     return calm(s, 12, nodes=2, merge_across_nodes=0, processes=2, duplicate_fraction=1.0, duplicate_groups=groups)
+
+
+def numbered(variant: str) -> str:
+    """Return a variant's number in the discussion and its name; the name alone of one that has no number."""
+    return " ".join([*CODES.get(variant, [])[:1], variant])
+
+
+def scene_runs(
+    name: str, base: Scenario, variants: Iterable[AnyVariant] = tuple(VARIANTS), **changes: Any
+) -> dict[str, Run]:
+    """Return the runs of a scene under several variants, by their names; `changes` are made to the base first."""
+    scenario = SCENES[name](base.replace(**changes))
+    return {v.name: simulate(scenario, variant=v) for v in map(resolve, variants)}

@@ -13,9 +13,10 @@ finding, figure and table; a report saves the data of the latter two beside its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -43,7 +44,7 @@ class Study:
     note : str
         Caption of the figure.
     alt : str
-        The figure's content for those who cannot see it; by default the finding.
+        The figure's content for those who cannot see it; by default its axes and the finding.
     errors : DataFrame or None
         Standard errors of some of the table's columns, in the same rows.
     digits : int or mapping
@@ -69,18 +70,22 @@ class Study:
         if self.finding:
             display.say(_lead_in_bold(self.finding))
         if (figure := self.plot()) is not None:
-            display.show(figure, self.alt or self.finding, self.note)
+            axes = (" over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))) for ax in figure.axes)
+            words = f"{'; '.join(filter(None, dict.fromkeys(axes)))}. {self.finding.replace('`', '')}"
+            display.show(figure, self.alt or words, self.note)
         if self.title:
-            display.table(self.table(), self.title, self.digits, self.errors)
+            table = self.table().reset_index(level=[*range(1, self.table().index.nlevels)])
+            errors = None if self.errors is None else self.errors.set_axis(table.index)
+            display.table(table, self.title, self.digits, errors)
 
 
 @dataclass(frozen=True, repr=False)
 class Answer(Study):
-    """A study made of its parts, see `Study`; `draw` draws the figure and returns its Axes."""
+    """A study made of its parts, see `Study`."""
 
     data: pd.DataFrame
     finding: str = ""
-    draw: Callable[[], Axes | Sequence[Axes]] | None = None
+    figure: Axes | Sequence[Axes] | None = None
     title: str = ""
     note: str = ""
     alt: str = ""
@@ -91,7 +96,11 @@ class Answer(Study):
         return self.data
 
     def plot(self) -> Figure | None:
-        return figure_of(self.draw()) if self.draw else None
+        return None if self.figure is None else figure_of(self.figure)
+
+    def found(self, finding: str, figure: Axes | Sequence[Axes] | None = None, **parts: Any) -> Answer:
+        """Return the study with a finding, and with other parts that follow from its numbers."""
+        return replace(self, finding=finding, figure=figure or self.figure, **parts)
 
 
 def expect(what: str, value: float, *, least: float | None = None, most: float | None = None, unit: str = "") -> str:
@@ -113,17 +122,22 @@ def describe(scenario: Scenario) -> Answer:
     return Answer(pd.DataFrame({"value": map(str, given.values())}, list(given)), f"Simulated: {words or 'defaults'}.")
 
 
-def summary(value: str, words: str, *studies: Study) -> None:
+def summary(value: str, words: str, *shown: object) -> None:
     """Display a notebook's headline, which the index of reports shows, too, and below it the findings of its studies.
 
     Parameters
     ----------
     value, words : str
         The number with its unit, and what was measured; see `mmlab.figures.notebook.headline`.
+    *shown
+        Studies, or the notebook's ``globals()``: all studies that its cells have shown so far.
     """
     display.headline(value, words)
-    findings = "\n".join(f"- {_lead_in_bold(study.finding)}" for study in studies if study.finding)
-    display.say(f'<div class="answer">\n\n{findings}\n\n</div>')
+    things = (list(each["Out"].values()) if isinstance(each, Mapping) else [each] for each in shown)
+    studies = (thing for thing in chain.from_iterable(things) if isinstance(thing, Study))
+    findings = dict.fromkeys(study.finding for study in studies if study.finding)
+    lines = "\n".join(f"- {_lead_in_bold(finding)}" for finding in findings)
+    display.say(f'<div class="answer">\n\n{lines}\n\n</div>')
 
 
 def _lead_in_bold(finding: str) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -31,131 +31,20 @@ import pandas as pd
 
 from mmlab.errors import UserError, unknown
 from mmlab.params import read_yaml
-from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run, simulate
 from mmlab.results.uncertainty import error_of, one_digit
 from mmlab.scenario import Scenario
-from mmlab.studies import pingpong
-from mmlab.studies.scenes import BASE, DECIDED, SCENES, described, scan_seconds
-from mmlab.variants import VARIANTS, Predicate, Variant, resolve
+from mmlab.studies.measures import value
+from mmlab.studies.pingpong import scan_seconds
+from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, AnyVariant, described
+from mmlab.variants import VARIANTS, resolve
 
-__all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "group_equal", "over_time", "scene_runs", "verdict", "weights"]
+__all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "verdict", "weights"]
 
-CODES = {
-    "legacy": ("V-1", "leg"),
-    "mainline": ("V0", "main"),
-    "rfc-underused-only": ("V1", "rfc"),
-    "rfc-underused-strict": ("V1s", "rfcs"),
-    "ksm-opt-out": ("V2", "opt"),
-    "v1-mergeable": ("V3", "merg"),
-    "v1-shrinker-gate": ("V4", "gate"),
-    "v1-series": ("V5", "ser"),
-    "skip-zeropage": ("V6", "skip"),
-}
-"""The number of each variant in the discussion, and the short name of its column."""
 LABEL, CELL, WIDTH = 22, 6, 76
 """Characters of a row's label, of a cell, and of a line of the legend."""
 NEAR, SAME = 0.02, 0.05
 """Part of a row's range that still counts as its best or worst; rows that differ by less than 5 % are all the same."""
-
-AnyVariant = str | Variant | Predicate
-
-
-def last(run: Run, *names: str, row: int = -1) -> float:
-    """Return the sum of some counters at a sample, by default the last."""
-    return float(sum(int(run.rows[name][row]) for name in names))
-
-
-def mib(run: Run, *names: str, row: int = -1) -> float:
-    """Return the sum of some counters of pages at a sample, by default the last, MiB."""
-    return last(run, *names, row=row) / PAGES_PER_MIB
-
-
-def at(run: Run, seconds: float, *names: str) -> float:
-    """Return the sum of some counters of pages at a simulated time, MiB."""
-    return mib(run, *names, row=int(np.searchsorted(run.rows["time_ns"], round(seconds * 1e9), side="right")) - 1)
-
-
-def wasted(run: Run) -> np.ndarray:
-    """Return int64[samples]: zero-filled pages that are allocated, which is every frame beyond the used pages.
-
-    Used pages in swap count among the latter. Exact while no two used pages are equal.
-    """
-    used = int((run.machine.page["key"] != 0).sum())
-    in_swap = np.minimum(run.rows["swap_entries"], used)
-    pages: np.ndarray = np.maximum(0, run.rows["frames"] + in_swap - used)
-    return pages
-
-
-def held(run: Run) -> float:
-    """Return how much zero-filled memory stays allocated for how long, MiB·s."""
-    seconds = np.diff(run.rows["time_ns"]) / 1e9
-    return float((wasted(run)[:-1] * seconds).sum()) / PAGES_PER_MIB
-
-
-def gone_after(run: Run, share: float = 0.99) -> float | None:
-    """Return when this share of the zero-filled memory has been given back, s; None if that never happens."""
-    waste = wasted(run)
-    done = np.flatnonzero(waste <= (1 - share) * waste[0])
-    return float(run.rows["time_ns"][done[0]]) / 1e9 if len(done) and waste[0] else None
-
-
-def zeroes_in_swap(run: Run) -> float:
-    """Return the zero-filled memory in swap slots, MiB: what is there beyond the used pages that had to go out."""
-    size, used = run.scenario.pages_per_thp, 0
-    for mm in run.machine.mm[1 : run.processes + 1]:
-        keys = run.machine.page["key"][int(mm["base"]) : int(mm["base"]) + int(mm["pages"])]
-        used += int((keys[: len(keys) // size * size].reshape(-1, size)[:, :-1] != 0).sum())
-    return max(0.0, mib(run, "swap_entries") - used / PAGES_PER_MIB)
-
-
-def remapped_before_ksm(run: Run) -> float:
-    """Return the memory that other splits than ksmd's have remapped when KSM is enabled, MiB."""
-    return at(run, run.scenario.ksm_start_seconds, "zeropages_by_other")
-
-
-def remapped_since_ksm(run: Run) -> float:
-    """Return the memory that other splits than ksmd's have remapped since KSM was enabled, MiB."""
-    return mib(run, "zeropages_by_other") - remapped_before_ksm(run)
-
-
-def freed(run: Run) -> float:
-    """Return the memory freed from the start to the end, MiB."""
-    return float(run.metrics.freed_mib)
-
-
-def freed_unseen(run: Run) -> float:
-    """Return the memory freed that no counter of KSM shows, MiB."""
-    return float(run.metrics.freed_unseen_pages) / PAGES_PER_MIB
-
-
-def cpu_per_mib(run: Run) -> float | None:
-    """Return ksmd's CPU time for each MiB freed, ms."""
-    return float(run.metrics.ksmd_cpu_ms) / freed(run) if freed(run) > 0 else None
-
-
-def thps_per_mib(run: Run) -> float | None:
-    """Return how many THPs were split for each MiB freed."""
-    return run.metrics.thps_split / freed(run) if freed(run) > 0 else None
-
-
-def collapses(run: Run) -> float:
-    """Return the ranges that khugepaged collapses per hour in whole turns after its first."""
-    return pingpong.measure(run).collapses_per_hour
-
-
-def swing(run: Run) -> float:
-    """Return most minus least memory allocated after the first quarter of the run, MiB."""
-    rows = run.rows
-    frames = rows["frames"][int(np.searchsorted(rows["time_ns"], rows["time_ns"][-1] // 4)) :]
-    return float(frames.max() - frames.min()) / PAGES_PER_MIB
-
-
-def hunting(run: Run) -> float:
-    """Return the largest divided by the smallest pages_to_scan in the second half of the run."""
-    rows = run.rows
-    pages = rows["pages_to_scan"][int(np.searchsorted(rows["time_ns"], rows["time_ns"][-1] // 2)) :]
-    return float(pages.max()) / max(1.0, float(pages.min()))
 
 
 @dataclass(frozen=True)
@@ -178,12 +67,7 @@ class Question:
 
     def answer(self, run: Run) -> float | None:
         """Return the number that the question asks for; None if the thing never happens in the run."""
-        if measure := globals().get(self.measure):
-            return measure(run)  # type: ignore[no-any-return]
-        counters = self.measure.split()
-        if set(counters) <= set(run.rows.dtype.names or ()):
-            return mib(run, *counters)
-        return float(getattr(run.metrics, self.measure))
+        return value(run, self.measure)
 
 
 QUESTIONS = {
@@ -356,14 +240,6 @@ def verdict(
     return Verdict(base, cells, errors)
 
 
-def scene_runs(
-    name: str, base: Scenario, variants: Iterable[AnyVariant] = tuple(VARIANTS), **changes: Any
-) -> dict[str, Run]:
-    """Return the runs of a scene under several variants, by their names; `changes` are made to the base first."""
-    scenario = SCENES[name](base.replace(**changes))
-    return {v.name: simulate(scenario, variant=v) for v in map(resolve, variants)}
-
-
 def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str, float]:
     """Return how much each question counts, from words such as ``"f=3, a1=0"``; what is not named counts 1.
 
@@ -385,36 +261,6 @@ def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str,
             raise UserError(parameter="weights", value=part, allowed=allowed, hint="Such as f=3, a1=0.")
         out |= {q.key: float(found[2]) for q in _asked([found[1]]) if q.key in out}
     return out
-
-
-def group_equal(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return {label: variants} of those whose values (numbers, tuples or arrays) are equal, in the order given.
-
-    >>> group_equal({"mainline": 1, "ksm-opt-out": 2, "skip-zeropage": 1})
-    {'V0 V6 mainline …': ['mainline', 'skip-zeropage'], 'V2 ksm-opt-out': ['ksm-opt-out']}
-    """
-    groups: dict[bytes, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(np.asarray(value).tobytes(), []).append(name)
-    return {
-        " ".join([*(CODES.get(n, (n,))[0] for n in names), names[0] + (" …" if len(names) > 1 else "")]): names
-        for names in groups.values()
-    }
-
-
-def over_time(runs: Mapping[str, Run], series: Callable[[Run], np.ndarray], what: str) -> pd.DataFrame:
-    """Return a series over simulated time, a line for each group of variants that are equal in it at 100 times.
-
-    Columns: simulated time (s), `what`, variants.
-    """
-    times = {name: run.rows["time_ns"] / 1e9 for name, run in runs.items()}
-    values = {name: series(run) for name, run in runs.items()}
-    grid = np.linspace(0, max(float(time[-1]) for time in times.values()), 101)[:-1]
-    seen = {name: values[name][np.searchsorted(times[name], grid, side="right") - 1] for name in runs}
-    return pd.concat(
-        pd.DataFrame({"simulated time (s)": times[names[0]], what: values[names[0]], "variants": label})
-        for label, names in group_equal(seen).items()
-    )
 
 
 def _asked(keys: Iterable[str]) -> list[Question]:

@@ -38,6 +38,7 @@ def test_a_release_between() -> None:
     assert versions.flags("6.8") == versions.flags("6.12") and versions.differing("6.1", "6.8") == [
         "smart_scan_exists",
         "advisor_exists",
+        "faults_take_sizes",
     ]
 
 
@@ -86,7 +87,7 @@ def test_one_row_is_switched() -> None:
     scenario = Scenario(kernel="6.12", kernel_changes={"wp_fault_allocates_thp": 1}, memory_mib=2, horizon_seconds=0.1)
     state = simulate(scenario).machine.state[0]
     on = [name for name in versions.DIFFERENCES if state[name]]
-    assert on == ["smart_scan_exists", "advisor_exists", "wp_fault_allocates_thp"]
+    assert on == ["smart_scan_exists", "advisor_exists", "wp_fault_allocates_thp", "faults_take_sizes"]
     with pytest.raises(UserError, match=r"Did you mean .*advisor_exists") as error:
         scenario.replace(kernel_changes={"advisor_exits": 1})
     assert error.value.parameter == "kernel_changes" and "collapse_needs_no_writable" in error.value.allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import nan
 
 import pytest
@@ -69,3 +70,35 @@ def test_a_budget_that_is_kept_is_not_kept_better() -> None:
     assert 0 < table.loc["most_freed_per_budget", "A"] <= 1
     assert table.loc["most_freed_per_budget", "B"] == 0
     assert table.loc["most_freed_per_budget", "better"] == "equal"
+
+
+def test_studies_of_two_runs() -> None:
+    one, other = SMALL.replace(use_zero_pages=1), SMALL.replace(use_zero_pages=1, variant="ksm-opt-out")
+    runs = {"① a, mainline": simulate(one), "② b, ksm-opt-out": simulate(other)}
+    a, b = (run.metrics for run in runs.values())
+    changed = differences.changed(runs)
+    assert changed.finding == "They differ in `variant`."
+    assert changed.title == f"1 of {len(Scenario.model_fields)} parameters differ"
+    assert "not judged" in differences.changed({"x": runs["① a, mainline"], "y": simulate(one.replace(seed=1))}).finding
+    memory, freed = differences.memory(runs), f"{a.freed_mib:,.4g} ①, {b.freed_mib:,.4g} ②"
+    assert memory.finding == f"In the end: given back (MiB): {freed}; THPs left: 0 ①, 0 ②."
+    assert memory.plot() is not None
+    assert differences.batches(runs).finding.startswith("Does not hold: a batch frees at most `pages_to_scan` pages (")
+    assert differences.batches({"b": runs["② b, ksm-opt-out"]}).finding.startswith("Holds: ")
+    assert differences.counters(runs).finding.startswith("Does not hold: KSM counts what is freed (")
+    assert differences.counters({"b": runs["② b, ksm-opt-out"]}).finding.startswith("Holds: ")
+
+
+def test_metrics_as_two_tables() -> None:
+    one, other = SMALL.replace(use_zero_pages=1), SMALL.replace(use_zero_pages=1, variant="ksm-opt-out")
+    runs = {"A": simulate(one), "B": simulate(other)}
+    counts, amounts = (differences.judged(runs, whole=whole) for whole in (True, False))
+    assert sorted([*counts.table().index, *amounts.table().index]) == sorted(differences.metrics(runs).index)
+    assert "full_scans" in counts.table().index
+    better = {label: re.search(rf"{label} in ([^.;]*)", amounts.finding)[1] for label in runs}  # type: ignore[index]
+    wins = amounts.table()["better"]
+    assert {label: names.split(", ") for label, names in better.items()} == {n: [*wins.index[wins == n]] for n in runs}
+    assert "most_freed_per_budget" in better["B"]
+    errors = amounts.errors.loc["ksmd_cpu_ms"]  # type: ignore[union-attr]
+    assert errors["A"] == runs["A"].uncertainty["ksmd_cpu_ms"]
+    assert errors["difference"] == pytest.approx((errors["A"] ** 2 + errors["B"] ** 2) ** 0.5)

@@ -36,8 +36,6 @@ def test_rates(mapped: Run) -> None:
     assert 4 < loop.mean_mib < 4 + loop.swing_mib
     assert 0 < loop.thps < 2
     assert loop.khugepaged_cpu > 0
-    later = measure(mapped, after=30.0)
-    assert later.collapses_per_hour == pytest.approx(3600, rel=0.01)
 
 
 def test_without_khugepaged() -> None:

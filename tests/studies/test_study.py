@@ -38,7 +38,7 @@ def test_shows_finding_figure_and_table(shown: list, tmp_path: Path) -> None:
     study = Answer(
         RATES,
         "Slower: mainline, 25 times",
-        lambda: plots.bars(RATES, "rate (MiB/s)"),
+        plots.bars(RATES, "rate (MiB/s)"),
         title="Rates",
         note="Means",
         errors=ERRORS,
@@ -47,7 +47,10 @@ def test_shows_finding_figure_and_table(shown: list, tmp_path: Path) -> None:
     study._ipython_display_()
     (finding, _), (figure, about), (table, where) = shown
     assert finding["text/markdown"] == "**Slower:** mainline, 25 times"
-    assert (figure["text/plain"], about["image/png"]["caption"]) == ("Slower: mainline, 25 times", "Means")
+    assert (figure["text/plain"], about["image/png"]["caption"]) == (
+        "rate (MiB/s). Slower: mainline, 25 times",
+        "Means",
+    )
     assert "5.00\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.50" in table["text/html"]
     (drawn,), saved = about["image/png"]["tables"], where["text/html"]["tables"]
     assert drawn.startswith("01-")
@@ -88,7 +91,8 @@ def test_describes_what_was_given() -> None:
 
 
 def test_summary(shown: list) -> None:
-    summary("27 batches", "free 920 MiB", Answer(RATES, "One: 1"), Answer(RATES), Answer(RATES, "Two"))
+    one, again = Answer(RATES, "One: 1"), Answer(RATES, "One: 1")
+    summary("27 batches", "free 920 MiB", one, {"Out": {1: Answer(RATES), 2: 5, 4: Answer(RATES, "Two"), 5: again}})
     (headline, about), (lines, _) = shown
     assert about == {"text/html": {"headline": {"value": "27 batches", "words": "free 920 MiB"}}}
     assert headline["text/plain"] == "27 batches free 920 MiB"

@@ -1,0 +1,239 @@
+"""Measures: numbers that are read from a run, by their names.
+
+A measure is a function of this module, a field of `mmlab.studies.pingpong.Loop` (``loop.swing_mib``), counters of pages
+whose sum at the end is meant, in MiB, a counter as it is (``#thp_split_page``), or a metric of `mmlab.results.metrics`.
+
+>>> from mmlab import Scenario, simulate
+>>> run = simulate(Scenario(memory_mib=4, zero_fraction=0.5, use_zero_pages=1, horizon_full_scans=2))
+>>> [value(run, what) for what in ("freed_mib", "freed_unseen", "zeropages_by_ksm", "#thp_split_page")]
+[2.0, 2.0, 2.0, 2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from mmlab.results.metrics import METRICS, PAGES_PER_MIB, UNSURE
+from mmlab.results.run import Run
+from mmlab.results.uncertainty import error_of
+from mmlab.studies import pingpong
+
+__all__ = ["Measure", "standard_error", "value", "wasted"]
+
+Measure = Callable[[Run], float | None]
+BY_SPLITS = ("zeropages_by_ksm", "zeropages_by_shrinker", "zeropages_by_other")
+
+
+def value(run: Run, what: str | Measure) -> float | None:
+    """Return a measure of a run; None if the thing never happens in it."""
+    if callable(what):
+        return what(run)
+    if what in globals():
+        return globals()[what](run)  # type: ignore[no-any-return]
+    if what.startswith("loop."):
+        return float(getattr(pingpong.measure(run), what.removeprefix("loop.")))
+    names = what.removeprefix("#").split()
+    if set(names) <= set(run.rows.dtype.names or ()) and (what not in METRICS or METRICS[what].unit == "pages"):
+        return last(run, *names) if what.startswith("#") else mib(run, *names)
+    return getattr(run.metrics, what)  # type: ignore[no-any-return]
+
+
+def standard_error(run: Run, what: str | Measure) -> float:
+    """Return the standard error of a measure that comes from the costs of ksmd's steps."""
+    return run.uncertainty.get(str(what), 0.0) if what in UNSURE else error_of(run, partial(value, what=what))
+
+
+def last(run: Run, *names: str, row: int = -1) -> int:
+    """Return the sum of some counters at a sample, by default the last."""
+    return sum(int(run.rows[name][row]) for name in names)
+
+
+def mib(run: Run, *names: str, row: int = -1) -> float:
+    """Return the sum of some counters of pages at a sample, by default the last, MiB."""
+    return last(run, *names, row=row) / PAGES_PER_MIB
+
+
+def at(run: Run, seconds: float, *names: str) -> float:
+    """Return the sum of some counters of pages at a simulated time, MiB."""
+    return mib(run, *names, row=int(np.searchsorted(run.rows["time_ns"], round(seconds * 1e9), side="right")) - 1)
+
+
+def since(run: Run, share: float) -> np.ndarray:
+    """Return the samples after this share of the run's time."""
+    rows: np.ndarray = run.rows[int(np.searchsorted(run.rows["time_ns"], share * run.rows["time_ns"][-1])) :]
+    return rows
+
+
+def wasted(run: Run) -> np.ndarray:
+    """Return float64[samples]: zero-filled memory that is allocated, MiB: every frame beyond the used pages.
+
+    Used pages in swap count among the latter. Exact while no two used pages are equal.
+    """
+    used = int((run.machine.page["key"] != 0).sum())
+    in_swap = np.minimum(run.rows["swap_entries"], used)
+    memory: np.ndarray = np.maximum(0, run.rows["frames"] + in_swap - used) / PAGES_PER_MIB
+    return memory
+
+
+def held(run: Run) -> float:
+    """Return how much zero-filled memory stays allocated for how long, MiB·s."""
+    return float((wasted(run)[:-1] * np.diff(run.rows["time_ns"])).sum()) / 1e9
+
+
+def kept(run: Run) -> float:
+    """Return the zero-filled memory that is allocated at the end, MiB."""
+    return float(wasted(run)[-1])
+
+
+def gone_after(run: Run, share: float = 0.99) -> float | None:
+    """Return when this share of the zero-filled memory has been given back, s; None if that never happens."""
+    waste = wasted(run)
+    done = np.flatnonzero(waste <= (1 - share) * waste[0])
+    return float(run.rows["time_ns"][done[0]]) / 1e9 if len(done) and waste[0] else None
+
+
+def gone_since_ksm(run: Run) -> float | None:
+    """Return when 99 % of the zero-filled memory has been given back, s after KSM was enabled."""
+    gone = gone_after(run)
+    return None if gone is None else gone - run.scenario.ksm_start_seconds
+
+
+def page_by_page(run: Run) -> float:
+    """Return the zero-filled memory that ksmd gave back page by page, not by a split, MiB."""
+    return max(0.0, float(wasted(run)[0]) - kept(run) - mib(run, *BY_SPLITS))
+
+
+def zeroes_in_swap(run: Run) -> float:
+    """Return the zero-filled memory in swap slots, MiB: what is there beyond the used pages that had to go out."""
+    size, used = run.scenario.pages_per_thp, 0
+    for mm in run.machine.mm[1 : run.processes + 1]:
+        keys = run.machine.page["key"][int(mm["base"]) : int(mm["base"]) + int(mm["pages"])]
+        used += int((keys[: len(keys) // size * size].reshape(-1, size)[:, :-1] != 0).sum())
+    return max(0.0, mib(run, "swap_entries") - used / PAGES_PER_MIB)
+
+
+def remapped_before_ksm(run: Run) -> float:
+    """Return the memory that other splits than ksmd's have remapped when KSM is enabled, MiB."""
+    return at(run, run.scenario.ksm_start_seconds, "zeropages_by_other")
+
+
+def remapped_since_ksm(run: Run) -> float:
+    """Return the memory that other splits than ksmd's have remapped since KSM was enabled, MiB."""
+    return mib(run, "zeropages_by_other") - remapped_before_ksm(run)
+
+
+def split_by_others(run: Run) -> int:
+    """Return the THPs that migration has split, or an event at the start."""
+    return last(run, "thp_migration_split") + round(at(run, 0.5, "thp_split_page") * PAGES_PER_MIB)
+
+
+def split_by_ksmd(run: Run) -> int:
+    """Return the THPs that ksmd has split: those that neither the shrinker nor others have."""
+    return last(run, "thp_split_page") - last(run, "thp_underused_split_page") - split_by_others(run)
+
+
+def freed_unseen(run: Run) -> float:
+    """Return the memory freed that no counter of KSM shows, MiB."""
+    return float(run.metrics.freed_unseen_pages) / PAGES_PER_MIB
+
+
+def cpu_per_mib(run: Run) -> float | None:
+    """Return ksmd's CPU time for each MiB freed, ms."""
+    return float(run.metrics.ksmd_cpu_ms) / run.metrics.freed_mib if run.metrics.freed_mib > 0 else None
+
+
+def thps_per_mib(run: Run) -> float | None:
+    """Return how many THPs were split for each MiB freed."""
+    return run.metrics.thps_split / float(run.metrics.freed_mib) if run.metrics.freed_mib > 0 else None
+
+
+def swing(run: Run) -> float:
+    """Return most minus least memory allocated after the first quarter of the run, MiB."""
+    return float(np.ptp(since(run, 0.25)["frames"])) / PAGES_PER_MIB
+
+
+def least_pace(run: Run) -> int:
+    """Return the smallest pages_to_scan in the second half of the run."""
+    return int(since(run, 0.5)["pages_to_scan"].min())
+
+
+def most_pace(run: Run) -> int:
+    """Return the largest pages_to_scan in the second half of the run."""
+    return int(since(run, 0.5)["pages_to_scan"].max())
+
+
+def hunting(run: Run) -> float:
+    """Return the largest divided by the smallest pages_to_scan in the second half of the run."""
+    return most_pace(run) / max(1, least_pace(run))
+
+
+def changes_of_pace(run: Run) -> float:
+    """Return how often pages_to_scan changes in the second half of the run, 1/s."""
+    rows = since(run, 0.5)
+    return 1e9 * np.count_nonzero(np.diff(rows["pages_to_scan"])) / max(1, int(np.ptp(rows["time_ns"])))
+
+
+def busy(run: Run) -> float:
+    """Return ksmd's CPU time in the second half of the run, % of one CPU."""
+    rows = since(run, 0.5)
+    return 100 * float(np.ptp(rows["ksmd_cpu_ns"])) / max(1, int(np.ptp(rows["time_ns"])))
+
+
+def cpu_per_page(run: Run) -> float | None:
+    """Return ksmd's CPU time for each page freed, µs."""
+    spent = cpu_per_mib(run)
+    return None if spent is None else 1000 * spent / PAGES_PER_MIB
+
+
+def slots_unwritten(run: Run) -> float:
+    """Return the memory in swap slots for which nothing was written, MiB: zero-filled pages."""
+    return max(0.0, mib(run, "swap_entries") - mib(run, "pswpout"))
+
+
+def released(run: Run) -> tuple[np.void, np.void]:
+    """Return the samples at the end of the first full scan, and when 99 % is freed of what is freed later."""
+    rows = run.rows[np.searchsorted(run.rows["full_scans"], min(1, run.rows["full_scans"][-1])) :]
+    freed = rows["frames"][0] - rows["frames"]
+    return rows[0], rows[int(np.argmax(freed >= 0.99 * freed.max()))]
+
+
+def first_scan(run: Run) -> float | None:
+    """Return when the first full scan ends, s; None if it does not."""
+    return float(released(run)[0]["time_ns"]) / 1e9 if run.metrics.full_scans else None
+
+
+def later_mib(run: Run) -> float:
+    """Return the most memory that is freed after the first full scan, MiB."""
+    start = released(run)[0]
+    return float(start["frames"] - run.rows["frames"][run.rows["time_ns"] >= start["time_ns"]].min()) / PAGES_PER_MIB
+
+
+def later_batches(run: Run) -> int:
+    """Return in how many batches 99 % of that is freed."""
+    start, done = released(run)
+    return int(done["batch"] - start["batch"])
+
+
+def later_seconds(run: Run) -> float:
+    """Return in which time 99 % of that is freed, s."""
+    start, done = released(run)
+    return float(done["time_ns"] - start["time_ns"]) / 1e9
+
+
+def scan_mean(run: Run) -> float:
+    """Return the mean time of a full scan after the first, s."""
+    later = float(run.rows["time_ns"][-1] - released(run)[0]["time_ns"]) / 1e9
+    return later / max(1, int(run.metrics.full_scans) - 1)
+
+
+def cpu_per_visit(run: Run) -> float:
+    """Return ksmd's mean CPU time for a visit, µs."""
+    return 1e3 * float(run.metrics.ksmd_cpu_ms) / max(1, int(run.rows["pages_scanned"][-1]))
+
+
+def thps_per_scan(run: Run) -> float:
+    """Return how many THPs were split in a full scan after the first, on the average."""
+    return float(run.metrics.thps_split) / max(1, int(run.metrics.full_scans) - 1)
