@@ -33,11 +33,12 @@ test: $(TOOLS) ## lint, types, all tests, notebooks
 	@echo "Tests (on $(JOBS) processes)"
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
-nightly: $(TOOLS) ## 2,000 random scenarios; the race to compile 20 times; sweeps killed ten times; all reports made twice
+nightly: $(TOOLS) ## 2,000 random scenarios; the race to compile 20 times; sweeps killed ten times; all reports made twice; the lowest versions
 	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
 	MMLAB_RACES=20 $(BIN)/python -m pytest -q tests/kernel/test_jit.py -k threads
 	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/studies/test_sweep.py -k 'kill or dies'
 	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/report/test_reports_same.py
+	MMLAB_LOWEST=1 $(BIN)/python -m pytest -q tests/test_lowest.py
 
 lint: $(TOOLS) ## ruff (rules and layout) and mypy
 	@echo "Lint and types"
