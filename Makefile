@@ -55,7 +55,7 @@ lines: $(TOOLS) ## lines of code, room by room, against their budgets
 lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
 	@$(BIN)/mmlab lab
 
-bench: $(TOOLS) ## speed and trust: a table a part, and all goals as one (a quarter of an hour)
+bench: $(TOOLS) ## speed and trust, into reports/benchmarks.md (half an hour)
 	@$(BIN)/python tests/bench.py
 
 screenshots: $(TOOLS) ## the README's pictures (needs Chromium)

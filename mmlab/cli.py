@@ -321,7 +321,10 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 
     Rows in DIR are not computed again: the same command resumes a sweep that was stopped or killed, and a grid that
     has grown runs only its new scenarios. Another version of the model runs all of them anew. A scenario that fails is
-    a row with its error; remove DIR/*-error.parquet to try these again. Dask workers need the same mmlab, but not DIR.
+    a row with its error; remove DIR/*-error.parquet to try these again.
+
+    For a cluster, install mmlab[cluster] and the same mmlab everywhere, start `dask scheduler`, and on each machine
+    `dask worker tcp://HOST:8786 --nworkers -1 --nthreads 1`. Workers need no access to DIR.
 
     \b
     Examples:
@@ -385,7 +388,8 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
       ...                   and each metric that `mmlab simulate` prints, in its unit
 
     The output is the setting, the price of each limit, the Pareto front of the settings tried, and commands for sysfs
-    or ksmtuned.conf. Where the goals cannot be met together, it names the nearest that can be.
+    or ksmtuned.conf. Where the goals cannot be met together, it names the nearest that can be. For a large host, tune a
+    small one with the same shares, and multiply pages_to_scan and ksmd_cpu by the ratio of their memory.
 
     \b
     Examples:
@@ -434,7 +438,7 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
     \b
       hosts: 100000
       samples: 8                                     hosts of each kind that are simulated, and represent the others
-      simulate_mib: 64                               … in this much memory, ksmd slower to match (README, "A fleet")
+      simulate_mib: 64                               … in this much memory, each page standing for several
       variants: [mainline, ksm-opt-out]              the others are compared with the first
       mix:
         - {params: bimodal, weight: 0.6, memory_gib: 512, pages_to_scan: 4000}    a file of params/, and changes to it
@@ -444,6 +448,10 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
           pages_to_scan: [1000, 2000, 4000]          or one of these
 
     Prints fleet totals with sampling error, per-host quantiles, and paired differences between variants.
+
+    With simulate_mib, each simulated page represents `factor` real ones: a step costs `factor` times as much, and ksmd,
+    khugepaged, migration and pressure are slowed down by that factor, so that a full scan takes as long as on the host.
+    This assumes that all of a host's memory is of the same kind.
 
     \b
     Examples:

@@ -1,20 +1,25 @@
 """Speed and trust: a table a part, and in the end all goals as one. Every timed run is also checked to be exact.
 
-    python tests/bench.py                what `make bench` runs: all parts, a quarter of an hour
-    python tests/bench.py PART…          some of model, explore, scale, calibrate, sweep, kills, tune, fleet
+    python tests/bench.py                what `make bench` runs: all parts, half an hour
+    python tests/bench.py PART…          some of recordings, model, start, explore, calibrate, scale, sweep, kills,
+                                         tune, fleet
     python tests/bench.py --reference    compute the expected counters anew with the reference model (20 minutes)
     python tests/bench.py --against REV  this model and that of a git revision in alternating pairs (4 minutes)
 
 A run is exact when the counters of every batch have the digest that the reference model gave them (`bench.json`, with
-the number of batches, which are compared however many of them the costs of steps let fit into the time). Exit
-status 1 when a goal is missed.
+the number of batches, which are compared however many of them the costs of steps let fit into the time). Each part
+becomes a section of reports/benchmarks.md, in place of its earlier one, with machine, date and commit. Exit status 1
+when a goal is missed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +27,7 @@ import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,9 +42,13 @@ import bench_tune
 from bench_goals import Goal, told
 from mmlab import VARIANTS, Run, Scenario, simulate
 from mmlab.kernel.jit import announced, warm_up
-from mmlab.workers import keep_freed_memory
+from mmlab.limits import cpus
+from mmlab.results.trace import compare_file
+from mmlab.workers import each, keep_freed_memory
 
+ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = Path(__file__).with_suffix(".json")
+WRITTEN = ROOT / "reports" / "benchmarks.md"
 ROUNDS = 5
 COUNTERS = """
     pages_scanned full_scans pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
@@ -88,10 +98,11 @@ def in_fresh_process(code: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def import_seconds() -> float:
-    """Seconds that `import mmlab` takes in a new Python."""
-    code = "import time; t = time.perf_counter(); import mmlab; print(time.perf_counter() - t)"
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+def printed_seconds(code: str, tree: Path) -> float:
+    """Seconds that a new Python with a tree's mmlab prints."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    command = [sys.executable, "-c", code]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 FIRST_RESULT = """
@@ -126,18 +137,65 @@ def model() -> list[Goal]:
         Goal(f"1 GiB regression, 120 s, the slowest of {len(others)}, s", max(seconds for _, seconds in others), limit),
         Goal("… runs that differ from the reference model's", inexact, 0),
     ]
-    for name, measure, limit in (
-        ("import mmlab, fresh process", import_seconds, 0.3),
-        ("first result (1 GiB), fresh process, warm cache", lambda: in_fresh_process(FIRST_RESULT), 2.0),
-    ):
-        median = statistics.median(measure() for _ in range(ROUNDS))
-        goals.append(Goal(f"{name}, s", median, limit))
-        print(f"{name:64}{median:8.3f}{limit:8.1f}")
     with tempfile.TemporaryDirectory() as empty:
         cold = in_fresh_process(EVERYTHING, NUMBA_CACHE_DIR=empty)
     name = "first result and everything compiled, empty cache"
     print(f"{name:64}{cold:8.3f}{30:8.1f}")
     return [*goals, Goal(f"{name}, s", cold, 30)]
+
+
+TIMED = "import time; t = time.perf_counter()\n{}\nprint(time.perf_counter() - t)"
+STARTS = {
+    "import mmlab, s": ("import mmlab", 0.3),
+    "first result (1 GiB), s": (FIRST_RESULT, 1.5),
+    "the explorer's first picture, s": ("import mmlab; mmlab.explore().update()", 6.0),
+}
+"""Code of a fresh process with a warm cache, and its limit."""
+REPORTS = {"all reports, CPU s": 150.0, "… the first one is there after, s": 25.0, "… all of them after, s": 240.0}
+
+
+def starts(tree: Path) -> dict[str, float]:
+    """Seconds from the start of a process to the first result, picture and report, with a tree's mmlab."""
+    found = {
+        name: statistics.median(printed_seconds(TIMED.format(code), tree) for _ in range(ROUNDS))
+        for name, (code, _) in STARTS.items()
+    }
+    main = "from mmlab.cli import main; main()"
+    with tempfile.TemporaryDirectory() as folder:
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-c", main, "report", "--all", "-o", "reports"],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            stdout=subprocess.PIPE,
+        ) as made:
+            assert made.stdout
+            made.stdout.readline()
+            first = time.perf_counter() - began
+            made.stdout.read()
+        assert made.returncode == 0
+        after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return found | dict(zip(REPORTS, (cpu, first, took), strict=True))
+
+
+def start() -> list[Goal]:
+    """Print the times to the first results of fresh processes, caches warm."""
+    limits = {name: limit for name, (_, limit) in STARTS.items()} | REPORTS
+    return [Goal(name, value, limits[name]) for name, value in starts(ROOT).items()]
+
+
+def recordings() -> list[Goal]:
+    """Predict all recordings: those that ship, and those of the folders that MMLAB_TRACES names."""
+    others = os.environ.get("MMLAB_TRACES", "").split(os.pathsep)
+    folders = [ROOT / "mmlab" / "recordings", *map(Path, filter(None, others))]
+    files = list({file.name: file for folder in folders for file in sorted(folder.glob("*.json.gz"))}.values())
+    found = list(each(compare_file, files, cpus()))
+    for what in ("samples", "maps", "frames"):
+        exact, total = (sum(getattr(one, name) for one in found) for name in (f"{what}_exact", what))
+        print(f"{what}: {exact:,} of {total:,} exact")
+    inexact = sum(not one.exact for one in found)
+    return [Goal(f"of {len(found):,} recordings of real kernels, not predicted exactly", inexact, 0)]
 
 
 def kills() -> list[Goal]:
@@ -151,7 +209,9 @@ def kills() -> list[Goal]:
 
 KILLS = 10
 PARTS: dict[str, Callable[[], list[Goal]]] = {
+    "recordings": recordings,
     "model": model,
+    "start": start,
     "explore": bench_explore.main,
     "calibrate": bench_calibrate.main,
     "scale": bench_scale.main,
@@ -163,19 +223,63 @@ PARTS: dict[str, Callable[[], list[Goal]]] = {
 
 
 def main(names: Sequence[str]) -> int:
-    """Print the parts' tables, and what they have to show as one; 0 if no limit is missed."""
+    """Print the parts' tables, write them to the report, and print all goals as one; 0 if no limit is missed."""
     if odd := [name for name in names if name not in PARTS]:
         print(f"{odd[0]}: there is no such part: choose some of {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    print(about())
     keep_freed_memory()
     with announced(print):
         warm_up()
     goals: list[Goal] = []
     for name in names or PARTS:
         print(f"\n-- {name}", flush=True)
-        goals += PARTS[name]()
+        with redirect_stdout(Tee()) as said:
+            part = PARTS[name]()
+        goals += part
+        with redirect_stdout(io.StringIO()) as table:
+            told(part)
+        write(name, f"{about()}\n\n{as_markdown(said.getvalue())}{table.getvalue()}")
     return told(goals)
+
+
+class Tee(io.StringIO):
+    """Keeps what is printed, and prints it."""
+
+    def write(self, text: str) -> int:
+        sys.__stdout__.write(text)  # type: ignore[union-attr]
+        return super().write(text)
+
+
+def about() -> str:
+    """Where and when something was measured: processor, CPUs, Python, date and commit."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    machine = f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}"
+    return f"{machine}, {time.strftime('%Y-%m-%d')}, commit {commit}"
+
+
+def as_markdown(text: str) -> str:
+    """Return what a part prints as Markdown: tables of columns in blocks of code, all else as it is."""
+    blocks = [block.strip("\n") for block in text.split("\n\n") if block.strip()]
+    columns = [not block.lstrip().startswith("|") and "   " in block for block in blocks]
+    return "".join(f"```\n{b}\n```\n" if is_code else f"{b}\n\n" for b, is_code in zip(blocks, columns, strict=True))
+
+
+def write(part: str, text: str) -> None:
+    """Put a part's section into the report, in place of its earlier one; parts stand in the order of `PARTS`."""
+    there = WRITTEN.read_text(encoding="utf-8") if WRITTEN.exists() else ""
+    sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=^## |\Z)", there, re.DOTALL | re.MULTILINE)) | {part: text}
+    body = [f"## {name}\n\n{sections[name].strip()}\n" for name in PARTS if name in sections]
+    WRITTEN.write_text("\n".join([HEAD, *body]), encoding="utf-8")
+
+
+HEAD = """# Benchmarks
+
+Written by `make bench`: a section for each part of `tests/bench.py`, with the machine, date and commit of its last run.
+A timed run counts only if its counters, after every batch, are those of the reference model. `python tests/bench.py
+--against REV` times two commits in turns.
+"""
 
 
 ONE_ROUND = """
@@ -193,7 +297,6 @@ PAIRS, SLOWDOWN = 9, 1.1
 
 def against(revision: str) -> int:
     """Time this model and an older one in turn, each round in a process of its own; 1 if this one is too slow."""
-    root = Path(__file__).resolve().parents[1]
     named = list(scenarios())
     asked = json.dumps([scenario.model_dump(exclude_unset=True) for _, scenario, _ in named])
 
@@ -204,14 +307,15 @@ def against(revision: str) -> int:
 
     with tempfile.TemporaryDirectory() as directory:
         old = Path(directory) / "old"
-        subprocess.run(["git", "-C", str(root), "worktree", "add", "--detach", str(old), revision], check=True)
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(old), revision], check=True)
         try:
-            for tree in (old, root):
+            for tree in (old, ROOT):
                 one_round(tree)  # compiles
-            pairs = [(one_round(old), one_round(root)) for _ in range(PAIRS)]
+            pairs = [(one_round(old), one_round(ROOT)) for _ in range(PAIRS)]
+            first = [starts(tree) for tree in (old, ROOT)]
         finally:
-            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(old)], check=True)
-    print(f"{processor()}, {time.strftime('%Y-%m-%d')}: median of {PAIRS} pairs, {revision} and this tree")
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], check=True)
+    print(f"{about()}: median of {PAIRS} pairs, {revision} and this tree")
     print(f"{'':64}{'old s':>8}{'new s':>8}{'ratio':>8}")
     ratios = []
     for i, (name, _, _) in enumerate(named):
@@ -220,6 +324,8 @@ def against(revision: str) -> int:
         print(f"{name:64}{before:8.3f}{after:8.3f}{ratios[-1]:8.2f}")
     total = statistics.median(sum(pair[1]) / sum(pair[0]) for pair in pairs)
     print(f"{'all together':80}{total:8.2f}")
+    for name, seconds in first[0].items():
+        print(f"{name:64}{seconds:8.3f}{first[1][name]:8.3f}{first[1][name] / seconds:8.2f}")
     return int(total > SLOWDOWN)
 
 

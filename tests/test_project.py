@@ -1,15 +1,17 @@
-"""What stands around the library: params/README.md, CITATION.cff, CHANGELOG.md, and what a CI machine runs."""
+"""What stands around the library: the READMEs, CITATION.cff, CHANGELOG.md, and what a CI machine runs."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,9 +19,58 @@ from packaging.specifiers import SpecifierSet
 
 import mmlab
 from conftest import ROOT
+from mmlab.cli import cli
+from mmlab.params import find_params
+from mmlab.scenario import flat_fields
 
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+# -- README ---------------------------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 160
+    headings = {
+        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists(), target
+
+
+def test_the_readme_has_every_notebook() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+\?) \|$", README, re.MULTILINE))
+    assert set(rows) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert len(set(rows.values())) == len(rows)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    (m[a-z]+ .+)$", README, re.MULTILINE))
+def test_the_readmes_commands_exist(line: str) -> None:
+    """Their subcommands, targets, options, files, parameters and goals."""
+    program, name, *words = shlex.split(line, comments=True)
+    if program == "make":
+        assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        return
+    command = cli.commands[name]
+    known = {option for parameter in command.params for option in parameter.opts}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        assert not word.startswith("-") or word in known, word
+        assert "/" not in word or (ROOT / word).exists(), word
+        if word in ("--set", "-p"):
+            assert value.partition("=")[0] in flat_fields(), value
+        if word == "-f":
+            find_params(value)
+
+
+def test_the_readmes_python_runs() -> None:
+    (code,) = re.findall(r"^```python\n(.+?)^```$", README, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["run"].samples) > 100
+    assert names["run"].metrics.freed_rate > 0
+
 
 # -- params ---------------------------------------------------------------------------------------------------------
 

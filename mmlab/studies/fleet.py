@@ -190,8 +190,8 @@ def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, f
     each content keeps its number of duplicates. A full scan then takes as long as it does on the host.
 
     This assumes that memory is alike throughout. Trees are less deep than the host's. A level is taken to cost more by
-    the ratio of log2(pages), so ksmd's CPU time is about right (README, "A fleet"). The effects of single batches are
-    not those of the host.
+    the ratio of log2(pages), so ksmd's CPU time is about right (`mmlab fleet --help`). The effects of single batches
+    are not those of the host.
 
     Raises
     ------
