@@ -60,6 +60,7 @@ UInt = Annotated[int, Field(ge=0, le=UINT_MAX)]
 Entries = Annotated[int, Field(ge=0, le=511)]
 Key = Annotated[int, Field(ge=0, le=MAX_KEY)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Skew = Annotated[float, Field(ge=0, le=10)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Period = Annotated[float, Field(ge=0.05, le=1e9)]
 Rate = Annotated[float, Field(ge=0, le=1e6)]
@@ -68,6 +69,7 @@ Kernel = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(v
 Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
 Enabled = Literal["always", "inherit", "madvise", "never"]
 KeyOrder = Literal["ascending", "random"]
+DuplicateLayout = Literal["spread", "clustered", "blocks"]
 Range = tuple[Index, Count]
 
 
@@ -411,6 +413,8 @@ class Workload(_Strict):
     zero_fraction: Share | None = None
     duplicate_fraction: Share | None = None
     duplicate_groups: Count | None = None
+    duplicate_layout: DuplicateLayout | None = None
+    duplicate_skew: Skew | None = None
     layout: Layout | None = None
     key_order: KeyOrder | None = None
     stray_zero_pages: Index | None = None
@@ -461,6 +465,20 @@ class ProcessSpec(Workload):
         for first, count, step in self.contents:
             if not 0 <= first + (count - 1) * step <= MAX_KEY:
                 raise _refusal("contents", [first, count, step], "its keys leave 0 … 2^64 - 1")
+
+
+def _repeated(entries: Any) -> Any:
+    """Return a list of processes in which an entry with a count stands there as often."""
+    if not isinstance(entries, list | tuple):
+        return entries
+    out: list[Any] = []
+    for i, entry in enumerate(entries):
+        count = entry.get("count", 1) if isinstance(entry, Mapping) else 1
+        if not (isinstance(count, int) and 1 <= count <= 10_000):
+            raise ValueError(_refusal("count", count, allowed="1 … 10000"), i)
+        own = {name: value for name, value in entry.items() if name != "count"} if count > 1 else entry
+        out += [own] * count
+    return out
 
 
 # --- the scenario ---------------------------------------------------------------------------------------------------
@@ -580,9 +598,18 @@ class Scenario(_Strict):
     zero_fraction: Share = _workload(0.0, step=0.01)
     """share of the pages that are filled with zeroes"""
     duplicate_fraction: Share = _workload(0.0, step=0.01)
-    """share of the non-zero pages that have duplicates, spread evenly and dealt round robin into duplicate_groups"""
+    """share of the non-zero pages that have duplicates; they are dealt into duplicate_groups"""
     duplicate_groups: int = _workload(1, "contents", log=True, slider=(1, 100_000), ge=1, le=2**31 - 1)
-    """number of different contents of the duplicates; processes share them"""
+    """number of different contents of the duplicates; processes of the same image share them"""
+    images: int = _workload(1, slider=(1, 8), ge=1, le=1000)
+    """number of images that processes are started from in turn, e.g. 2 for Linux and Windows guests: processes of
+    different images have no duplicates in common but zero-filled pages"""
+    duplicate_layout: DuplicateLayout = _workload("spread")
+    """where the duplicates lie among the non-zero pages: spread evenly; clustered: side by side, as kernel text and
+    page cache are; blocks: in whole 2 MiB blocks, which are spread evenly"""
+    duplicate_skew: Skew = _workload(0.0, step=0.1)
+    """how unequal the contents' numbers of duplicates are: content n has a share in proportion to 1 / n^skew; 0: all
+    have as many"""
     layout: Layout = _workload("zero-first")
     """where the zero-filled pages lie: zero-first, zero-last, interleaved (within each block), random (anywhere),
     bimodal (nearly all in nearly empty blocks)"""
@@ -638,8 +665,8 @@ class Scenario(_Strict):
     """sizes of folios that faults and khugepaged may make, {kB: always, inherit, madvise or never}, as in sysfs
     transparent_hugepage/hugepages-*kB/enabled; 2048 is inherit unless it is given, the others are never. All but never
     mean: where MADV_HUGEPAGE holds; memory without it counts as MADV_NOHUGEPAGE"""
-    process_list: tuple[ProcessSpec, ...] = ()
-    """processes one by one, instead of `processes`"""
+    process_list: Annotated[tuple[ProcessSpec, ...], BeforeValidator(_repeated)] = ()
+    """processes one by one, instead of `processes`; an entry with `count: 20` stands for 20 of them"""
     late: bool = False
     """memory becomes mergeable only by events"""
     events: tuple[AnyEvent, ...] = ()
@@ -977,8 +1004,8 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
     meaning = " ".join((getattr(model.model_fields.get(name), "description", None) or "").split())
     error: UserError
     if kind == "value_error":
-        (error,) = ctx["error"].args
-        where += path
+        error, *index = ctx["error"].args
+        where += [*path, *index]
     elif kind == "extra_forbidden":
         error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
     elif kind == "union_tag_invalid":

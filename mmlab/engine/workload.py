@@ -78,21 +78,23 @@ def build(scenario: Scenario) -> list[Image]:
     images = _images if few else _images.__wrapped__
     sizes = flags(scenario.kernel, scenario.kernel_changes)["faults_take_sizes"]
     orders = tuple(order for order in scenario.enabled_orders if sizes or order == THP_ORDER)
-    return list(images(scenario.specs, scenario.pages_per_thp, scenario.seed, scenario.late, orders))
+    return list(images(scenario.specs, scenario.images, scenario.pages_per_thp, scenario.seed, scenario.late, orders))
 
 
 @lru_cache(maxsize=2)
 def _images(
-    specs: tuple[ProcessSpec, ...], size: int, seed: int, late: bool, orders: tuple[int, ...]
+    specs: tuple[ProcessSpec, ...], kinds: int, size: int, seed: int, late: bool, orders: tuple[int, ...]
 ) -> tuple[Image, ...]:
     """Return the images, kept for the next run of the same memory under another variant: half of a run's set-up."""
     groups = max(s.duplicate_groups or 0 for s in specs)
-    contents, unique = [], FIRST_KEY + 1 + groups
+    contents, unique = [], FIRST_KEY + 1 + kinds * groups
     for index, spec in enumerate(specs):
-        keys = _from_runs(spec) if spec.contents is not None else _generated(spec, size, (seed, 0, index), unique)
+        first = FIRST_KEY + 1 + index % kinds * groups, unique
+        keys = _from_runs(spec) if spec.contents is not None else _generated(spec, size, (seed, 0, index), *first)
         unique = max(unique, int(keys.max()) + 1) if spec.contents is None else unique
         contents.append(keys)
-    _shuffle([k for k, s in zip(contents, specs, strict=True) if s.key_order == "random"], FIRST_KEY + groups, seed)
+    mixed = [keys for keys, spec in zip(contents, specs, strict=True) if spec.key_order == "random"]
+    _shuffle(mixed, FIRST_KEY + kinds * groups, seed)
     images = tuple(_image(spec, size, late, orders, keys) for spec, keys in zip(specs, contents, strict=True))
     for image in images:
         for array in vars(image).values():
@@ -111,8 +113,10 @@ def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
     return keys
 
 
-def _generated(spec: ProcessSpec, size: int, seed: tuple[int, ...], first_unique: int) -> NDArray[np.uint64]:
-    """Return the keys of a process described by workload fields; unique contents count up from ``first_unique``."""
+def _generated(
+    spec: ProcessSpec, size: int, seed: tuple[int, ...], first_shared: int, first_unique: int
+) -> NDArray[np.uint64]:
+    """Return the keys of a process described by workload fields, shared and unique ones, which count up from these."""
     assert spec.memory_mib is not None and spec.stray_zero_pages is not None
     lead = -(-spec.stray_zero_pages // size) * size
     pages = lead + spec.memory_mib * 256
@@ -127,13 +131,36 @@ def _generated(spec: ProcessSpec, size: int, seed: tuple[int, ...], first_unique
     dealt = round((spec.duplicate_fraction or 0.0) * n)
     is_duplicate = np.zeros(pages, dtype=np.bool_)
     if dealt:
-        steps = np.arange(n + 1, dtype=np.int64) * dealt // n
-        is_duplicate[eligible[np.diff(steps) > 0]] = True
+        is_duplicate[eligible[_duplicates(spec.duplicate_layout, eligible // size, dealt)]] = True
     keys = np.zeros(pages, dtype=np.uint64)
-    keys[is_duplicate] = FIRST_KEY + 1 + np.arange(dealt, dtype=np.uint64) % np.uint64(spec.duplicate_groups or 1)
+    keys[is_duplicate] = first_shared + _dealt(dealt, spec.duplicate_groups or 1, spec.duplicate_skew or 0.0)
     unique = ~zero & ~is_duplicate
     keys[unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
     return keys
+
+
+def _duplicates(layout: str | None, blocks: NDArray[np.int64], dealt: int) -> NDArray[np.int64]:
+    """Return which of the pages that lie in these blocks are duplicates: `dealt` of them, in the given layout."""
+    order = np.arange(blocks.size)
+    if layout == "blocks":  # blocks in the order of their reversed bits, so that the first few are spread evenly
+        width = int(blocks.max()).bit_length()
+        rank = np.array([int(f"{block:0{width}b}"[::-1], 2) for block in range(int(blocks.max()) + 1)])
+        order = np.argsort(rank[blocks], kind="stable")
+    elif layout != "clustered":
+        order = np.flatnonzero(np.diff(np.arange(blocks.size + 1, dtype=np.int64) * dealt // blocks.size))
+    return order[:dealt]
+
+
+def _dealt(pages: int, groups: int, skew: float) -> NDArray[np.uint64]:
+    """Return which content each of the duplicates has, from 0: round robin, each as often as the skew lets it."""
+    if not skew:
+        return np.arange(pages, dtype=np.uint64) % np.uint64(groups)
+    shares = np.arange(1, groups + 1) ** -skew
+    ends = np.round(np.cumsum(shares) / shares.sum() * pages).astype(np.int64)
+    counts = np.diff(ends, prepend=0)
+    content, turn = np.repeat(np.arange(groups), counts), np.arange(pages) - np.repeat(ends - counts, counts)
+    dealt: NDArray[np.uint64] = content[np.lexsort((content, turn))].astype(np.uint64)
+    return dealt
 
 
 def _zero_pages(spec: ProcessSpec, pages: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -33,6 +33,46 @@ def test_share_of_zero_pages(layout: str, blocks: int, share: Fraction, seed: in
     assert np.unique(image.keys[image.keys > 0]).size == (image.keys > 0).sum()
 
 
+@pytest.mark.parametrize(
+    ("layout", "by_block"),
+    [
+        ("spread", [192] * 8),
+        ("clustered", [384] * 4 + [0] * 4),
+        ("blocks", [384, 0] * 4),
+    ],
+)
+def test_where_duplicates_lie(layout: str, by_block: list[int]) -> None:
+    """Of 384 non-zero pages in each block half are duplicates."""
+    image = one(
+        memory_mib=16, zero_fraction=0.25, duplicate_fraction=0.5, duplicate_groups=100, duplicate_layout=layout
+    )
+    shared = (image.keys > FIRST_KEY) & (image.keys <= FIRST_KEY + 100)
+    assert shared.reshape(-1, 512).sum(axis=1).tolist() == by_block
+    assert set(Counter(image.keys[shared].tolist()).values()) <= {15, 16}
+
+
+def test_skewed_duplicates() -> None:
+    """Content n has a share in proportion to 1 / n: 600, 300 and 200 of 1,100."""
+    image = one(
+        memory_mib=44, zero_fraction=1 - 1100 / 11264, duplicate_fraction=1, duplicate_groups=3, duplicate_skew=1
+    )
+    assert [count for _, count in sorted(Counter(image.keys[image.keys > 0].tolist()).items())] == [600, 300, 200]
+
+
+def test_images_share_nothing_but_zero_pages() -> None:
+    shared = {"zero_fraction": 0.5, "duplicate_fraction": 0.5, "duplicate_groups": 9}
+    first, *others = build(Scenario(memory_mib=4, processes=4, images=2, **shared))
+    assert [np.intersect1d(first.keys, other.keys).size for other in others] == [1, 10, 1]
+
+
+def test_a_count_stands_for_as_many_processes() -> None:
+    few = Scenario(process_list=[{"memory_mib": 4, "count": 3}, {"memory_mib": 8}])
+    assert few == Scenario(process_list=[{"memory_mib": 4}] * 3 + [{"memory_mib": 8}])
+    with pytest.raises(UserError) as caught:
+        Scenario(process_list=[{"memory_mib": 4}, {"memory_mib": 4, "count": 0}])
+    assert (caught.value.where, caught.value.parameter, caught.value.value) == ("process_list 1", "count", 0)
+
+
 @pytest.mark.parametrize("layout", ["zero-first", "zero-last", "interleaved"])
 def test_layout_within_each_block(layout: str) -> None:
     blocks = (one(memory_mib=8, layout=layout, zero_fraction=460 / 512).keys == 0).reshape(-1, 512)
