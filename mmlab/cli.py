@@ -121,11 +121,15 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @files_argument
 @variant_option
 @set_option
+@click.option("--policy", metavar="NAME", help="Who turns ksmd's knobs: ksmtuned, proxmox, kubevirt, mom, kata, none.")
+@click.option("--ksmtuned", "conf", type=FILE, metavar="CONF", help="Its configuration: a ksmtuned.conf.")
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
 @only_option
 @jobs_option
 @computes
-def simulate(files: Any, variant: Any, settings: Any, out: Any, only: Any, jobs: int, progress: Progress) -> None:
+def simulate(
+    files: Any, variant: Any, settings: Any, policy: Any, conf: Any, out: Any, only: Any, jobs: int, progress: Progress
+) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
     Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
@@ -136,8 +140,14 @@ def simulate(files: Any, variant: Any, settings: Any, out: Any, only: Any, jobs:
       mmlab simulate params/all_zero.yaml
       mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
       mmlab simulate mmlab/recordings --out predicted/
+      mmlab simulate params/ksmtuned.yaml --policy proxmox --ksmtuned /etc/ksmtuned.conf
     """
-    overrides = _checked(_parse(settings), variant)
+    overrides = _parse(settings) | ({"policy": policy} if policy else {})
+    if conf:
+        from mmlab.policies import read_conf
+
+        overrides["policy"] = {"name": policy or "ksmtuned", **read_conf(conf)}
+    overrides = _checked(overrides, variant)
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
     names = [_name(path) for path in paths]
     if out and (twice := sorted({name for name in names if names.count(name) > 1})):

@@ -21,6 +21,7 @@ from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import VARIANTS
 
 SMALL = "memory_mib: 4\nzero_fraction: 0.5\npages_to_scan: 500\nhorizon_full_scans: 4\n"
+DATA = Path(__file__).parent / "host" / "data"
 TRACES = sorted(SHIPPED.glob("act-w*.json.gz"))
 
 
@@ -65,6 +66,18 @@ def test_variant_and_settings_change_the_run(run, small: Path) -> None:
     assert run("simulate", small, "--variant", "legacy").out != mainline
     assert run("simulate", small, "--set", "use_zero_pages=1", "--set", "layout=random").out != mainline
     assert run("simulate", small, "--set", "variant=legacy").out == run("simulate", small, "--variant", "legacy").out
+
+
+def test_a_tuner_by_name_and_by_its_configuration(run, small: Path) -> None:
+    starts = ("simulate", small, "--set", "run=0", "--set", "horizon_seconds=300", "--set", "host_mib=4")
+    ksmtuned = run(*starts, "--policy", "ksmtuned").out
+    conf = DATA / "ksmtuned-fast.conf"
+    fast = run(*starts, "--ksmtuned", conf).out
+    assert len({ksmtuned, fast, run(*starts).out}) == 3
+    assert fast == run(*starts, "--policy", "ksmtuned", "--ksmtuned", conf).out
+    bad = run("simulate", small, "--ksmtuned", DATA / "ksmtuned-bad.conf")
+    assert bad.status == 2
+    assert "line 2" in bad.err
 
 
 def test_out_writes_predictions_that_compare_takes(run, tmp_path: Path, small: Path) -> None:
