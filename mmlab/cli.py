@@ -660,6 +660,33 @@ def variants() -> None:
 
 
 @cli.command()
+@click.argument("names", nargs=-1, metavar="[A B]")
+def kernels(names: tuple[str, ...]) -> None:
+    """List what kernel releases do differently, or what differs between two of them.
+
+    A kernel is a series, a stable release, or the name of a distribution; `kernel` of a scenario takes the same.
+
+    \b
+      mmlab kernels                 every difference, and the names of distributions
+      mmlab kernels pve8 7.3        what differs between two
+    """
+    from mmlab.kernel.versions import DIFFERENCES, DISTRIBUTIONS, differing, flags
+
+    if len(names) not in (0, 2):
+        raise click.UsageError("Name two kernels, or none.")
+    for name in differing(*names) if names else DIFFERENCES:
+        row = DIFFERENCES[name]
+        has = f", {names[bool(flags(names[1])[name])]} has it" if names else ""
+        click.echo(f"{name}  ({row.rule}; {row.releases}{has}){', from the text only' * row.from_text_only}")
+        click.echo(_wrapped(row.change, 4) + "\n" + _wrapped(f"Source: {row.source}", 4))
+    if not names:
+        click.echo("\nDistributions (before 6.12 no split remaps: there, mainline means variant: legacy)")
+    for name, (kernel, why, source) in DISTRIBUTIONS.items():
+        if not names or name in names:
+            click.echo(f"{name}: {kernel}\n" + _wrapped(f"{why} Source: {source}", 4))
+
+
+@cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…")
 def params(names: tuple[str, ...]) -> None:
     """Explain every parameter, or those named: default, unit, allowed range, meaning and source.

@@ -17,7 +17,7 @@ from mmlab.errors import UserError, unknown
 __all__ = ["check_folder", "find_params", "locked", "params_files", "read_yaml", "save_new", "shipped_folder"]
 __all__ += ["write_atomically", "writing", "yaml_lines"]
 
-KINDS = {"": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
+KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
 
 
@@ -56,6 +56,8 @@ def find_params(name: str | Path, kind: str = "") -> Path:
     ('all_zero.yaml', 'one_image.yaml')
     """
     path, shipped = Path(name), params_files(kind)
+    if not kind:
+        shipped |= {f"upgrade/{name}": path for name, path in params_files("upgrade").items()}
     if path.is_file():
         return path
     if str(name) in shipped:

@@ -512,8 +512,8 @@ class Scenario(_Strict):
     variant: str = _machine("mainline", source="fix-variants")
     """which kernel variant decides whether a split remaps zero-filled pages; `mmlab variants` lists them"""
     kernel: Kernel = _machine("6.12")
-    """kernel whose details are imitated: a series from 6.1 to 7.3, which means its newest known release, or a stable
-    release such as 6.18.15; `mmlab kernels` tells what differs (quote '6.10', which is a number to YAML)"""
+    """kernel whose details are imitated: a series from 6.1 to 7.3, which means its newest known release, a stable
+    release such as 6.18.15, or a distribution such as pve9; `mmlab kernels` lists them (quote '6.10' in YAML)"""
 
     # ksmd's knobs, /sys/kernel/mm/ksm, and two of /sys/kernel/mm/transparent_hugepage
     use_zero_pages: Switch = _knob(0, source=_KSM)

@@ -16,9 +16,10 @@ import pytest
 
 from conftest import ROOT, SHIPPED
 from mmlab import cli, simulate
+from mmlab.kernel.versions import DIFFERENCES, DISTRIBUTIONS, differing
 from mmlab.results import trace as traces
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.variants import VARIANTS
+from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
 SMALL = "memory_mib: 4\nzero_fraction: 0.5\npages_to_scan: 500\nhorizon_full_scans: 4\n"
 DATA = Path(__file__).parent / "host" / "data"
@@ -133,12 +134,29 @@ def test_compare_only(run) -> None:
 
 def test_variants_and_params_are_complete(run) -> None:
     out = run("variants").out
-    assert all(name in out for name in VARIANTS)
+    assert all(name in out for name in [*VARIANTS, *KSMD_VARIANTS])
     out = run("params").out
     assert all(f"  {name}: " in out for name in flat_fields())
     out = run("params", "pages_to_scan").out
     assert "100 pages" in out
     assert "seed" not in out
+
+
+def test_kernels_lists_every_row_or_what_differs(run) -> None:
+    out = run("kernels").out
+    for name, row in DIFFERENCES.items():
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{name}  ("))
+        assert row.rule in line and line.endswith("from the text only") == row.from_text_only
+    flat = " ".join(out.split())
+    assert all(row.change in flat and row.source in flat for row in DIFFERENCES.values())
+    assert all(f"\n{name}: {kernel}\n" in out for name, (kernel, *_) in DISTRIBUTIONS.items())
+    between = run("kernels", "pve8", "7.3").out
+    assert [line.partition("  (")[0] for line in between.splitlines() if "; since" in line] == differing("6.8", "7.3")
+    assert "pve8: 6.8" in between and "rhel9" not in between and "; since 7.3, 7.3 has it)" in between
+    assert run("kernels", "7.3", "7.3.4").out == ""
+    assert run("kernels", "7.3").status == 2
+    wrong = run("kernels", "6.12", "rhel8")
+    assert wrong.status != 0 and "rhel9" in wrong.err
 
 
 def test_verdict_prints_the_matrix(run) -> None:

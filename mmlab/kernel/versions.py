@@ -13,7 +13,17 @@ from difflib import get_close_matches
 
 from mmlab.errors import UserError
 
-__all__ = ["DIFFERENCES", "PATTERN", "RELEASES", "SERIES", "Difference", "differing", "flags", "release"]
+__all__ = [
+    "DIFFERENCES",
+    "DISTRIBUTIONS",
+    "PATTERN",
+    "RELEASES",
+    "SERIES",
+    "Difference",
+    "differing",
+    "flags",
+    "release",
+]
 
 RELEASES = {
     "6.1": "6.1.192",
@@ -28,8 +38,41 @@ RELEASES = {
 """Series that the model was held against, and the newest stable release of each: the one that a series stands for."""
 SERIES = (*(f"6.{minor}" for minor in range(1, 20)), *(f"7.{minor}" for minor in range(4)))
 """Every series whose rules are known: those between two of `RELEASES` have the rows that began by then."""
-PATTERN = rf"({'|'.join(map(re.escape, SERIES))})(\.\d+)?"
-"""What a scenario's `kernel` looks like: a series, or a stable release of one such as 6.18.15."""
+_UBUNTU = "ubuntu.com/security/livepatch/docs/kernels"
+_PROXMOX = "github.com/proxmox/pve-kernel, debian/changelog"
+DISTRIBUTIONS = {
+    "debian12": (
+        "6.1",
+        "Debian 12 keeps the longterm series 6.1.",
+        "lists.debian.org/debian-lts/2025/05/msg00081.html",
+    ),
+    "debian13": (
+        "6.12",
+        "Debian 13 keeps the longterm series 6.12.",
+        "lists.debian.org/debian-lts/2025/05/msg00081.html",
+    ),
+    "ubuntu22.04-hwe": ("6.8", "The last hardware enablement kernel of 22.04; 5.15 is not known.", _UBUNTU),
+    "ubuntu24.04": ("6.8", "The kernel that 24.04 was released with.", _UBUNTU),
+    "ubuntu24.04-hwe": ("7.0", "The newest hardware enablement kernel of 24.04; before: 6.11, 6.14, 6.17.", _UBUNTU),
+    "ubuntu26.04": ("7.0", "The kernel that 26.04 was released with.", _UBUNTU),
+    "pve8": ("6.8", "Built from Ubuntu 24.04's; for Proxmox VE 8 there are 6.2, 6.5, 6.11 and 6.14, too.", _PROXMOX),
+    "pve9": ("6.14", "Built from Ubuntu 25.04's; Proxmox VE 9.1 brought 6.17.", _PROXMOX),
+    "pve9.1": ("6.17", "The installer's kernel.", "github.com/anomixer/proxmox-vgpu-installer, README"),
+    "rhel9": (
+        "6.1",
+        "5.14 with Red Hat's backports, of which the model knows nothing: the oldest rules that it has. Splits do not "
+        "remap unless that was backported (variant legacy); redhat_only_zero_pages of 9.9 is the variant zero-only.",
+        "github.com/kubevirt/enhancements/pull/382",
+    ),
+    "rhel10": (
+        "6.12",
+        "CentOS Stream 10's kernels are 6.12.0-N.el10, with backports.",
+        "gitlab.com/gjacob2/centos-stream-10/-/tags",
+    ),
+}
+"""Distributions' names → the series whose rules they get, why, and the source. Backports are not known."""
+PATTERN = rf"(({'|'.join(map(re.escape, SERIES))})(\.\d+)?|{'|'.join(map(re.escape, DISTRIBUTIONS))})"
+"""What a scenario's `kernel` looks like: a series, a stable release of one such as 6.18.15, or a distribution."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +104,12 @@ class Difference:
     change: str
     until: tuple[tuple[int, ...], ...] = ()
     from_text_only: bool = False
+
+    @property
+    def releases(self) -> str:
+        """The releases that have the difference, in words."""
+        ends = [".".join(map(str, end)) for end in self.until]
+        return f"since {'.'.join(map(str, self.since))}" + (f", not from {', '.join(ends)} on" if ends else "")
 
     def holds(self, of: tuple[int, ...]) -> int:
         """Return 1 if a release such as (6, 18, 44) has the difference, else 0."""
@@ -163,20 +212,22 @@ def release(kernel: str) -> tuple[int, ...]:
         The name stands for none whose rules are known.
     """
     if re.fullmatch(PATTERN, kernel):
-        return _numbers(RELEASES.get(kernel, kernel))
+        series, *_ = DISTRIBUTIONS.get(kernel, (kernel,))
+        return _numbers(RELEASES.get(series, series))
     known = list(RELEASES)
     number = re.match(r"\d+\.\d+", kernel)
     if number:
         place = sum(_numbers(name) <= _numbers(number[0]) for name in known)
         near = known[max(0, min(place, len(known) - 1) - 1) :][:2]
     else:
-        near = _nearest(kernel, known)
+        near = _nearest(kernel, [*known, *DISTRIBUTIONS])
     names = ", ".join(differing(*near)) or "nothing that the model knows of"
     raise UserError(
         "is not a known kernel",
         parameter="kernel",
         value=kernel,
-        allowed=f"{SERIES[0]} to {SERIES[-1]}, or a stable release such as {RELEASES['6.18']}",
+        allowed=f"{SERIES[0]} to {SERIES[-1]}, a stable release such as {RELEASES['6.18']}, or one of "
+        f"{', '.join(DISTRIBUTIONS)}",
         hint=f"The nearest are {near[0]} and {near[1]}; between them differs: {names}.",
     )
 

@@ -11,6 +11,7 @@ from mmlab import Scenario, simulate
 from mmlab.errors import UserError
 from mmlab.kernel import versions
 from mmlab.kernel.state import machine
+from mmlab.results import trace
 
 PACKAGE = Path(versions.__file__).parent.parent
 
@@ -81,6 +82,28 @@ def test_other_kernels_are_refused(kernel: str, near: str) -> None:
     with pytest.raises(UserError, match=f"nearest are {near}.*between them differs") as error:
         Scenario(kernel=kernel)
     assert (error.value.parameter, error.value.value) == ("kernel", kernel)
+
+
+@pytest.mark.parametrize("name", versions.DISTRIBUTIONS)
+def test_distributions_have_the_rules_of_a_series(name: str) -> None:
+    series, why, source = versions.DISTRIBUTIONS[name]
+    assert series in versions.SERIES and why.endswith(".") and "." in source
+    assert versions.flags(name) == versions.flags(series) and versions.release(name) == versions.release(series)
+    run = simulate(Scenario(kernel=name, memory_mib=2, horizon_seconds=0.1))
+    assert run.scenario.kernel == name
+    assert Scenario(kernel=str(trace.from_run(run)["kernel"]).rpartition(" ")[2]).kernel == name, "as a trace names it"
+
+
+def test_a_distribution_that_is_not_known() -> None:
+    with pytest.raises(UserError, match=r"nearest are .*rhel9.*between them differs") as error:
+        Scenario(kernel="rhel8")
+    assert "pve9" in error.value.allowed
+
+
+def test_names_are_unambiguous() -> None:
+    """Nothing but a name, a series or a stable release fits the pattern that the scenario's schema has, too."""
+    for wrong in ("pve8.1", "pve", "xrhel9", "6.18.44x", "6.18.", ""):
+        assert not re.fullmatch(versions.PATTERN, wrong), wrong
 
 
 def test_one_row_is_switched() -> None:
