@@ -92,6 +92,12 @@ def alloc_folio(m, order, family, index):
     x.entire = 0
     x.nr_mapped = 0
     x.pins = 0
+    x.mlocks = 0
+    x.owner = 0
+    x.second = 0
+    x.owner_maps = 0
+    x.second_maps = 0
+    x.shared = 0
     x.next = -1
     x.prev = -1
     x.order = order

@@ -3,7 +3,7 @@
 from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
 from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import folio_remove_rmap_pmd
+from mmlab.kernel.rmap import folio_add_large_mapcount, folio_remove_rmap_pmd, folio_sub_large_mapcount, munlock_folio
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index
@@ -41,7 +41,12 @@ def split_huge_pmd(m, b):
             old &= m.pte[v].bits
         for v in range(first, first + n):  # the PMD had one dirty and one accessed bit for all
             m.pte[v].bits = m.pte[v].bits & ~OLD | dirty | old
-        m.folio[f].mapcount += n - 1
+        if dirty:
+            m.frame[head].flags |= PG_DIRTY
+        folio_add_large_mapcount(m, f, m.block[b].mm, n)
+        folio_sub_large_mapcount(m, f, m.block[b].mm, 1)
+        if not m.state[0].cut_thp_stays_mlocked:
+            munlock_folio(m, first, f)
         m.folio[f].entire -= 1
         clear_huge_pmd(m, b)
     elif m.block[b].pmd == PMD_HUGE_ZP:
@@ -94,7 +99,7 @@ def _unmap_folio(m, f):
                         deferred_split_folio(m, f, True)
         if huge:
             clear_huge_pmd(m, b)
-            folio_remove_rmap_pmd(m, f)
+            folio_remove_rmap_pmd(m, base + index, f)
     return locked
 
 
@@ -212,18 +217,14 @@ __all__ += ["deferred_split_scan"]
 
 
 @compiled
-def folio_mapped_at(m, f, i, mlocked):
-    """Return a virtual page whose entry maps page i of the folio, or -1.
-
-    With `mlocked` only a huge PMD in a VM_LOCKED VMA counts: a split of that PMD clears the mark of mlock.
-    """
+def folio_mapped_at(m, f, i):
+    """Return a virtual page whose entry maps page i of the folio, or -1."""
     frame = m.folio[f].head + i
     at = m.folio[f].index + i
     for j in range(len(m.vma)):
         if m.vma[j].family == m.folio[f].family and m.vma[j].start <= at < m.vma[j].end:
             v = m.vma[j].base + at
-            locks = m.vma[j].vm & VM_LOCKED and m.block[v >> m.state[0].hpage_order].pmd == PMD_HUGE
-            if m.pte[v].kind == ANON and m.page[v].frame == frame and (locks or not mlocked):
+            if m.pte[v].kind == ANON and m.page[v].frame == frame:
                 return v
     return -1
 
@@ -237,7 +238,7 @@ def thp_underused(m, f):
         return False
     for i in range(n):
         m.stat[0].zero_scans += 1
-        v = folio_mapped_at(m, f, i, False)
+        v = folio_mapped_at(m, f, i)
         if m.frame[m.folio[f].head + i].flags & POISONED:
             return False
         if v >= 0 and m.page[v].key == 0:
@@ -262,7 +263,7 @@ def deferred_split_scan(m, nr_to_scan):
         following = m.folio[f].next
         partial = m.folio[f].partially_mapped
         split = False
-        mlocked = s.shrinker_skips_mlocked and folio_mapped_at(m, f, 0, True) >= 0
+        mlocked = s.shrinker_skips_mlocked and m.folio[f].mlocks > 0
         if partial or (not mlocked and thp_underused(m, f)):
             split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
             if split and not partial:

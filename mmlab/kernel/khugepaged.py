@@ -5,7 +5,7 @@ import numpy as np
 from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, lru_add_drain_all
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
-from mmlab.kernel.rmap import folio_likely_mapped_shared, folio_remove_rmap_ptes
+from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content
@@ -21,7 +21,7 @@ EBUSY, EAGAIN, EINVAL = 16, 11, 22
 @compiled
 def _is_shared(m, frame):
     f = m.frame[frame].folio
-    return folio_likely_mapped_shared(m, f) if f >= 0 else m.frame[frame].mapcount > 1
+    return folio_maybe_mapped_shared(m, f) if f >= 0 else m.frame[frame].mapcount > 1
 
 
 @compiled
@@ -261,7 +261,7 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
                 folio_batch_add(m, LRU, frame)
             m.pte[v].kind = NONE
             m.stat[0].anon_pages -= 1
-            folio_remove_rmap_ptes(m, frame, 1)
+            folio_remove_rmap_ptes(m, v, frame, 1)
         else:
             if m.pte[v].kind != NONE:
                 count_zeropage(m, v, -1)

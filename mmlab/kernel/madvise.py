@@ -4,7 +4,8 @@ from mmlab.kernel.folio import folio_batch_drain, folio_free_swap
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
-from mmlab.kernel.rmap import folio_likely_mapped_shared, folio_pte_batch
+from mmlab.kernel.mlock import count_locked
+from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_pte_batch
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import shrink_folio
 
@@ -17,11 +18,11 @@ MADV_COLD, MADV_PAGEOUT, MADV_FREE = range(3)
 def _advise_folio(m, advice, v, n):
     """Apply an advice to the folio whose n pages are mapped from v on.
 
-    MADV_FREE makes the folio clean and lazy (thp-split W6).
+    MADV_FREE makes these entries clean, and the folio lazy unless it is mlocked (thp-split W6).
     """
     head = m.page[v].frame
-    m.frame[head].flags &= ~REFERENCED
     if advice == MADV_PAGEOUT:
+        m.frame[head].flags &= ~REFERENCED
         shrink_folio(m, v)
         return
     for w in range(v, v + n):
@@ -29,7 +30,12 @@ def _advise_folio(m, advice, v, n):
         if advice == MADV_FREE:
             m.pte[w].bits &= ~DIRTY
     if advice == MADV_FREE:
-        m.frame[head].flags = m.frame[head].flags & ~PG_DIRTY | LAZY
+        m.frame[head].flags &= ~PG_DIRTY
+        f = m.frame[head].folio
+        if (m.folio[f].mlocks if f >= 0 else count_locked(m, v, False)) > 0:
+            return
+        m.frame[head].flags |= LAZY
+    m.frame[head].flags &= ~REFERENCED
 
 
 @entry
@@ -38,7 +44,8 @@ def madvise_folios(m, advice, first, end):
 
     `madvise_cold_or_pageout_pte_range`, `madvise_free_pte_range`. A large folio wholly inside is treated as a whole.
     One that reaches out of the range, or is not mapped as a whole, is split, and its pages are treated one by one. One
-    that is likely shared is passed over, as are zeropages and small pages that several entries map (W1, W6).
+    that is shared is passed over, as are zeropages and pages that several entries map (W1): by MADV_FREE only those
+    that are dirty, whatever their entries say, or in the swap cache, to whose slot no other entry may refer (W6).
     """
     folio_batch_drain(m, MLOCK)
     order = m.state[0].hpage_order
@@ -48,7 +55,7 @@ def madvise_folios(m, advice, first, end):
         stop = min(end, (b + 1) << order)
         if m.block[b].pmd == PMD_HUGE:
             whole = stop - v == 1 << order
-            shared = folio_likely_mapped_shared(m, m.frame[m.page[v].frame].folio)
+            shared = folio_maybe_mapped_shared(m, m.frame[m.page[v].frame].folio)
             if whole and not shared:
                 _advise_folio(m, advice, v, 1 << order)
             if whole or shared or not split_folio(m, m.page[v].frame, CALLER_OTHER):
@@ -67,16 +74,17 @@ def madvise_folios(m, advice, first, end):
                 continue
             frame = m.page[v].frame
             f = m.frame[frame].folio
+            clean = advice == MADV_FREE and f >= -1 and not m.frame[frame].flags & PG_DIRTY
             if f < 0:
-                # MADV_FREE passes over a page in the swap cache to whose slot entries still refer (W6)
-                if m.frame[frame].mapcount == 1 and (advice != MADV_FREE or folio_free_swap(m, frame)):
+                alone = m.frame[frame].mapcount == 1 and (advice != MADV_FREE or folio_free_swap(m, frame))
+                if clean or alone:
                     _advise_folio(m, advice, v, 1)
                 v += 1
                 continue
             n = folio_pte_batch(m, v, stop)
             if n == 1 << m.folio[f].order:
-                if m.folio[f].mapcount == n:
+                if clean or m.folio[f].mapcount == n:
                     _advise_folio(m, advice, v, n)
-            elif not folio_likely_mapped_shared(m, f) and split_folio(m, frame, CALLER_OTHER):
+            elif not folio_maybe_mapped_shared(m, f) and split_folio(m, frame, CALLER_OTHER):
                 continue
             v += n

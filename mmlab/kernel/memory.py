@@ -6,7 +6,7 @@ from mmlab.kernel.deferred_split import deferred_split_folio
 from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_batch_add, folio_free_swap, folio_get, folio_put, vm_mm
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import folio_pte_batch, folio_remove_rmap_pmd, folio_remove_rmap_ptes
+from mmlab.kernel.rmap import folio_add_large_mapcount, folio_pte_batch, folio_remove_rmap_pmd, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
@@ -69,13 +69,16 @@ def map_folio(m, v, order, nid):
         m.frame[head + i].flags = nid << NID_SHIFT
         m.frame[head + i].mapcount = 0 if huge else 1
     m.stat[0].anon_pages += n
+    folio_add_large_mapcount(m, f, mm, 1 if huge else n)
+    if m.pte[v].vm & VM_LOCKED:
+        m.folio[f].mlocks = 1
     if huge:
-        m.folio[f].mapcount = m.folio[f].entire = 1
+        m.folio[f].entire = 1
         m.block[b].pmd = PMD_HUGE
         m.stat[0].huge_pmds += 1
         deferred_split_folio(m, f, False)
     else:
-        m.folio[f].mapcount = m.folio[f].nr_mapped = n
+        m.folio[f].nr_mapped = n
         m.block[b].pmd = PMD_TABLE
 
 
@@ -97,7 +100,14 @@ def clear_swap_entry(m, v):
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
-__all__ += ["do_swap_page", "populate_vma_page_range", "read_pages", "write_listed_pages", "write_pages"]
+__all__ += [
+    "do_swap_page",
+    "mlock_vma_pages_range",
+    "populate_vma_page_range",
+    "read_pages",
+    "write_listed_pages",
+    "write_pages",
+]
 
 
 @compiled
@@ -109,7 +119,7 @@ def wp_page_copy(m, v, bits):
         m.stat[0].ksm_entries -= 1
     map_new_page(m, v, bits)
     m.stat[0].anon_pages -= 1
-    folio_remove_rmap_ptes(m, old, 1)
+    folio_remove_rmap_ptes(m, v, old, 1)
 
 
 @compiled
@@ -193,8 +203,9 @@ def _folio_fault(m, v, order):
 def _write_fault(m, v):
     """Make the page at v writable by its process alone; its content stays (ksm-merge F1, F2, F7).
 
-    A small page replaces a zeropage, whatever was there before (thp-split Z5, mthp E3). What replaces the huge zeropage
-    depends on the release (ksm-merge F3).
+    A small page replaces a zeropage, whatever was there before (thp-split Z5, mthp E3). It depends on the release what
+    replaces the huge zeropage (ksm-merge F3), and whether a page of a large folio that others have ceased to map is
+    copied (F7).
     """
     s = m.state[0]
     b = v >> s.hpage_order
@@ -232,7 +243,11 @@ def _write_fault(m, v):
                 m.pte[i].bits = DIRTY | EXCLUSIVE
             return
         split_huge_pmd(m, b)
-    elif f < 0 and m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM and folio_free_swap(m, frame):
+    if f >= 0:
+        alone = s.large_folio_reused and m.folio[f].mapcount > 1 and not m.folio[f].shared and m.folio[f].pins == 0
+    else:
+        alone = m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM and folio_free_swap(m, frame)
+    if alone:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
     wp_page_copy(m, v, DIRTY | EXCLUSIVE)
@@ -335,7 +350,7 @@ def zap_page_range(m, first, end, advised):
                 if m.block[b].pmd == PMD_HUGE:
                     m.stat[0].anon_pages -= n
                     m.stat[0].huge_pmds -= 1
-                    folio_remove_rmap_pmd(m, m.frame[m.page[v].frame].folio)
+                    folio_remove_rmap_pmd(m, v, m.frame[m.page[v].frame].folio)
                 for i in range(v, stop):
                     unmap_pte(m, i, NONE, -1)
                 m.block[b].pmd = PMD_NONE
@@ -360,7 +375,7 @@ def zap_page_range(m, first, end, advised):
             for i in range(v, v + run):
                 unmap_pte(m, i, NONE, -1)
             m.stat[0].anon_pages -= run
-            folio_remove_rmap_ptes(m, frame, run)
+            folio_remove_rmap_ptes(m, v, frame, run)
             v += run
         if advised and m.state[0].dontneed_frees_page_table and first <= b * n and stop == (b + 1) * n:
             m.block[b].pmd = PMD_NONE
@@ -380,7 +395,7 @@ def copy_page_range(m, src, dst, pages):
         m.block[b].pmd = m.block[a].pmd
         if m.block[a].pmd == PMD_HUGE:
             f = m.frame[m.page[a * n].frame].folio
-            m.folio[f].mapcount += 1
+            folio_add_large_mapcount(m, f, m.block[b].mm, 1)
             m.folio[f].entire += 1
             m.stat[0].huge_pmds += 1
     for i in range(pages):
@@ -398,7 +413,7 @@ def copy_page_range(m, src, dst, pages):
             if m.block[v >> order].pmd == PMD_TABLE:
                 m.frame[frame].mapcount += 1
                 if m.frame[frame].folio >= 0:
-                    m.folio[m.frame[frame].folio].mapcount += 1
+                    folio_add_large_mapcount(m, m.frame[frame].folio, vm_mm(m, w), 1)
         elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
             count_zeropage(m, w, 1)
         elif m.pte[v].kind == SWAP:

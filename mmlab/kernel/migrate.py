@@ -4,6 +4,7 @@ from mmlab.kernel.deferred_split import folio_is_queued, list_move_tail
 from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
+from mmlab.kernel.mlock import count_locked
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
@@ -44,6 +45,7 @@ def migrate_pages(m, first, end, node, huge):
                     continue
             elif m.folio[f].pins == 0:
                 _move(m, m.folio[f].head, 1 << m.folio[f].order, node)
+                m.folio[f].mlocks = count_locked(m, v, True)
                 if folio_is_queued(m, f):
                     list_move_tail(m, f)
         elif m.frame[frame].pins == 0:

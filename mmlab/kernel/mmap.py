@@ -18,6 +18,7 @@ from mmlab.kernel.khugepaged import collapse_range
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
 from mmlab.kernel.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, madvise_folios
 from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
+from mmlab.kernel.mlock import mlock_vma_pages_range
 from mmlab.kernel.state import *
 
 __all__ = ["AddressSpaces", "Vma", "equal_runs"]
@@ -133,6 +134,8 @@ class AddressSpaces:
         if was & ~vm & VM_MERGEABLE:
             self.m.state[0]["unmerged"] = 1
         base = self._base(process)
+        if (was ^ vm) & VM_LOCKED:
+            mlock_vma_pages_range(self.m, base + start, base + end, bool(vm & VM_LOCKED))
         self.m.pte["vm"][base + start : base + end] = vm
         return 0
 
@@ -221,8 +224,9 @@ class AddressSpaces:
         return 0
 
     def uffd(self, process: int, start: int, end: int, value: int) -> int:
-        """userfaultfd: register the range for write protection, or unregister it (khugepaged K4)."""
-        return self._set(process, start, end, VM_UFFD if value else 0, VM_UFFD)
+        """userfaultfd: register the range for write protection, or unregister it; it may have holes (khugepaged K4)."""
+        self._set(process, start, end, VM_UFFD if value else 0, VM_UFFD)
+        return 0 if self._in_range(process, start, end) else errno.EINVAL
 
     def hugepage(self, process: int, start: int, end: int) -> int:
         """MADV_HUGEPAGE"""

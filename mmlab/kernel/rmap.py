@@ -1,11 +1,12 @@
 """The reverse map: mappings of a folio, and their removal (mm/rmap.c; thp-split H4, H11)."""
 
 from mmlab.kernel.deferred_split import deferred_split_folio
-from mmlab.kernel.folio import put_folio, put_frame
+from mmlab.kernel.folio import put_folio, put_frame, vm_mm
 from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import *
 
-__all__ = ["folio_likely_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd", "folio_remove_rmap_ptes"]
+__all__ = ["folio_add_large_mapcount", "folio_maybe_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd"]
+__all__ += ["folio_remove_rmap_ptes", "folio_sub_large_mapcount", "munlock_folio"]
 
 
 @compiled
@@ -24,17 +25,69 @@ def folio_pte_batch(m, v, end):
 
 
 @compiled
-def folio_likely_mapped_shared(m, f):
-    """Return the kernel's guess at whether a large folio has several owners (thp-split W5)."""
+def folio_add_large_mapcount(m, f, mm, n):
+    """Count n more entries of a process that map the folio, which knows two of its owners (thp-split W5)."""
+    x = m.folio[f]
+    x.mapcount += n
+    if x.owner == mm:
+        x.owner_maps += n
+    elif x.second == mm:
+        x.second_maps += n
+    elif x.owner == 0:
+        x.owner = mm
+        x.owner_maps = n
+        x.shared |= x.mapcount != n
+    elif x.second == 0:
+        x.second = mm
+        x.second_maps = n
+        x.shared = 1
+
+
+@compiled
+def folio_sub_large_mapcount(m, f, mm, n):
+    """Count n entries of a process less. A folio of which one known owner has all entries is shared no longer.
+
+    That is asked when an owner maps it no more; so a folio that more than two processes have mapped may stay shared.
+    """
+    x = m.folio[f]
+    x.mapcount -= n
+    if x.owner == mm:
+        x.owner_maps -= n
+        if x.owner_maps > 0:
+            return
+        x.owner = 0
+        x.owner_maps = 0
+    elif x.second == mm:
+        x.second_maps -= n
+        if x.second_maps > 0:
+            return
+        x.second = 0
+        x.second_maps = 0
+    if x.mapcount in (x.owner_maps, x.second_maps):
+        x.shared = 0
+
+
+@compiled
+def munlock_folio(m, v, f):
+    """Take back one mlock of a large folio, of which an entry in a VM_LOCKED VMA goes (thp-split Q3.2)."""
+    if m.pte[v].vm & VM_LOCKED and m.folio[f].mlocks > 0:
+        m.folio[f].mlocks -= 1
+
+
+@compiled
+def folio_maybe_mapped_shared(m, f):
+    """Return whether a large folio has several owners, which old releases only guess (thp-split W5)."""
     mapcount = m.folio[f].mapcount
     if mapcount <= 1:
         return False
+    if m.state[0].shared_is_exact:
+        return m.folio[f].shared != 0
     return m.folio[f].entire > 0 or mapcount > 1 << m.folio[f].order or m.frame[m.folio[f].head].mapcount > 1
 
 
 @compiled
-def folio_remove_rmap_ptes(m, frame, n):
-    """Remove the mappings of n consecutive pages of one folio, from `frame` on, in one step (thp-split H11).
+def folio_remove_rmap_ptes(m, v, frame, n):
+    """Remove the mappings of n consecutive pages of one folio, at v and `frame` on, in one step (thp-split H11).
 
     A folio that stays mapped in part is marked and queued (Q1b, mthp E6).
     """
@@ -48,18 +101,20 @@ def folio_remove_rmap_ptes(m, frame, n):
         m.frame[i].mapcount -= 1
         if m.frame[i].mapcount == 0:
             unmapped += 1
-    m.folio[f].mapcount -= n
+    folio_sub_large_mapcount(m, f, vm_mm(m, v), n)
     m.folio[f].nr_mapped -= unmapped
     if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
         deferred_split_folio(m, f, True)
+    munlock_folio(m, v, f)
     put_folio(m, f)
 
 
 @compiled
-def folio_remove_rmap_pmd(m, f):
-    """Remove the mapping by one huge PMD. A folio that stays mapped in part is marked and queued (thp-split Q1b)."""
-    m.folio[f].mapcount -= 1
+def folio_remove_rmap_pmd(m, v, f):
+    """Remove the mapping by the huge PMD at v. A folio still mapped in part is marked and queued (thp-split Q1b)."""
+    folio_sub_large_mapcount(m, f, vm_mm(m, v), 1)
     m.folio[f].entire -= 1
     if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
         deferred_split_folio(m, f, True)
+    munlock_folio(m, v, f)
     put_folio(m, f)

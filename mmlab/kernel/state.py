@@ -122,9 +122,13 @@ def folio_t() -> None:
     entire: int32       huge PMDs that map it
     nr_mapped: int32    its pages that at least one page table entry maps
     pins: int32         references beyond the mappings
+    mlocks: int32       times that it was mlocked as a whole
+    owner, second: int32             two processes that map it, as far as it knows them; 0: none
+    owner_maps, second_maps: int32   part of mapcount that is theirs
     next, prev: int32   deferred split queue
     order: uint8
     partially_mapped: uint8
+    shared: uint8       mapped by several processes, as far as it knows
     """
 
 

@@ -7,7 +7,7 @@ cache's reference is the slot's `cache`, not a pin (thp-split H5).
 from mmlab.kernel.folio import free_folio, free_slot, put_frame, vm_mm
 from mmlab.kernel.huge_memory import clear_huge_pmd, split_folio, split_huge_pmd
 from mmlab.kernel.jit import compiled
-from mmlab.kernel.rmap import folio_remove_rmap_ptes
+from mmlab.kernel.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
@@ -109,7 +109,7 @@ def _shrink_page(m, v):
         unmap_pte(m, v, NONE, -1)
         m.stat[0].anon_pages -= 1
         m.stat[0].ksm_entries -= ksm
-        folio_remove_rmap_ptes(m, frame, 1)
+        folio_remove_rmap_ptes(m, v, frame, 1)
         return
     slot = -2 - m.frame[frame].folio
     write = True
@@ -127,29 +127,39 @@ def _shrink_page(m, v):
     _swap_out(m, v, slot)
     m.swap[slot].cache = -1
     m.frame[frame].folio = -1
-    folio_remove_rmap_ptes(m, frame, 1)
+    folio_remove_rmap_ptes(m, v, frame, 1)
 
 
 @compiled
 def _discard_folio(m, f, v):
     """Discard a lazy large folio that is mapped from v on, or let it be lazy no longer if it is dirty (thp-split W6).
 
-    It depends on the release whether the entries are unmapped at once or one by one, up to the first dirty one.
+    It depends on the release whether the entries are unmapped at once or one by one, up to the first dirty one, and
+    whether a huge PMD is split before that.
     """
-    head, n = m.folio[f].head, 1 << m.folio[f].order
+    head, n, b = m.folio[f].head, 1 << m.folio[f].order, v >> m.state[0].hpage_order
+    whole = m.state[0].lazy_pmd_goes_whole and m.block[b].pmd == PMD_HUGE
+    at_once = whole or m.state[0].lazyfree_goes_at_once
+    if not whole:
+        split_huge_pmd(m, b)
     clean = 0
     while clean < n and not m.pte[v + clean].bits & DIRTY and not m.frame[head].flags & PG_DIRTY:
         clean += 1
     if clean < n:
         m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
-        if m.state[0].lazyfree_goes_at_once:
+        if at_once:
             clean = 0
     for w in range(v, v + clean):
         unmap_pte(m, w, NONE, -1)
     m.stat[0].anon_pages -= clean
-    run = n if m.state[0].lazyfree_goes_at_once else 1
+    if whole and clean > 0:
+        m.block[b].pmd = PMD_NONE
+        m.stat[0].huge_pmds -= 1
+        folio_remove_rmap_pmd(m, v, f)
+        return
+    run = n if at_once else 1
     for i in range(0, clean, run):
-        folio_remove_rmap_ptes(m, head + i, run)
+        folio_remove_rmap_ptes(m, v + i, head + i, run)
 
 
 @compiled
@@ -169,7 +179,6 @@ def shrink_folio(m, v):
     head, n = m.folio[f].head, 1 << m.folio[f].order
     b = v >> m.state[0].hpage_order
     if m.frame[head].flags & LAZY:
-        split_huge_pmd(m, b)
         _discard_folio(m, f, v)
         return
     if _free_slots(m) < n:

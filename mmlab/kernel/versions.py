@@ -160,6 +160,35 @@ def lazyfree_goes_at_once() -> None:
     one by one up to the first dirty one, so the folio counts as partially mapped."""
 
 
+@_row("ksm-merge F7", (6, 15), "mm: Copy-on-Write (COW) reuse support for PTE-mapped THP; 6.18.44")
+def large_folio_reused() -> None:
+    """A write to a page of a large folio that only this process maps any more, by several entries, is done in place.
+    Before, the page is copied."""
+
+
+@_row("thp-split W5", (6, 15), "mm/rmap: basic MM owner tracking for large folios (!hugetlb); 6.18.44")
+def shared_is_exact() -> None:
+    """Whether several processes map a large folio is known. Before, it is guessed from the mappings of its first page
+    and their number."""
+
+
+@_row(
+    "thp-split W6",
+    (6, 11),
+    "mm/vmscan: avoid split lazyfree THP during shrink_folio_list(), taken back since; 6.18.15, 7.2.13",
+    *((6, 12, 117), (6, 18, 44), (7, 3)),
+)
+def lazy_pmd_goes_whole() -> None:
+    """Reclaim of a lazy THP that a huge PMD maps clears the PMD or, if it is dirty, leaves it. Otherwise, it splits the
+    PMD first."""
+
+
+@_row("thp-split Q3", (6, 18), "mm/rmap: improve mlock tracking for large folios; 6.18.15, 7.3.4")
+def cut_thp_stays_mlocked() -> None:
+    """An mlocked THP stays mlocked when its PMD is split, until a page of it leaves the locked area. Before, the split
+    ends the mlock."""
+
+
 @_row("thp-split Q3", (6, 18), "mm: skip mlocked THPs that are underused early in deferred_split_scan(); 6.18.44")
 def shrinker_skips_mlocked() -> None:
     """The deferred split shrinker drops an mlocked THP that is not partially mapped. Before, it splits the THP in vain
