@@ -59,8 +59,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
 
-RECORDED = Path(os.environ.get("MMLAB_TRACES") or ROOT.parent / "shared" / "traces")
-"""The folder of more recordings, if there is one."""
+TRACES = [str(ROOT.parent / "shared" / name) for name in ("traces", "traces-7", "traces-live")]
+RECORDED = [
+    path
+    for folder in (os.environ.get("MMLAB_TRACES") or os.pathsep.join(TRACES)).split(os.pathsep)
+    for path in sorted(Path(folder).glob("*.json.gz"))
+]
+"""More recordings, if there are any: those in the folders that MMLAB_TRACES names, separated as in PATH."""
 
 settings.register_profile("mmlab", deadline=None, print_blob=True)
 settings.load_profile("mmlab")

@@ -1,8 +1,8 @@
 """A slow, obvious model of KSM and transparent huge pages: the yardstick of the fast one.
 
 Every physical page, page-table entry, area, rmap_item and tree node is an object of its own, and every rule is written
-where it acts, under its name in the specification (``ksm-merge M5d``).  Nothing here is clever and nothing is shared
-with the fast model: what both say is right for two independent reasons.
+where it acts, under its name in the specification (``ksm-merge M5d``).  Nothing here is clever, and only the table of
+releases is shared with the fast model: what both say is right for two independent reasons.
 
 `predict` runs the scenario of a trace and returns a trace in the same format.
 """
@@ -14,6 +14,8 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
+
+from mmlab.kernel.versions import flags
 
 ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL, EHWPOISON = 3, 11, 12, 14, 16, 22, 133
 
@@ -252,13 +254,16 @@ class Folio:
         "dirty",
         "first",
         "lazy",
+        "mlocks",
         "order",
+        "owners",
         "pages",
         "partially_mapped",
         "pins",
         "pmds",
         "ptes",
         "referenced",
+        "shared",
         "slot",
     )
 
@@ -273,6 +278,30 @@ class Folio:
         self.lazy = False  # given up by MADV_FREE (thp-split W6)
         self.referenced = False  # used, by another mark than those of its entries (khugepaged K4)
         self.slot: Slot | None = None  # its place in the swap cache (thp-split W7); small folios only
+        # of a large folio: how often it was mlocked as a whole (Q3.2); what it knows of who maps it (W5, exact): up to
+        # two processes with their number of entries, and the mark of having several owners
+        self.mlocks = 0
+        self.owners: dict[Mm, int] = {}
+        self.shared = False
+
+    def entries_came(self, mm: Mm, count: int) -> None:
+        """thp-split W5, exact: a third process is not remembered."""
+        if mm in self.owners:
+            self.owners[mm] += count
+        elif len(self.owners) < 2:
+            self.owners[mm] = count
+            self.shared |= len(self.owners) == 2 or self.mapcount != count
+
+    def entries_went(self, mm: Mm, count: int, locked: bool) -> None:
+        """thp-split W5, exact: asked anew only when a process goes; Q3.2: the first entry in a locked area ends it."""
+        self.mlocks = max(0, self.mlocks - locked)
+        if mm in self.owners:
+            self.owners[mm] -= count
+            if self.owners[mm] > 0:
+                return
+            del self.owners[mm]
+        if self.mapcount in (self.owners.values() or [0]):
+            self.shared = False
 
     @property
     def mapcount(self) -> int:
@@ -287,11 +316,12 @@ class Folio:
         """By one huge PMD, or by just as many entries as it has pages (thp-split W5)."""
         return not self.ptes if len(self.pmds) == 1 else self.mapcount == len(self.pages)
 
-    @property
-    def likely_shared(self) -> bool:
+    def likely_shared(self, exact: int) -> bool:
         """thp-split W5."""
         if self.mapcount <= 1:
             return False
+        if self.order and exact:
+            return self.shared
         return bool(not self.order or self.pmds or self.ptes > len(self.pages) or len(self.pages[0].maps) > 1)
 
 
@@ -387,7 +417,7 @@ class Memory:
     def __init__(self, variant: str, knobs: dict, pages_per_thp: int) -> None:
         self.variant, self.knobs, self.pages_per_thp = variant, knobs, pages_per_thp
         self.thp_order = pages_per_thp.bit_length() - 1
-        self.kernel = (6, 12)
+        self.has = flags("6.12")
         self.enabled = {self.thp_order}  # orders that faults and khugepaged may make (mthp E2)
         self.run = 0
         self.vm: collections.Counter[str] = collections.Counter()  # vmstat events
@@ -453,6 +483,7 @@ class Memory:
     ) -> None:
         mm.ptes[address] = page.maps[mm, address] = Pte(page, dirty, writable, young)
         page.folio.ptes += 1
+        page.folio.entries_came(mm, 1)
         mm.anon += 1
         mm.ksm_mapped += page.ksm
 
@@ -465,12 +496,14 @@ class Memory:
             mm.ksm_mapped -= page.ksm
             newly_unmapped |= not page.mapped
         folio.ptes -= len(addresses)
+        folio.entries_went(mm, len(addresses), mm.vma_at(addresses[0]).locked)
         mm.anon -= len(addresses)
         self.after_unmap(folio, newly_unmapped)
 
     def unmap_pmd(self, mm: Mm, block: int) -> None:
         folio = mm.blocks[block]
         del folio.pmds[mm]
+        folio.entries_went(mm, 1, mm.vma_at(block * self.pages_per_thp).locked)
         mm.blocks[block] = None
         mm.anon -= self.pages_per_thp
         mm.huge -= 1
@@ -502,12 +535,14 @@ class Memory:
         if folio is HUGE_ZP:
             mm.ptes.update(dict.fromkeys(range(first, first + self.pages_per_thp), ZP_CLEAN))
             return
-        entry = folio.pmds.pop(mm)
+        entry = folio.pmds[mm]
         folio.dirty |= entry.dirty
         mm.huge -= 1
         mm.anon -= self.pages_per_thp
         for page in folio.pages:
             self.map_pte(mm, first + page.index, page, entry.dirty, entry.writable, entry.young)
+        del folio.pmds[mm]
+        folio.entries_went(mm, 1, mm.vma_at(first).locked and not self.has["cut_thp_stays_mlocked"])
 
     # -- mlock batch (ksm-merge M15) --------------------------------------------------------------------------
 
@@ -652,7 +687,7 @@ class Memory:
             if self.huge_allowed(vma, block):
                 return self.new_thp(mm, block).pages[address % self.pages_per_thp]
             mm.blocks[block] = TABLE
-        if mm.blocks[block] is HUGE_ZP and self.kernel >= (6, 18):  # seen on 6.18.44; F3 is 6.12's way
+        if mm.blocks[block] is HUGE_ZP and self.has["wp_fault_allocates_thp"]:  # F3
             return self.new_thp(mm, block).pages[address % self.pages_per_thp]
         folio = mm.blocks[block]
         if type(folio) is Folio:  # F7, huge PMD
@@ -669,6 +704,7 @@ class Memory:
         entry = mm.ptes.get(address)
         if entry is None and (order := self.fault_order(mm, vma, address)):
             folio = self.new_folio(order, address >> order << order, mm.nid)
+            folio.mlocks += vma.locked  # thp-split Q3.2
             for page in folio.pages:
                 self.map_pte(mm, folio.first + page.index, page, dirty=True, writable=True)
             self.mthp[order, "anon_fault_alloc"] += 1
@@ -682,7 +718,12 @@ class Memory:
             return self.copy_page(mm, address)
         if not page.exclusive:  # F7
             swapped = page.folio.slot is not None and page.folio.slot.users > 0
-            if page.folio.order or page.folio.mapcount + page.folio.pins != 1 or swapped:
+            if page.folio.order:
+                only = not page.folio.shared and not page.folio.pins and page.folio.mapcount > 1
+                if not (self.has["large_folio_reused"] and only):
+                    return self.copy_page(mm, address)
+                self.seen["page of a large folio written in place"] += 1
+            elif page.folio.mapcount + page.folio.pins != 1 or swapped:
                 return self.copy_page(mm, address)
             if page.folio.slot:
                 self.leave_swap_cache(page.folio)
@@ -692,7 +733,7 @@ class Memory:
 
     def fault_order(self, mm: Mm, vma: Vma, address: int) -> int:
         """mthp E2: the largest enabled order below a THP's whose range is empty and in the area; 0: a small page."""
-        if self.kernel < (6, 8) or not vma.huge or vma.uffd:
+        if not self.has["faults_take_sizes"] or not vma.huge or vma.uffd:
             return 0
         for order in sorted(self.enabled - {self.thp_order}, reverse=True):
             first = address >> order << order
@@ -712,6 +753,8 @@ class Memory:
     def map_pmd(self, mm: Mm, block: int, folio: Folio, writable: bool) -> None:
         """Map a new THP; thp-split H3."""
         folio.pmds[mm] = Pte(folio.pages[0], dirty=True, writable=writable)
+        folio.entries_came(mm, 1)
+        folio.mlocks += mm.vma_at(block * self.pages_per_thp).locked
         mm.blocks[block] = folio
         mm.anon += self.pages_per_thp
         mm.huge += 1
@@ -806,7 +849,7 @@ class Memory:
     def zap(self, mm: Mm, start: int, end: int, dontneed: bool = False) -> None:
         """Unmap a range that lies in one area, by runs of consecutive entries of one folio.
 
-        On 6.18 MADV_DONTNEED of a whole block frees its page table too (H10; seen on 6.18.44).
+        Since 6.14 MADV_DONTNEED of a whole block frees its page table too (H10).
         """
         address = start
         while address < end:
@@ -824,7 +867,7 @@ class Memory:
                     continue
             elif what is TABLE:
                 self.zap_ptes(mm, address, min(last, end))
-                if dontneed and self.kernel >= (6, 18) and address == first and last <= end:
+                if dontneed and self.has["dontneed_frees_page_table"] and address == first and last <= end:
                     mm.blocks[block] = None
             address = last
 
@@ -1036,7 +1079,7 @@ class Ksm(Memory):
 
     def set_advisor(self, mode: str) -> None:
         """S29; the mode that is set already changes nothing."""
-        if mode != self.knobs["advisor_mode"]:
+        if mode != self.knobs["advisor_mode"] and self.has["advisor_exists"]:
             self.knobs["advisor_mode"] = mode
             self.knobs["pages_to_scan"] = 100 if mode == "none" else self.knobs["advisor_min_pages_to_scan"]
             self.advisor_time = self.advisor_change = 0
@@ -1085,7 +1128,8 @@ class Ksm(Memory):
 
     def smart_skip(self, item: RmapItem, page: Page) -> bool:
         """S25."""
-        if not self.knobs["smart_scan"] or page.ksm or (item.tree == "stable" and self.kernel >= (7, 3)):
+        attached = item.tree == "stable" and self.has["forget_age"]
+        if not self.knobs["smart_scan"] or not self.has["smart_scan_exists"] or page.ksm or attached:
             return False
         age, item.age = item.age, min(item.age + 1, 255)
         if age < 3:
@@ -1221,7 +1265,7 @@ class Ksm(Memory):
     def forget(self, item: RmapItem) -> None:
         """S20: since 7.3 the page's index takes the place of the three."""
         item.was_merged = True
-        if self.kernel >= (7, 3):
+        if self.has["forget_age"]:
             item.checksum, item.age, item.skips = None, 0, 0
 
     def attach(self, item: RmapItem, node: StableNode) -> None:
@@ -1515,6 +1559,7 @@ class Ksm(Memory):
             if type(what) is Folio:
                 what.pmds[parent].writable = False
                 what.pmds[child] = Pte(what.pages[0], what.pmds[parent].dirty, writable=False, young=False)
+                what.entries_came(child, 1)
                 child.huge += 1
                 child.anon += self.pages_per_thp
                 for page in what.pages:
@@ -1652,7 +1697,8 @@ class Reclaim(Ksm):
         limit = self.knobs["max_ptes_none"]
         if limit >= self.pages_per_thp - 1:
             return False
-        if self.kernel >= (6, 18) and any(mm.vma_at(folio.first).locked for mm in folio.pmds):  # Q3.2
+        if self.has["shrinker_skips_mlocked"] and folio.mlocks:  # Q3.2
+            self.seen["mlocked THP dropped by the shrinker"] += 1
             return False
         return not any(page.poisoned for page in folio.pages) and sum(page.key == 0 for page in folio.pages) > limit
 
@@ -1691,7 +1737,7 @@ class Reclaim(Ksm):
         """The part of a range that lies in one block and one area."""
         folio = mm.blocks[address // self.pages_per_thp]
         if type(folio) is Folio:
-            if folio.likely_shared:
+            if folio.likely_shared(self.has["shared_is_exact"]):
                 return
             if end - address == self.pages_per_thp:
                 whole(mm, folio)
@@ -1707,7 +1753,8 @@ class Reclaim(Ksm):
                 continue
             folio, run = entry.page.folio, self.run_length(mm, address, end)
             if run < len(folio.pages):
-                if folio.likely_shared or not self.split_pinned(entry.page, "other"):
+                shared = folio.likely_shared(self.has["shared_is_exact"])
+                if shared or not self.split_pinned(entry.page, "other"):
                     address += run
                 continue
             whole(mm, folio)
@@ -1723,10 +1770,10 @@ class Reclaim(Ksm):
         return len(rest)
 
     def entries(self, mm: Mm, folio: Folio) -> list[Pte]:
-        """What maps a folio that is mapped once."""
+        """What a process maps a folio with."""
         if mm in folio.pmds:
             return [folio.pmds[mm]]
-        return [entry for page in folio.pages for entry in page.maps.values()]
+        return [entry for page in folio.pages for (by, _), entry in page.maps.items() if by is mm]
 
     def deactivate(self, mm: Mm, folio: Folio) -> None:
         """MADV_COLD: not young any more (seen by khugepaged K4)."""
@@ -1737,13 +1784,16 @@ class Reclaim(Ksm):
 
     def make_lazy(self, mm: Mm, folio: Folio) -> None:
         """MADV_FREE: W6."""
-        if not folio.mapped_once or (folio.slot and folio.slot.users):
+        if (folio.dirty or folio.slot) and (not folio.mapped_once or (folio.slot and folio.slot.users)):
             return
         if folio.slot:
             self.leave_swap_cache(folio)
-        folio.lazy, folio.dirty, folio.referenced = True, False, False
+        folio.dirty = False
         for entry in self.entries(mm, folio):
             entry.young = entry.dirty = False
+        if not (folio.mlocks if folio.order else self.is_locked(folio)):
+            self.seen["shared page made lazy"] += not folio.mapped_once
+            folio.lazy, folio.referenced = True, False
 
     def page_out(self, mm: Mm, folio: Folio) -> None:
         """MADV_PAGEOUT: W1, W2, W6."""
@@ -1776,11 +1826,19 @@ class Reclaim(Ksm):
         return True
 
     def discard(self, mm: Mm, folio: Folio) -> None:
-        """W6: entries go one by one up to the first that was written to; on 6.18 all of them or none."""
+        """W6: entries go one by one up to the first that was written to; since 6.15 all of them or none."""
+        block = folio.first // self.pages_per_thp
+        if mm in folio.pmds and self.has["lazy_pmd_goes_whole"]:
+            folio.dirty |= folio.pmds[mm].dirty
+            folio.lazy = not folio.dirty
+            if folio.lazy:
+                self.unmap_pmd(mm, block)
+                self.seen["lazy huge PMD cleared"] += 1
+            return
         if mm in folio.pmds:
-            self.split_pmd(mm, folio.first // self.pages_per_thp)
+            self.split_pmd(mm, block)
         addresses = [address for page in folio.pages for _, address in page.maps]
-        step = len(addresses) if self.kernel >= (6, 18) else 1
+        step = len(addresses) if self.has["lazyfree_goes_at_once"] else 1
         for n in range(0, len(addresses), step):
             group = addresses[n : n + step]
             folio.dirty |= any(mm.ptes[address].dirty for address in group)
@@ -1819,7 +1877,7 @@ class Reclaim(Ksm):
         if not vma.huge or vma.end // size <= -(-vma.start // size):
             return EINVAL
         if first > last:
-            return 0 if self.kernel >= (7, 2) else EINVAL
+            return 0 if self.has["part_of_block_is_done"] else EINVAL
         self.drain_batches()  # K8
         done, failure = 0, ""
         for block in range(first, last):
@@ -1887,7 +1945,7 @@ class Reclaim(Ksm):
             while self.khugepaged_address < last:
                 _, looked, tried = self.collapse_block(mm, vma, self.khugepaged_address // size, khugepaged=True)
                 self.khugepaged_address += size
-                cost += looked if self.kernel >= (7, 1) else size
+                cost += looked if self.has["scan_counts_entries"] else size
                 self.seen["budget ended within a range"] += cost > budget
                 if tried or cost >= budget:
                     return cost
@@ -1899,7 +1957,7 @@ class Reclaim(Ksm):
         """mthp E2: khugepaged makes smaller sizes since 7.2, MADV_COLLAPSE only THPs, enabled or not (K7)."""
         if not khugepaged:
             return {self.thp_order}
-        return self.enabled if self.kernel >= (7, 2) else self.enabled & {self.thp_order}
+        return self.enabled if self.has["collapse_to_sizes"] else self.enabled & {self.thp_order}
 
     def none_limit(self, order: int, khugepaged: bool) -> int:
         """K4: how many empty entries may be filled; below the THP's size max_ptes_none means all but one, or none."""
@@ -1991,10 +2049,10 @@ class Reclaim(Ksm):
                     return self.exceeded(self.thp_order, "none"), looked, swapped, present
                 continue
             folio = entry.page.folio
-            if khugepaged and self.kernel >= (7, 1) and folio.lazy and not entry.dirty:
+            if khugepaged and self.has["collapse_skips_lazyfree"] and folio.lazy and not entry.dirty:
                 self.seen["lazy page keeps khugepaged away"] += 1
                 return "lazy", looked, swapped, present
-            shared += folio.likely_shared
+            shared += folio.likely_shared(self.has["shared_is_exact"])
             if khugepaged and shared > self.knobs["max_ptes_shared"]:
                 return self.exceeded(self.thp_order, "shared"), looked, swapped, present
             if entry.page in self.lru_batch:
@@ -2004,7 +2062,7 @@ class Reclaim(Ksm):
             present.add(address)
             writable |= entry.writable
             referenced += entry.young or folio.referenced
-        if not writable and self.kernel < (6, 18):
+        if not writable and not self.has["collapse_needs_no_writable"]:
             return "not writable", looked, swapped, present
         if khugepaged and (not referenced or (swapped and referenced < self.pages_per_thp // 2)):
             return "not referenced", looked, swapped, present
@@ -2038,7 +2096,7 @@ class Reclaim(Ksm):
                     break
                 continue
             folio = entry.page.folio
-            shared += folio.likely_shared
+            shared += folio.likely_shared(self.has["shared_is_exact"])
             if khugepaged and shared > (0 if small else self.knobs["max_ptes_shared"]):
                 result = self.exceeded(order, "shared")
             elif small and folio.order >= order:
@@ -2087,6 +2145,7 @@ class Reclaim(Ksm):
         else:
             for page in new.pages:
                 self.map_pte(mm, first + page.index, page, dirty=True, writable=vma.writable)
+            new.mlocks += vma.locked  # thp-split Q3.2
             self.seen[f"collapse to order {new.order if new.order < 4 else '4 or more'}"] += 1
         if vma.locked:
             self.drain_mlock_batch()
@@ -2104,7 +2163,7 @@ class Machine(Reclaim):
     def __init__(self, trace: dict) -> None:
         scenario = trace["scenario"]
         super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
-        self.kernel = tuple(int(part) for part in trace["kernel"].split(".")[:2])
+        self.has = flags(trace["kernel"], scenario.get("kernel_changes"))
         enabled = {"2048": "inherit"} | self.knobs.get("hugepages_enabled", {})
         sizes = [int(kb) for kb, value in enabled.items() if value != "never"]
         self.enabled = {min((kb // 4).bit_length() - 1, self.thp_order) for kb in sizes}
@@ -2283,7 +2342,23 @@ class Machine(Reclaim):
             if vma is None:
                 return ENOMEM
             self.change(mm, vma, start, end, **flags)
+            if vma.locked != flags["locked"]:
+                self.mark_mlocked(mm, start, end, flags["locked"])
         return 0
+
+    def mark_mlocked(self, mm: Mm, start: int, end: int, locked: bool) -> None:
+        """Q3.2: a large folio that lies in the range whole is mlocked; munlock of any part of one ends that."""
+        while start < end:
+            page, run = mm.page_at(start), 1
+            if page is not None and page.folio.order:
+                rest = page.folio.pages[page.index :]
+                while run < min(len(rest), end - start) and mm.page_at(start + run) is rest[run]:
+                    run += 1
+                if not locked:
+                    page.folio.mlocks = max(0, page.folio.mlocks - 1)
+                elif run == len(page.folio.pages):
+                    page.folio.mlocks += 1
+            start += run
 
     def op_mlock(self, mm: Mm, page: int, count: int) -> int:
         """F8."""
@@ -2359,6 +2434,7 @@ class Machine(Reclaim):
         """G1; Q2: a queued folio is queued anew."""
         for page in folio.pages if node is not None else ():
             page.nid = node
+        folio.mlocks = sum(mm.vma_at(folio.first).locked for mm in folio.pmds)  # entries come back one by one
         if folio in self.queue:
             del self.queue[folio]
             self.enqueue(folio)
@@ -2391,8 +2467,9 @@ class Machine(Reclaim):
             mm.vmas[n] = dataclasses.replace(vma, mergeable=bool(value))
 
     def op_uffd(self, mm: Mm, page: int, count: int, value: int) -> int:
-        """Registered for write protection, which is never asked for: only the area's flag is seen (K4)."""
-        return self.madvise(mm, page, count, uffd=bool(value))
+        """Registered for write protection, which is never asked for: only the area's flag is seen (K4).  Holes are fine."""
+        self.madvise(mm, page, count, uffd=bool(value))
+        return 0 if any(v is not None for v, _, _ in self.parts(mm, page, page + count)) else EINVAL
 
     def op_fork(self, mm: Mm) -> None:
         self.fork(mm)

@@ -100,14 +100,7 @@ def clear_swap_entry(m, v):
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
-__all__ += [
-    "do_swap_page",
-    "mlock_vma_pages_range",
-    "populate_vma_page_range",
-    "read_pages",
-    "write_listed_pages",
-    "write_pages",
-]
+__all__ += ["do_swap_page", "populate_vma_page_range", "read_pages", "write_listed_pages", "write_pages"]
 
 
 @compiled

@@ -27,19 +27,21 @@ from mmlab.params import read_yaml
 __all__ = ["FILES", "Rule", "homes_in", "rule", "rules", "search"]
 
 HERE = Path(__file__).parent
-FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants", "tuners")
+FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants", "tuners", "kernel-7")
 """The files that state rules. The others explain: costs, trace-format, thread, worked-examples, README."""
 NUMBER = r"(?:[A-Z]\d+(?:\.\d+|[a-z])?|\d\.\d+(?:\.\d+)?)"
 CITATION = re.compile(rf"(?:\b({'|'.join(FILES)})(?:\.md)? |(?<![\w.-]))({NUMBER}(?:(?:, | and | to ){NUMBER})*)(?!\w)")
 SECTION = re.compile(r"(?ms)^##? ((\S+)[^\n]*)\n(.*?)(?=^##? |\Z)")
 """Title, number and body of a section."""
 STATED = {
-    r"fix-variants 5\.[1-4]": re.compile(r"(?s)\A()(.*)"),
+    r"fix-variants 5\.[1-4]|kernel-7 7\.\d+": re.compile(r"(?s)\A()(.*)"),
     r"fix-variants 5\.5": re.compile(r"(?ms)^(\d+)\. (.*?)(?=^\d+\. |\Z)"),
     r".*": re.compile(r"(?ms)^([A-Z]\d+)\. (.*?)(?=^[A-Z]\d+\. |^#|\Z)"),
 }
-"""How rules are stated, by a pattern of file and section: in fix-variants as a section, or as the items of one, whose
-numbers follow that of the section; anywhere as paragraphs that begin with their number."""
+"""How rules are stated, by a pattern of file and section: as a section, or as the items of one, whose numbers follow
+that of the section; anywhere as paragraphs that begin with their number."""
+NEWER = re.compile(r"(?m)^\*\*((?:[A-Z]\d+[\w.]* )+).*(?:\n +.*)*")
+"""A paragraph of kernel-7: the rules that it is about."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,14 @@ class Rule:
     @property
     def versions(self) -> str:
         """The kernel versions that the text distinguishes; it was read from 6.12.117 otherwise."""
-        found = set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", self.text))
+        found = set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", f"{self.text} {self.newer}"))
         return ", ".join(sorted(found, key=lambda v: [*map(int, v.split("."))])) or "6.12.117; no difference known"
+
+    @property
+    def newer(self) -> str:
+        """What kernel-7 says of the rule: how kernels after 6.12 differ."""
+        paragraphs = NEWER.finditer((HERE / "kernel-7.md").read_text(encoding="utf-8"))
+        return "\n".join(p[0].strip() for p in paragraphs if re.search(rf"\b{self.whole}(?!\d)", p[1]))
 
     @property
     def homes(self) -> list[str]:
@@ -95,6 +103,7 @@ class Rule:
         pairs = [
             ("kernel", ", ".join(self.kernel)),
             ("versions", self.versions),
+            ("after 6.12", self.newer),
             ("mmlab", "\n".join(self.homes) or note.get("follows", "")),
             ("not modelled", note.get("leaves_out", "")),
             ("recordings", ", ".join(named) + more),
