@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 
-KERNELS = ("6.12.117", "6.18.44", "6.19.14", "7.0.13", "7.1.13", "7.2.13", "7.3.4")
+from mmlab.kernel.versions import DIFFERENCES, RELEASES
+
+KERNELS = ("6.18.15", *RELEASES.values())
 VARIANTS = (
     "legacy",
     "mainline",
@@ -29,10 +31,10 @@ EVENT_WEIGHTS = {
     "write": 30,
     "dontneed": 10,
     "fork": 13,
-    "exit": 24,
+    "exit": 28,
     "set": 12,
     "read": 4,
-    "mlock": 5,
+    "mlock": 12,
     "munlock": 3,
     "munmap": 3,
     "mprotect": 4,
@@ -44,10 +46,10 @@ EVENT_WEIGHTS = {
     "split_all": 2,
     "sleep": 2,
     "shrink": 20,
-    "collapse": 22,
+    "collapse": 26,
     "khugepaged": 6,
     "cold": 3,
-    "free": 6,
+    "free": 12,
     "pageout": 10,
     "compact": 1,
     "migrate": 8,
@@ -94,7 +96,7 @@ class Draw:
         if rng.random() < 0.03:
             self.thp = 512
         self.orders = rng.random() < 0.15  # folios of several sizes (mthp)
-        self.sizes = rng.random() < 0.35  # that faults and khugepaged make
+        self.sizes = rng.random() < 0.25  # that faults and khugepaged make
         self.thp = rng.choice([16, 64, 64]) if self.sizes else self.thp
         self.clocked = rng.random() < 0.3  # khugepaged wakes up by its own clock
         self.zero = rng.choice([0.05, 0.2] if self.sizes else [0.05, 0.2, 0.4, 0.7, 0.9])  # share of zero pages
@@ -152,6 +154,7 @@ class Draw:
                 "batches": batches,
                 "pages_per_thp": self.thp,
                 "nodes": self.nodes,
+                "kernel_changes": {row: rng.choice([0, 1]) for row in DIFFERENCES if rng.random() < 0.05},
             },
             "fields": [],
             "samples": [],
@@ -286,7 +289,7 @@ class Draw:
         if op == "fork":
             if len(alive) < 6:
                 self.processes.append(process.fork())
-                return [{"op": op, "process": n}]
+                return [{"op": op, "process": n}, *(self.widow(n) if rng.random() < 0.4 else [])]
             return []
         if op == "exit":
             if len(alive) > 1 or rng.random() < 0.1:
@@ -322,6 +325,8 @@ class Draw:
             return [{"op": op, "process": n, "page": first}]
         elif op == "collapse":
             return self.collapse(n, event)
+        elif op in ("free", "mlock") and rng.random() < 0.8:
+            return self.whole_block(n, event)
         elif op in ("free", "pageout") and rng.random() < 0.6:
             return self.swap(n, event)
         return [event]
@@ -341,6 +346,33 @@ class Draw:
         if rng.random() < 0.3:
             events[-1] = {"op": "khugepaged", "full_scans": rng.choice([1, 1, 2])}
         return events
+
+    def widow(self, n: int) -> list[dict]:
+        """The child just born exits, and the parent, whose THPs may be cut before, writes again."""
+        self.processes[-1].alive = False
+        first, count = self.range(self.processes[n])
+        cut = {"process": n, "page": first, "count": count, "op": self.rng.choice(["mergeable", "unmergeable"])}
+        barred = self.processes[n].holes | self.processes[n].read_only
+        write = [] if barred & {*range(first, first + count)} else [{**cut, "op": "write", "key": None}]
+        return [cut, {"op": "exit", "process": len(self.processes) - 1}, *write]
+
+    def whole_block(self, n: int, event: dict) -> list[dict]:
+        """MADV_FREE or mlock of a whole block, perhaps a part that is treated otherwise, and the reclaim after it."""
+        rng, process = self.rng, self.processes[n]
+        first = rng.randrange(process.pages // self.thp) * self.thp
+        event |= {"page": first, "count": self.thp}
+        events, part = [event], rng.randrange(self.thp)
+        few = {"process": n, "page": first + part, "count": rng.randint(1, self.thp - part)}
+        if rng.random() < 0.5 and not {*range(first, first + self.thp)} & (process.holes | process.read_only):
+            again = [{**event, "op": op} for op in ("munlock", "hugepage", "dontneed", "write")]
+            events[:0] = again[:1] + again[2 if self.orders else 1 :]
+            events[-2]["key"] = self.key()
+        if event["op"] == "free":
+            born = self.event("fork") if self.ordered and rng.random() < 0.3 else []
+            return [*events[:-1], *born, event, {**event, "op": "pageout"}]
+        if rng.random() < 0.7:
+            events.append({"op": rng.choice(["munlock", "mergeable", "unmergeable", "mergeable"]), **few})
+        return [*events, {"op": "set", "knob": "max_ptes_none", "value": 0}, {"op": "shrink", "count": 100}]
 
     def swap(self, n: int, event: dict) -> list[dict]:
         """What comes after a page was given up or swapped out: it is used again, shared by a fork, or goes for good."""

@@ -2467,7 +2467,7 @@ class Machine(Reclaim):
             mm.vmas[n] = dataclasses.replace(vma, mergeable=bool(value))
 
     def op_uffd(self, mm: Mm, page: int, count: int, value: int) -> int:
-        """Registered for write protection, which is never asked for: only the area's flag is seen (K4).  Holes are fine."""
+        """Registered for write protection, which is never asked for: only the flag of an area is seen (K4)."""
         self.madvise(mm, page, count, uffd=bool(value))
         return 0 if any(v is not None for v, _, _ in self.parts(mm, page, page + count)) else EINVAL
 

@@ -1,6 +1,6 @@
 """The fast model equals the reference model, after every batch and every event, on random scenarios.
 
-`MMLAB_SCENARIOS` says how many (100; `make nightly` sets 2,000). The run counts what occurred in them and requires that
+`MMLAB_SCENARIOS` says how many (150; `make nightly` sets 2,000). The run counts what occurred in them and requires that
 each of OCCURRENCES did often enough to be tested.
 """
 
@@ -16,7 +16,7 @@ import reference
 from mmlab.engine.costs import STEPS
 from mmlab.results import trace
 
-SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "100"))
+SCENARIOS = int(os.environ.get("MMLAB_SCENARIOS", "150"))
 OCCURRENCES = (
     "dead root",
     "dead leaf",
@@ -46,6 +46,10 @@ OCCURRENCES = (
     "fault takes a size",
     "refused split",
     "budget ended within a range",
+    "lazy huge PMD cleared",
+    "shared page made lazy",
+    "page of a large folio written in place",
+    "mlocked THP dropped by the shrinker",
     "stable node moved aside",
     "stable node linked in another tree",
     "stable node joins equal ones in another tree",

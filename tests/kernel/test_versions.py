@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SHIPPED
 from mmlab import Scenario, simulate
 from mmlab.errors import UserError
 from mmlab.kernel import versions
 from mmlab.kernel.state import machine
-from mmlab.results import trace
+from mmlab.results import trace as traces
 
 PACKAGE = Path(versions.__file__).parent.parent
 
@@ -35,12 +36,10 @@ def test_a_series_is_its_newest_known_release() -> None:
 
 
 def test_a_release_between() -> None:
-    assert versions.differing("6.12", "6.14") == ["wp_fault_allocates_thp", "dontneed_frees_page_table"]
-    assert versions.flags("6.8") == versions.flags("6.12") and versions.differing("6.1", "6.8") == [
-        "smart_scan_exists",
-        "advisor_exists",
-        "faults_take_sizes",
-    ]
+    assert versions.differing("6.12.1", "6.14") == ["wp_fault_allocates_thp", "dontneed_frees_page_table"]
+    assert versions.differing("6.18.15", "6.18.44") == ["lazy_pmd_goes_whole"]
+    assert versions.differing("6.1", "6.8") == ["smart_scan_exists", "advisor_exists", "faults_take_sizes"]
+    assert versions.flags("6.8") == versions.flags("6.12")
 
 
 def test_a_row_may_end() -> None:
@@ -91,7 +90,7 @@ def test_distributions_have_the_rules_of_a_series(name: str) -> None:
     assert versions.flags(name) == versions.flags(series) and versions.release(name) == versions.release(series)
     run = simulate(Scenario(kernel=name, memory_mib=2, horizon_seconds=0.1))
     assert run.scenario.kernel == name
-    assert Scenario(kernel=str(trace.from_run(run)["kernel"]).rpartition(" ")[2]).kernel == name, "as a trace names it"
+    assert Scenario(kernel=str(traces.from_run(run)["kernel"]).rpartition(" ")[2]).kernel == name, "as a trace names it"
 
 
 def test_a_distribution_that_is_not_known() -> None:
@@ -104,6 +103,45 @@ def test_names_are_unambiguous() -> None:
     """Nothing but a name, a series or a stable release fits the pattern that the scenario's schema has, too."""
     for wrong in ("pve8.1", "pve", "xrhel9", "6.18.44x", "6.18.", ""):
         assert not re.fullmatch(versions.PATTERN, wrong), wrong
+
+
+SHOWN = {
+    "smart_scan_exists": "test_versions.py::test_kernels_before_smart_scan_and_the_advisor",
+    "advisor_exists": "test_versions.py::test_kernels_before_smart_scan_and_the_advisor",
+    "wp_fault_allocates_thp": "k70-hzp-write",
+    "dontneed_frees_page_table": "k618-live-dontneed-page-table",
+    "lazyfree_goes_at_once": "k73-live-swap-free-cold",
+    "large_folio_reused": "lazy-reuse-pte",
+    "shared_is_exact": "k618-shared-exact",
+    "lazy_pmd_goes_whole": "k618-live-swap-free-cold",
+    "cut_thp_stays_mlocked": "k618-mlock-shrink",
+    "shrinker_skips_mlocked": "k618-mlock-shrink",
+    "collapse_needs_no_writable": "live618-swap-khugepaged",
+    "faults_take_sizes": "test_khugepaged.py::test_fault_takes_the_largest_size_that_fits",
+    "scan_counts_entries": "test_khugepaged.py::test_huge_memory_is_nearly_free_to_scan",
+    "collapse_skips_lazyfree": "test_khugepaged.py::test_lazy_pages_keep_khugepaged_away",
+    "part_of_block_is_done": "k73-collapse-parts",
+    "collapse_to_sizes": "test_khugepaged.py::test_only_newer_kernels_collapse_to_sizes",
+    "forget_age": "k73-cow-same-ss1",
+}
+"""What shows each row: a recording or, if it is known from the text only, a test that switches it."""
+
+
+def answers(recorded: traces.Trace, row: str, on: int) -> tuple[object, ...]:
+    predicted = traces.predict(recorded, overrides={"kernel_changes": {row: on}})
+    return predicted["samples"], predicted["maps"], [event["result"] for event in predicted["scenario"]["events"]]
+
+
+@pytest.mark.parametrize("row", versions.DIFFERENCES.values(), ids=versions.DIFFERENCES)
+def test_a_row_is_shown(row: versions.Difference) -> None:
+    """The recording is predicted otherwise when the row is switched."""
+    file, _, test = SHOWN[row.name].partition("::")
+    if test:
+        assert f"def {test}(" in (Path(__file__).parent / file).read_text()
+    else:
+        assert not row.from_text_only
+        recorded = traces.read(SHIPPED / f"{file}.json.gz")
+        assert answers(recorded, row.name, 0) != answers(recorded, row.name, 1)
 
 
 def test_one_row_is_switched() -> None:
