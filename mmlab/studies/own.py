@@ -1,0 +1,85 @@
+"""A variant of your own beside all others: is it new, where does it rank, what does it gain (notebook 05)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+import pandas as pd
+
+from mmlab.figures import figures as plots
+from mmlab.studies.scenes import AnyVariant
+from mmlab.studies.study import Answer
+from mmlab.studies.verdict import Verdict
+from mmlab.variants import VARIANTS, Variant, possible, resolve, truth_table
+
+__all__ = ["answers", "drawn", "gains", "named", "ranking"]
+
+
+def named(variant: AnyVariant) -> Variant:
+    """Return a variant of your own, under a name that no shipped one has."""
+    yours = resolve(variant)
+    return replace(yours, name=f"own {yours.name}") if yours.name in VARIANTS else yours
+
+
+def answers(yours: Variant) -> Answer:
+    """Compare a variant's answers with those of each shipped one, in all contexts that can happen."""
+    table = truth_table([yours, *VARIANTS.values()])
+    can = [possible(context) for context in table.index]
+    others, mine = table[can].drop(columns=yours.name), table[can][yours.name]
+    differs = others.ne(mine, axis=0)
+    data = pd.DataFrame({"other answers": differs.sum(), "yours remaps": (differs & ~others).sum()})
+    data["the other remaps"] = data["other answers"] - data["yours remaps"]
+    twins, nearest = [*differs.columns[~differs.any()]], data["other answers"].idxmin()
+    finding = f"Not new: wherever it can be asked, `{yours.name}` answers as {' and '.join(twins)}"
+    if not twins:
+        finding = f"New: {nearest} is nearest, with another answer in {data['other answers'].min()} contexts"
+    title = f"Of {len(mine)} contexts that can happen"
+    return Answer(data, finding, plots.truth_table(table, can), title, "Filled circle: yes.")
+
+
+def drawn(matrix: Verdict, yours: str) -> Answer:
+    """Draw the matrix of questions and variants, and name the questions in which a variant is the only best."""
+    labels = {q.key: f"{q.key} {q.label} ({q.unit}{matrix.sure(q)})" for q in matrix.questions}
+    cells, marks, words = (
+        part.rename(index=labels, columns=lambda name: name.replace("-", "\n"))
+        for part in (matrix.cells, matrix.marks, matrix.words)
+    )
+    ax = plots.verdict_table(cells, marks, words, plots.axes(width=11.5, height=0.9 + 0.29 * len(labels))[0])
+    alone = [key for key, row in matrix.marks.iterrows() if row[yours] == "+" and (row == "+").sum() == 1]
+    note = "±: the largest standard error of the row."
+    return Answer(matrix.cells, f"Best alone: {', '.join(alone) or 'in no question'}", ax, note=note)
+
+
+def ranking(matrix: Verdict, yours: str, weights: Mapping[str, float]) -> Answer:
+    """Count the questions in which each variant is among the best or the worst, and find the Pareto front."""
+    places, front = matrix.places, matrix.pareto()
+    weight = pd.Series(weights).reindex(places.index)
+    signs = {"+": "among the best", " ": "in between", "-": "among the worst"}
+    counts = matrix.marks.loc[places.index].apply(pd.Series.value_counts).T.reindex(columns=signs).fillna(0).astype(int)
+    counts = counts.rename(columns=signs).sort_values(["among the worst", "among the best"], ascending=[True, False])
+    score = 100 * places.mul(weight, axis=0).sum() / (weight.sum() or 1.0)
+    table = counts.assign(**{"place, mean (%)": score, "dominated by": pd.Series(front).str.join(", ")})
+    best, worst = counts.loc[yours, ["among the best", "among the worst"]]
+    on = f"dominated by {', '.join(front[yours])}" if front[yours] else "on the Pareto front"
+    finding = f"Rank: among the best in {best} of {len(places)} questions, among the worst in {worst}; {on}"
+    figure = plots.bars(counts, f"questions, of {len(places)} that tell the variants apart", stacked=True)
+    return Answer(table, finding, figure, "Place: 100 is the best of every row, 0 the worst", digits=0)
+
+
+def gains(matrix: Verdict, yours: str, rivals: Sequence[str]) -> Answer:
+    """Compare a variant with each rival, in the questions in which one of the two is better."""
+    better = {v: {"+": matrix.better(yours, v), "-": matrix.better(v, yours)} for v in rivals}
+    asked = [q for q in matrix.questions if any(q.key in keys for signs in better.values() for keys in signs.values())]
+    labels = {q.key: f"{q.key} {q.label} ({q.unit}{matrix.sure(q)})" for q in asked}
+    marks = pd.DataFrame("=", [*labels], [*rivals])
+    for v, sign in product(rivals, "+-"):
+        marks.loc[better[v][sign], v] = sign
+    text = matrix.words.loc[[*labels], [*rivals]].apply(lambda column: matrix.words[yours][[*labels]] + " : " + column)
+    meaning = {"+": f"{yours} is better (+)", "-": f"{yours} is worse (−)", "=": "no difference"}
+    figure = plots.verdict_table(
+        matrix.cells.loc[[*labels], [*rivals]].rename(index=labels), marks, text, signs=meaning
+    )
+    said = (f"against {v} better in {len(signs['+'])}, worse in {len(signs['-'])}" for v, signs in better.items())
+    return Answer(text, f"Gains and costs: {'; '.join(said)}", figure, note=f"In each cell {yours} : the other.")
