@@ -402,6 +402,7 @@ def curves(
     drawn = [*marks, *table[y][np.isfinite(table[y]) & (table[y] > 0)]]
     if drawn:
         ax.set(yscale="log", ylim=(min(drawn) * 0.7, max(drawn) * 1.6))
+        ax.yaxis.set_minor_formatter(PLAIN if max(drawn) < 20 * min(drawn) else "")
     ax.set(xlabel=x, ylabel=y)
     ax.yaxis.set_major_formatter(PLAIN)
     if log:

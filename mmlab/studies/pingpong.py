@@ -15,16 +15,22 @@ block that will come back has had its chance:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from mmlab.engine import workload
+from mmlab.figures.figures import blocks
 from mmlab.results.metrics import PAGES_PER_MIB
-from mmlab.results.run import Run
+from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 
-__all__ = ["Loop", "block_maps", "collapses", "measure", "moments", "scan_seconds", "turn_seconds"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Loop", "block_maps", "blocks_collapsed", "collapses", "draw_blocks", "enders", "for_turns", "huge_again"]
+__all__ += ["mapped", "measure", "moments", "period", "scan_seconds", "turn_seconds", "underused"]
 __all__ += ["zero_pages_of_blocks"]
 
 
@@ -104,6 +110,19 @@ def measure(run: Run) -> Loop:
     )
 
 
+def for_turns(s: Scenario, turns: float) -> Scenario:
+    """Return a scenario that lasts for this many turns of khugepaged after what `measure` leaves out, not longer."""
+    turn = max(turn_seconds(s), s.khugepaged_scan_sleep_millisecs / 1000, 1.0)
+    seconds = round(max(4 * scan_seconds(s), turn_seconds(s)) + (turns + 0.5) * turn, 1)
+    ends = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
+    return s.replace(horizon_seconds=min(seconds, s.horizon_seconds or seconds), **ends)
+
+
+def mapped(s: Scenario) -> Run:
+    """Simulate with page maps at even times, and around bursts of collapses."""
+    return simulate(s, maps_at=moments(simulate(s)))
+
+
 def moments(run: Run, count: int = 150) -> set[tuple[int, int]]:
     """Return where to take page maps for `simulate(maps_at=…)`: at even times, and around bursts of collapses."""
     rows = run.rows
@@ -123,6 +142,11 @@ def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return np.array([time[where] for where in taken]), np.stack(blocks).reshape(len(taken), -1, size)
 
 
+def draw_blocks(run: Run, ax: Axes | None = None) -> Axes:
+    """Draw what each block of a run with page maps is over time; see `mmlab.figures.figures.blocks`."""
+    return blocks(*block_maps(run), ax)
+
+
 def collapses(run: Run) -> pd.DataFrame:
     """Return each block that became huge from one page map to the next: columns time_s, block."""
     time, letters = block_maps(run)
@@ -136,3 +160,45 @@ def zero_pages_of_blocks(s: Scenario) -> np.ndarray:
     size = s.pages_per_thp
     counts = [(i.keys[: len(i.keys) // size * size] == 0).reshape(-1, size).sum(1) for i in workload.build(s)]
     return np.concatenate(counts)
+
+
+def period(run: Run) -> float | None:
+    """Return the median time between two collapses of the same block, s; None if no block was collapsed twice."""
+    again = collapses(run).groupby("block")["time_s"].diff().dropna()
+    return float(again.median()) if len(again) else None
+
+
+def blocks_collapsed(run: Run) -> int:
+    """Return how many blocks were collapsed at least once."""
+    return int(collapses(run)["block"].nunique())
+
+
+def underused(run: Run) -> int:
+    """Return the blocks that have so many zero-filled pages at the start that they count as underused."""
+    limit = run.scenario.max_ptes_none
+    return int((zero_pages_of_blocks(run.scenario) > limit).sum()) if limit < run.scenario.pages_per_thp - 1 else 0
+
+
+def huge_again(run: Run) -> int:
+    """Return the blocks that khugepaged may make huge again, as far as their zero-filled pages allow it."""
+    few = zero_pages_of_blocks(run.scenario) <= run.scenario.max_ptes_none
+    return int(few.sum()) if run.scenario.khugepaged else 0
+
+
+def enders(cells: pd.DataFrame) -> str:
+    """Return which limits end the loop, in words: alone, together, or none.
+
+    Parameters
+    ----------
+    cells
+        Collapses an hour, a row a `max_ptes_shared`, a column a `max_ptes_none`.
+
+    >>> enders(pd.DataFrame({0: [0, 0], 511: [0, 9]}, [0, 256]))
+    '`max_ptes_none=0` alone or `max_ptes_shared=0` alone'
+    """
+    ends = cells == 0
+    alone = {"max_ptes_none": ends.columns[ends.all()], "max_ptes_shared": ends.index[ends.all(axis=1)]}
+    words = [f"`{knob}={limits.max()}` alone" for knob, limits in alone.items() if len(limits)]
+    pairs = [(none, shared) for shared in ends.index for none in ends if ends.at[shared, none]]
+    words = words or [f"`max_ptes_none={none}` with `max_ptes_shared={shared}`" for none, shared in pairs[-1:]]
+    return "nothing, as nothing goes on" if ends.all(axis=None) else " or ".join(words) or "none of these limits"

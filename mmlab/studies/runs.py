@@ -13,11 +13,12 @@ import pandas as pd
 from mmlab.figures import figures
 from mmlab.params import read_yaml
 from mmlab.results import trace
+from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 from mmlab.studies.measures import Measure, standard_error, value
 from mmlab.studies.scenes import CODES
-from mmlab.studies.study import Answer, expect
+from mmlab.studies.study import Answer
 
 __all__ = ["TIME", "by_variant", "group_equal", "measured", "over_time", "recorded", "timeline"]
 
@@ -25,8 +26,8 @@ TIME = "simulated time (s)"
 COLUMNS = read_yaml(Path(__file__).with_name("columns.yaml"))
 Thing = Run | Scenario
 """What can be measured: a run, or a scenario that is simulated for that."""
-Series = Callable[[Run], np.ndarray]
-"""A function that returns a number for each sample of a run."""
+Series = str | Callable[[Run], np.ndarray]
+"""A function that returns a number for each sample; or counters as `mmlab.studies.measures.value` reads them."""
 
 
 def measured(things: Mapping[Any, Thing], columns: Mapping[str, str | Measure], *names: str, **parts: Any) -> Answer:
@@ -85,10 +86,8 @@ def group_equal(values: Mapping[str, Any]) -> dict[str, list[str]]:
     groups: dict[bytes, list[str]] = {}
     for name, found in values.items():
         groups.setdefault(np.asarray(found).tobytes(), []).append(name)
-    return {
-        " ".join([*(CODES.get(n, (n,))[0] for n in names), names[0] + (" …" if len(names) > 1 else "")]): names
-        for names in groups.values()
-    }
+    numbers = {names[0]: [CODES[name][0] for name in names if name in CODES] for names in groups.values()}
+    return {" ".join([*numbers[names[0]], names[0], *["…"][: len(names) - 1]]): names for names in groups.values()}
 
 
 def over_time(runs: Mapping[str, Run], series: Series, what: str) -> pd.DataFrame:
@@ -97,7 +96,7 @@ def over_time(runs: Mapping[str, Run], series: Series, what: str) -> pd.DataFram
     Equal are those that are so at 100 times. Columns: simulated time (s), `what`, variants.
     """
     times = {name: run.rows["time_ns"] / 1e9 for name, run in runs.items()}
-    values = {name: series(run) for name, run in runs.items()}
+    values = {name: _samples(run, series) for name, run in runs.items()}
     grid = np.linspace(0, max(float(time[-1]) for time in times.values()), 101)[:-1]
     seen = {name: values[name][np.searchsorted(times[name], grid, side="right") - 1] for name in runs}
     return pd.concat(
@@ -106,8 +105,16 @@ def over_time(runs: Mapping[str, Run], series: Series, what: str) -> pd.DataFram
     )
 
 
+def _samples(run: Run, series: Series) -> np.ndarray:
+    """Return a series: counters of pages in MiB, or as they are."""
+    if callable(series):
+        return series(run)
+    counted = sum(run.rows[name] for name in series.removeprefix("#").split())
+    return np.asarray(counted) / (1 if series.startswith("#") else PAGES_PER_MIB)
+
+
 def timeline(
-    panels: Mapping[str, Mapping[str, Run]], series: Series, what: str, until: float = 0, **parts: Any
+    panels: Mapping[str, Mapping[str, Run]], series: Series, what: str, until: float = 0, log: bool = False
 ) -> Answer:
     """Draw a series over time, a line for each group of equal variants; a panel for each set of runs.
 
@@ -119,22 +126,25 @@ def timeline(
         See `over_time`.
     until
         End of the time axis, s; 0: where the runs end.
+    log
+        Make the y axis logarithmic.
     """
     tables = {title: over_time(runs, series, what) for title, runs in panels.items()}
     drawn = figures.axes(len(panels), width=11.5 if len(panels) > 1 else 9.6, height=4.6, sharey=True)
     for ax, (title, runs) in zip(drawn, panels.items(), strict=True):
         label = figures.time_label(runs.values(), until or None)
-        figures.steps(tables[title], TIME, what, "variants", ax, until, legend=False, xlabel=label).set_title(title)
+        figures.steps(tables[title], TIME, what, "variants", ax, until, False, log=log, xlabel=label).set_title(title)
         ax.label_outer()
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=4)
-    return Answer(pd.concat(tables, names=["panel"]), figure=drawn, **parts)
+    return Answer(pd.concat(tables, names=["panel"]), figure=drawn)
 
 
 def recorded(name: str, columns: Mapping[str, str], title: str) -> Answer:
     """Predict a recording of a kernel that ships with mmlab, and draw counters (name → unit) of both."""
     kernel = trace.read(files("mmlab") / "recordings" / f"{name}.json.gz")  # type: ignore[arg-type]
     found = trace.compare(kernel, trace.predict(kernel))
-    words = f"of {found.samples} samples and {found.maps} page maps with {title} the model predicts"
-    holds = expect(words, found.samples_exact + found.maps_exact, least=found.samples + found.maps)
+    samples = f"{found.samples_exact} of {found.samples} samples in all counters"
+    words = f"the model predicts {samples}, {found.maps_exact} of {found.maps} page maps ({title})."
+    holds = f"{'Holds' if found.exact else 'Does not hold'}: {words}"
     run = simulate(trace.scenario_of(kernel))
     return Answer(figures.recorded_samples(kernel), holds, figures.overlay(run, kernel, columns, title))

@@ -1,7 +1,7 @@
 """What is done to a workload before the verdict asks its questions.
 
 A scene takes the base scenario (memory, knobs, rates) and returns the scenario that is run. One that only sets some
-values is an entry of `scenes.yaml`, which has the default base, too. Any other is a function of this module, with
+values is an entry of `scenes.yaml`. Any other is a function of this module, with
 dashes in its name; its docstring says what it does.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmlab.params import read_yaml
+from mmlab.params import find_params, read_yaml
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
@@ -24,7 +24,7 @@ Scene = Callable[[Scenario], Scenario]
 AnyVariant = str | Variant | Predicate
 
 LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
-BASE: dict[str, Any] = LISTED["base"]
+BASE: dict[str, Any] = read_yaml(find_params("other_splits"))
 """The default base: 16 THPs, three quarters zero-filled, and a ksmd so slow that other things happen before it comes. A
 full scan of 9 s stands for the minutes that it takes on a host."""
 DECIDED: dict[str, Any] = LISTED["decided"]

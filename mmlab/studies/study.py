@@ -115,11 +115,11 @@ def expect(what: str, value: float, *, least: float | None = None, most: float |
     return f"{'Does not hold' if limit else 'Holds'}: {what} {value:,.3g}{instead} {unit}".rstrip()
 
 
-def describe(scenario: Scenario) -> Answer:
-    """Return the fields of the scenario that were given."""
+def describe(scenario: Scenario) -> None:
+    """Display which fields of the scenario were given."""
     given = {name: getattr(scenario, name) for name in type(scenario).model_fields if name in scenario.model_fields_set}
     words = ", ".join(f"`{name}={value}`" for name, value in given.items())
-    return Answer(pd.DataFrame({"value": map(str, given.values())}, list(given)), f"Simulated: {words or 'defaults'}.")
+    display.say(f"**Simulated:** {words or 'all parameters have their defaults'}.")
 
 
 def summary(value: str, words: str, *shown: object) -> None:

@@ -24,12 +24,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from mmlab.errors import UserError, unknown
+from mmlab.figures.figures import axes, verdict_table
+from mmlab.figures.theme import figure_of
 from mmlab.params import read_yaml
 from mmlab.results.run import Run, simulate
 from mmlab.results.uncertainty import error_of, one_digit
@@ -37,7 +39,11 @@ from mmlab.scenario import Scenario
 from mmlab.studies.measures import value
 from mmlab.studies.pingpong import scan_seconds
 from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, AnyVariant, described
+from mmlab.studies.study import Study
 from mmlab.variants import VARIANTS, resolve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "verdict", "weights"]
 
@@ -76,8 +82,8 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The matrix of questions and variants.
+class Verdict(Study):
+    """The matrix of questions and variants: a study, whose figure is the matrix.
 
     Attributes
     ----------
@@ -97,6 +103,23 @@ class Verdict:
     def questions(self) -> list[Question]:
         """The questions, in the order of the rows."""
         return [QUESTIONS[key] for key in self.cells.index]
+
+    def table(self) -> pd.DataFrame:
+        """Return the cells; the names of rows and columns say what they are."""
+        labels = {q.key: f"{q.key} {q.label} ({q.unit}{self.sure(q)})" for q in self.questions}
+        return self.cells.rename(index=labels, columns=lambda name: "\n".join(CODES.get(name, [name])))
+
+    def plot(self) -> Figure:
+        """Draw the matrix."""
+        table = self.table()
+        marks, words = (t.set_axis(table.index).set_axis(table.columns, axis=1) for t in (self.marks, self.words))
+        return figure_of(verdict_table(table, marks, words, axes(width=10.6, height=0.9 + 0.29 * len(table))[0]))
+
+    @property
+    def finding(self) -> str:  # type: ignore[override]
+        """Which variants are among the best, and in how many questions."""
+        best = (self.marks == "+").sum().sort_values(ascending=False, kind="stable")
+        return f"Among the best of {len(self.cells)} questions: {', '.join(f'{v} {n}' for v, n in best.items())}."
 
     def _goodness(self) -> pd.DataFrame:
         """Return the numbers, the more the better: a column a question, a row a variant."""

@@ -1,9 +1,11 @@
 """The ping-pong between ksmd and khugepaged: what is measured, and that it ends where khugepaged.md says."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mmlab import Run, Scenario, simulate
+from mmlab.studies import pingpong
 from mmlab.studies.pingpong import block_maps, collapses, measure, moments, turn_seconds, zero_pages_of_blocks
 
 BOTH = Scenario(
@@ -99,3 +101,46 @@ def test_zero_pages_of_blocks(layout: str) -> None:
     assert len(counts) == 16
     assert counts.sum() == 2 * 3072
     assert (counts == 384).all() == (layout in ("zero-first", "interleaved"))
+
+
+def test_for_turns() -> None:
+    """khugepaged's first turn (8 s) is longer than four full scans of ksmd (2 s); then 2.5 turns, or less."""
+    assert pingpong.for_turns(BOTH, 2).horizon_seconds == 28
+    assert pingpong.for_turns(BOTH.replace(until_settled=True), 2).until_settled is False
+    assert pingpong.for_turns(BOTH, 9).horizon_seconds == BOTH.horizon_seconds, "not longer"
+    assert (
+        pingpong.for_turns(BOTH.replace(pages_to_scan=10, horizon_seconds=0.0, horizon_full_scans=9), 2).horizon_seconds
+        > 4 * 9.8
+    )
+    assert measure(simulate(pingpong.for_turns(BOTH, 1))).collapses_per_hour == pytest.approx(3600, rel=0.01)
+
+
+def test_blocks(mapped: Run) -> None:
+    assert pingpong.period(mapped) == pytest.approx(turn_seconds(BOTH), rel=0.01)
+    assert pingpong.blocks_collapsed(mapped) == 8
+    calm = pingpong.mapped(BOTH.replace(khugepaged=0))
+    assert (pingpong.period(calm), pingpong.blocks_collapsed(calm)) == (None, 0)
+    ax = pingpong.draw_blocks(mapped)
+    assert ax.get_ylabel() == "2 MiB block"
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(511, (0, 8)), (384, (0, 8)), (383, (8, 0)), (0, (8, 0))])
+def test_prices_of_a_limit(limit: int, counts: tuple[int, int]) -> None:
+    """Blocks with more zero-filled pages than max_ptes_none are underused, the others may be huge again; 511: all."""
+    run = simulate(BOTH.replace(max_ptes_none=limit, horizon_seconds=0.1))
+    assert (pingpong.underused(run), pingpong.huge_again(run)) == counts
+    assert pingpong.huge_again(simulate(BOTH.replace(khugepaged=0, horizon_seconds=0.1))) == 0
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([[0, 9], [0, 9]], "`max_ptes_none=0` alone"),
+        ([[0, 0], [9, 9]], "`max_ptes_shared=0` alone"),
+        ([[0, 9], [9, 9]], "`max_ptes_none=0` with `max_ptes_shared=0`"),
+        ([[9, 9], [9, 9]], "none of these limits"),
+        ([[0, 0], [0, 0]], "nothing, as nothing goes on"),
+    ],
+)
+def test_what_ends_it(cells: list[list[int]], words: str) -> None:
+    assert pingpong.enders(pd.DataFrame(cells, [0, 256], [0, 511])) == words

@@ -45,7 +45,7 @@ def test_equal_variants_share_a_line() -> None:
     table = over_time(runs, wasted, "zeroes (MiB)")
     assert list(table) == [TIME, "zeroes (MiB)", "variants"]
     assert list(table["variants"].unique()) == ["V0 mainline", "V2 V3 ksm-opt-out …"]
-    assert group_equal({"a": [1, 2], "b": [1, 2], "c": [2, 1]}) == {"a b a …": ["a", "b"], "c c": ["c"]}
+    assert group_equal({"a": [1, 2], "b": [1, 2], "c": [2, 1]}) == {"a …": ["a", "b"], "c": ["c"]}
     study = timeline({"one": runs, "two": {"mainline": runs["mainline"]}}, wasted, "zeroes (MiB)", until=1.0)
     figure = study.plot()
     assert figure is not None
@@ -64,5 +64,5 @@ def test_recordings(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     study = recorded("base_mainline-su1_uzp1_zf90_thp50_pts500", {"rss_kb": "KiB"}, "a title")
     assert study.finding.startswith("Does not hold: " if wrong else "Holds: ")
-    assert study.finding.endswith(" instead of ≥ 24") == wrong
+    assert (" 18 of 18 samples in all counters, 6 of 6 page maps (a title)." in study.finding) == (not wrong)
     assert study.table()["rss_kb"].iloc[0] == 16384

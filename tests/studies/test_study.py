@@ -84,10 +84,12 @@ def test_expectations(value: float, limits: dict[str, float], words: str) -> Non
     assert found == words
 
 
-def test_describes_what_was_given() -> None:
-    study = describe(Scenario(memory_mib=1024, smart_scan=0))
-    assert study.finding == "Simulated: `smart_scan=0`, `memory_mib=1024`."
-    assert study.table()["value"].to_dict() == {"smart_scan": "0", "memory_mib": "1024"}
+def test_describes_what_was_given(shown: list) -> None:
+    describe(Scenario(memory_mib=1024, smart_scan=0))
+    describe(Scenario())
+    (given, _), (nothing, _) = shown
+    assert given["text/markdown"] == "**Simulated:** `smart_scan=0`, `memory_mib=1024`."
+    assert nothing["text/markdown"] == "**Simulated:** all parameters have their defaults."
 
 
 def test_summary(shown: list) -> None:

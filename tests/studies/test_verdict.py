@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from mmlab.errors import UserError
+from mmlab.figures.notebook import tables_of
+from mmlab.params import find_params
 from mmlab.results.uncertainty import one_digit
 from mmlab.scenario import Scenario
 from mmlab.studies import verdict as module
@@ -238,3 +240,20 @@ def test_says_how_sure_it_is() -> None:
     assert v.sure(spent) == f" ± {one_digit(v.errors.loc['f5'].max())}"
     assert f"(ms/MiB{v.sure(spent)}, least is best" in " ".join(v.legend().split())
     assert v.as_json()["questions"][2]["errors"] == v.errors.loc["f5"].to_dict()
+
+
+def test_is_a_study() -> None:
+    v = verdict(SMALL, ["mainline", "ksm-opt-out"], ["c1", "f2"])
+    table = v.table()
+    assert list(table) == ["V0\nmain", "V2\nopt"]
+    assert list(table.index) == ["c1 pressure: freed (MiB)", "f2 in no KSM counter (MiB)"]
+    assert table.to_numpy().tolist() == v.cells.to_numpy().tolist()
+    assert v.finding == "Among the best of 2 questions: ksm-opt-out 1, mainline 0."
+    figure = v.plot()
+    assert figure is not None
+    (drawn,) = tables_of(figure).values()
+    assert drawn.shape == (2, 3)
+
+
+def test_a_base_is_a_params_file() -> None:
+    assert Scenario(**BASE) == Scenario.load(find_params("other_splits"))
