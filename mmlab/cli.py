@@ -218,7 +218,7 @@ def _name(path: Path) -> str:
 
 
 def _summary(title: str, run: Any) -> str:
-    return f"{title}\n{textwrap.indent(run.summary(), '  ')}"
+    return "\n".join(filter(None, (title, textwrap.indent(run.summary(), "  "), run.kernel_bug)))
 
 
 @cli.command()

@@ -228,11 +228,11 @@ def subtree(node) -> Iterator:
 class Page:
     """One physical page: 4 KiB whose content is `key`, in memcmp order (trace-format, Keys)."""
 
-    __slots__ = ("exclusive", "folio", "index", "key", "ksm", "maps", "nid", "node", "poisoned")
+    __slots__ = ("exclusive", "folio", "index", "key", "ksm", "locked", "maps", "nid", "node", "poisoned")
 
     def __init__(self, key: int, folio: Folio, index: int, nid: int) -> None:
         self.key, self.folio, self.index, self.nid = key, folio, index, nid
-        self.poisoned = False
+        self.poisoned = self.locked = False  # locked for good, by the bug of ksm-merge M5d
         self.exclusive = True  # ksm-merge F7
         self.ksm, self.node = False, None  # a KSM page, and its stable node (none: ksm-merge M14)
         self.maps: dict[tuple[Mm, int], Pte] = {}  # every page-table entry that maps it
@@ -723,7 +723,7 @@ class Memory:
                 if not (self.has["large_folio_reused"] and only):
                     return self.copy_page(mm, address)
                 self.seen["page of a large folio written in place"] += 1
-            elif page.folio.mapcount + page.folio.pins != 1 or swapped:
+            elif page.folio.mapcount + page.folio.pins != 1 or swapped or page.locked:
                 return self.copy_page(mm, address)
             if page.folio.slot:
                 self.leave_swap_cache(page.folio)
@@ -1146,6 +1146,7 @@ class Ksm(Memory):
 
     def visit(self, item: RmapItem, page: Page) -> None:
         """cmp_and_merge_page."""
+        first = page.folio.pages[0]
         node = page.node if page.ksm else None
         if node is not None:  # M1
             if not node.migrated and self.nid(page) != node.nid:
@@ -1201,6 +1202,9 @@ class Ksm(Memory):
         elif same_folio:  # M5d
             self.seen["same-THP split"] += 1
             self.split_folio(page, "ksm")
+        elif other is first and self.has["same_folio_is_old"] and not first.locked:  # M5d: M3 has split it, a bug
+            self.seen["kernel bug"] += 1
+            first.locked, page.locked = True, not page.locked
 
     def leaves_alone(self, page: Page) -> bool:
         """fix-variants 5.7: a huge PMD maps the page's folio."""
@@ -1213,6 +1217,8 @@ class Ksm(Memory):
         mm, address = item.mm, item.address
         if page is target:
             return True
+        if page.locked:
+            return False
         if page.folio.order and not self.split_folio(page, "ksm"):
             return False
         if not self.write_protect(mm, address, page, target):
@@ -1677,8 +1683,15 @@ class Reclaim(Ksm):
     # -- the shrinker of the deferred split queue (thp-split 3.5) ---------------------------------------------
 
     def shrink(self, count: int) -> None:
-        """deferred_split_scan: Q3, H12."""
-        taken = list(self.queue)[:count]
+        """deferred_split_scan: Q3, H12; since 7.2 each node has a queue (Q1)."""
+        if not self.has["queue_per_node"]:
+            self.shrink_queue(list(self.queue)[:count])
+            return
+        for nid in sorted({mm.nid for mm in self.mms} | {folio.pages[0].nid for folio in self.queue}):
+            self.shrink_queue([folio for folio in self.queue if folio.pages[0].nid == nid][:count])
+
+    def shrink_queue(self, taken: list[Folio]) -> None:
+        """Q3."""
         for folio in taken:
             del self.queue[folio]
         for folio in taken:
@@ -1784,7 +1797,8 @@ class Reclaim(Ksm):
 
     def make_lazy(self, mm: Mm, folio: Folio) -> None:
         """MADV_FREE: W6."""
-        if (folio.dirty or folio.slot) and (not folio.mapped_once or (folio.slot and folio.slot.users)):
+        kept = not folio.mapped_once or (folio.slot and folio.slot.users) or folio.pages[0].locked
+        if kept and (folio.dirty or folio.slot):
             return
         if folio.slot:
             self.leave_swap_cache(folio)
@@ -1801,6 +1815,8 @@ class Reclaim(Ksm):
             return
         folio.referenced = False
         if folio.pages[0].ksm and not self.reachable(folio.pages[0]):
+            return
+        if folio.pages[0].locked:
             return
         if folio.lazy:
             self.discard(mm, folio)
@@ -2057,6 +2073,8 @@ class Reclaim(Ksm):
                 return self.exceeded(self.thp_order, "shared"), looked, swapped, present
             if entry.page in self.lru_batch:
                 return "not on LRU", looked, swapped, present
+            if entry.page.locked:
+                return "locked", looked, swapped, present
             if folio.pins:
                 return "pinned", looked, swapped, present
             present.add(address)
@@ -2085,7 +2103,7 @@ class Reclaim(Ksm):
         """__collapse_huge_page_isolate: K8; returns why it failed."""
         isolated: list[Page] = []
         large: dict[Folio, None] = {}
-        result, shared, none, referenced = "", 0, 0, 0
+        result, shared, none, referenced, writable = "", 0, 0, 0, False
         small = order != self.thp_order
         for address in range(first, first + (1 << order)):
             entry = mm.ptes.get(address)
@@ -2103,6 +2121,7 @@ class Reclaim(Ksm):
                 result = "large already"
             elif folio in large:
                 referenced += entry.young or folio.referenced
+                writable |= entry.writable
                 continue
             elif entry.page in isolated:
                 result = "locked"
@@ -2111,10 +2130,13 @@ class Reclaim(Ksm):
             if result:
                 break
             referenced += entry.young or folio.referenced
+            writable |= entry.writable
             if folio.order:
                 large[folio] = None
             else:
                 isolated.append(entry.page)
+        if not result and not writable and not self.has["collapse_needs_no_writable"]:
+            result = "not writable"
         if khugepaged and not result and not referenced:
             result = "not referenced"
         if result:
@@ -2427,7 +2449,7 @@ class Machine(Reclaim):
                     continue
                 folio = target.folio
             done.add(folio)
-            if not folio.pins:
+            if not folio.pins and not target.locked:
                 self.migrate_folio(folio, node)
 
     def migrate_folio(self, folio: Folio, node: int | None) -> None:

@@ -101,6 +101,7 @@ class System:
         kernel = flags(self.scenario.kernel, self.scenario.kernel_changes)
         for name, value in (knobs | kernel | {"hz": self.scenario.hz}).items():
             state[name] = value if isinstance(value, int) else 0
+        state["nodes"] = self.scenario.nodes
         state["hugepages"] = sum(1 << min(order, self.order) for order in self.scenario.enabled_orders)
         set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:

@@ -50,7 +50,9 @@ def alloc_frame(m):
 @compiled
 def _free_frame(m, f):
     """Free an order-0 page. A KSM page leaves a stale node behind, whose counters stay as they are until the node is
-    accessed (ksm-merge T2, C4)."""
+    accessed (ksm-merge T2, C4). A page that is locked for good is lost (kernel-7 7.10)."""
+    if m.frame[f].flags & LOCKED:
+        return
     if m.frame[f].flags & KSM:
         m.stat[0].ksm_frames -= 1
     if m.frame[f].node >= 0:

@@ -1,5 +1,7 @@
 """Splits of huge pages, the zeropage remap, the deferred split shrinker (mm/huge_memory.c; thp-split 3.2 to 3.6)."""
 
+import numpy as np
+
 from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
 from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
@@ -250,26 +252,39 @@ def thp_underused(m, f):
     return False
 
 
+@compiled
+def _judge(m, f):
+    """Split a queued folio if it is partially mapped or underused (thp-split Q3).
+
+    One that is not underused leaves the queue for good. A partially mapped one that cannot be split goes to the tail.
+    """
+    partial = m.folio[f].partially_mapped
+    split = False
+    mlocked = m.state[0].shrinker_skips_mlocked and m.folio[f].mlocks > 0
+    if partial or (not mlocked and thp_underused(m, f)):
+        split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
+        if split and not partial:
+            m.stat[0].thp_underused_split_page += 1
+    if not split and partial:
+        list_move_tail(m, f)
+    elif not split:
+        folio_unqueue_deferred_split(m, f)
+
+
 @entry
 def deferred_split_scan(m, nr_to_scan):
-    """Shrink: judge the first `nr_to_scan` folios of the deferred split queue (thp-split Q3, H12).
+    """Shrink: judge the first `nr_to_scan` folios of the deferred split queue, or of each node's (thp-split Q3, H12).
 
-    Partially mapped and underused folios are split. A folio that is not underused is dropped for good. A partially
-    mapped one that cannot be split returns to the tail.
+    The one queue of this model keeps the order of each node's.
     """
     s = m.state[0]
-    f = s.queue_first
-    for _ in range(min(nr_to_scan, m.stat[0].deferred_queue_len)):
-        following = m.folio[f].next
-        partial = m.folio[f].partially_mapped
-        split = False
-        mlocked = s.shrinker_skips_mlocked and m.folio[f].mlocks > 0
-        if partial or (not mlocked and thp_underused(m, f)):
-            split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
-            if split and not partial:
-                m.stat[0].thp_underused_split_page += 1
-        if not split and partial:
-            list_move_tail(m, f)
-        elif not split:
-            folio_unqueue_deferred_split(m, f)
-        f = following
+    for nid in range(s.nodes if s.queue_per_node else 1):
+        f, left = np.int64(s.queue_first), nr_to_scan
+        for _ in range(m.stat[0].deferred_queue_len):
+            if left == 0:
+                break
+            following = np.int64(m.folio[f].next)
+            if not s.queue_per_node or m.frame[m.folio[f].head].flags >> NID_SHIFT == nid:
+                _judge(m, f)
+                left -= 1
+            f = following

@@ -110,6 +110,8 @@ def try_to_merge_one_page(m, v, frame, kframe, kkey):
     """
     if frame == kframe:
         return True
+    if m.frame[frame].flags & LOCKED:
+        return False
     if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
         return False
     if not write_protect_page(m, v, frame, kframe):
@@ -186,6 +188,30 @@ def _nothing_to_merge(m, v, frame):
 
 
 @compiled
+def _folio_head(m, frame):
+    """Return the first frame of the folio that the frame belongs to."""
+    f = m.frame[frame].folio
+    return np.int64(m.folio[f].head if f >= 0 else frame)
+
+
+@compiled
+def _unlock_wrong_page(m, v, frame, head):
+    """Lock the first page of the folio that the visit began with, split the visited page, and unlock that one.
+
+    The folio is split already, so the split is refused, the first page stays locked for good, and the visited one is
+    locked and freed so: "Bad page state" (ksm-merge M5d, kernel-7 7.10).
+    """
+    if m.frame[head].flags & LOCKED:
+        return
+    m.frame[head].flags |= LOCKED
+    m.frame[frame].flags ^= LOCKED
+    if m.stat[0].kernel_bugs == 0:
+        m.state[0].bug_visit = m.stat[0].pages_scanned
+        m.state[0].bug_page = v
+    m.stat[0].kernel_bugs += 1
+
+
+@compiled
 def cmp_and_merge_page(m, v, frame):
     """Merge a visited page if it can be, or insert it in the unstable tree, after `_nothing_to_merge` said no.
 
@@ -194,6 +220,7 @@ def cmp_and_merge_page(m, v, frame):
     reference. A variant of ksmd may leave the page, or the equal one that was found, alone (fix-variants 5.7).
     """
     key = m.page[v].key
+    head = _folio_head(m, frame)
     if m.frame[frame].node < 0:
         may = _visit(m, v, frame)
         if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
@@ -221,14 +248,17 @@ def cmp_and_merge_page(m, v, frame):
         return
     folio_get(m, tree_frame)
     merged = try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key)
-    same = m.frame[frame].folio >= 0 and m.frame[frame].folio == m.frame[tree_frame].folio
+    large = m.frame[frame].folio >= 0
+    same = _folio_head(m, tree_frame) == head and (large or m.state[0].same_folio_is_old)
     folio_put(m, tree_frame)
     if merged:
         node = stable_tree_insert(m, key, frame)
         stable_tree_append(m, tree_v, node)
         stable_tree_append(m, v, node)
-    elif same:
+    elif same and large:
         split_huge_page(m, frame, CALLER_KSM)  # M5d
+    elif same:
+        _unlock_wrong_page(m, v, frame, head)
 
 
 # --- scanning -------------------------------------------------------------------------------------------------------

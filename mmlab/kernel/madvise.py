@@ -76,7 +76,9 @@ def madvise_folios(m, advice, first, end):
             f = m.frame[frame].folio
             clean = advice == MADV_FREE and f >= -1 and not m.frame[frame].flags & PG_DIRTY
             if f < 0:
-                alone = m.frame[frame].mapcount == 1 and (advice != MADV_FREE or folio_free_swap(m, frame))
+                alone = m.frame[frame].mapcount == 1
+                if advice == MADV_FREE:
+                    alone = alone and not m.frame[frame].flags & LOCKED and folio_free_swap(m, frame)
                 if clean or alone:
                     _advise_folio(m, advice, v, 1)
                 v += 1

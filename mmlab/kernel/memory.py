@@ -239,7 +239,7 @@ def _write_fault(m, v):
     if f >= 0:
         alone = s.large_folio_reused and m.folio[f].mapcount > 1 and not m.folio[f].shared and m.folio[f].pins == 0
     else:
-        alone = m.frame[frame].mapcount == 1 and not m.frame[frame].flags & KSM and folio_free_swap(m, frame)
+        alone = m.frame[frame].mapcount == 1 and not m.frame[frame].flags & (KSM | LOCKED) and folio_free_swap(m, frame)
     if alone:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return

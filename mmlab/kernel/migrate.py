@@ -48,7 +48,7 @@ def migrate_pages(m, first, end, node, huge):
                 m.folio[f].mlocks = count_locked(m, v, True)
                 if folio_is_queued(m, f):
                     list_move_tail(m, f)
-        elif m.frame[frame].pins == 0:
+        elif m.frame[frame].pins == 0 and not m.frame[frame].flags & LOCKED:
             _move(m, frame, 1, node)
         v += 1
         while v < end and f >= 0 and m.pte[v].kind == ANON and m.frame[m.page[v].frame].folio == f:

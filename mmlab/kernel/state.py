@@ -90,8 +90,8 @@ def block_t() -> None:
 KSM, MLOCKED, FREE, POISONED = 1, 2, 4, 8  # frame flags
 # Flags of a folio, kept in its first frame: marked by MADV_FREE; dirty whatever its entries say
 LAZY, PG_DIRTY = 16, 32
-# Flags of a small page: locked by a collapse; in the CPU's batch instead of on an LRU list; accessed, whatever its
-# entries say
+# Flags of a small page: locked, by a collapse or for good by a bug (kernel-7 7.10); in the CPU's batch instead of on an
+# LRU list; accessed, whatever its entries say
 LOCKED, NO_LRU, REFERENCED = 64, 128, 256
 NID_SHIFT = 12
 """The bits from here on are the frame's NUMA node."""
@@ -238,7 +238,7 @@ def _variables_t() -> None:
 
     early_stop: int64                           the variant skip-zeropage
     choosy: int64                               the variant lets ksmd leave pages alone
-    hz, hpage_order: int64                      timer ticks a second; order of a THP
+    hz, hpage_order, nodes: int64               timer ticks a second; order of a THP; NUMA nodes
     cursor_mm, cursor: int64                    ksmd's cursor: process and page of its region
     found_vma: int64                            ksmd has visited a page of that process in this full scan
     unmerged: int64                             a VMA has ceased to be mergeable in this full scan
@@ -252,6 +252,7 @@ def _variables_t() -> None:
     queue_first, queue_last: int64              deferred split queue
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
     hugepages: int64                            orders of folios that are enabled, as bits
+    bug_visit, bug_page: int64                  the first kernel bug: number of ksmd's visit, visited page
     jiffies: int64                              time of the current batch
     prune_before: int64                         chains last walked in full before this time are walked in full
     batch_cpu_ns: int64                         ksmd's CPU time when the batch started
@@ -291,6 +292,7 @@ def stat_t() -> None:
     thp_migration_split, pgmigrate_success: int64
     zeropages_by_ksm, zeropages_by_shrinker, zeropages_by_other: int64      remapped by splits, by caller
     zero_scans: int64                           pages that the underused test looked at
+    kernel_bugs: int64                          times that a bug of the kernel left a page locked (kernel-7 7.10)
     """
 
 

@@ -100,7 +100,7 @@ def _shrink_page(m, v):
     """
     frame = m.page[v].frame
     ksm = m.frame[frame].flags & KSM
-    if m.frame[frame].pins > 0 or (ksm and not _found_by_rmap(m, v, frame)):
+    if m.frame[frame].pins > 0 or m.frame[frame].flags & LOCKED or (ksm and not _found_by_rmap(m, v, frame)):
         return
     if m.frame[frame].flags & LAZY:
         if m.pte[v].bits & DIRTY or m.frame[frame].flags & PG_DIRTY:

@@ -226,6 +226,17 @@ def collapse_to_sizes() -> None:
     """khugepaged collapses to smaller sizes too, where they are enabled."""
 
 
+@_row("thp-split Q1", (7, 2), "mm: switch deferred split shrinker to list_lru; read in 7.2.13", from_text_only=True)
+def queue_per_node() -> None:
+    """Each NUMA node has a deferred split queue of its own, and the shrinker scans each. Before, there is one."""
+
+
+@_row("ksm-merge M5", (7, 3), "a bug; reproduced on 7.3.4, not on 7.2.13")
+def same_folio_is_old() -> None:
+    """ksmd compares the folio that a visit began with, even if the visit has split it meanwhile. If the match is its
+    first page, that page stays locked for good and the kernel reports a bad page state."""
+
+
 @_row("ksm-scan S20", (7, 3), "measured on 7.3.4, not in 7.2.13")
 def forget_age() -> None:
     """An item that leaves the stable tree, or whose merge is undone, loses its checksum, age and skips, and smart scan

@@ -84,6 +84,21 @@ class Run(Outcome):
         """Standard errors of those metrics that depend on what steps cost."""
         return standard_errors(self)
 
+    @property
+    def kernel_bug(self) -> str:
+        """A line on the bug that this kernel would report, and in which visit of ksmd; "" if none (kernel-7 7.10)."""
+        state = self.machine.state[0]
+        if not self.machine.stat[0]["kernel_bugs"]:
+            return ""
+        v, visit = int(state["bug_page"]), int(state["bug_visit"])
+        mm = int(self.machine.block["mm"][v >> int(state["hpage_order"])])
+        page = f"page {v - int(self.machine.mm[mm]['base'])} of process {mm - 1}"
+        batch = self.rows["batch"][np.flatnonzero(self.rows["kernel_bugs"])[0]]
+        return (
+            f"Kernel {self.scenario.kernel} would report a bug here, 'Bad page state in process ksmd', in visit "
+            f"{visit:,} of ksmd (batch {batch:,}, {page}); the first page of its former huge page stays locked."
+        )
+
     def summary(self) -> str:
         """Return the metrics as a text table, a line for each, with their standard errors."""
         errors = self.uncertainty

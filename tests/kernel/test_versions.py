@@ -122,6 +122,8 @@ SHOWN = {
     "collapse_skips_lazyfree": "test_khugepaged.py::test_lazy_pages_keep_khugepaged_away",
     "part_of_block_is_done": "k73-collapse-parts",
     "collapse_to_sizes": "test_khugepaged.py::test_only_newer_kernels_collapse_to_sizes",
+    "queue_per_node": "test_huge_memory.py::test_each_node_has_a_queue",
+    "same_folio_is_old": "k73-stale-folio",
     "forget_age": "k73-cow-same-ss1",
 }
 """What shows each row: a recording or, if it is known from the text only, a test that switches it."""
