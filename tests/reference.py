@@ -379,6 +379,7 @@ class Mm:
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
         self.ptes: dict[int, Pte | Slot | str] = {}
         self.anon = self.huge = self.ksm_mapped = self.ksm_zero = self.swapped = 0  # in pages, huge in PMDs
+        self.swapped_exclusive: set[int] = set()  # pages that were exclusive when they were swapped out (W7)
         self.parent: Mm | None = None
         self.exiting = False
         # What ksmd keeps of a registered mm (ksm-scan S21): items in one list, by address; the mm is its head.
@@ -795,7 +796,7 @@ class Memory:
     def swap_in(self, mm: Mm, vma: Vma, address: int, write: bool) -> None:
         """W3, W7: a fault on a swapped entry; a `write` goes on as one to the page that is mapped now."""
         slot = mm.ptes[address]
-        folio, cached = slot.folio, True
+        folio, cached, copied = slot.folio, True, False
         if folio is None:
             self.vm["pswpin"] += not slot.zero  # W4
             self.seen["swapped in"] += 1
@@ -806,9 +807,11 @@ class Memory:
                 slot.folio, folio.slot = folio, slot
         elif folio.pages[0].ksm and (folio.pages[0].node is None or self.run == 2):  # F6
             self.vm["ksm_swpin_copy"] += 1
-            folio, cached = self.new_folio(0, address, mm.nid), False
+            folio, cached, copied = self.new_folio(0, address, mm.nid), False, True
             folio.pages[0].key = slot.key
         page = folio.pages[0]
+        marked = address in mm.swapped_exclusive or not self.has["swapin_keeps_shared"]
+        mm.swapped_exclusive.discard(address)
         slot.users -= 1
         mm.swapped -= 1
         self.release(slot)
@@ -818,6 +821,7 @@ class Memory:
                 self.leave_swap_cache(folio)
         if cached:
             page.exclusive = not page.ksm and folio.slot is None and not folio.mapcount and not folio.pins
+        page.exclusive &= marked or copied  # W7
         self.map_pte(mm, address, page, dirty=False, writable=page.exclusive and vma.writable)
 
     def is_locked(self, folio: Folio) -> bool:
@@ -892,6 +896,7 @@ class Memory:
             mm.ksm_zero -= 1
             self.ksm_zero -= 1
         elif type(entry) is Slot:
+            mm.swapped_exclusive.discard(address)
             self.drop_swap(mm, entry)
 
     # -- areas (thp-split H6, H10, Z4) ------------------------------------------------------------------------
@@ -1579,6 +1584,7 @@ class Ksm(Memory):
                 if type(entry) is Slot:  # thp-split W7
                     entry.users += 1
                     child.swapped += 1
+        parent.swapped_exclusive = set()
         child.ksm_zero = parent.ksm_zero
         self.ksm_zero += child.ksm_zero
         return child
@@ -1877,6 +1883,7 @@ class Reclaim(Ksm):
             self.vm["pswpout"] += 0 if zero else len(slots)
         for slot in slots:
             slot.users += 1
+        mm.swapped_exclusive |= {address for address in addresses if mm.ptes[address].page.exclusive}
         self.unmap_ptes(mm, addresses)
         mm.ptes |= zip(addresses, slots, strict=True)
         mm.swapped += len(slots)

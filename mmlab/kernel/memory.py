@@ -119,13 +119,15 @@ def wp_page_copy(m, v, bits):
 def do_swap_page(m, v, write):
     """Bring the page of the SWAP entry at v back (thp-split W3, W7).
 
-    A page that other entries still need stays in the swap cache, not exclusive, and the next user finds it there. A KSM
+    A page that other entries still need stays in the swap cache, not exclusive, and the next user finds it there. It
+    depends on the release whether the page becomes exclusive when only the last one of several entries is left. A KSM
     page found there is mapped as it is, or copied if it has no stable node or KSM is unmerging
     (`ksm_might_need_to_copy`, ksm-merge F6).
     """
     slot = -2 - m.page[v].frame
     frame = m.swap[slot].cache
     bits = 0
+    unshared = m.pte[v].bits & EXCLUSIVE or not m.state[0].swapin_keeps_shared
     if frame >= 0 and m.frame[frame].flags & KSM and (m.frame[frame].node < 0 or m.state[0].run == 2):
         m.stat[0].ksm_swpin_copy += 1
         frame = _alloc_page(m, v)
@@ -135,14 +137,14 @@ def do_swap_page(m, v, write):
         if m.frame[frame].flags & KSM:
             bits = KSM_PAGE
             m.stat[0].ksm_entries += 1
-        elif last and (write or m.pte[v].vm & VM_LOCKED):
+        elif last and unshared and (write or m.pte[v].vm & VM_LOCKED):
             bits = EXCLUSIVE
     else:
         frame = _alloc_page(m, v)
         if not m.swap[slot].zero:
             m.stat[0].pswpin += 1
         if m.swap[slot].count == 1:
-            bits = EXCLUSIVE
+            bits = EXCLUSIVE if unshared else 0
         else:
             m.swap[slot].cache = frame
             m.frame[frame].folio = -2 - slot

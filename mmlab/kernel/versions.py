@@ -237,6 +237,12 @@ def same_folio_is_old() -> None:
     first page, that page stays locked for good and the kernel reports a bad page state."""
 
 
+@_row("thp-split W7", (7, 3), "do_swap_page(), read in 7.3.4", from_text_only=True)
+def swapin_keeps_shared() -> None:
+    """A page that was shared when it was swapped out is not exclusive when it comes back, though nobody else uses it any
+    more; the next write makes it so. Before, it is exclusive at once."""
+
+
 @_row("ksm-scan S20", (7, 3), "measured on 7.3.4, not in 7.2.13")
 def forget_age() -> None:
     """An item that leaves the stable tree, or whose merge is undone, loses its checksum, age and skips, and smart scan

@@ -11,7 +11,7 @@ from conftest import SHIPPED
 from mmlab import Scenario, simulate
 from mmlab.errors import UserError
 from mmlab.kernel import versions
-from mmlab.kernel.state import machine
+from mmlab.kernel.state import EXCLUSIVE, machine
 from mmlab.results import trace as traces
 
 PACKAGE = Path(versions.__file__).parent.parent
@@ -124,6 +124,7 @@ SHOWN = {
     "collapse_to_sizes": "test_khugepaged.py::test_only_newer_kernels_collapse_to_sizes",
     "queue_per_node": "test_huge_memory.py::test_each_node_has_a_queue",
     "same_folio_is_old": "k73-stale-folio",
+    "swapin_keeps_shared": "test_versions.py::test_swap_in_of_a_page_that_was_shared",
     "forget_age": "k73-cow-same-ss1",
 }
 """What shows each row: a recording or, if it is known from the text only, a test that switches it."""
@@ -162,3 +163,16 @@ def test_kernels_before_smart_scan_and_the_advisor() -> None:
     old, new = (simulate(Scenario(kernel=kernel, **fields)).rows[-1] for kernel in ("6.1", "6.12"))
     assert old["pages_skipped"] == 0 < new["pages_skipped"]
     assert old["pages_to_scan"] == 100 < 500 <= new["pages_to_scan"]
+
+
+@pytest.mark.parametrize(("kernel", "exclusive"), [("7.2", True), ("7.3", False)])
+def test_swap_in_of_a_page_that_was_shared(kernel: str, exclusive: bool) -> None:
+    """thp-split W7: the page comes back to the last process that uses it; a write makes it exclusive at the latest."""
+    page = {"page": 0, "count": 1, "process": 0}
+    events = [{"op": "fork"}, {"op": "exit", "process": 1}, {"op": "pageout", **page}, {"op": "read", **page}]
+    fields = {"process_list": [{"pages": 8, "contents": [[1, 8, 1]]}], "pages_per_thp": 8, "swap_mib": 1, "run": 0}
+    for more, expected in ([], exclusive), ([{"op": "write", "key": 7, **page}], True):
+        happens = [{"after": {"batch": 0}, **event} for event in events + more]
+        run = simulate(Scenario(kernel=kernel, events=happens, horizon_batches=1, **fields))
+        assert run.results == [0] * len(happens) and run.rows["pswpin"][-1] == 1
+        assert bool(run.machine.pte["bits"][0] & EXCLUSIVE) == expected
