@@ -90,20 +90,11 @@ def alloc_folio(m, order, family, index):
     x.head = head
     x.family = family
     x.index = index
-    x.mapcount = 0
-    x.entire = 0
-    x.nr_mapped = 0
-    x.pins = 0
-    x.mlocks = 0
-    x.owner = 0
-    x.second = 0
-    x.owner_maps = 0
-    x.second_maps = 0
-    x.shared = 0
-    x.next = -1
-    x.prev = -1
+    x.mapcount = x.entire = x.nr_mapped = x.pins = x.mlocks = 0
+    x.owner = x.second = x.owner_maps = x.second_maps = 0
+    x.next = x.prev = -1
     x.order = order
-    x.partially_mapped = 0
+    x.partially_mapped = x.shared = 0
     m.stat[0].frames += n
     m.mthp[order].nr_anon += 1
     return f

@@ -25,22 +25,26 @@ def folio_pte_batch(m, v, end):
 
 
 @compiled
+def _swap_owners(m, f):
+    x = m.folio[f]
+    x.owner, x.second = x.second, x.owner
+    x.owner_maps, x.second_maps = x.second_maps, x.owner_maps
+
+
+@compiled
 def folio_add_large_mapcount(m, f, mm, n):
-    """Count n more entries of a process that map the folio, which knows two of its owners (thp-split W5)."""
+    """Count n more entries of a process that map the folio, which knows two of its owners (thp-split W5).
+
+    It is shared once a second one maps it.
+    """
     x = m.folio[f]
     x.mapcount += n
-    if x.owner == mm:
-        x.owner_maps += n
-    elif x.second == mm:
-        x.second_maps += n
-    elif x.owner == 0:
+    if x.owner != mm and (x.second == mm or (x.second == 0 and x.owner != 0)):
+        _swap_owners(m, f)
+    if x.owner in (mm, 0):
+        x.shared |= x.owner == 0 and x.mapcount != n
         x.owner = mm
-        x.owner_maps = n
-        x.shared |= x.mapcount != n
-    elif x.second == 0:
-        x.second = mm
-        x.second_maps = n
-        x.shared = 1
+        x.owner_maps += n
 
 
 @compiled
@@ -51,18 +55,13 @@ def folio_sub_large_mapcount(m, f, mm, n):
     """
     x = m.folio[f]
     x.mapcount -= n
+    if x.second == mm:
+        _swap_owners(m, f)
     if x.owner == mm:
         x.owner_maps -= n
         if x.owner_maps > 0:
             return
-        x.owner = 0
-        x.owner_maps = 0
-    elif x.second == mm:
-        x.second_maps -= n
-        if x.second_maps > 0:
-            return
-        x.second = 0
-        x.second_maps = 0
+        x.owner = x.owner_maps = 0
     if x.mapcount in (x.owner_maps, x.second_maps):
         x.shared = 0
 

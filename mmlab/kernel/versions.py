@@ -13,17 +13,8 @@ from difflib import get_close_matches
 
 from mmlab.errors import UserError
 
-__all__ = [
-    "DIFFERENCES",
-    "DISTRIBUTIONS",
-    "PATTERN",
-    "RELEASES",
-    "SERIES",
-    "Difference",
-    "differing",
-    "flags",
-    "release",
-]
+__all__ = ["DIFFERENCES", "DISTRIBUTIONS", "PATTERN", "RELEASES", "SERIES"]
+__all__ += ["Difference", "differing", "flags", "release"]
 
 RELEASES = {
     "6.1": "6.1.192",
@@ -172,12 +163,7 @@ def shared_is_exact() -> None:
     and their number."""
 
 
-@_row(
-    "thp-split W6",
-    (6, 11),
-    "mm/vmscan: avoid split lazyfree THP during shrink_folio_list(), taken back since; 6.18.15, 7.2.13",
-    *((6, 12, 117), (6, 18, 44), (7, 3)),
-)
+@_row("thp-split W6", (6, 11), "avoid split lazyfree THP; 6.18.15 and 7.2.13", (6, 12, 117), (6, 18, 44), (7, 3))
 def lazy_pmd_goes_whole() -> None:
     """Reclaim of a lazy THP that a huge PMD maps clears the PMD or, if it is dirty, leaves it. Otherwise, it splits the
     PMD first."""
@@ -239,8 +225,8 @@ def same_folio_is_old() -> None:
 
 @_row("thp-split W7", (7, 3), "do_swap_page(), read in 7.3.4", from_text_only=True)
 def swapin_keeps_shared() -> None:
-    """A page that was shared when it was swapped out is not exclusive when it comes back, though nobody else uses it any
-    more; the next write makes it so. Before, it is exclusive at once."""
+    """A page that was shared when it was swapped out is not exclusive when it comes back, though nobody else uses it:
+    the next write makes it so. Before, it is exclusive at once."""
 
 
 @_row("ksm-scan S20", (7, 3), "measured on 7.3.4, not in 7.2.13")
@@ -268,14 +254,10 @@ def release(kernel: str) -> tuple[int, ...]:
     else:
         near = _nearest(kernel, [*known, *DISTRIBUTIONS])
     names = ", ".join(differing(*near)) or "nothing that the model knows of"
-    raise UserError(
-        "is not a known kernel",
-        parameter="kernel",
-        value=kernel,
-        allowed=f"{SERIES[0]} to {SERIES[-1]}, a stable release such as {RELEASES['6.18']}, or one of "
-        f"{', '.join(DISTRIBUTIONS)}",
-        hint=f"The nearest are {near[0]} and {near[1]}; between them differs: {names}.",
-    )
+    hint = f"The nearest are {near[0]} and {near[1]}; between them differs: {names}."
+    others = f"a stable release such as {RELEASES['6.18']}, or one of {', '.join(DISTRIBUTIONS)}"
+    allowed = f"{SERIES[0]} to {SERIES[-1]}, {others}"
+    raise UserError("is not a known kernel", parameter="kernel", value=kernel, allowed=allowed, hint=hint)
 
 
 def _numbers(name: str) -> tuple[int, ...]:
