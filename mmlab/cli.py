@@ -6,7 +6,6 @@ goals cannot be met; 2: a mistake in the input; 130: interrupted (what was finis
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import re
@@ -72,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is temporary is removed
     keep_freed_memory()
     try:
-        _check_current_folder()
+        Path.cwd()  # or libraries cannot be loaded
         status = cli.main(args, prog_name="mmlab", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -83,17 +82,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `mmlab params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except (UserError, OSError) as error:  # the latter: a full disk
-        click.echo(f"mmlab: {error}", err=True)
+    except (UserError, OSError) as error:  # the latter: a full disk; only getcwd misses a file without a name
+        gone = isinstance(error, FileNotFoundError) and not error.filename
+        click.echo(f"mmlab: {'the current folder was removed' if gone else error}", err=True)
         status = 2
     sys.exit(status or 0)
-
-
-def _check_current_folder() -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise UserError("it was removed", parameter="the current folder", hint="Change to another one.") from None
 
 
 def computes(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,12 +135,10 @@ def simulate(
       mmlab simulate mmlab/recordings --out predicted/
       mmlab simulate params/ksmtuned.yaml --policy proxmox --ksmtuned /etc/ksmtuned.conf
     """
-    overrides = _parse(settings) | ({"policy": policy} if policy else {})
-    if conf:
-        from mmlab.policies import read_conf
+    from mmlab.policies import read_conf
 
-        overrides["policy"] = {"name": policy or "ksmtuned", **read_conf(conf)}
-    overrides = _checked(overrides, variant)
+    tuner = {"name": policy or "ksmtuned", **read_conf(conf)} if conf else policy
+    overrides = _checked(_parse(settings) | ({"policy": tuner} if tuner else {}), variant)
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
     names = [_name(path) for path in paths]
     if out and (twice := sorted({name for name in names if names.count(name) > 1})):
@@ -156,9 +147,8 @@ def simulate(
     alone = progress if len(paths) == 1 else None
     task = partial(_simulate, variant=variant, overrides=overrides, out=out, progress=alone)
     done = 0
-    for _, text in _results(task, paths, jobs, None if alone else progress):
+    for done, (_, text) in enumerate(_results(task, paths, jobs, None if alone else progress), start=1):
         _say(text)
-        done += 1
     sys.exit(2 * (done < len(paths)))
 
 
@@ -246,16 +236,11 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
     for path, result in _results(compare_file, paths, jobs, progress):
         found.append(result)
         if not (result.exact and quiet):
-            _say(f"{path.name}: {result}")
-        for difference in result.differences if verbose else ():
-            _say(f"    {difference}")
-
-    def total(name: str) -> int:
-        return sum(getattr(one, name) for one in found)
-
-    counts = (f"{name} exact {total(f'{name}_exact')}/{total(name)}" for name in ("samples", "maps", "frames"))
-    _say(", ".join([f"traces exact {total('exact')}/{len(paths)}", *counts]))
-    sys.exit(2 if len(found) < len(paths) else total("exact") != len(paths))
+            _say("\n    ".join([f"{path.name}: {result}", *map(str, result.differences * verbose)]))
+    total = {name: sum(getattr(one, name) for one in found) for name in ("exact", *vars(Comparison()))[:-1]}
+    counts = (f"{name} exact {total[f'{name}_exact']}/{total[name]}" for name in ("samples", "maps", "frames"))
+    _say(", ".join([f"traces exact {total['exact']}/{len(paths)}", *counts]))
+    sys.exit(2 if len(found) < len(paths) else total["exact"] != len(paths))
 
 
 @cli.command()
@@ -283,8 +268,6 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, pr
       mmlab calibrate recorded/*.json.gz -o my-host.yaml
       mmlab simulate params/all_zero.yaml --set costs=my-host.yaml
     """
-    import time
-
     from mmlab.host import calibrate as calibration
 
     if out and out.suffix not in (".yaml", ".yml"):
@@ -292,13 +275,7 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, pr
     found = calibration.calibrate([one for file in files for one in calibration.read(file)], progress)
     _say(found.text())
     if out:
-        about = {
-            "machine": machine or calibration.processor(),
-            "kernel": ", ".join(sorted({one.kernel for one in found.observed})),
-            "date": time.strftime("%Y-%m-%d"),
-            "recording": ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else ""),
-        }
-        calibration.write(out, found.cost_file(**about))
+        calibration.write(out, found.cost_file(**calibration.origin(found, files, machine)))
         _say(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
 
@@ -512,7 +489,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
     from mmlab.report import index
     from mmlab.report.execute import make_all
 
-    place = out or Path("reports")
+    place, failed = out or Path("reports"), 0
     page = place.suffix == ".html"
     if place.suffix == ".htm":
         raise UserError(parameter="-o", value=str(place), allowed="a file that ends in .html, or a folder")
@@ -522,7 +499,6 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
     if page and len(requests) > 1:
         raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
     wanted = [request for request in requests if again or not everything or not request.is_made()]
-    failed = 0
     for request, error in zip(wanted, make_all(wanted, jobs, progress), strict=True):
         _say(str(request.page))
         if error:
@@ -543,9 +519,8 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: A
         raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
     if apart and not params:
         raise click.UsageError("--each makes a report for each -f FILE: name some.")
-    files = [find_params(name) for name in params]
+    files, values = [find_params(name) for name in params], _parse(settings, "-p")
     groups = [[file] for file in files] if apart else [files]
-    values = _parse(settings, "-p")
     return [Request(find_notebook(name), group, values, place, code) for name in notebooks for group in groups]
 
 
@@ -791,11 +766,11 @@ def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]
     for path in files:
         if not path.exists():
             raise UserError("there is no such file", parameter=str(path))
-        inside = sorted(path.iterdir()) if path.is_dir() else []
-        inside = [p for p in inside if p.name.endswith(endings) and not p.name.startswith(".")]
-        inside = [p for p in inside if any(fnmatch.fnmatch(p.name, f"{glob}*") for glob in only or ("",))]
+        inside = {
+            p for glob in only or ("[!.]*",) for p in path.glob(glob.rstrip("*") + "*") if p.name.endswith(endings)
+        }
         if path.is_dir() and not inside:
             chosen = f" that starts like {' or '.join(only)}" if only else ""
             raise UserError(f"there is no {' or '.join(endings)} file{chosen} in this folder", parameter=str(path))
-        out += inside or [path]
+        out += sorted(inside) or [path]
     return out

@@ -79,12 +79,10 @@ def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> Us
     "unknown variant 'zzz': it must be one of legacy, mainline."
     """
     known = list(known)
-    problem, allowed = f"unknown {what} {name!r}", f"one of {', '.join(known)}"
     near = get_close_matches(str(name), known, n=2, cutoff=0.6)
-    if near:
-        problem += f": did you mean {' or '.join(map(repr, near))}?"
-    error = UserError(problem, allowed="" if near or len(known) > 30 else allowed, hint=hint)
-    error.parameter, error.value, error.allowed = what, name, error.allowed
+    problem = f"unknown {what} {name!r}" + (f": did you mean {' or '.join(map(repr, near))}?" if near else "")
+    error = UserError(problem, allowed="" if near or len(known) > 30 else f"one of {', '.join(known)}", hint=hint)
+    error.parameter, error.value = what, name
     return error
 
 

@@ -265,7 +265,7 @@ def test_a_current_folder_that_was_removed(run, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "gone").rmdir()
     done = run("variants")
     monkeypatch.chdir(tmp_path)
-    assert (done.status, done.err) == (2, "mmlab: the current folder: it was removed. Change to another one.\n")
+    assert (done.status, done.err) == (2, "mmlab: the current folder was removed\n")
 
 
 def test_a_full_disk_is_one_message(run, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import gzip
 import json
 import os
 import platform
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ import numpy as np
 from mmlab.engine.costs import STEPS
 from mmlab.engine.system import System
 from mmlab.errors import UserError, located
-from mmlab.params import write_atomically
+from mmlab.params import write_atomically, writing
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
@@ -368,6 +369,16 @@ def processor() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} CPUs"
 
 
+def origin(found: Calibration, recordings: Sequence[Path], machine: str | None = None) -> dict[str, str]:
+    """Return where costs come from, for `Calibration.cost_file`; `machine` is by default this computer."""
+    return {
+        "machine": machine or processor(),
+        "kernel": ", ".join(sorted({one.kernel for one in found.observed})),
+        "date": time.strftime("%Y-%m-%d"),
+        "recording": ", ".join(file.name for file in recordings[:3]) + (" …" if len(recordings) > 3 else ""),
+    }
+
+
 def write(path: Path, text: str) -> None:
     """Write a cost file atomically.
 
@@ -376,10 +387,8 @@ def write(path: Path, text: str) -> None:
     UserError
         The file can't be written there.
     """
-    try:
+    with writing(path):
         write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from None
 
 
 def calibrate(
