@@ -147,8 +147,9 @@ def simulate(
     alone = progress if len(paths) == 1 else None
     task = partial(_simulate, variant=variant, overrides=overrides, out=out, progress=alone)
     done = 0
-    for done, (_, text) in enumerate(_results(task, paths, jobs, None if alone else progress), start=1):
+    for _, text in _results(task, paths, jobs, None if alone else progress):
         _say(text)
+        done += 1
     sys.exit(2 * (done < len(paths)))
 
 
@@ -766,9 +767,8 @@ def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]
     for path in files:
         if not path.exists():
             raise UserError("there is no such file", parameter=str(path))
-        inside = {
-            p for glob in only or ("[!.]*",) for p in path.glob(glob.rstrip("*") + "*") if p.name.endswith(endings)
-        }
+        inside = {p for glob in only or ("[!.]",) for p in path.glob(glob.rstrip("*") + "*")}
+        inside = {p for p in inside if p.name.endswith(endings)}
         if path.is_dir() and not inside:
             chosen = f" that starts like {' or '.join(only)}" if only else ""
             raise UserError(f"there is no {' or '.join(endings)} file{chosen} in this folder", parameter=str(path))
