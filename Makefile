@@ -76,7 +76,7 @@ $(READY): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install it (Debian, Ubuntu: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }; fi
 	@echo "Installing mmlab and the pinned packages of constraints.txt into $(VENV) (a minute or two, once)"
 	@$(call install,.)
-	@$(BIN)/mmlab compile
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/mmlab compile
 	@touch $@
 
 $(TOOLS): $(READY)
@@ -84,6 +84,6 @@ $(TOOLS): $(READY)
 	@$(call install,.[dev])
 	@touch $@
 
-# Bytecode is made of what is imported: making it of all that is installed would take longer than all else.
+# pip would make bytecode of all that is installed, for longer than all else takes; mmlab compile makes it of what is used.
 install = install="$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e $(1)"; \
   $$install --quiet || { echo "That failed; once more with all that pip says:" >&2; $$install; }

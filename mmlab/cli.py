@@ -704,9 +704,9 @@ def schema() -> None:
 @computes
 def compile_(**_: Progress) -> None:
     """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
-    from mmlab.kernel.jit import warm_up
+    from mmlab.report.execute import load
 
-    warm_up()
+    load()
     click.echo("The model is compiled.")
 
 

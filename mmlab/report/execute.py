@@ -49,7 +49,7 @@ from mmlab.workers import end_with_parent
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["claimed", "make_all", "publish", "scratch_folder"]
+__all__ = ["claimed", "load", "make_all", "publish", "scratch_folder"]
 
 SCRATCH = "mmlab-report-"
 MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
@@ -157,15 +157,13 @@ def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: di
     Sent are a report's number, and its cells done and all, or a `UserError`, or None at its end: few enough bytes that
     the processes cannot mix them.
     """
-    from mmlab.kernel.jit import announced, warm_up
+    from mmlab.kernel.jit import announced
     from mmlab.report.jupyter import FORK
 
     end_with_parent()
     logging.disable(logging.CRITICAL)  # of papermill, matplotlib and others: errors reach the user as one message
-    for name in DEPENDS["loaded"]:
-        import_module(name)
     with announced(partial(print, file=sys.stderr)):
-        warm_up()
+        load()
     if "exactness" not in made_of:
         made_of["exactness"] = exactness()
     gc.freeze()  # the garbage collector would touch, and so copy, what the processes share
@@ -182,6 +180,15 @@ def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: di
             process.join()
             if process.exitcode:
                 pipe.send((number, UserError("its process was killed", parameter=requests[number].name, hint=MEMORY)))
+
+
+def load() -> None:
+    """Load all that notebooks and pages need, and the compiled model, which is compiled if need be."""
+    from mmlab.kernel.jit import warm_up
+
+    for name in DEPENDS["loaded"]:
+        import_module(name)
+    warm_up()
 
 
 def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: Path) -> None:
