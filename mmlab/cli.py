@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,53 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, pr
         calibration.write(out, found.cost_file(**calibration.origin(found, files, machine)))
         _say(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
+
+
+@cli.command()
+@click.argument("dumps", nargs=-1, required=True, metavar="DUMP…", type=FILE)
+@click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the scenario that reproduces the dump.")
+@computes
+def host(dumps: Any, out: Path | None, progress: Progress) -> None:
+    """Read the counters of a running host, say what they mean, and simulate memory that has them.
+
+    DUMP is what `grep . /sys/kernel/mm/ksm/*` prints, in a file, or the same in another form: names and values, an
+    issue or a mail with prompts around it, `virsh node-memory-tune`, or node_exporter's node_ksmd_*. /proc/vmstat,
+    /proc/meminfo and ksmtuned.conf may stand beside it, as files of their own. Two dumps of a host, in one file or two,
+    give rates.
+
+    Prints what is saved, by what, and how long a full scan takes; then the counters of the last dump of each host
+    beside those of a run.
+
+    \b
+    Examples:
+      grep . /sys/kernel/mm/ksm/* > dump.txt; mmlab host dump.txt
+      mmlab host dump.txt meminfo.txt /etc/ksmtuned.conf -o host.yaml
+      mmlab simulate host.yaml --set use_zero_pages=1
+
+    Exit status 1: a prediction of shared or unshared pages is off by more than 1 %.
+    """
+    from mmlab.host import dump
+
+    found = dump.read(dumps)
+    bar = (lambda share: progress(share, 1.0, "")) if progress else None
+    hosts = {one.host: [other for other in found if other.host == one.host] for one in found}
+    if out and len(hosts) > 1:
+        raise UserError(f"{len(hosts)} hosts do not fit into one file", parameter="-o", value=str(out))
+    exact = True
+    for name, dumps_of_it in hosts.items():
+        last = dumps_of_it[-1]
+        _say("\n".join([f"{name}:" if name else "", *last.words()]).strip())
+        for before, after in pairwise(dumps_of_it):
+            _say("\n" + "\n".join(dump.rates(before, after)))
+        if not last.pages + last["ksm_zero_pages"]:
+            continue
+        made = dump.reproduce(last, bar)
+        exact &= made.exact
+        _say(f"\n{made.text()}")
+        if out:
+            write_atomically(out, made.scenario.as_yaml(about=f"Reproduces {', '.join(map(str, dumps))}").encode())
+            _say(f"\n{out}")
+    sys.exit(not exact)
 
 
 @cli.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,16 +87,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     UserError
         The file cannot be read, is not a mapping, or gives a key twice.
     """
+    hint = ""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
+        text = path.read_text(encoding="utf-8")
+        hint = "`mmlab host` reads dumps of a host." if re.search(r"ksm/\w+:|node_ksmd_|shm_\w+ ", text) else ""
+        data = yaml.load(text, _UniqueKeys)  # a safe loader
     except OSError as error:
         raise UserError(error.strerror or str(error), where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"this is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+        raise UserError(f"this is not YAML: {' '.join(str(error).split())}", where=str(path), hint=hint) from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError("a scenario file holds `name: value` lines, one for each parameter", where=str(path))
+        problem = "a scenario file holds `name: value` lines, one for each parameter"
+        raise UserError(problem, where=str(path), hint=hint)
     return data
 
 
@@ -103,7 +108,8 @@ def yaml_lines(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     """Return values as YAML, one after another, each with its note, if it has one, in a comment behind it."""
     lines = {}
     for name, value in values.items():
-        line = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1000)
+        style = None if isinstance(value, list) else False  # lists of lists: the innermost on one line
+        line = yaml.safe_dump({name: value}, sort_keys=False, default_flow_style=style, allow_unicode=True, width=1000)
         lines[name] = f"{line.strip():31} # {notes[name]}\n" if name in notes else line
     return "".join(lines.values())
 

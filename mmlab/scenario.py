@@ -43,12 +43,27 @@ from mmlab.params import read_yaml, yaml_lines
 from mmlab.policies import TUNERS, Tuner
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
-__all__ = ["EVENTS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob", "flat_fields"]
+__all__ = [
+    "EVENTS",
+    "KSM_COUNTERS",
+    "SETTABLE",
+    "Event",
+    "Parameter",
+    "ProcessSpec",
+    "Scenario",
+    "check_knob",
+    "flat_fields",
+]
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
 BYTES_PER_PAGE = 56
 """Memory that a run needs for each simulated page (arrays of the model and of the workload), with room to spare."""
+KSM_COUNTERS = frozenset(
+    """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
+    general_profit stable_node_chains stable_node_dups""".split()
+)
+"""Files of /sys/kernel/mm/ksm that tell something and take nothing."""
 MAX_KEY = 2**64 - 1
 UINT_MAX = 2**32 - 1
 
@@ -452,6 +467,8 @@ class ProcessSpec(Workload):
     """when it boots (s); default: its number × boot_interval_seconds"""
     exits_at_seconds: Seconds | None = None
     """when it exits (s); default: lifetime_seconds after its boot"""
+    hot_fraction: Share | None = None
+    """share of its non-zero pages that are hot; default: the scenario's"""
 
     def check(self) -> None:
         if (self.contents is None) != (self.pages is None):
@@ -1008,6 +1025,8 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
         where += [*path, *index]
     elif kind == "extra_forbidden":
         error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
+        if name in KSM_COUNTERS:
+            error = UserError("is a counter, not a parameter", parameter=name, hint="`mmlab host` reads dumps.")
     elif kind == "union_tag_invalid":
         error = unknown("op", ctx["tag"], EVENTS) if loc[0] == "events" else unknown("policy", ctx["tag"], TUNERS)
     elif kind in ("missing", "union_tag_not_found"):

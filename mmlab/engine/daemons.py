@@ -235,7 +235,9 @@ def writes(s: System) -> dict[str, Iterator[int]]:
     for i, image in enumerate(s.images):
         used = np.flatnonzero(image.keys) + int(m.mm[i + 1]["base"])
         dealt = np.random.default_rng((asked.seed, CHOICE, i)).permutation(used)
-        n = [round(share * len(used)) for share in (asked.hot_fraction, asked.hot_fraction + asked.warm_fraction)]
+        own = asked.specs[i].hot_fraction
+        share = asked.hot_fraction if own is None else own
+        n = [round(part * len(used)) for part in (share, share + asked.warm_fraction)]
         hot.append(dealt[: n[0]])
         warm.append(dealt[n[0] : n[1]])
 

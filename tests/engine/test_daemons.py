@@ -132,6 +132,13 @@ def test_each_hot_page_is_written_once_a_period() -> None:
     assert sorted({*acted(ticks), SECOND}) == ms(*range(50, 1001, 50))
 
 
+def test_a_process_may_have_hot_pages_of_its_own() -> None:
+    specs = [{"pages": 512, "contents": [[i * 1000 + 1, 512, 1]], "hot_fraction": i / 2} for i in range(3)]
+    run = simulate(Scenario(process_list=specs, thp_coverage=0.0, hot_fraction=1.0, horizon_seconds=1.0, run=0))
+    key, base = run.machine.page["key"], [int(run.machine.mm[i + 1]["base"]) for i in range(3)]
+    assert [int((key[b : b + 512] >= WRITTEN).sum()) for b in base] == [0, 256, 512]
+
+
 def test_hot_warm_and_cold() -> None:
     fields = {"hot_fraction": 0.25, "warm_fraction": 0.5, "hot_period_seconds": 0.1, "warm_period_seconds": 5.0}
     one = simulate(scenario(**fields, horizon_seconds=5.0)).machine.page["key"].copy()

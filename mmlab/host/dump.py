@@ -1,0 +1,566 @@
+"""Dumps of a running host: read what people paste, say what it means, and simulate memory that has these counters.
+
+A dump is what ``grep . /sys/kernel/mm/ksm/*`` prints, or the same numbers in another form: with or without paths, with
+``:``, ``=`` or blanks, below each other, in Markdown, a mail or an issue with prompts around it, of several hosts or at
+several times; `virsh node-memory-tune`; node_exporter's ``node_ksmd_*``. Lines of /proc/vmstat and /proc/meminfo and a
+ksmtuned.conf may stand beside it.
+
+>>> dump, = parse("/sys/kernel/mm/ksm/pages_shared:10\\npages_sharing = 90\\nnode_ksmd_pages_unshared_total 400")
+>>> dump.pages, dump.saved_mib
+(500, 0.3515625)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlab.errors import UserError, located
+from mmlab.policies import Ksmtuned, read_conf, scaled_pace
+from mmlab.results.run import Run, simulate
+from mmlab.results.table import number, text_table
+from mmlab.scenario import KSM_COUNTERS, Scenario
+
+__all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
+
+KNOBS = """run pages_to_scan sleep_millisecs use_zero_pages smart_scan max_page_sharing merge_across_nodes
+    stable_node_chains_prune_millisecs advisor_mode advisor_max_cpu advisor_min_pages_to_scan advisor_max_pages_to_scan
+    advisor_target_scan_time""".split()
+NEEDED = ("pages_shared", "pages_sharing", "pages_unshared")
+COMPARED = (*NEEDED, "pages_volatile", "ksm_zero_pages", "general_profit", "stable_node_chains", "stable_node_dups")
+NEW = {"general_profit", "ksm_zero_pages", "pages_skipped", "smart_scan", "advisor_mode"}
+"""Files that Linux has had since 6.4 to 6.8: without any of them the kernel is taken for an older one."""
+TOLERANCE = 1.0
+"""Percent by which a prediction may differ from the dump."""
+MOST_PAGES = 1 << 22
+"""A host with more scanned pages (16 GiB) is simulated smaller."""
+RMAP_ITEM, PAGE, MIB = 64, 4096, 256
+"""Bytes of an rmap_item and of a page; pages of a MiB."""
+FORMS = "grep . /sys/kernel/mm/ksm/*, name: value lines, virsh node-memory-tune, node_exporter's node_ksmd_*"
+
+# --- the forms ------------------------------------------------------------------------------------------------------
+
+_NAMES = "|".join(sorted([*KSM_COUNTERS, *KNOBS, "sleep_seconds"], key=len, reverse=True))
+_NUMBER = r"-?\d[\d,_]*(?:\.\d+)?(?:[eE][+-]?\d+)?"
+LINE = re.compile(
+    rf"^\W*(?:(?P<host>[\w.-]+):\s*)?(?:\S*/)?(?:node_ksmd_|shm_)?(?P<name>{_NAMES})(?:_total)?(?:\{{.*\}})?\W*?[\s:=|]"
+    rf"[\s:=|\"']*(?P<value>{_NUMBER}|\[?none\]?(?: scan-time)?|(?:none )?\[?scan-time\]?)[\"']?"
+    r"(?:\s\d{13})?[\s,;|`]*$"
+)
+"""A counter or a knob with its value; the host is that of ``pdsh`` and the like."""
+ALONE = re.compile(rf"(?:^|/|==> ?)(?:shm_)?(?P<name>{_NAMES})(?: ?<==|:)?$")
+"""A name whose value is on the next line."""
+BESIDE = re.compile(
+    r"^\W*(Mem\w+|Cached|Buffers|AnonPages|AnonHugePages|thp_\w+|cow_ksm|ksm_swpin_copy):?\s+(\d+)(?: kB)?$"
+)
+"""A line of /proc/meminfo (kB) or /proc/vmstat."""
+PROMPT = re.compile(r"^\W*[\w.-]+@([\w.-]+)\b.*[#$%>]")
+DATE = re.compile(
+    r"([A-Z][a-z]{2} [A-Z][a-z]{2} +\d+ [\d:]{8})(?: [AP]M)?(?: \S+)? (\d{4})|(\d{4}-\d\d-\d\d[T ][\d:]{8})"
+)
+CONF = re.compile(r"(?m)^\s*#?\s*(?:export )?KSM_\w+=")
+
+
+@dataclass
+class Dump:
+    """The counters and knobs of a host at one time.
+
+    Attributes
+    ----------
+    values
+        Counters and knobs of /sys/kernel/mm/ksm by their names; `advisor_mode` is a text.
+    host, time
+        Which host, and when, where the prompts tell.
+    beside
+        Lines of /proc/meminfo (kB) and /proc/vmstat.
+    conf
+        Parameters of `mmlab.policies.Ksmtuned` from a ksmtuned.conf; None: there was no such file.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    host: str = ""
+    time: datetime | None = None
+    beside: dict[str, int] = field(default_factory=dict)
+    conf: dict[str, int] | None = None
+
+    def __getitem__(self, name: str) -> int:
+        return int(self.values.get(name, 0))
+
+    @property
+    def volatile(self) -> int | None:
+        """`pages_volatile`, or what `general_profit` says of it (tuners I3); None if the dump has neither."""
+        if "pages_volatile" in self.values or "general_profit" not in self.values:
+            return self.values.get("pages_volatile")
+        return self.rmap_items - sum(self[name] for name in NEEDED)
+
+    @property
+    def rmap_items(self) -> int:
+        """Tracked pages, from `general_profit` (tuners I3)."""
+        return ((self["pages_sharing"] + self["ksm_zero_pages"]) * PAGE - self["general_profit"]) // RMAP_ITEM
+
+    @property
+    def pages(self) -> int:
+        """Scanned mergeable pages that hold frames or KSM entries (tuners I1)."""
+        return sum(self[name] for name in NEEDED) + (self.volatile or 0)
+
+    @property
+    def saved_mib(self) -> float:
+        """Memory that KSM saves, before what its own bookkeeping costs."""
+        return (self["pages_sharing"] + self["ksm_zero_pages"]) / MIB
+
+    @property
+    def chained(self) -> int:
+        """Mappings of the contents that have more than `max_page_sharing` copies (tuners I4)."""
+        return self["stable_node_dups"] * int(self.values.get("max_page_sharing", 256))
+
+    @property
+    def scan_seconds(self) -> float | None:
+        """Least duration of a full scan, from the sleeps alone; None if the dump has no `sleep_millisecs`."""
+        if not (self["pages_to_scan"] and "sleep_millisecs" in self.values):
+            return None
+        return math.ceil(self.pages / self["pages_to_scan"]) * self["sleep_millisecs"] / 1000
+
+    def check(self) -> None:
+        """Refuse numbers that no kernel has.
+
+        Raises
+        ------
+        UserError
+            A counter is missing, or each impossible number, with the reason.
+        """
+        v, found = self.values, []
+        if missing := [name for name in NEEDED if name not in v]:
+            raise UserError("is missing in the dump: without it the memory is unknown", parameter=", ".join(missing))
+        found += [
+            (n, "it counts something, and is never negative") for n in v if n != "general_profit" and _below_0(v[n])
+        ]
+        most = int(v.get("max_page_sharing", 0))
+        for name, wrong, reason in (
+            (
+                "pages_sharing",
+                self["pages_sharing"] > 0 == self["pages_shared"],
+                "nothing is shared (pages_shared is 0)",
+            ),
+            (
+                "pages_sharing",
+                most > 0 and self["pages_sharing"] > (most - 1) * self["pages_shared"] > 0,
+                f"a shared page has at most max_page_sharing = {most} mappings",
+            ),
+            ("stable_node_chains", self["stable_node_chains"] > self["stable_node_dups"], "each chain has a dup"),
+            ("stable_node_dups", self["stable_node_dups"] > self["pages_shared"], "each dup is a shared page"),
+            ("run", self["run"] > 2, "it is 0, 1 or 2"),
+            (
+                "general_profit",
+                "general_profit" in v and (self.volatile or 0) < 0,
+                "the tracked pages cost more than that",
+            ),
+        ):
+            found += [(name, reason)] * bool(wrong)
+        if found:
+            errors = [UserError(f"is impossible: {why}", parameter=name, value=v.get(name)) for name, why in found]
+            errors[0].others = tuple(errors[1:])
+            raise errors[0]
+
+    def words(self) -> list[str]:
+        """Return what the dump means, a sentence each (tuners I1–I6)."""
+        said = list(self._state())
+        if self.pages + self["ksm_zero_pages"]:
+            said += [*self._savings(), *self._pace()]
+        return [*said, *self._tuner()]
+
+    def _state(self) -> Iterator[str]:
+        nobody = "Nothing is mergeable unless a program advises it (MADV_MERGEABLE, as QEMU does; PR_SET_MEMORY_MERGE)."
+        run, idle = self.values.get("run"), not self.pages + self["ksm_zero_pages"]
+        if idle and not self["full_scans"]:
+            yield f"KSM has never run{': run is 0, so that ksmd sleeps' if run == 0 else ''}. {nobody}"
+        elif idle:
+            yield f"KSM has scanned ({self['full_scans']:,} full scans), but it tracks no page now. {nobody}"
+        elif run == 0:
+            yield "KSM is stopped (run is 0), by a tuner or by hand: what is merged stays so, nothing new is merged."
+        elif run == 2:
+            yield "KSM is being undone (run is 2): every merged page gets a frame of its own again."
+
+    def _savings(self) -> Iterator[str]:
+        profit = f", {self['general_profit'] / 2**20:,.0f} MiB net of KSM's bookkeeping" * (
+            "general_profit" in self.values
+        )
+        scanned = f"{self.pages:,} pages are scanned ({self.pages / MIB:,.0f} MiB)"
+        yield f"{scanned}; KSM saves {self.saved_mib:,.0f} MiB{profit}."
+        if self["ksm_zero_pages"]:
+            yield f"{self['ksm_zero_pages'] / MIB:,.0f} MiB of that are zero-filled pages, mapped to the zeropage."
+        if self["stable_node_dups"]:
+            chains = self["stable_node_chains"]
+            contents = "one content" if chains == 1 else f"{chains or 'a few'} contents"
+            yield (
+                f"About {self.chained:,} mappings ({self.chained / MIB:,.0f} MiB) share {contents}: "
+                f"{self['stable_node_dups']:,} dups of up to {self.values.get('max_page_sharing', 256)} mappings. That "
+                "is nearly surely zero-filled memory, merged like other pages because use_zero_pages was 0."
+            )
+        if self.volatile is None:
+            yield "It has neither pages_volatile nor general_profit: volatile pages are left out."
+        elif self.volatile > self.pages / 100:
+            share = f"{100 * self.volatile / self.pages:.0f} % of the pages are volatile"
+            if self["smart_scan"]:
+                yield (
+                    f"{share}, which does not mean that they are written: with smart_scan=1 a page that could not be "
+                    "merged is skipped in more and more scans, and a skipped page counts as volatile."
+                )
+            else:
+                yield f"{share}: they were written between two visits of ksmd, or not visited twice yet."
+
+    def _pace(self) -> Iterator[str]:
+        if self.scan_seconds is not None:
+            yield (
+                f"A full scan takes at least {_duration(self.scan_seconds)} ({self['pages_to_scan']:,} pages every "
+                f"{self['sleep_millisecs']} ms); a page is merged in the second one that finds it unchanged."
+            )
+        for name, usual in (("pages_to_scan", 100), ("sleep_millisecs", 20)):
+            if name not in self.values:
+                yield f"{name} is not in the dump: {usual}, the default, is assumed."
+        blocks = math.ceil(self.pages / 512)
+        merged = self["pages_shared"] + self["pages_sharing"]
+        yield (
+            f"Not in a dump: where duplicates lie. If this memory came in THPs, between {math.ceil(merged / 512):,} "
+            f"(duplicates side by side) and {min(merged, blocks):,} (spread) of {blocks:,} have been split."
+        )
+        yield (
+            "Not in a dump either: zero-filled pages that a split gave to the zeropage (no KSM counter has them), and "
+            "memory that is not mergeable."
+        )
+        if "AnonHugePages" in self.beside:
+            yield f"Huge pages hold {self.beside['AnonHugePages'] / 1024:,.0f} MiB now (AnonHugePages)."
+        if self.beside.get("cow_ksm"):
+            yield f"{self.beside['cow_ksm']:,} merged pages were written and copied again since boot (cow_ksm)."
+
+    def _tuner(self) -> Iterator[str]:
+        if self.conf is None:
+            return
+        asked, total = Ksmtuned(**self.conf), self.beside.get("MemTotal")
+        share = f"{asked.thres_coef} % of memory"
+        if total:
+            least = max(total * asked.thres_coef // 100, asked.thres_const)
+            share += f" ({least / 1024:,.0f} MiB)"
+        sleep = f", every {max(10, asked.sleep_msec * 2**24 // total)} ms" if total else ""
+        yield (
+            f"ksmtuned starts KSM when less than {share} is free, or left by the guests' memory; it then scans "
+            f"{asked.npages_min:,} to {asked.npages_max:,} pages a batch{sleep}."
+        )
+
+
+def _below_0(value: object) -> bool:
+    return isinstance(value, int) and value < 0
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    >>> _duration(4606), _duration(43)
+    ('77 min', '43 s')
+    """
+    for size, unit in ((86400, "days"), (7200, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def read(paths: Iterable[str | Path]) -> list[Dump]:
+    """Return the dumps in files, in order; what stands in files beside them belongs to each.
+
+    Raises
+    ------
+    UserError
+        A file cannot be read or is none of the known forms; a number is impossible; a ksmtuned.conf has a mistake;
+        there is no dump.
+    """
+    dumps: list[Dump] = []
+    beside: dict[str, int] = {}
+    conf = None
+    for path in map(Path, paths):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(error.strerror or str(error), where=str(path)) from None
+        text = content.decode("utf-8-sig", errors="replace")
+        found = parse(text)
+        if CONF.search(text) and not found:
+            conf = read_conf(path)
+            continue
+        if not found and not (lines := dict(_beside(text))):
+            raise UserError(
+                f"this is none of the known forms; it is {_kind(content)}", where=str(path), hint=f"Known: {FORMS}."
+            )
+        beside |= {} if found else lines
+        for dump in found:
+            with located(path):
+                dump.check()
+        dumps += found
+    if not dumps:
+        raise UserError("there is no dump beside these files", parameter="DUMP", hint=f"Known: {FORMS}.")
+    for dump in dumps:
+        dump.beside, dump.conf = beside | dump.beside, conf
+    return dumps
+
+
+def parse(text: str) -> list[Dump]:
+    """Return the dumps in a text; a name that comes again, another host or another time begins a new one."""
+    found: list[Dump] = []
+    latest: dict[str, Dump] = {}
+    host, time, alone = "", None, ""
+    for line in text.splitlines():
+        clean = line.strip().strip("`")
+        if prompt := PROMPT.match(clean):
+            host = prompt[1]
+        if date := DATE.search(clean):
+            time = _time(date)
+            latest.pop(host, None)
+        if alone and re.fullmatch(_NUMBER, clean):
+            clean = f"{alone} {clean}"
+        named = ALONE.search(clean)
+        alone = named["name"] if named else alone * (not clean)
+        if not (match := LINE.match(clean)):
+            continue
+        where, name, value = match["host"] or host, match["name"], _value(match["value"])
+        if name == "sleep_seconds":
+            name, value = "sleep_millisecs", round(1000 * value)
+        if where not in latest or name in latest[where].values:
+            latest[where] = Dump(host=where, time=time)
+            found.append(latest[where])
+        latest[where].values[name] = value
+    found = [dump for dump in found if KSM_COUNTERS & dump.values.keys()]  # a scenario has knobs only
+    for dump in found:
+        dump.beside = dict(_beside(text))
+    return found
+
+
+def _beside(text: str) -> Iterator[tuple[str, int]]:
+    for line in text.splitlines():
+        if match := BESIDE.match(line.strip()):
+            yield match[1], int(match[2])
+
+
+def _value(text: str) -> Any:
+    """Return a number without its thousands' commas, or the value of advisor_mode that is in brackets."""
+    if "none" in text or "scan" in text:
+        return (re.findall(r"\[(.+?)\]", text) or [text])[0]
+    plain = float(text.replace(",", "").replace("_", ""))
+    return int(plain) if plain.is_integer() else plain
+
+
+def _time(date: re.Match[str]) -> datetime:
+    return (
+        datetime.fromisoformat(date[3])
+        if date[3]
+        else datetime.strptime(f"{date[1]} {date[2]}", "%a %b %d %H:%M:%S %Y")
+    )
+
+
+def _kind(content: bytes) -> str:
+    """Return what a file looks like."""
+    if not content.strip():
+        return "empty"
+    if content[:2] == b"\x1f\x8b":
+        return "a compressed file, as recordings are (`mmlab compare`)"
+    if b"\0" in content:
+        return "binary"
+    first = content.decode("utf-8", errors="replace").strip().splitlines()[0][:60]
+    return f"text that begins with {first!r}"
+
+
+def rates(first: Dump, second: Dump) -> list[str]:
+    """Return how counters changed from one dump of a host to the next, a sentence each."""
+    said, seconds = [], (second.time - first.time).total_seconds() if first.time and second.time else 0.0
+    scans = second["full_scans"] - first["full_scans"]
+    over = [f"in {_duration(seconds)}"] * (seconds > 0) + [f"in {scans:,} full scans"] * (scans > 0)
+    for name in COMPARED:
+        if name in first.values and name in second.values and first[name] != second[name]:
+            change = second[name] - first[name]
+            hourly = (
+                f" ({change * 3600 / seconds / MIB:+,.0f} MiB/h)" if seconds > 0 and name.startswith("pages_") else ""
+            )
+            said.append(f"{name} {first[name]:,} → {second[name]:,}: {change:+,}{hourly} {', '.join(over)}.")
+    if seconds > 0 and scans > 0:
+        batch = seconds / scans * second["pages_to_scan"] / second.pages if second.pages else 0
+        pace = f", {1000 * batch:.0f} ms from batch to batch" if batch else ""
+        said.append(f"A full scan takes {_duration(seconds / scans)}{pace}.")
+    return said or ["No counter changed."]
+
+
+# --- the scenario ---------------------------------------------------------------------------------------------------
+
+MERGED, UNSHARED, VOLATILE = 1_000, 10**9, 2 * 10**9
+"""First keys of the contents."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A scenario that reproduces a dump.
+
+    Attributes
+    ----------
+    scenario
+        It ends with the counters of the dump.
+    run, row
+        A run of the same scenario that goes on, and its sample at the end of the scenario.
+    factor
+        How many of the host's pages a simulated one stands for.
+    """
+
+    dump: Dump
+    scenario: Scenario
+    run: Run
+    row: int
+    factor: float
+
+    @property
+    def rows(self) -> dict[str, list[Any]]:
+        """Counter, dump, prediction and difference (%), column by column; the columns of a table."""
+        asked = self.dump.values | ({} if self.dump.volatile is None else {"pages_volatile": self.dump.volatile})
+        names, columns = [name for name in COMPARED if name in asked], self.run.columns()
+        predicted = [round(int(columns[name][self.row]) * self.factor) for name in names]
+        pairs = [(int(asked[name]), value) for name, value in zip(names, predicted, strict=True)]
+        return {
+            "counter": names,
+            "dump": [told for told, _ in pairs],
+            "predicted": predicted,
+            "difference, %": [
+                100 * (value - told) / abs(told) if told else math.nan if value else 0.0 for told, value in pairs
+            ],
+        }
+
+    @property
+    def exact(self) -> bool:
+        """Whether shared, sharing and unshared pages are those of the dump, within `TOLERANCE`."""
+        rows = dict(zip(self.rows["counter"], self.rows["difference, %"], strict=True))
+        return all(abs(rows[name]) <= TOLERANCE for name in NEEDED)
+
+    @property
+    def cpu_percent(self) -> float:
+        """CPU time of ksmd (%) in the second half of the run, when most is merged, scaled to the host."""
+        half, end = self.run.rows[[self.row // 2, self.row]]
+        spent, passed = (int(end[name]) - int(half[name]) for name in ("ksmd_cpu_ns", "time_ns"))
+        return 100 * self.factor * spent / passed if passed else math.nan
+
+    def text(self) -> str:
+        """Return the comparison as a table, and ksmd's CPU time."""
+        scaled = f", simulated {self.factor:,.0f} times smaller" if self.factor > 1 else ""
+        cpu = f"ksmd takes about {number(self.cpu_percent)} % of a CPU at this pace"
+        return f"{text_table(self.rows)}\n\n{cpu} (costs {self.scenario.costs}{scaled})."
+
+
+def reproduce(dump: Dump, progress: Callable[[float], None] | None = None) -> Reproduction:
+    """Return a scenario whose run ends with the dump's counters, with that run.
+
+    Volatile pages are written once in every full scan; with `smart_scan` they are first taken for pages that ksmd skips
+    (tuners I5), and the run ends in the middle of a full scan, where as many are skipped as in the dump. All memory is
+    in small pages: a dump does not tell where duplicates lie (tuners I6).
+
+    Raises
+    ------
+    UserError
+        The dump lacks a counter, or ksmd tracks no page.
+    """
+    dump.check()
+    if not dump.pages + dump["ksm_zero_pages"]:
+        raise UserError("ksmd tracks no page: there is nothing to reproduce", parameter="DUMP")
+    found: list[Reproduction] = []
+    skipping = bool(dump["smart_scan"] and dump["full_scans"] > 3 and dump.volatile)
+    for quiet in (True, False) if skipping else (False,):
+        scenario, factor = _scenario(dump, quiet)
+        run = simulate(scenario, progress=progress)
+        row = _best(dump, run, factor)
+        end = {"horizon_full_scans": 0, "horizon_batches": int(run.rows["batch"][row]), "sample_limit": 20_000}
+        found.append(Reproduction(dump, scenario.replace(**end), run, row, factor))
+        if found[-1].exact:
+            break
+    return min(found, key=lambda one: sum(map(abs, one.rows["difference, %"][: len(NEEDED)])))
+
+
+def _best(dump: Dump, run: Run, factor: float) -> int:
+    """Return the sample whose counters are nearest to the dump's, after about as many full scans."""
+    rows = run.columns()
+    off = np.max([np.abs(rows[n] * factor - dump[n]) / max(1, dump[n]) for n in NEEDED], axis=0)
+    off[rows["full_scans"] < 2] = np.inf  # not everything is merged yet
+    apart = np.abs(rows["full_scans"] - min(dump["full_scans"], int(rows["full_scans"][-1])))
+    near = np.flatnonzero(off <= max(TOLERANCE / 400, float(off.min())))
+    return int(near[np.argmin(apart[near] + off[near])])
+
+
+def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
+    """Return a scenario with the dump's memory and knobs, and how many of the host's pages one of its pages stands for.
+
+    Each shared page is a content of its own (tuners I2), but the dups of a chain have one. `quiet`: volatile pages are
+    not written.
+    """
+    factor = max(1.0, math.ceil((dump.pages + dump["ksm_zero_pages"]) / MOST_PAGES))
+    counted = (*(dump[name] for name in NEEDED), dump.volatile or 0, dump["ksm_zero_pages"], dump["stable_node_dups"])
+    shared, sharing, unshared, volatile, zeroes, dups = (round(count / factor) for count in counted)
+    knobs: dict[str, Any] = {
+        "smart_scan": 0,
+        "kernel": "6.12" if NEW & dump.values.keys() else "6.1",
+        "pages_to_scan": 100,
+    }
+    knobs |= {name: dump.values[name] for name in KNOBS if dump.values.get(name)} | {"run": 1}
+    knobs |= {"use_zero_pages": 1} if zeroes else {}
+    most = int(knobs.setdefault("max_page_sharing", max(256, math.ceil(1 + sharing / max(1, shared)))))
+    if factor > 1:
+        simulated = shared + sharing + unshared + volatile + zeroes
+        pace = scaled_pace(knobs["pages_to_scan"], knobs.get("sleep_millisecs", 20), simulated, factor, 250)
+        knobs |= {"host_scale": factor, "pages_to_scan": pace[0], "sleep_millisecs": pace[1]}
+    contents = shared - dups
+    mappings = max(contents, shared + sharing - dups * most)  # of the contents without dups
+    lone = max(0, 2 * contents - mappings)  # merged pages whose other mappings are gone
+    emptied = dups * most - (shared + sharing - mappings)  # mappings that are gone from the dups
+    rounds, rest = divmod(mappings + lone, max(1, contents))
+    chain = [most * share for share in _split(dups, max(1, dump["stable_node_chains"]))]
+    zero_filled = 0 if "use_zero_pages" not in knobs else MERGED - 1
+    processes = [
+        _process([[zero_filled if i == 0 else i, count, 0] for i, count in enumerate(chain)]),
+        _process([[MERGED, contents, 1]] * rounds + [[MERGED, rest, 1]]),
+        _process([[UNSHARED, unshared, 1], [VOLATILE, volatile * quiet, 1]]),
+        _process([[0, zeroes, 0]]),
+        _process([[VOLATILE, volatile * (not quiet), 1]], hot_fraction=1.0),
+    ]
+    processes = [process for process in processes if process]
+    gone = [(0, dup * most + 1, count) for dup, count in enumerate(_filled(emptied, most - 1))]
+    gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
+    event = {"after": {"full_scan": 2}, "op": "dontneed"}
+    scan = dump.scan_seconds or dump.pages / knobs["pages_to_scan"] / 50
+    end: dict[str, Any] = {"horizon_seconds": 0.0}
+    if volatile and not quiet:
+        end = {
+            "hot_fraction": 1.0,
+            "hot_period_seconds": max(0.05, round(scan / 3, 3)),
+            "horizon_seconds": max(60.0, round(20 * scan)),
+        }
+    scenario = Scenario(
+        **knobs | end,
+        thp_coverage=0.0,
+        process_list=processes,
+        events=[event | {"process": i, "page": page, "count": count} for i, page, count in gone],
+        horizon_full_scans=min(max(dump["full_scans"] + 1, 6), 24) if quiet else 3,
+        sample_limit=200_000,
+    )
+    return scenario, factor
+
+
+def _split(total: int, parts: int) -> list[int]:
+    """Return a number in nearly equal parts."""
+    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+
+
+def _filled(total: int, most: int) -> list[int]:
+    """Return a number as parts that are as large as they may be."""
+    return [min(most, total - done) for done in range(0, total, most)]
+
+
+def _process(contents: Sequence[list[int]], **own: Any) -> dict[str, Any]:
+    """Return a process with these contents, or nothing if they are empty."""
+    given = [run for run in contents if run[1]]
+    return {"pages": sum(run[1] for run in given), "contents": given, "hot_fraction": 0.0} | own if given else {}
