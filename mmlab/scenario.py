@@ -1025,7 +1025,7 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
         where += [*path, *index]
     elif kind == "extra_forbidden":
         error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
-        if name in KSM_COUNTERS:
+        if model is Scenario and name in KSM_COUNTERS:
             error = UserError("is a counter, not a parameter", parameter=name, hint="`mmlab host` reads dumps.")
     elif kind == "union_tag_invalid":
         error = unknown("op", ctx["tag"], EVENTS) if loc[0] == "events" else unknown("policy", ctx["tag"], TUNERS)
