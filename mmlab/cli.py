@@ -574,6 +574,27 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: A
 
 
 @cli.command()
+@click.argument("params", required=False, metavar="[PARAMS]")
+@click.option("--variant", metavar="NAME", help="The first variant; default: that of PARAMS.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@computes
+def explore(params: str | None, variant: str | None, port: int | None, no_browser: bool, **_: Progress) -> None:
+    """Open the explorer alone in the browser, on this machine only: sliders, figures and page maps, no code.
+
+    PARAMS is a params file, or the name of one of params/.
+
+    \b
+    Examples:
+      mmlab explore
+      mmlab explore bimodal --variant v1-series
+    """
+    from mmlab.explorer import lab as labs
+
+    labs.explore(params, variant, port=port, browser=not no_browser, say=click.echo)
+
+
+@cli.command()
 @click.argument("folder", required=False, metavar="[FOLDER]", type=PATH)
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")

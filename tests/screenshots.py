@@ -1,4 +1,4 @@
-"""The README's pictures, taken in Chromium: the explorer in JupyterLab, and a report. `make screenshots` runs this."""
+"""Pictures of the explorer at four sizes and of a report, taken in Chromium. `make screenshots` runs this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from explorer.test_explorer_browser import Lab, address, folder, lab  # noqa: F401 (fixtures)
+from explorer.test_explorer_browser import SIZES, serving
 from mmlab.report.execute import make_all
 from mmlab.report.request import Request
 
@@ -34,17 +34,21 @@ def keep(name: str, shot: bytes) -> None:
     print(IMAGES / name)
 
 
-def test_explorer(lab: Lab) -> None:  # noqa: F811
-    lab.page.set_viewport_size({"width": 1920, "height": 1080})
-    lab.until(lambda seen: len(set(seen["pictures"])) >= 6)
-    lab.root.locator(".widget-play button:enabled").first.wait_for()
-    slider = lab.root.locator(".mmlab-play .noUi-handle")
-    slider.focus()
-    for _ in range(20):  # a moment in the middle: page maps that differ
-        slider.press("ArrowLeft")
-    lab.page.evaluate("document.querySelector('.mmlab-explore').scrollIntoView()")
-    lab.page.wait_for_timeout(1500)
-    keep("explorer.png", lab.page.screenshot())
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_explorer(browser: Browser, tmp_path: Path, width: int, height: int) -> None:
+    """The explorer in JupyterLab, on a phone as a page of its own, with memory that makes page maps differ."""
+    with serving(tmp_path, *(["explore", "guests_duplicates"] if width < 800 else ["lab", "mine"])) as address:
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.goto(address)
+        page.locator(".mmlab-metrics table").first.wait_for(timeout=600_000)
+        if width > 800:
+            page.get_by_label("preset", exact=True).select_option("bimodal")
+            page.get_by_text("Without a control").wait_for()
+            page.wait_for_function("document.querySelector('.mmlab-legend').innerText.includes('small pages')")
+            page.locator(".mmlab-explore").evaluate("e => e.scrollIntoView()")
+        page.wait_for_function("document.querySelector('.mmlab-map canvas').width === 512")
+        keep(f"explorer-{width}x{height}.png", page.screenshot())
+        page.close()
 
 
 def test_report(browser: Browser, tmp_path: Path) -> None:

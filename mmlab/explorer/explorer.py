@@ -2,31 +2,35 @@
 
     >>> import mmlab
     >>> explorer = mmlab.explore("all_zero", compare="ksm-opt-out", memory_mib=16)
-    >>> explorer.update()
-    >>> explorer.controls["pages_to_scan"].value = 100
+    >>> explorer.set(pages_to_scan=100)
     >>> [int(run.rows["thp_split_page"][-1]) for run in explorer.runs.values()]
     [8, 8]
 
-As the last line of a notebook's cell it shows itself: sliders, figures, a page map and a table. Moving a slider
+As the last line of a notebook's cell it shows itself: sliders, figures, page maps and a table. Moving a slider
 simulates the scenario again, in threads, so that the kernel goes on listening. Figures follow the slider as fast as
 they can, and a computation that takes long is dropped as soon as there is a newer request. Without a running event
 loop, such as in a script, each change is computed at once.
+
+The browser's part is ``explorer.js``: it draws what `Comparison.data` describes.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import anywidget
+import traitlets
+
 from mmlab.errors import UserError, unknown
-from mmlab.explorer.comparison import Comparison, Figures, Frame, frames
-from mmlab.explorer.debounce import Debounce, Job
-from mmlab.explorer.layout import Layout
-from mmlab.explorer.widgets import control, variants
+from mmlab.explorer.comparison import Comparison, template
+from mmlab.explorer.requests import Job, Requests
 from mmlab.kernel.jit import announced
 from mmlab.params import find_params, params_files, read_yaml, save_new
 from mmlab.results.run import Run, simulate
@@ -35,7 +39,7 @@ from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, AnyVariant, Variant, resolve
 from mmlab.workers import keep_freed_memory
 
-__all__ = ["CONTROLS", "Explorer", "explore"]
+__all__ = ["CONTROLS", "Explorer", "Runs", "explore", "flat_presets"]
 
 CONTROLS = tuple(
     """pages_to_scan sleep_millisecs max_ptes_none use_zero_pages smart_scan shrink_underused khugepaged memory_mib
@@ -45,6 +49,8 @@ CONTROLS = tuple(
 START = "regression_uzp1"
 KEPT_PAGES = 2_000_000
 """Budget of the kept runs in simulated pages: 160 MB."""
+PROGRESS = 0.3
+"""Seconds after which the figures are marked as old, and progress is shown."""
 
 
 def explore(
@@ -86,56 +92,68 @@ class Runs:
     """The latest runs, by scenario and variant."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[Scenario, Variant], Run] = {}
+        self.kept: dict[tuple[str, Variant], Run] = {}
         self.lock = Lock()
 
     def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
-        """Return a run, simulated if necessary, with its table, metrics and errors computed."""
-        key = scenario.replace(name="", variant="mainline"), variant
+        """Return a run, simulated if necessary, with its metrics and errors computed."""
+        key = scenario.replace(name="", variant="mainline").model_dump_json(), variant
         run = self.kept.get(key) or simulate(scenario, variant=variant, progress=progress)
-        _ = run.samples, run.metrics, run.uncertainty  # here, in a thread: each is computed when first used
+        _ = run.metrics.as_dict(), run.uncertainty  # here, in a thread: each is computed when first used
         with self.lock:
             self.kept.pop(key, None)
             self.kept[key] = run  # at the end, as the most recent
-            while len(self.kept) > 2 and sum(kept.total_pages for kept, _ in self.kept) > KEPT_PAGES:
+            while len(self.kept) > 2 and sum(kept.scenario.total_pages for kept in self.kept.values()) > KEPT_PAGES:
                 del self.kept[next(iter(self.kept))]
         return run
 
 
-class Explorer(Layout):
+class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
     """The explorer; `explore` makes one.
 
     Attributes
     ----------
-    controls : dict
-        By the scenario's field, and ``variant`` and ``compare``: widgets with a ``value``.
+    chosen : dict
+        Value of each control, by the scenario's field, and ``variant``, ``compare`` and ``whole``.
+    found : Comparison
+        What is on display; None before the first run.
+    seconds : tuple
+        Time that its simulations took, and the whole update.
     """
 
+    _esm, _css = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
+    about, asked, given, told, shown, busy = (traitlets.Dict().tag(sync=True) for _ in range(6))
+
     def __init__(self, scenario: Scenario, variant: Variant, compare: Variant, controls: Sequence[str]) -> None:
-        fields = flat_fields()
-        for name in controls:
-            if name not in fields:
-                raise unknown("control", name, fields, "Plain fields of the scenario can have one.")
+        for name in set(controls) - set(flat_fields()):
+            raise unknown("control", name, flat_fields(), "Plain fields of the scenario can have one.")
         self.known = {**VARIANTS, **KSMD_VARIANTS, variant.name: variant, compare.name: compare}
+        self.controls = [name for name in controls if name != "variant"]
         self.base = scenario.replace(variant=variant.name)
         self.start = self.base, compare.name
-        made = {name: control(fields[name], getattr(scenario, name)) for name in controls if name != "variant"}
-        for name, value in {"variant": variant.name, "compare": compare.name}.items():
-            made[name] = variants(name, self.known, value)
-        super().__init__(made, flat_presets())
-        self.figures, self.cache, self.requests = Figures(), Runs(), Debounce(self.show_status, self.show_error)
-        self._drawing, self._setting = Lock(), False
-        for widget in (*made.values(), self.whole):
-            widget.observe(self._changed, "value")
-        self.preset.observe(self._preset, "value")
-        self.reset.on_click(self._reset)
-        self.save.on_click(self._save)
+        self.chosen = self._values(self.base) | {"compare": compare.name, "whole": 0}
+        self.found: Comparison | None = None
+        self.seconds, self.serial = (0.0, 0.0), 0
+        self.cache, self.requests = Runs(), Requests(self._show, self._show_status, self._show_error)
+        fields = {name: asdict(flat_fields()[name]) | {"default": None} for name in self.controls}
+        for name, field in fields.items():
+            field |= {"type": flat_fields()[name].type.__name__, "allowed": flat_fields()[name].allowed}
+        variants = {v.name: f"{v.name}: {v.summary}" if v.summary else v.name for v in self.known.values()}
+        about = {"fields": fields, "variants": variants, "presets": ["", *flat_presets()]}
+        super().__init__(about=about, given={"after": 0, "values": self.chosen})
+        self.observe(self._heard, "asked")
+        self.on_msg(self._told)
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
+    def _values(self, scenario: Scenario) -> dict[str, Any]:
+        return {name: getattr(scenario, name) for name in (*self.controls, "variant")}
 
-        display(self.box)  # type: ignore[no-untyped-call]
-        self.update()
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compute and return the widget, and a picture of it for where there is no kernel."""
+        with announced(partial(print, file=sys.stderr)):
+            self.update()
+        data, about = self.found.picture() if self.found else ({"text/plain": "mmlab's explorer"}, {})
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return data | {"application/vnd.jupyter.widget-view+json": view}, about
 
     @property
     def scenario(self) -> Scenario:
@@ -147,98 +165,101 @@ class Explorer(Layout):
             A control has a value that is not allowed.
         """
         fields = flat_fields()
-        values = {name: fields[name].type(made.value) for name, made in self.controls.items() if name in fields}
+        values = {name: value for name, value in self.chosen.items() if name in fields}
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and (fields[name].type is not int or value == int(value)):
+                values[name] = fields[name].type(value)
         return self.base.replace(**values)
 
     @property
-    def runs(self) -> dict[str, Run]:
+    def runs(self) -> Mapping[str, Run]:
         """The runs on display, by label."""
-        return self.shown.runs if self.shown else {}
+        return self.found.runs if self.found else {}
+
+    def set(self, **values: Any) -> None:
+        """Set controls, and show their scenario."""
+        for name in values.keys() - self.chosen.keys():
+            raise unknown("control", name, self.chosen, "`controls` of `explore` names them.")
+        self._take(self.chosen | values)
 
     def use(self, scenario: Scenario, compare: str | None = None) -> None:
         """Set all controls to a scenario, and take over its other fields."""
-        if compare is None and (compare := self.controls["compare"].value) == scenario.variant:
+        if compare is None and (compare := self.chosen["compare"]) == scenario.variant:
             compare = "mainline" if compare != "mainline" else "ksm-opt-out"
-        self.base, self._setting = scenario, True
-        try:
-            for name, made in self.controls.items():
-                made.value = compare if name == "compare" else getattr(scenario, name)
-        finally:
-            self._setting = False
-        self._changed()
+        self.base = scenario
+        self._take(self.chosen | self._values(scenario) | {"compare": compare})
+
+    def _take(self, values: dict[str, Any]) -> None:
+        self.chosen = values
+        self.given = {"after": self.serial, "values": values}
+        self.requests.ask(self._work())
 
     def update(self) -> None:
-        """Simulate and show the controls' scenario before this returns; the page maps follow in a notebook."""
-        self.requests.ask(*self._jobs(), at_once=True)
+        """Simulate and show the controls' scenario before this returns."""
+        self.requests.ask(self._work(), at_once=True)
 
-    def _changed(self, _: Any = None) -> None:
-        """Show the controls' scenario, unless several controls are being set."""
-        if not self._setting:
-            self.requests.ask(*self._jobs())
+    def _heard(self, change: Any) -> None:
+        """Take the values of controls that were moved in the browser."""
+        self.serial = change["new"]["serial"]
+        self._take(self.chosen | change["new"]["values"])
 
-    def _reset(self, _: Any = None) -> None:
-        """Set everything as it was at the start."""
-        self.preset.value = ""
-        self.use(*self.start)
-
-    def _preset(self, change: Any) -> None:
-        """Use a file of ``params/``, or the start for the empty name."""
+    def _told(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        """Answer a button: a file of ``params/`` or (the empty name) the start, or saving as a new params file."""
+        self.serial = content.get("serial", self.serial)
         try:
-            self.use(*([load(find_params(change["new"]))] if change["new"] else self.start))
+            if "preset" in content:
+                self.use(*([load(find_params(content["preset"]))] if content["preset"] else self.start))
+            if "save" in content:
+                about = f"Saved by mmlab's explorer, where it was compared with {self.chosen['compare']}."
+                path = save_new(content["save"], self.scenario.as_yaml(self.controls, about))
+                self.told = self.told | {"message": f"Saved as {path}"}
         except UserError as error:
-            self.show_error(error)
+            self.told = self.told | {"message": f"Not done: {error}"}
 
-    def _jobs(self) -> list[Job]:
-        """Return the jobs of the controls: the comparison, then the page maps through time; none after a mistake."""
-        names = [self.controls[name].value for name in ("variant", "compare")]
-        chosen = [self.known[name] for name in names]
-        self.explain(chosen, {n: v for n, v in self.base.changed().items() if n not in (*self.controls, "name")})
+    def _work(self) -> Callable[[Job], Any] | None:
+        """Return what computes the controls' comparison; None, with a message beside the control, after a mistake."""
+        names = [self.chosen["variant"], self.chosen["compare"]]
+        variants = [self.known[name] for name in names]
+        others = {n: v for n, v in self.base.changed().items() if n not in (*self.chosen, "name")}
+        self.told = {"explained": str(template().module.explained(variants, others))}
         try:
             scenario = self.scenario
             scenario.check_memory()
         except UserError as error:
-            self.show_error(error)
-            return []
+            self._show_error(error)
+            return None
         labels = names if names[0] != names[1] else [names[0], f"{names[1]} again"]
-        compare = partial(self._compare, scenario, dict(zip(labels, chosen, strict=True)), self.whole.value)
-        page_maps = Job(self._frames, self.show_frames, patience=0.0, idle=0.5, note="page maps through time …")
-        return [Job(compare, self.show), page_maps]
+        asked = dict(zip(labels, variants, strict=True))
+        return partial(self._compare, scenario, asked, bool(self.chosen["whole"]), self.serial)
 
-    def _compare(self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, job: Job) -> Comparison:
-        """Return the comparison of a scenario under two variants."""
+    def _compare(self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, serial: int, job: Job) -> Any:
+        """Return the comparison of a scenario under two variants, and its data for the browser."""
         job.shares = dict.fromkeys(asked, 0.0)
 
         def one(label: str) -> Run:
             return self.cache.get(scenario, asked[label], partial(job.report, label))
 
         with announced(partial(setattr, job, "note")), ThreadPoolExecutor(len(asked)) as pool:
-            runs = dict(zip(asked, pool.map(one, asked), strict=True))
+            found = Comparison(dict(zip(asked, pool.map(one, asked), strict=True)), whole)
         simulated = job.age
-        with self._drawing:
-            job.report("drawing", 1.0)
-            found = self.figures.compare(runs, whole)
-            self.seconds = simulated, job.age
-            return found
+        job.report(next(iter(asked)), 1.0)
+        return found, found.data() | {"serial": serial}, simulated, job
 
-    def _frames(self, job: Job) -> list[Frame]:
-        """Return the page maps through time of the runs on display."""
-        assert self.shown is not None
-        job.shares = {run.variant: 0.0 for run in self.runs.values()}
+    def _show(self, result: tuple[Comparison, dict[str, Any], float, Job]) -> None:
+        """Show two runs, and the time that the simulations and the whole update took."""
+        self.found, data, simulated, job = result
+        self.seconds = simulated, job.age
+        self.shown = data | {"seconds": self.seconds}
 
-        def again(run: Run, where: set[tuple[int, int]]) -> Run:
-            report = partial(job.report, run.variant)
-            return simulate(run.scenario, variant=self.known[run.variant], maps_at=where, progress=report)
+    def _show_status(self, job: Job | None) -> None:
+        """Mark the figures as old while a job takes long; None means that it has ended."""
+        self.busy = {"share": job.share, "note": job.note} if job and job.age > PROGRESS else {}
 
-        return frames(self.shown.runs, self.shown.end, again)
-
-    def _save(self, _: Any = None) -> None:
-        """Save the controls' scenario as a new params file."""
-        about = f"Saved by mmlab's explorer, where it was compared with {self.controls['compare'].value}."
-        try:
-            said = f"Saved as {save_new(self.path.value, self.scenario.as_yaml(self.controls, about))}"
-        except UserError as error:
-            said = f"Not saved: {error}"
-        self.message.value = self.words.note(said)
+    def _show_error(self, error: Exception) -> None:
+        """Show what is wrong, beside its control where it has one; the last picture stays."""
+        words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        name = getattr(error, "parameter", "")
+        self.told = self.told | ({"wrong": {name: words}} if name in self.chosen else {"error": words})
 
 
 def flat_presets() -> list[str]:

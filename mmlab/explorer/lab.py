@@ -1,4 +1,4 @@
-"""JupyterLab on the explorer: on the clone's own notebooks, or on copies of the installed ones.
+"""JupyterLab on the explorer: on the clone's own notebooks, or on copies of the installed ones; or nothing but it.
 
 A folder with copies belongs to its user: `copy` adds the files that are missing and never changes one that is there.
 """
@@ -17,12 +17,16 @@ from typing import Any
 
 from mmlab import __version__
 from mmlab.errors import UserError
-from mmlab.params import read_yaml, shipped_folder, write_atomically
+from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically
+from mmlab.results.trace import load
+from mmlab.variants import resolve
 
-__all__ = ["FOLDER", "START", "clone", "copy", "serve"]
+__all__ = ["FOLDER", "START", "clone", "copy", "explore", "serve"]
 
 START = "notebooks/00_explore.ipynb"
 """The notebook that is opened."""
+PAGE = f"lab/tree/{START}"
+DEFAULT = "regression_uzp1"
 FOLDER = Path("mmlab-lab")
 """Where copies go by default."""
 
@@ -69,19 +73,23 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
     return [*[f"{folder}: {added} files copied"] * (added > 0), *differ]
 
 
-def serve(folder: Path, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print) -> None:
-    """Run JupyterLab in a folder, on the explorer, until it is interrupted: on loopback only, with a token.
+def serve(
+    folder: Path, port: int | None = None, browser: bool = True, say: Callable[[str], None] = print, page: str = PAGE
+) -> None:
+    """Run Jupyter's server in a folder until it is interrupted: on loopback only, with a token.
 
     Parameters
     ----------
     folder
-        What the lab shows; it has ``notebooks/``.
+        What JupyterLab shows; it has ``notebooks/``.
     port
         Default: 8888, or a free one where that is in use.
     browser
         Open a browser, where there is a display for it. The address is printed in any case.
     say
         Takes each line for the user.
+    page
+        What is opened: JupyterLab on the explorer, by default.
 
     Raises
     ------
@@ -98,28 +106,58 @@ def serve(folder: Path, port: int | None = None, browser: bool = True, say: Call
         "ServerApp.root_dir": folder.resolve(),
         "ServerApp.open_browser": browser and display,
         "IdentityProvider.token": token,
-        "LabApp.default_url": f"/lab/tree/{START}",
+        "LabApp.default_url": f"/{page}",
     }
     with tempfile.TemporaryDirectory(prefix="mmlab-lab-") as own:
         if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 (Path's raises where there is none)
             os.environ["HOME"] = own  # Jupyter does not start without a home that can be written
         overrides = Path(own, "labconfig", "default_setting_overrides.json")
         write_atomically(overrides, json.dumps(data["overrides"]).encode())
-        os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_CONFIG_PATH")]))
+        for name, path in (("JUPYTER_CONFIG_PATH", own), ("JUPYTER_PATH", str(Path(__file__).with_name("jupyter")))):
+            os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
         app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
         app.contents_manager.register_pre_save_hook(_as_shipped)
-        address = f"http://127.0.0.1:{port}/lab/tree/{START}?token={token}"
-        app.io_loop.add_callback(say, f"JupyterLab: {address}\nCtrl-C ends it.")  # once the port is bound
+        address = f"http://127.0.0.1:{port}/{page}?token={token}"
+        app.io_loop.add_callback(say, f"{address}\nCtrl-C ends it.")  # once the port is bound
         app.start()
 
 
+def explore(params: str | None, variant: str | None, **options: Any) -> None:
+    """Serve nothing but the explorer, without code, until it is interrupted.
+
+    Parameters
+    ----------
+    params, variant
+        What to start from: a params file or the name of one, and the first variant.
+    **options
+        Those of `serve`.
+
+    Raises
+    ------
+    UserError
+        A name is unknown, or the port is in use.
+    """
+    from nbformat import v4, write
+
+    start = find_params(params or DEFAULT).resolve()
+    resolve(variant or load(start).variant)
+    code = f"import os, mmlab\nos.chdir({str(Path.cwd())!r})\nmmlab.explore({str(start)!r}, variant={variant!r})"
+    cells = [v4.new_markdown_cell("# mmlab: the explorer"), v4.new_code_cell(code)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    with tempfile.TemporaryDirectory(prefix="mmlab-explore-") as own:
+        write(notebook, Path(own, "explorer.ipynb"))
+        serve(Path(own), page="voila/render/explorer.ipynb", **options)
+
+
 def _as_shipped(model: dict[str, Any], **_: object) -> None:
-    """Drop what JupyterLab notes about the interpreter before a notebook is saved.
+    """Drop what JupyterLab notes about interpreter and widgets before a notebook is saved.
 
     A notebook that was opened, and not changed, stays the same file, byte by byte.
     """
     if model["type"] == "notebook":
         model["content"]["metadata"]["language_info"] = {"name": "python"}
+        model["content"]["metadata"].pop("widgets", None)
 
 
 def _free_port(wanted: int | None) -> int:

@@ -1,10 +1,8 @@
-"""Figures of runs: one function a figure, beside the function that returns the table it is drawn from.
+"""Figures and the tables they are drawn from: every number in a figure can be printed, saved or compared.
 
-``memory`` is drawn from ``memory_table``, ``batches`` from ``batches_table``, and so on: every number in a figure can
-be printed, saved or compared. A figure that compares runs takes a mapping from label to run. All functions return Axes,
-draw into the Axes they are given, so that figures can be combined, and end with :func:`remember`, which notes the table
-that was drawn: a report saves it beside the page. :func:`show` displays a figure in a notebook with its alternative
-text.
+All functions return Axes, draw into the Axes they are given, so that figures can be combined, and end with
+:func:`remember`, which notes the table that was drawn: a report saves it beside the page. :func:`show` displays a
+figure in a notebook with its alternative text.
 
 Drawers of tables, for a study's ``plot``:
 
@@ -24,136 +22,37 @@ Names of columns are the axes' labels and contain the units. ``figure_of(axes)``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import wraps
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mmlab.figures import theme
+from mmlab.figures import charts, theme
 from mmlab.figures.notebook import headline, png, remember, say, show, sure, table, with_errors
 from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, Kinds, axes, figure_of, legend_below
-from mmlab.results.uncertainty import error_at, one_digit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mmlab.results.run import Run
 
-    Drawing = Callable[[Axes, float, Mapping[str, Run]], pd.DataFrame]
-    Figure = Callable[..., Axes]
+    Ax = Axes | None
+    Marks = Mapping[float, str] | None
+
 
 __all__ = ["LETTERS", "axes", "figure_of", "headline", "legend_below", "png", "remember", "say", "show", "sure"]
-__all__ += ["batches", "batches_table", "counters", "counters_table", "cpu", "cpu_table", "memory", "memory_table"]
+__all__ += ["batches", "counters", "cpu", "end_of_changes", "memory", "time_label"]
 __all__ += ["bars", "crossings", "curves", "heat", "steps", "table", "tradeoff", "truth_table", "verdict_table"]
 __all__ += ["blocks", "blocks_table", "maps_compared", "overlay", "overlay_table", "page_map", "page_map_table"]
-__all__ += ["end_of_changes", "over_time", "recorded_samples", "says_and_truth", "side_by_side", "time_label"]
+__all__ += ["recorded_samples", "says_and_truth", "side_by_side"]
 
-MIB_PER_PAGE = 4 / 1024
 PLAIN = "{x:,g}"
-CHANGING = ["frames", "huge_pmds", "ksm_entries", "zeropage_entries", "swap_entries"]
-"""Counters that change whenever memory does."""
+memory, batches, counters, cpu = charts.memory, charts.batches, charts.counters, charts.cpu
+time_label, end_of_changes = charts.time_label, charts.end_of_changes
 
 
-# --- over simulated time --------------------------------------------------------------------------------------------
-
-
-def time_label(runs: Iterable[Run], until: float | None = None) -> str:
-    """Return the label of an axis of simulated time, with the standard error of the time at its end.
-
-    The error propagates the uncertainty of the step costs.
-    """
-    until_ns = (until or np.inf) * 1e9
-    ends = [(run, int(np.searchsorted(run.rows["time_ns"], until_ns))) for run in runs]
-    most = max(error_at(run, min(row, len(run.rows) - 1)) for run, row in ends)
-    return "simulated time (s)" + (f", ± {one_digit(most)} at its end" if most >= 0.0005 else "")
-
-
-def end_of_changes(runs: Collection[Run]) -> float:
-    """Return a round number shortly after the last change of memory in any of the runs, s: where to end a time axis."""
-    last = end = 0.0
-    for time_ns, counters in ((run.rows["time_ns"], run.rows[CHANGING]) for run in runs):
-        last = max(last, time_ns[1:][counters[1:] != counters[:-1]].max(initial=0) / 1e9)
-        end = max(end, float(time_ns[-1]) / 1e9)
-    return min(end, theme.round_up(1.1 * last)) if last else max(end, 1e-3)
-
-
-def over_time(unit: str, **legend: Any) -> Callable[[Drawing], Figure]:
-    """Make a figure function of one that draws runs into Axes whose time axis ends at a time, s, and returns its table.
-
-    The figure function has these parameters:
-
-    runs : Run or mapping
-        One run, or label → run.
-    ax : Axes, optional
-    until : float, optional
-        End of the time axis, s. A run that ended before is continued as it was at its end.
-    brief : bool
-        Leave out the legend and the error of the time axis, and remember no table: the explorer shows them as text.
-
-    Parameters
-    ----------
-    unit : str
-        Label of the y axis, with its unit.
-    legend
-        Where the legend is and how it looks.
-    """
-
-    def figure_of_runs(draw: Drawing) -> Figure:
-        @wraps(draw)
-        def figure(
-            runs: Run | Mapping[str, Run], ax: Axes | None = None, until: float | None = None, *, brief: bool = False
-        ) -> Axes:
-            shown, ax = runs if isinstance(runs, Mapping) else {"": runs}, ax or axes()[0]
-            end = until or max(float(run.rows["time_ns"][-1]) / 1e9 for run in shown.values())
-            label = "simulated time (s)" if brief else time_label(shown.values(), until)
-            ax.set(xlim=(0, end), xlabel=label, ylabel=unit)
-            data = draw(ax, end, shown)
-            if not brief and ax.get_legend_handles_labels()[1]:
-                ax.legend(**legend)
-            return ax if brief else remember(ax, data, draw.__name__)
-
-        return figure
-
-    return figure_of_runs
-
-
-def _of_runs(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the tables of runs as one, whose first column is the run's label."""
-    return pd.concat(tables, names=["run"]).reset_index("run")
-
-
-def memory_table(run: Run) -> pd.DataFrame:
-    """Return time_s (simulated time, s) and MiB of each of :data:`~mmlab.figures.theme.KINDS` (columns) at each sample.
-
-    THPs, small pages (PTE-mapped folios included) and KSM pages are allocated frames; the others were freed.
-    """
-    r = run.rows
-    thps, ksm = r["huge_pmds"] * run.scenario.pages_per_thp, r["ksm_frames"]
-    merged = r["ksm_entries"] - ksm
-    pages = thps, r["frames"] - thps - ksm, ksm, merged, r["zeropage_entries"], r["swap_entries"]
-    kinds = zip(theme.KINDS, pages, strict=True)
-    return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | {kind: count * MIB_PER_PAGE for kind, count in kinds})
-
-
-@over_time("memory (MiB)", loc="upper right", frameon=True, reverse=True)
-def memory(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Draw memory of one run over time by kind, stacked, MiB. Below the heavy line it is allocated, above it free."""
-    from matplotlib.patches import Polygon
-
-    (run,) = runs.values()
-    table = memory_table(run)
-    time, *parts = table.to_numpy().T
-    keep = theme.thin(time, parts[0] + parts[1] + parts[2], end)
-    x, edges = theme.stepped(time[keep], np.cumsum([0 * time, *parts], axis=0)[:, keep], end)
-    for (kind, look), low, high in zip(theme.KINDS.items(), edges, edges[1:], strict=False):
-        if (high > low + 1e-9).any():
-            corners = np.column_stack([np.append(x, x[::-1]), np.append(high, low[::-1])])
-            ax.add_artist(Polygon(corners, label=kind, **look))  # add_patch would measure it, slowly
-    ax.plot(x, edges[3], **LOOK["allocated"])
-    ax.set_ylim(0, 1.02 * max(run.scenario.total_pages * MIB_PER_PAGE, edges[-1].max()))
-    return table
+# --- panels -----------------------------------------------------------------------------------------------------------
 
 
 def side_by_side(
@@ -163,8 +62,6 @@ def side_by_side(
     width: int = 3,
     height: float = 3.8,
     ncols: int = 3,
-    sharex: bool = True,
-    sharey: bool = True,
     **kwargs: Any,
 ) -> list[Axes]:
     """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
@@ -183,91 +80,12 @@ def side_by_side(
     across = min(width, len(things))
     down = -(-len(things) // across)
     size = {"width": 9.6 if across < 3 else 11.5, "height": height * down}
-    panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=sharey)
+    panels = axes(across, down, **size, count=len(things), sharex=True, sharey=True)
     for ax, (label, thing) in zip(panels, things.items(), strict=True):
         draw(thing, *args, ax=ax, **kwargs).set_title(label)
         ax.label_outer()
     legend_below(panels, ncols)
     return panels
-
-
-def batches_table(run: Run) -> pd.DataFrame:
-    """Return pages freed by each batch: columns time_s, batch, freed (pages; the mean where samples were thinned)."""
-    r = run.rows
-    count, freed = np.diff(r["batch"]), -np.diff(r["frames"])
-    after = (r["rank"][1:] == 0) & (count > 0)
-    r = r[1:][after]
-    return pd.DataFrame({"time_s": r["time_ns"] / 1e9, "batch": r["batch"], "freed": freed[after] / count[after]})
-
-
-@over_time("pages freed by one batch", **LOOK["above"], ncols=4)
-def batches(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Draw pages freed by each batch (logarithmic; without the batches that freed none) against ``pages_to_scan``."""
-    tables, budgets, top = {label: batches_table(run) for label, run in runs.items()}, {}, 1.0
-    for number, (label, run) in enumerate(runs.items()):
-        time, _, freed = tables[label].to_numpy().T[:, tables[label]["freed"] > 0]
-        keep = theme.thin(time, freed, end)
-        look: dict[str, Any] = theme.style(number) | LOOK["batch"]
-        ax.plot(time[keep], freed[keep], label=label if len(keep) else None, **look)
-        budget = run.rows["pages_to_scan"]
-        changes = np.flatnonzero(np.diff(budget, prepend=-1))
-        words = f"pages_to_scan = {budget[0]:,}" if len(changes) == 1 else f"pages_to_scan, {label}"
-        budgets[words] = theme.stepped(run.rows["time_ns"][changes] / 1e9, budget[changes], end)
-        top = max(top, budget.max(), freed.max(initial=0))
-    for words, (x, y) in budgets.items():
-        if y.max() > 0:
-            ax.plot(x, y, label=words, **LOOK["budget"])
-    if ax.get_yscale() != "log":  # setting it is slow
-        ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(theme.short)
-    ax.set_ylim(0.8, 10 ** np.ceil(np.log10(1.05 * top)))
-    return _of_runs(tables)
-
-
-def counters_table(run: Run) -> pd.DataFrame:
-    """Return MiB at each sample: how many fewer frames are allocated than at the start, and what KSM's counters show.
-
-    Columns time_s (simulated time, s), ``really freed``, ``KSM counters`` (``pages_sharing`` + ``ksm_zero_pages``).
-    """
-    r = run.rows
-    freed, shown = r["frames"][0] - r["frames"], r["pages_sharing"] + r["ksm_zero_pages"]
-    mib = {"really freed": freed * MIB_PER_PAGE, "KSM counters": shown * MIB_PER_PAGE}
-    return pd.DataFrame({"time_s": r["time_ns"] / 1e9} | mib)
-
-
-@over_time("memory (MiB)", **LOOK["beside"])
-def counters(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Draw what KSM's counters show (thin, dashed) on the memory that was really freed (broad), MiB over time."""
-    tables, top = {label: counters_table(run) for label, run in runs.items()}, 0.0
-    for number, (label, data) in enumerate(tables.items()):
-        for what, look in (("really freed", LOOK["freed"]), ("KSM counters", LOOK["counted"])):
-            line = theme.step_line(
-                ax, data["time_s"], data[what], end, number, len(runs), label=f"{label}: {what}", **look
-            )
-            top = max(top, theme.round_up(np.max(line.get_ydata())))
-    ax.set_ylim(-0.03 * top, 1.03 * top)
-    return _of_runs(tables)
-
-
-def cpu_table(run: Run, end: float, parts: int = 60) -> pd.DataFrame:
-    """Return ksmd's CPU time in equal ``parts`` of the time until ``end``, s, as a share of one CPU.
-
-    Columns time_s (start of the part) and percent; parts that start after the run are left out.
-    """
-    edges, time = np.linspace(0, end, parts + 1), run.rows["time_ns"] / 1e9
-    used = np.interp(edges, time, run.rows["ksmd_cpu_ns"] / 1e9)
-    table = pd.DataFrame({"time_s": edges[:-1], "percent": 100 * np.diff(used) * parts / end})
-    return table[edges[:-1] < max(time[-1], 1e-9)]
-
-
-@over_time("CPU of ksmd (% of one)", **LOOK["above"], ncols=4)
-def cpu(ax: Axes, end: float, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Draw ksmd's CPU time over simulated time, % of one CPU."""
-    tables = {label: cpu_table(run, end) for label, run in runs.items()}
-    for number, (label, data) in enumerate(tables.items()):
-        theme.step_line(ax, data["time_s"], data["percent"], end, number, len(runs), label=label)
-    ax.set_ylim(0, 1.03 * theme.round_up(max(data["percent"].max() for data in tables.values())))
-    return _of_runs(tables)
 
 
 # --- the model and a recorded kernel --------------------------------------------------------------------------------
@@ -367,10 +185,10 @@ def curves(
     x: str,
     y: str,
     by: str,
-    marks: Mapping[float, str] | None = None,
+    marks: Marks = None,
     at: float | None = None,
     log: bool = False,
-    ax: Axes | None = None,
+    ax: Ax = None,
 ) -> Axes:
     """Draw a curve for each value of ``by``, ``y`` logarithmic, with lines at ``marks`` and a diamond at each crossing.
 
@@ -423,7 +241,7 @@ def _mark(ax: Axes, marks: Mapping[float, str], at: float | None = None) -> None
 
 
 def tradeoff(
-    table: pd.DataFrame, x: str, y: str, by: str, mark: str, within: tuple[float, float], ax: Axes | None = None
+    table: pd.DataFrame, x: str, y: str, by: str, mark: str, within: tuple[float, float], ax: Ax = None
 ) -> Axes:
     """Draw one quantity against what it costs in another, both logarithmic; the goal is the shaded corner.
 
@@ -456,10 +274,10 @@ def steps(
     x: str,
     y: str,
     by: str,
-    ax: Axes | None = None,
+    ax: Ax = None,
     until: float = 0,
     legend: bool = True,
-    marks: Mapping[float, str] | None = None,
+    marks: Marks = None,
     log: bool = False,
     xlabel: str = "",
 ) -> Axes:
@@ -483,7 +301,8 @@ def steps(
     ax.set(xlabel=xlabel or x, ylabel=y, xlim=(0, end))
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         last = min(end, part[x].iloc[-1])
-        theme.step_line(ax, part[x], part[y], last, number, table[by].nunique(), label=name)
+        across, up, look = theme.step_line(part[x], part[y], last, number, table[by].nunique(), end)
+        ax.plot(across, up, label=name, **look)
     _mark(ax, marks or {})
     if log and top > 0:
         ax.set(yscale="log", ylim=(table[y][table[y] > 0].min() / 2, 2 * top))
@@ -502,8 +321,7 @@ def steps(
 def bars(
     table: pd.DataFrame,
     label: str,
-    ax: Axes | None = None,
-    *,
+    ax: Ax = None,
     errors: pd.DataFrame | None = None,
     stacked: bool = False,
     legend: bool = True,
@@ -552,7 +370,7 @@ def bars(
 
 
 def verdict_table(
-    cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Axes | None = None, signs: dict[str, str] = SIGNS
+    cells: pd.DataFrame, marks: pd.DataFrame, text: pd.DataFrame, ax: Ax = None, signs: dict[str, str] = SIGNS
 ) -> Axes:
     """Draw a table: dark cells are the worst of their row, white ones the best, light ones are in between.
 
@@ -578,7 +396,7 @@ def verdict_table(
 def truth_table(
     table: pd.DataFrame,
     possible: Collection[bool],
-    ax: Axes | None = None,
+    ax: Ax = None,
     text: pd.DataFrame | None = None,
     words: tuple[str, str] = ("becomes the zeropage", "stays a page"),
 ) -> Axes:
@@ -699,7 +517,7 @@ def page_map_table(letters: np.ndarray, kinds: Kinds = LETTERS) -> pd.DataFrame:
     return pd.DataFrame({"kind": [kinds.get(letter, ("?",))[0] for letter in pages.index], "pages": pages})
 
 
-def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Axes | None = None, kinds: Kinds = LETTERS) -> Axes:
+def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Ax = None, kinds: Kinds = LETTERS) -> Axes:
     """Draw one row a 2 MiB block and one dot a page, coloured by kind; addresses grow downwards and to the right.
 
     Parameters
@@ -764,7 +582,7 @@ def blocks_table(time_s: np.ndarray, letters: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(np.array(list(LETTERS))[counts.argmax(axis=0)], pd.Index(time_s, name="time_s"))
 
 
-def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Axes | None = None) -> Axes:
+def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Ax = None) -> Axes:
     """Draw a row a 2 MiB block over simulated time, coloured by what most of it is; a triangle marks a collapse.
 
     Parameters are those of :func:`blocks_table`.

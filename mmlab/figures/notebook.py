@@ -121,10 +121,16 @@ def show(drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = "") -> 
     caption : str
         A line below it.
     """
+    _display(*as_output(drawn, alt, caption))
+
+
+def as_output(
+    drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the data and metadata of what `show` displays."""
     figure = figure_of(drawn)
     about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96), **_save(tables_of(figure))}
-    data = {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}
-    _display(data, {"image/png": about})
+    return {"image/png": base64.b64encode(png(drawn)).decode(), "text/plain": alt}, {"image/png": about}
 
 
 def table(

@@ -12,7 +12,6 @@ import yaml
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike
 
 __all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "Kinds", "add_key", "axes"]
@@ -100,7 +99,7 @@ def legend_below(drawn: Sequence[Axes], ncols: int = 3) -> None:
 
 def style(number: int) -> dict[str, Any]:
     """Return colour, dash and marker of line ``number``: the first six differ in grey, too."""
-    return LINES[number % len(LINES)] | {"color": f"C{number}"}
+    return LINES[number % len(LINES)] | ({"color": f"C{number}"} if number >= len(LINES) else {})
 
 
 def write(ax: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (4, 0), **look: Any) -> None:
@@ -150,19 +149,30 @@ def stepped(time: np.ndarray, values: np.ndarray, end: float) -> tuple[np.ndarra
 
 
 def step_line(
-    ax: Axes, time: ArrayLike, values: ArrayLike, end: float, number: int = 0, of: int = 1, **look: Any
-) -> Line2D:
-    """Draw line ``number`` of ``of``: values that hold until the next sample, the last one until ``end``.
+    time: ArrayLike,
+    values: ArrayLike,
+    end: float,
+    number: int = 0,
+    of: int = 1,
+    edge: float = 0,
+    columns: int = COLUMNS,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return the points of line ``number`` of ``of``, and its look with ``markevery``, the indices of its markers.
 
-    Lines differ in colour, dash and width, and their markers lie beside each other: lines that coincide all show.
+    Values hold until the next sample, the last one until ``end``. Lines differ in colour, dash and width, and their
+    markers lie beside each other: lines that coincide all show.
+
+    Parameters
+    ----------
+    edge : float
+        End of the axis, if that is not ``end``.
     """
     time, values = np.asarray(time, float), np.asarray(values, float)
-    keep = thin(time, values, end)
+    keep = thin(time, values, end, columns)
     x, y = stepped(time[keep], values[keep], end)
-    marks = ax.get_xlim()[1] * (np.arange(MARKS) + (number + 1) / (of + 1)) / MARKS
+    marks = (edge or end) * (np.arange(MARKS) + (number + 1) / (of + 1)) / MARKS
     marks = marks[(marks > x[0]) & (marks < end)]
     at = np.searchsorted(x, marks)
-    x, y = np.insert(x, at, marks), np.insert(y, at, y[at - 1])
     width = {"linewidth": max(1.2, 3.0 - 0.6 * number), "markersize": 6, "markeredgecolor": "white"}
-    (line,) = ax.plot(x, y, markevery=list(at + np.arange(len(at))), **style(number) | width | look)
-    return line
+    look = style(number) | width | {"markevery": (at + np.arange(len(at))).tolist()}
+    return np.insert(x, at, marks), np.insert(y, at, y[at - 1]), look

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import isclose, isnan
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from mmlab.figures import figures
 from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario, Set, flat_fields
+from mmlab.studies.judge import better, same_task
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
-__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics", "parameters", "same_task"]
+__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics", "parameters"]
 
 
 def changed(runs: Mapping[str, Run]) -> Answer:
@@ -109,13 +109,6 @@ def _words(scenario: Scenario, name: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def same_task(first: Scenario, second: Scenario) -> bool:
-    """Return whether both have the same memory to work on and the same end, so that amounts can be compared."""
-    names = [n for n, field in flat_fields().items() if field.kind in ("workload", "horizon")]
-    apart = {"name", "sample_limit"}  # these two change nothing
-    return all(getattr(first, n) == getattr(second, n) for n in (*names, "process_list") if n not in apart)
-
-
 def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Compare the metrics of two runs, without those that are 0 or missing in both.
 
@@ -132,7 +125,6 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
         :func:`same_task`). What is missing is not a number.
     """
     (one, first), (other, second) = runs.items()
-    comparable = same_task(first.scenario, second.scenario)
     a, b = (run.metrics.as_dict() for run in (first, second))
     names = [name for name in METRICS if a[name] or b[name]]
     table = pd.DataFrame(
@@ -140,15 +132,5 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
         index=pd.Index(names, name="metric"),
     ).astype({one: float, other: float})
     table["difference"] = table[other] - table[one]
-
-    def better(name: str, *values: float) -> str:
-        metric = METRICS[name]
-        x, y = (value if metric.good_enough is None else max(value, metric.good_enough) for value in values)
-        if not metric.better or isnan(x + y) or not (comparable or metric.relative):
-            return ""
-        if isclose(x, y, rel_tol=0.01, abs_tol=0.005):
-            return "equal"
-        return other if (y > x) == (metric.better == "more") else one
-
-    table["better"] = [better(*row) for row in zip(names, table[one], table[other], strict=True)]
-    return table
+    found = better(runs)
+    return table.assign(better=[found[name] for name in names])

@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from mmlab import Run, Scenario, simulate
+from mmlab.figures import charts, theme
 from mmlab.figures import figures as plots
-from mmlab.figures import theme
 from mmlab.figures.notebook import tables_of
 from mmlab.figures.theme import CELLS, KINDS
 from mmlab.results import trace
@@ -60,9 +60,14 @@ def labels(ax: Axes) -> tuple[str, str]:
     return ax.get_xlabel(), ax.get_ylabel()
 
 
+def numbers(figure: charts.OverTime, run: Run) -> pd.DataFrame:
+    """The table of a figure that ends after 10 s."""
+    return pd.DataFrame(figure.describe({"": run}, 10.0, theme.COLUMNS).tables[""])
+
+
 def test_memory(runs: dict[str, Run]) -> None:
     run = runs["ksm-opt-out"]
-    table = plots.memory_table(run)
+    table = numbers(plots.memory, run)
     assert table[list(KINDS)].sum(axis=1).to_numpy() == pytest.approx(8), "every page is of one kind"
     assert (table >= 0).all(axis=None)
     allocated = table[["THP", "small pages", "KSM pages"]].sum(axis=1)
@@ -94,7 +99,7 @@ def test_side_by_side_tables() -> None:
 
 def test_batches(runs: dict[str, Run]) -> None:
     for run in runs.values():
-        mine = plots.batches_table(run)["freed"]
+        mine = numbers(plots.batches, run)["freed"]
         assert mine.sum() == run.samples["frames"].iloc[0] - run.samples["frames"].iloc[-1]
         assert mine.max() == run.metrics.most_freed_by_batch
     ax = plots.batches(runs)
@@ -124,7 +129,7 @@ def test_batches_against_a_budget_that_changes() -> None:
 
 def test_counters(runs: dict[str, Run]) -> None:
     for run in runs.values():
-        last = plots.counters_table(run).iloc[-1]
+        last = numbers(plots.counters, run).iloc[-1]
         assert last["really freed"] == pytest.approx(run.metrics.freed_mib)
         unseen = last["really freed"] - last["KSM counters"]
         assert unseen * 256 == pytest.approx(run.metrics.freed_unseen_pages)
@@ -137,21 +142,13 @@ def test_counters(runs: dict[str, Run]) -> None:
 
 def test_cpu(runs: dict[str, Run]) -> None:
     for run in runs.values():
-        table = plots.cpu_table(run, 10.0)
+        table = numbers(plots.cpu, run)
         end = min(10.0, run.rows["time_ns"][-1] / 1e9)
         used = np.interp(end, run.rows["time_ns"] / 1e9, run.rows["ksmd_cpu_ns"] / 1e9)
         assert table["percent"].sum() / 100 * 10 / 60 == pytest.approx(used)
     ax = plots.cpu(runs)
     assert labels(ax)[1] == "CPU of ksmd (% of one)"
     assert legend_of(ax) == list(runs)
-
-
-def test_brief_figures_have_no_legend(runs: dict[str, Run]) -> None:
-    for draw in (plots.batches, plots.counters, plots.cpu):
-        ax = draw(runs, brief=True)
-        assert ax.get_legend() is None
-        assert ax.get_xlabel() == "simulated time (s)"
-    assert plots.memory(runs["mainline"], brief=True).get_legend() is None
 
 
 def test_bars() -> None:

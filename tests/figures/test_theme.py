@@ -40,15 +40,11 @@ def test_axes_end_at_round_numbers() -> None:
 
 
 def test_step_lines_hold_their_values_and_have_markers() -> None:
-    (ax,) = theme.axes()
-    ax.set_xlim(0, 10)
-    line = theme.step_line(ax, np.array([0.0, 4.0]), np.array([1.0, 3.0]), 10.0)
-    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    x, y, look = theme.step_line(np.array([0.0, 4.0]), np.array([1.0, 3.0]), 10.0)
     assert (y[x < 4] == 1).all()
     assert (y[x > 4] == 3).all()
     assert (x[0], x[-1]) == (0, 10)
-    assert len(line.get_markevery()) == theme.MARKS
-    plt.close("all")
+    assert len(look["markevery"]) == theme.MARKS
 
 
 def test_lines_differ_in_grey() -> None:

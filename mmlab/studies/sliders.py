@@ -1,0 +1,84 @@
+"""What the explorer's sliders do, in three places each, and all its variants: for those who have no sliders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmlab.figures import figures
+from mmlab.results.run import Run, simulate
+from mmlab.scenario import Scenario
+from mmlab.studies.judge import given_back
+from mmlab.studies.measures import Measure
+from mmlab.studies.runs import measured
+from mmlab.studies.study import Answer
+from mmlab.variants import VARIANTS
+
+__all__ = ["places", "variants"]
+
+
+def gone_after(run: Run) -> float | None:
+    """Return when 99 % of what is given back has been given back, s."""
+    row = given_back(run)
+    return None if row is None else float(run.rows["time_ns"][row]) / 1e9
+
+
+BACK, AFTER, MOST = "given back (MiB)", "99 % of it after (s)", "… per budget"
+COLUMNS: dict[str, str | Measure] = {
+    BACK: "freed_mib",
+    AFTER: gone_after,
+    "most by one batch (pages)": "most_freed_by_batch",
+}
+COLUMNS |= {MOST: "most_freed_per_budget", "ksmd CPU (%)": "ksmd_cpu_percent", "THPs left": "thps_left"}
+
+
+def places(scenario: Scenario, compare: str, field: str, values: Sequence[float], title: str) -> Answer:
+    """Study a slider in several places: a row of panels a place, a column a variant, memory over time.
+
+    Parameters
+    ----------
+    scenario, compare
+        The scenario with its own variant, and the variant beside it.
+    field, values
+        The field that the slider sets, and its values.
+    title
+        Caption of the table.
+    """
+    both = dict.fromkeys([scenario.variant, compare])
+    settings = {f"{field}={value:,g}": scenario.replace(**{field: value}) for value in values}
+    found = _memory(
+        {f"{words}, {v}": s.replace(variant=v) for words, s in settings.items() for v in both}, field, title
+    )
+    parts = []
+    for place, v in enumerate(both):
+        times, most = (found.data[name].iloc[place :: len(both)] for name in (AFTER, MOST))
+        pace = f"{times.iloc[0]:,.3g} s at {values[0]:,g}, {times.iloc[-1]:,.3g} s at {values[-1]:,g}"
+        parts.append(f"{v} is done after {pace}, and a batch frees at most {most.max():,.3g} times its budget")
+    return found.found(f"{title}: {'; '.join(parts)}.".replace("nan s", "never"))
+
+
+def variants(scenario: Scenario) -> Answer:
+    """Study the scenario under every variant: a panel a variant, memory over time."""
+    found = _memory({v: scenario.replace(variant=v) for v in VARIANTS}, "variant", "By variant")
+    over = ", ".join(found.data.index[found.data[MOST] > 1]) or "no variant"
+    back = found.data[BACK]
+    best = ", ".join(back.index[np.isclose(back, back.max())])
+    return found.found(
+        f"More than the budget is freed by one batch under: {over}; most ({back.max():,.0f} MiB) by {best}."
+    )
+
+
+def _memory(things: Mapping[str, Scenario], name: str, title: str) -> Answer:
+    """Simulate scenarios by their labels, and draw and measure the memory of each."""
+    runs = {label: simulate(scenario) for label, scenario in things.items()}
+    found = measured(runs, COLUMNS, name, title=title, digits={AFTER: 2, MOST: 2})
+    longest = max(float(run.rows["time_ns"][-1]) / 1e9 for run in runs.values())
+    until = min(longest, 1.2 * max(1.0, found.data[AFTER].max(skipna=True)))
+    width = 3 if len(runs) > 6 else 2
+    drawn = figures.side_by_side(figures.memory, runs, width=width, height=2.5, ncols=4, until=until)
+    rows = (
+        f"{label}: {b:,.0f} MiB given back, 99 % of it after {t:.3g} s"
+        for label, b, t in found.data.iloc[:, :2].itertuples()
+    )
+    return found.found("", drawn, alt=f"Memory by kind over simulated time, stacked, MiB. {'; '.join(rows)}.")
