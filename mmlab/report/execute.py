@@ -238,17 +238,10 @@ def _run(request: Request, folder: Path, progress: Callable[[int, int], object])
             str(request.notebook.resolve()),
             str(result),
             parameters={name: request.parameters[name] for name in request.changed},
-            kernel_name="python3",
             kernel_manager_class=ForkedKernelManager,
-            language="python",
             config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
-            progress_bar=False,
-            record_timing=False,
-            coalesce_streams=True,
-            shutdown_kernel="immediate",
-            start_timeout=300,  # on a busy machine, also for outputs that arrive late
-            iopub_timeout=300,
             on_cell_executed=lambda cell_index, **_: progress(cell_index + 1, cells),
+            **DEPENDS["papermill"],
         )
     except PapermillExecutionError as stop:
         error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
