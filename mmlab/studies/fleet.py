@@ -21,7 +21,7 @@ scaled and what that assumes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -34,40 +34,26 @@ from pydantic import BeforeValidator, Field
 
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
+from mmlab.kernel.state import CACHED_LEVELS
 from mmlab.params import find_params, read_yaml
 from mmlab.policies import scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.studies.goals import Reference, four_digits
-from mmlab.studies.grid import Grid, Strict, with_params
+from mmlab.studies.goals import BY_THE_CLOCK, Reference, four_digits, listed
+from mmlab.studies.grid import Grid, Progress, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import each
 
 __all__ = ["MEASURES", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
 
-MEASURES: dict[str, tuple[str, float, float]] = {
-    "memory": ("TiB", 2.0**-28, 2.0**-18),
-    "saved": ("TiB", 2.0**-28, 2.0**-18),
-    "ksmd_cpu": ("cores", 1.0, 100.0),
-    "khugepaged_cpu": ("cores", 1.0, 100.0),
-    "thps": ("million", 1e-6, 1.0),
-    "thps_lost": ("million", 1e-6, 1.0),
-}
-"""Measures of a host at the end: frames in use, frames saved, CPU time over simulated time, THPs mapped, THPs lost.
-
-Savings and losses are relative to the host with KSM and khugepaged off. Each measure has the unit of the fleet's total,
-and the number that a frame, a CPU or a THP makes of it, and of a single host's unit (GiB, %, THPs)."""
+MEASURES = read_yaml(Path(__file__).with_suffix(".yaml"))
+"""Measures of a host: name → unit of the fleet's total, and factors to it and to a single host's unit."""
 UNITS = pd.DataFrame.from_dict(MEASURES, "index", columns=["unit", "scale", "single"]).rename_axis("measure")
 """The same as a table."""
-
-UNTIL = {"until_settled": False, "horizon_full_scans": 0, "horizon_batches": 0}
-"""All hosts are measured after `horizon_seconds`, not when they happen to be done."""
 SCALED = """Hosts were simulated up to {:,.0f} times smaller, as if memory were alike throughout. The depth of their
 trees is corrected for by the number of pages alone (mmlab.studies.fleet.shrunk)."""
-COLD = 10
-"""Levels of a tree before the cold ones (`mmlab.engine.costs`, tree_cold)."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +68,12 @@ class Host:
         Its simulation.
     factor, batches
         Pages and batches of the host that a simulated page and a simulated batch represent.
-    weight
-        The weight of its kind.
     """
 
     name: str
     scenario: Scenario
     factor: float = 1.0
     batches: float = 1.0
-    weight: float = 1.0
 
     def simulate(self, variant: str) -> Run:
         """Simulate it with the cost of each step on all pages that it represents, in trees as deep as the host's."""
@@ -99,7 +82,7 @@ class Host:
         deeper = deep + math.log2(self.factor)
         times["dup_walk"] *= self.factor  # a chain of zero-filled pages is longer, and walked more often
         times["tree_level"] *= deeper / deep
-        times["tree_cold"] *= (deeper - COLD) / max(1.0, deep - COLD)
+        times["tree_cold"] *= (deeper - CACHED_LEVELS) / max(1.0, deep - CACHED_LEVELS)
         costs, factors = cost_set(self.scenario.costs), np.array(list(times.values()))
         scaled = replace(costs, ns=costs.table * factors, covariance=costs.covariance * np.outer(factors, factors))
         return simulate(self.scenario, variant=variant, costs=scaled)
@@ -120,17 +103,13 @@ class Kind(Strict, extra="allow"):
         base = {name: value for name, value in given.items() if name not in vary}
         points = Grid(base=base, vary=vary, design="latin_hypercube", samples=samples, seed=seed).points()
         own = ({"seed": 100_003 * seed + i, "sample_limit": 100} for i in range(samples))
-        return [self._host(Scenario(**a | base | b | UNTIL)) for a, b in zip(own, points, strict=True)]
+        return [self._host(Scenario(**a | base | b | BY_THE_CLOCK)) for a, b in zip(own, points, strict=True)]
 
     def _host(self, scenario: Scenario) -> Host:
         true_mib = 1024 * self.memory_gib if self.memory_gib else scenario.total_pages / 256
         if self.simulate_mib and self.simulate_mib < true_mib:
-            return Host(self.name, *shrunk(scenario, true_mib, self.simulate_mib), self.weight)
-        return Host(self.name, scenario.replace(memory_mib=_share(scenario, true_mib)), weight=self.weight)
-
-
-def _listed(variants: Any) -> Any:
-    return [variants] if isinstance(variants, str) else variants
+            return Host(self.name, *shrunk(scenario, true_mib, self.simulate_mib))
+        return Host(self.name, scenario.replace(memory_mib=_share(scenario, true_mib)))
 
 
 class Plan(Strict):
@@ -145,7 +124,7 @@ class Plan(Strict):
     hosts: int = Field(ge=1)
     samples: int = Field(8, ge=2)
     seed: int = Field(0, ge=0)
-    variants: Annotated[list[str], BeforeValidator(_listed)] = Field(["mainline"], min_length=1)
+    variants: Annotated[list[str], BeforeValidator(listed)] = Field(["mainline"], min_length=1)
     simulate_mib: int | float | None = None
     mix: list[dict[str, Any]] = Field(min_length=1)
     folder: Path = Path()
@@ -178,8 +157,8 @@ class Plan(Strict):
 
     def of_kind(self) -> dict[str, float]:
         """Return the number of hosts of each kind."""
-        weights = {name: hosts[0].weight for name, hosts in self.sampled.items()}
-        return {name: self.hosts * weight / sum(weights.values()) for name, weight in weights.items()}
+        weights = [entry.get("weight", 1) for entry in self.mix]
+        return {name: self.hosts * weight / sum(weights) for name, weight in zip(self.sampled, weights, strict=True)}
 
 
 def shrunk(scenario: Scenario, true_mib: float, mib: float) -> tuple[Scenario, float, float]:
@@ -236,7 +215,7 @@ def fleet(
     *,
     variants: Sequence[str] = (),
     jobs: int = 1,
-    progress: Callable[[float, float, str], object] | None = None,
+    progress: Progress = None,
 ) -> Estimate:
     """Simulate the sampled hosts of a fleet and return its totals.
 
@@ -270,12 +249,8 @@ def fleet(
 def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
     """Return a host's `MEASURES` at its true size, in frames, CPUs and THPs, a row a variant."""
     reference, gib, rows = Reference.of(host.scenario), host.scenario.total_pages / 2**18, []
-    about = {
-        "kind": host.name,
-        "GiB": host.factor * gib,
-        "simulated_GiB": gib,
-        "seconds": host.scenario.horizon_seconds,
-    }
+    seconds = host.scenario.horizon_seconds
+    about = {"kind": host.name, "GiB": host.factor * gib, "simulated_GiB": gib, "seconds": seconds}
     for variant in variants:
         run = host.simulate(variant)
         last = run.rows[-1]

@@ -40,19 +40,14 @@ from mmlab.studies.grid import Strict, with_params
 from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
-__all__ = ["MEASURES", "Goals", "Limit", "Reference", "four_digits", "redundant", "seconds"]
+__all__ = ["BY_THE_CLOCK", "MEASURES", "Goals", "Limit", "Reference", "four_digits", "listed", "redundant", "seconds"]
 
-MEASURES: dict[str, tuple[str, str]] = {
-    "saved": ("%", "redundant frames of mergeable memory that are gone at the end, of those of the reference"),
-    "saved_mib": ("MiB", "memory saved at the end: frames of the reference minus frames in use"),
-    "thps_lost": ("%", "THPs missing at the end, of those of the reference"),
-    "ksmd_cpu": ("%", "CPU time of ksmd over simulated time"),
-    "khugepaged_cpu": ("%", "CPU time of khugepaged over simulated time (estimated costs)"),
-    **Metrics.describe(),
-}
+_OWN = read_yaml(Path(__file__).with_suffix(".yaml"))
+MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _OWN.items()} | Metrics.describe()
 """Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""
 
-_END = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
+BY_THE_CLOCK = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
+"""A run that ends after `horizon_seconds`, not when it happens to be done."""
 _ALONE = {"policy": "none", "advisor_mode": "none", "sample_limit": 100}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
@@ -152,7 +147,7 @@ class Reference:
         """Simulate the reference up to the scenario's `horizon_seconds`."""
         events = tuple(event for event in scenario.events if not event.sets("run"))
         off = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}
-        run = simulate(scenario.replace(**off, **_END, events=events, sample_limit=100), variant="legacy")
+        run = simulate(scenario.replace(**off, **BY_THE_CLOCK, events=events, sample_limit=100), variant="legacy")
         ideal, rows = redundant(run.machine), np.array(run.rows[["time_ns", "frames"]])
         return cls(int(rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), ideal, rows)
 
@@ -197,7 +192,7 @@ def redundant(m: Machine) -> int:
     return len(np.unique(zero_filled)) + int(np.maximum(0, frames - needed).sum())
 
 
-def _listed(given: Any) -> Any:
+def listed(given: Any) -> Any:
     """Return a single value as a list."""
     return given if isinstance(given, list | tuple) else [given]
 
@@ -238,7 +233,7 @@ class Goals(Strict):
     variant: str | None = None
     minimise: Annotated[str, AfterValidator(measure)] = "ksmd_cpu"
     by: tuple[Literal["fixed", "advisor", "ksmtuned"], ...] = ("fixed", "advisor", "ksmtuned")
-    levels: dict[str, Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]] = Field({})
+    levels: dict[str, Annotated[list[int], BeforeValidator(listed), Field(min_length=1)]] = Field({})
     set: dict[str, Any] = Field({})
 
     @classmethod
@@ -261,11 +256,8 @@ class Goals(Strict):
             values = read_yaml(path)
             if not {"goals", "workload"} & values.keys():
                 values = {"workload": values}
-            for key, value in overrides.items():
-                if isinstance(value, dict) and isinstance(values.get(key), dict):
-                    values[key] |= value
-                elif value:
-                    values[key] = value
+            given = {key: value for key, value in overrides.items() if value}
+            values |= {k: {**(values.get(k) or {}), **v} if isinstance(v, dict) else v for k, v in given.items()}
             if "workload" in values:
                 values["workload"] = with_params(values["workload"], path.parent)
             return cls(**values)
@@ -273,7 +265,7 @@ class Goals(Strict):
     @cached_property
     def scenario(self) -> Scenario:
         """The workload with its changes. It lasts `within`; ksmd runs from the start unless the workload starts it."""
-        own, fixed = self.workload, {**_END, "variant": self.variant or self.workload.variant}
+        own, fixed = self.workload, {**BY_THE_CLOCK, "variant": self.variant or self.workload.variant}
         starts = own.sets("run") or own.ksm_start_seconds
         fixed["horizon_seconds"] = self.within or own.horizon_seconds
         return own.replace(**_ALONE | {"run": own.run if starts else 1} | self.set | fixed)

@@ -47,7 +47,7 @@ from mmlab.params import write_atomically
 from mmlab.results.metrics import METRICS, UNSURE
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.studies.grid import Grid, Point, varying
+from mmlab.studies.grid import Grid, Point, Progress, varying
 from mmlab.workers import executor, size
 
 __all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
@@ -151,7 +151,7 @@ def sweep(
     jobs: int | None = None,
     scheduler: str | None = None,
     samples: bool = False,
-    progress: Callable[[float, float, str], object] | None = None,
+    progress: Progress = None,
 ) -> Summary:
     """Run every scenario whose row is not in the folder yet.
 

@@ -21,7 +21,7 @@ squares of the shares by which it misses each limit. Where no setting meets all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -39,6 +39,7 @@ from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.scenario import Scenario
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference, four_digits
+from mmlab.studies.grid import Progress
 from mmlab.studies.settings import Setting, spaces
 
 if TYPE_CHECKING:
@@ -96,12 +97,7 @@ class Trial:
 
 
 def tune(
-    goals: Goals,
-    *,
-    runs: int = RUNS,
-    seed: int = 0,
-    executor: Executor | None = None,
-    progress: Callable[[float, float, str], None] | None = None,
+    goals: Goals, *, runs: int = RUNS, seed: int = 0, executor: Executor | None = None, progress: Progress = None
 ) -> TuneResult:
     """Find the cheapest setting that meets the goals, in at most `runs` runs.
 
