@@ -14,7 +14,7 @@ from mmlab.studies.study import Answer
 from mmlab.studies.verdict import Verdict
 from mmlab.variants import VARIANTS, Variant, possible, resolve, truth_table
 
-__all__ = ["answers", "drawn", "gains", "named", "ranking"]
+__all__ = ["answers", "gains", "named", "ranking"]
 
 
 def named(variant: AnyVariant) -> Variant:
@@ -37,19 +37,6 @@ def answers(yours: Variant) -> Answer:
         finding = f"New: {nearest} is nearest, with another answer in {data['other answers'].min()} contexts"
     title = f"Of {len(mine)} contexts that can happen"
     return Answer(data, finding, plots.truth_table(table, can), title, "Filled circle: yes.")
-
-
-def drawn(matrix: Verdict, yours: str) -> Answer:
-    """Draw the matrix of questions and variants, and name the questions in which a variant is the only best."""
-    labels = {q.key: f"{q.key} {q.label} ({q.unit}{matrix.sure(q)})" for q in matrix.questions}
-    cells, marks, words = (
-        part.rename(index=labels, columns=lambda name: name.replace("-", "\n"))
-        for part in (matrix.cells, matrix.marks, matrix.words)
-    )
-    ax = plots.verdict_table(cells, marks, words, plots.axes(width=11.5, height=0.9 + 0.29 * len(labels))[0])
-    alone = [key for key, row in matrix.marks.iterrows() if row[yours] == "+" and (row == "+").sum() == 1]
-    note = "±: the largest standard error of the row."
-    return Answer(matrix.cells, f"Best alone: {', '.join(alone) or 'in no question'}", ax, note=note)
 
 
 def ranking(matrix: Verdict, yours: str, weights: Mapping[str, float]) -> Answer:

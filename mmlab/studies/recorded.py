@@ -19,6 +19,7 @@ from mmlab.errors import UserError
 from mmlab.figures import figures as plots
 from mmlab.params import read_yaml
 from mmlab.results import trace
+from mmlab.results.run import simulate
 from mmlab.studies.study import Answer, expect
 from mmlab.variants import CONTEXTS, VARIANTS, SplitContext, Variant, possible
 
@@ -39,6 +40,8 @@ class Recording:
         self.asked, self.variant = self.trace["scenario"], self.trace["variant"]
         self.kernel = ".".join(self.trace["kernel"].split(".")[:2])
         self.ops = {event["op"] for event in self.asked["events"]}
+        samples = plots.recorded_samples(self.trace).filter(regex="^(?!lab_)")
+        self.counters, self.rows = [*samples], [*map(tuple, samples.to_numpy().tolist())]
 
     def facts(self) -> dict[str, Any]:
         """Return group, kernel series and variant of the recording, how much of it is exact, and the THPs split."""
@@ -53,11 +56,12 @@ class Recording:
 
     def matching(self, variant: str | Variant | None = None, **changes: Any) -> int:
         """Return how many samples match a prediction under another variant, or of a changed question."""
-        recorded = {**self.trace, "maps": [], "frames": []}
         try:
-            return trace.compare(recorded, trace.predict(recorded | changes, variant)).samples_exact
+            model = simulate(trace.scenario_of(self.trace | changes), variant=variant).columns()
         except UserError:  # the model refuses it
             return 0
+        predicted = {*map(tuple, np.stack([model[name] for name in self.counters], axis=1).tolist())}
+        return sum(row in predicted for row in self.rows)
 
     def changes(self, kernels: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return other questions than the recording's, each with one thing changed."""

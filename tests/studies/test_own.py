@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmlab import Scenario
-from mmlab.studies.own import answers, drawn, gains, named, ranking
+from mmlab.studies.own import answers, gains, named, ranking
 from mmlab.studies.scenes import BASE
 from mmlab.studies.verdict import Verdict, verdict, weights
 from mmlab.variants import VARIANTS, SplitContext
@@ -53,4 +53,3 @@ def test_gains_are_the_questions_in_which_one_is_better(matrix: Verdict) -> None
     better, worse = matrix.better("only_other", "mainline"), matrix.better("mainline", "only_other")
     assert f"against mainline better in {len(better)}, worse in {len(worse)}" in found.finding
     assert {*better, *worse} <= set(found.table().index)
-    assert set(drawn(matrix, "only_other").table().index) == {"a1", "c1", "f1"}
