@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmlab.errors import UserError, located
+from mmlab.params import read_yaml
 from mmlab.policies import Ksmtuned, read_conf, scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import number, text_table
@@ -30,6 +31,8 @@ from mmlab.scenario import KSM_COUNTERS, Scenario
 
 __all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
 
+SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
+"""Sentences."""
 KNOBS = """run pages_to_scan sleep_millisecs use_zero_pages smart_scan max_page_sharing merge_across_nodes
     stable_node_chains_prune_millisecs advisor_mode advisor_max_cpu advisor_min_pages_to_scan advisor_max_pages_to_scan
     advisor_target_scan_time""".split()
@@ -98,12 +101,8 @@ class Dump:
         """`pages_volatile`, or what `general_profit` says of it (tuners I3); None if the dump has neither."""
         if "pages_volatile" in self.values or "general_profit" not in self.values:
             return self.values.get("pages_volatile")
-        return self.rmap_items - sum(self[name] for name in NEEDED)
-
-    @property
-    def rmap_items(self) -> int:
-        """Tracked pages, from `general_profit` (tuners I3)."""
-        return ((self["pages_sharing"] + self["ksm_zero_pages"]) * PAGE - self["general_profit"]) // RMAP_ITEM
+        saved = (self["pages_sharing"] + self["ksm_zero_pages"]) * PAGE
+        return (saved - self["general_profit"]) // RMAP_ITEM - sum(self[name] for name in NEEDED)
 
     @property
     def pages(self) -> int:
@@ -135,127 +134,76 @@ class Dump:
         UserError
             A counter is missing, or each impossible number, with the reason.
         """
-        v, found = self.values, []
-        if missing := [name for name in NEEDED if name not in v]:
+        if missing := [name for name in NEEDED if name not in self.values]:
             raise UserError("is missing in the dump: without it the memory is unknown", parameter=", ".join(missing))
-        found += [
-            (n, "it counts something, and is never negative") for n in v if n != "general_profit" and _below_0(v[n])
+        shared, sharing, dups = (self[name] for name in ("pages_shared", "pages_sharing", "stable_node_dups"))
+        counted = [
+            name for name, value in self.values.items() if name != "general_profit" and not isinstance(value, str)
         ]
-        most = int(v.get("max_page_sharing", 0))
-        for name, wrong, reason in (
-            (
-                "pages_sharing",
-                self["pages_sharing"] > 0 == self["pages_shared"],
-                "nothing is shared (pages_shared is 0)",
-            ),
-            (
-                "pages_sharing",
-                most > 0 and self["pages_sharing"] > (most - 1) * self["pages_shared"] > 0,
-                f"a shared page has at most max_page_sharing = {most} mappings",
-            ),
-            ("stable_node_chains", self["stable_node_chains"] > self["stable_node_dups"], "each chain has a dup"),
-            ("stable_node_dups", self["stable_node_dups"] > self["pages_shared"], "each dup is a shared page"),
-            ("run", self["run"] > 2, "it is 0, 1 or 2"),
-            (
-                "general_profit",
-                "general_profit" in v and (self.volatile or 0) < 0,
-                "the tracked pages cost more than that",
-            ),
-        ):
-            found += [(name, reason)] * bool(wrong)
+        most = int(self.values.get("max_page_sharing", 0)) or math.inf
+        too_many = sharing > (most - 1) * shared > 0
+        found = [(name, "it counts something, and is never negative") for name in counted if self[name] < 0]
+        found += [("pages_sharing", "nothing is shared (pages_shared is 0)")] * (sharing > 0 == shared)
+        found += [("pages_sharing", f"a shared page has at most max_page_sharing = {most} mappings")] * too_many
+        found += [("stable_node_chains", "each chain has a dup")] * (self["stable_node_chains"] > dups)
+        found += [("stable_node_dups", "each dup is a shared page")] * (dups > shared)
+        found += [("run", "it is 0, 1 or 2")] * (self["run"] > 2)
+        found += [("general_profit", "the tracked pages cost more than that")] * ((self.volatile or 0) < 0)
         if found:
-            errors = [UserError(f"is impossible: {why}", parameter=name, value=v.get(name)) for name, why in found]
+            errors = [UserError(f"is impossible: {why}", parameter=n, value=self.values.get(n)) for n, why in found]
             errors[0].others = tuple(errors[1:])
             raise errors[0]
 
     def words(self) -> list[str]:
         """Return what the dump means, a sentence each (tuners I1–I6)."""
-        said = list(self._state())
-        if self.pages + self["ksm_zero_pages"]:
-            said += [*self._savings(), *self._pace()]
-        return [*said, *self._tuner()]
-
-    def _state(self) -> Iterator[str]:
-        nobody = "Nothing is mergeable unless a program advises it (MADV_MERGEABLE, as QEMU does; PR_SET_MEMORY_MERGE)."
-        run, idle = self.values.get("run"), not self.pages + self["ksm_zero_pages"]
-        if idle and not self["full_scans"]:
-            yield f"KSM has never run{': run is 0, so that ksmd sleeps' if run == 0 else ''}. {nobody}"
-        elif idle:
-            yield f"KSM has scanned ({self['full_scans']:,} full scans), but it tracks no page now. {nobody}"
-        elif run == 0:
-            yield "KSM is stopped (run is 0), by a tuner or by hand: what is merged stays so, nothing new is merged."
-        elif run == 2:
-            yield "KSM is being undone (run is 2): every merged page gets a frame of its own again."
-
-    def _savings(self) -> Iterator[str]:
-        profit = f", {self['general_profit'] / 2**20:,.0f} MiB net of KSM's bookkeeping" * (
-            "general_profit" in self.values
-        )
-        scanned = f"{self.pages:,} pages are scanned ({self.pages / MIB:,.0f} MiB)"
-        yield f"{scanned}; KSM saves {self.saved_mib:,.0f} MiB{profit}."
-        if self["ksm_zero_pages"]:
-            yield f"{self['ksm_zero_pages'] / MIB:,.0f} MiB of that are zero-filled pages, mapped to the zeropage."
-        if self["stable_node_dups"]:
-            chains = self["stable_node_chains"]
-            contents = "one content" if chains == 1 else f"{chains or 'a few'} contents"
-            yield (
-                f"About {self.chained:,} mappings ({self.chained / MIB:,.0f} MiB) share {contents}: "
-                f"{self['stable_node_dups']:,} dups of up to {self.values.get('max_page_sharing', 256)} mappings. That "
-                "is nearly surely zero-filled memory, merged like other pages because use_zero_pages was 0."
-            )
-        if self.volatile is None:
-            yield "It has neither pages_volatile nor general_profit: volatile pages are left out."
-        elif self.volatile > self.pages / 100:
-            share = f"{100 * self.volatile / self.pages:.0f} % of the pages are volatile"
-            if self["smart_scan"]:
-                yield (
-                    f"{share}, which does not mean that they are written: with smart_scan=1 a page that could not be "
-                    "merged is skipped in more and more scans, and a skipped page counts as volatile."
-                )
-            else:
-                yield f"{share}: they were written between two visits of ksmd, or not visited twice yet."
-
-    def _pace(self) -> Iterator[str]:
-        if self.scan_seconds is not None:
-            yield (
-                f"A full scan takes at least {_duration(self.scan_seconds)} ({self['pages_to_scan']:,} pages every "
-                f"{self['sleep_millisecs']} ms); a page is merged in the second one that finds it unchanged."
-            )
-        for name, usual in (("pages_to_scan", 100), ("sleep_millisecs", 20)):
-            if name not in self.values:
-                yield f"{name} is not in the dump: {usual}, the default, is assumed."
-        blocks = math.ceil(self.pages / 512)
-        merged = self["pages_shared"] + self["pages_sharing"]
-        yield (
-            f"Not in a dump: where duplicates lie. If this memory came in THPs, between {math.ceil(merged / 512):,} "
-            f"(duplicates side by side) and {min(merged, blocks):,} (spread) of {blocks:,} have been split."
-        )
-        yield (
-            "Not in a dump either: zero-filled pages that a split gave to the zeropage (no KSM counter has them), and "
-            "memory that is not mergeable."
-        )
-        if "AnonHugePages" in self.beside:
-            yield f"Huge pages hold {self.beside['AnonHugePages'] / 1024:,.0f} MiB now (AnonHugePages)."
-        if self.beside.get("cow_ksm"):
-            yield f"{self.beside['cow_ksm']:,} merged pages were written and copied again since boot (cow_ksm)."
-
-    def _tuner(self) -> Iterator[str]:
-        if self.conf is None:
-            return
-        asked, total = Ksmtuned(**self.conf), self.beside.get("MemTotal")
-        share = f"{asked.thres_coef} % of memory"
-        if total:
-            least = max(total * asked.thres_coef // 100, asked.thres_const)
-            share += f" ({least / 1024:,.0f} MiB)"
-        sleep = f", every {max(10, asked.sleep_msec * 2**24 // total)} ms" if total else ""
-        yield (
-            f"ksmtuned starts KSM when less than {share} is free, or left by the guests' memory; it then scans "
-            f"{asked.npages_min:,} to {asked.npages_max:,} pages a batch{sleep}."
-        )
-
-
-def _below_0(value: object) -> bool:
-    return isinstance(value, int) and value < 0
+        v, run, used = self.values, self.values.get("run"), self.pages + self["ksm_zero_pages"] > 0
+        merged, blocks = self["pages_shared"] + self["pages_sharing"], math.ceil(self.pages / 512)
+        volatile, smart = 100 * (self.volatile or 0) / max(1, self.pages), bool(self["smart_scan"])
+        asked, total = Ksmtuned(**self.conf or {}), self.beside.get("MemTotal", 0)
+        holds = {
+            "never": not used and run == 0 == self["full_scans"],
+            "idle": not used and (run != 0 or self["full_scans"] > 0),
+            "nobody": not used,
+            "stopped": used and run == 0,
+            "undone": used and run == 2,
+            "profit": used and "general_profit" in v,
+            "zeropages": self["ksm_zero_pages"],
+            "chains": self["stable_node_dups"],
+            "unknown": used and self.volatile is None,
+            "skipped": volatile > 1 and smart,
+            "written": volatile > 1 and not smart,
+            "scan": used and self.scan_seconds is not None,
+            "huge": "AnonHugePages" in self.beside,
+            "cow": self.beside.get("cow_ksm"),
+            "tuner": self.conf is not None,
+            "tuner_here": self.conf is not None and total,
+        }
+        holds |= dict.fromkeys(("saved", "layout", "unseen"), used)
+        holds |= {f"no_{name}": used and name not in v for name in ("pages_to_scan", "sleep_millisecs")}
+        facts = {name: self[name] for name in (*KSM_COUNTERS, "pages_to_scan", "sleep_millisecs")} | {
+            "pages": self.pages,
+            "pages_mib": self.pages / MIB,
+            "saved_mib": self.saved_mib,
+            "profit_mib": self["general_profit"] / 2**20,
+            "zero_mib": self["ksm_zero_pages"] / MIB,
+            "chained": self.chained,
+            "chained_mib": self.chained / MIB,
+            "contents": self["stable_node_chains"] or "a few",
+            "most": v.get("max_page_sharing", 256),
+            "volatile_percent": volatile,
+            "scan": _duration(self.scan_seconds or 0),
+            "fewest": math.ceil(merged / 512),
+            "most_split": min(merged, blocks),
+            "blocks": blocks,
+            "huge_mib": self.beside.get("AnonHugePages", 0) / 1024,
+            "cow_ksm": self.beside.get("cow_ksm"),
+            "coefficient": asked.thres_coef,
+            "npages_min": asked.npages_min,
+            "npages_max": asked.npages_max,
+            "threshold_mib": max(total * asked.thres_coef // 100, asked.thres_const) / 1024,
+            "sleep": max(10, asked.sleep_msec * 2**24 // max(1, total)),
+        }
+        return [text.format_map(facts) for key, text in SAID.items() if holds[key]]
 
 
 def _duration(seconds: float) -> str:

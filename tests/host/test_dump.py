@@ -178,8 +178,9 @@ def test_files_beside(tmp_path: Path) -> None:
     (found,) = read([info, DATA / "node.txt", stat, DATA / "ksmtuned-fast.conf"])
     assert found.beside == {"MemTotal": 16_777_216, "AnonHugePages": 2_048_000, "thp_split_page": 12, "cow_ksm": 5}
     said = " ".join(found.words())
-    assert "less than 80 % of memory (13,107 MiB) is free" in said
-    assert "1,000 to 25,000 pages a batch, every 30 ms" in said
+    assert "less than 80 % of memory is free" in said
+    assert "1,000 to 25,000 pages a batch" in said
+    assert "13,107 MiB, and a batch every 30 ms" in said
     assert "Huge pages hold 2,000 MiB now" in said
     assert "5 merged pages were written" in said
     (plain,) = read([DATA / "node.txt", DATA / "ksmtuned.conf"])
