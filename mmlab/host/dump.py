@@ -173,6 +173,7 @@ class Dump:
             "skipped": volatile > 1 and smart,
             "written": volatile > 1 and not smart,
             "scan": used and self.scan_seconds is not None,
+            "advisor": v.get("advisor_mode") == "scan-time",
             "huge": "AnonHugePages" in self.beside,
             "cow": self.beside.get("cow_ksm"),
             "tuner": self.conf is not None,
@@ -449,12 +450,10 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     factor = max(1.0, math.ceil((dump.pages + dump["ksm_zero_pages"]) / MOST_PAGES))
     counted = (*(dump[name] for name in NEEDED), dump.volatile or 0, dump["ksm_zero_pages"], dump["stable_node_dups"])
     shared, sharing, unshared, volatile, zeroes, dups = (round(count / factor) for count in counted)
-    knobs: dict[str, Any] = {
-        "smart_scan": 0,
-        "kernel": "6.12" if NEW & dump.values.keys() else "6.1",
-        "pages_to_scan": 100,
-    }
-    knobs |= {name: dump.values[name] for name in KNOBS if dump.values.get(name)} | {"run": 1}
+    knobs: dict[str, Any] = {"smart_scan": 0, "pages_to_scan": 100}
+    knobs |= {} if NEW & dump.values.keys() else {"kernel": "6.1", "variant": "legacy"}
+    knobs |= {n: dump.values[n] for n in KNOBS if dump.values.get(n) or n == "sleep_millisecs" in dump.values}
+    knobs |= {"run": 1, "advisor_mode": "none"}
     knobs |= {"use_zero_pages": 1} if zeroes else {}
     most = int(knobs.setdefault("max_page_sharing", max(256, math.ceil(1 + sharing / max(1, shared)))))
     if factor > 1:
@@ -479,7 +478,8 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     gone = [(0, dup * most + 1, count) for dup, count in enumerate(_filled(emptied, most - 1))]
     gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
     event = {"after": {"full_scan": 2}, "op": "dontneed"}
-    scan = dump.scan_seconds or dump.pages / knobs["pages_to_scan"] / 50
+    asleep = dump.scan_seconds if dump.scan_seconds is not None else dump.pages / knobs["pages_to_scan"] / 50
+    scan = asleep + dump.pages * 1e-6
     end: dict[str, Any] = {"horizon_seconds": 0.0}
     if volatile and not quiet:
         end = {

@@ -247,6 +247,8 @@ CASES: dict[str, dict[str, Any]] = {
     "written with smart scan": {"smart_scan": 1, "full_scans": 2, "pages_volatile": 700},
     "skipped for long": {"smart_scan": 1, "full_scans": 5000, "pages_volatile": 450, "pages_unshared": 50},
     "nothing volatile": {"pages_volatile": 0},
+    "without sleep": {name: 100 * value for name, value in SMALL.items()} | {"sleep_millisecs": 0},
+    "with the advisor": {"advisor_mode": "scan-time", "advisor_target_scan_time": 30, "full_scans": 7},
 }
 
 
@@ -257,6 +259,14 @@ def test_other_hosts(values: dict[str, Any]) -> None:
         dump.values["general_profit"] -= 64 * (dump.pages + 300)
     made = reproduce(dump)
     assert made.exact, made.text()
+
+
+def test_knobs_and_kernel() -> None:
+    """A kernel without the files of newer ones is an older one, whose splits never remap."""
+    old = reproduce(Dump(SMALL | {"sleep_millisecs": 0, "merge_across_nodes": 0})).scenario
+    assert (old.kernel, old.variant, old.smart_scan, old.sleep_millisecs) == ("6.1", "legacy", 0, 0)
+    new = reproduce(Dump(SMALL | {"smart_scan": 1, "pages_to_scan": 7})).scenario
+    assert (new.kernel, new.variant, new.smart_scan, new.pages_to_scan) == ("6.12", "mainline", 1, 7)
 
 
 def test_a_large_host_is_simulated_smaller() -> None:
