@@ -195,22 +195,25 @@ def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str,
     """Run a notebook with parameters, and write its report."""
     end_with_parent()
     try:
-        with writing(request.page), tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-            executed, error = _run(request, Path(folder), lambda *cells: pipe.send((number, cells)))
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+            with writing(Path(folder)):
+                executed, error = _run(request, Path(folder), lambda *cells: pipe.send((number, cells)))
             page.arrange(executed)
             tables = page.number_tables(executed, Path(folder))
-            about = {
-                **page.summary(executed, request.notebook.stem),
-                **made_of,
-                "name": request.page.stem,
-                "changed": ", ".join(map("=".join, request.changed.items())),
-                "files": list(tables),
-                "data": digest(tables),
-                "error": error,
-                "inputs": request.inputs,
-            }
-            trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
-            publish(request, tables, page.render(executed, about, request=request, yaml=as_yaml, trust=trust))
+        about = {
+            **page.summary(executed, request.notebook.stem),
+            **made_of,
+            "name": request.page.stem,
+            "changed": ", ".join(map("=".join, request.changed.items())),
+            "files": list(tables),
+            "data": digest(tables),
+            "error": error,
+            "inputs": request.inputs,
+        }
+        trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
+        text = page.render(executed, about, request=request, yaml=as_yaml, trust=trust)
+        with writing(request.page):
+            publish(request, tables, text)
         pipe.send((number, None))
     except UserError as refused:
         pipe.send((number, refused))
