@@ -627,9 +627,12 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
 @set_option
 @many("--variant", "variants", metavar="NAME", help="Only this variant; repeatable.")
 @many("--only", "questions", metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
+@click.option(
+    "--kernel", metavar="NAME", help="Ask of this kernel (`mmlab kernels`); default: as in --params and --set."
+)
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
 @computes
-def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **asked: Any) -> None:
+def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progress: Progress, **asked: Any) -> None:
     """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
 
     The matrix has a row for each question and a column for each variant. A cell has a number computed from a run, and a
@@ -643,6 +646,7 @@ def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **aske
     \b
     Examples:
       mmlab verdict
+      mmlab verdict --kernel 7.3
       mmlab verdict --only c --only d --set max_ptes_none=409 --set zero_fraction=0.9
       mmlab verdict --params params/underused_pressure.yaml --variant ksm-opt-out --variant v1-mergeable
       mmlab verdict --json > verdict.json
@@ -656,7 +660,8 @@ def verdict(files: Any, settings: Any, as_json: bool, progress: Progress, **aske
     for file in files:
         with located(file):
             values |= _checked(read_params(file))
-    base = Scenario(**_checked(values | _parse(settings)))
+    values |= _parse(settings) | ({"kernel": kernel} if kernel else {})
+    base = Scenario(**_checked(values))
     given = {name: chosen for name, chosen in asked.items() if chosen}
     found = verdicts.verdict(base, progress=progress, **given)
     _say(json.dumps(found.as_json(), indent=1, ensure_ascii=False) if as_json else found.text())

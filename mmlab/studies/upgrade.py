@@ -1,0 +1,145 @@
+"""From one kernel to another: which rules differ, and which of them alone move a scenario's counters.
+
+>>> asked = Scenario(memory_mib=16, khugepaged=1, khugepaged_pages_to_scan=1024, horizon_seconds=35.0)
+>>> up = upgrade(asked, "7.0", "7.1")
+>>> list(up.runs)
+['7.0', 'with scan_counts_entries', 'with collapse_skips_lazyfree', '7.1']
+>>> up.moved()["with scan_counts_entries"]
+{'khugepaged_full_scans': (0, 3)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mmlab.kernel.versions import DIFFERENCES, DISTRIBUTIONS, flags, release
+from mmlab.results.run import Run, simulate
+from mmlab.scenario import Scenario
+from mmlab.studies.runs import COLUMNS, measured
+from mmlab.studies.study import Answer
+
+__all__ = ["Upgrade", "upgrade"]
+
+REMAP = "zero_pages_are_remapped"
+"""What came with 6.12 and is a variant here, not a difference between kernels."""
+TIMES = ("time_ns", "batch", "rank", "ksmd_cpu_ns", "khugepaged_cpu_ns", "freed_by_batch")
+"""Counters of a sample that say when something happened."""
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """A scenario on two kernels, and on the first with each single difference.
+
+    Attributes
+    ----------
+    before, after
+        The kernels.
+    runs
+        By what was run: the first kernel, "with" a difference, …, the second kernel.
+    """
+
+    before: str
+    after: str
+    runs: Mapping[str, Run]
+
+    @property
+    def ends(self) -> dict[str, Run]:
+        """The runs of the two kernels alone."""
+        return {name: self.runs[name] for name in (self.before, self.after)}
+
+    def moved(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Return for each run after the first which counters are not those of the first run at some of 500 times.
+
+        Values are the counters at the end, of the first run and of that run. Events that fail are counted, too.
+        """
+        first, *others = self.runs.values()
+        times = np.linspace(0, max(int(run.rows["time_ns"][-1]) for run in self.runs.values()), 501)
+        names = [name for name in first.rows.dtype.names or () if name not in TIMES]
+
+        def seen(run: Run) -> np.ndarray:
+            found: np.ndarray = run.rows[np.searchsorted(run.rows["time_ns"], times, side="right") - 1]
+            return found
+
+        def failed(run: Run) -> int:
+            return sum(bool(result) for result in run.results)
+
+        one, moved = seen(first), {}
+        for label, run in zip(list(self.runs)[1:], others, strict=True):
+            other = seen(run)
+            ends = {name: (int(first.rows[name][-1]), int(run.rows[name][-1])) for name in names}
+            moved[label] = {n: end for n, end in ends.items() if len(set(end)) > 1 or (one[n] != other[n]).any()}
+            if first.results != run.results:
+                moved[label]["failed events"] = (failed(first), failed(run))
+        return moved
+
+    def rules(self) -> Answer:
+        """Study which rules differ between the kernels."""
+        rows = [DIFFERENCES[name] for name in map(_row, self.runs) if name in DIFFERENCES]
+        table = pd.DataFrame(
+            {
+                "rule": [row.rule for row in rows],
+                "since": [row.releases.removeprefix("since ") for row in rows],
+                "what changes": [row.change + " (From the text only.)" * row.from_text_only for row in rows],
+            },
+            index=pd.Index([row.name for row in rows], name="difference"),
+        )
+        remap = "; splits remap zero-filled pages since 6.12" if f"with {REMAP}" in self.runs else ""
+        names = (f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in self.ends if k in DISTRIBUTIONS)
+        words = f"{''.join(names)}{len(rows)} rules differ between {self.before} and {self.after}{remap}."
+        return Answer(table, words, title=f"What differs between {self.before} and {self.after}")
+
+    def counters(self) -> Answer:
+        """Study which of the rules move the scenario's counters."""
+        moved = self.moved()
+        found = measured(self.runs, COLUMNS["upgrade"], "kernel")
+        found.data.insert(0, "counters that differ", [0, *map(len, moved.values())])
+        singles = {_row(label): changes for label, changes in moved.items() if label != self.after}
+        moving = [f"`{name}` ({_most(changes)})" for name, changes in singles.items() if changes]
+        words = f"{len(moving)} of {len(singles)} differences move{'s' * (len(moving) == 1)} counters here: "
+        if not moving and moved[self.after]:
+            words, moving = "Only together do the differences move counters here: ", [_most(moved[self.after])]
+        elif not moving:
+            words = (
+                f"None of {len(singles)} differences moves a counter here: {self.before} and {self.after} do the same"
+            )
+        title = f"From {self.before} to {self.after}, one difference at a time"
+        return found.found(f"{words}{', '.join(moving)}.", title=title, digits=2)
+
+
+def _row(label: str) -> str:
+    """Return the difference that a run of an upgrade is with."""
+    return label.removeprefix("with ")
+
+
+def _most(changes: Mapping[str, tuple[int, int]]) -> str:
+    """Return the three counters that change most at the end, or else that differ on the way."""
+    by_share = sorted(changes, key=lambda n: -abs(np.log((1 + changes[n][1]) / (1 + changes[n][0]))))
+    ends = [
+        f"{name} {changes[name][0]:,} → {changes[name][1]:,}" for name in by_share[:3] if len(set(changes[name])) > 1
+    ]
+    return "; ".join(ends) or f"on the way: {', '.join(by_share[:3])}"
+
+
+def upgrade(scenario: Scenario, before: str, after: str) -> Upgrade:
+    """Run a scenario on two kernels, and on the first with each difference switched by itself (`kernel_changes`).
+
+    Kernels before 6.12 do not remap at splits: there, mainline means the variant legacy.
+
+    Raises
+    ------
+    UserError
+        A kernel is unknown.
+    """
+    own = scenario.kernel_changes
+    one, other = flags(before, own), flags(after, own)
+    runs: dict[str, Scenario] = {before: scenario.replace(kernel=before)}
+    if scenario.variant == "mainline" and release(before) < (6, 12) <= release(after):
+        runs = {before: scenario.replace(kernel=before, variant="legacy"), f"with {REMAP}": runs[before]}
+    for name in (name for name, on in other.items() if on != one[name]):
+        runs[f"with {name}"] = runs[before].replace(kernel_changes={**own, name: other[name]})
+    runs[after] = scenario.replace(kernel=after)
+    return Upgrade(before, after, {label: simulate(asked) for label, asked in runs.items()})

@@ -1,0 +1,107 @@
+"""From one kernel to another: every difference has a scene that shows it, and only what moves a scenario is named."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from mmlab import Scenario
+from mmlab.errors import UserError
+from mmlab.kernel.versions import DIFFERENCES, SERIES, differing, flags, release
+from mmlab.params import find_params, params_files
+from mmlab.results.trace import load
+from mmlab.studies.upgrade import REMAP, TIMES, Upgrade, upgrade
+
+SHOWN = {
+    "smart_scan_exists": {"pages_skipped": (0, 9344)},
+    "advisor_exists": {"pages_to_scan": (100, 30_000)},  # the least CPU time, 10 %, asks for more than the target
+    "wp_fault_allocates_thp": {"anon_pages": (513, 1024), "thp_fault_alloc": (0, 1), "thp_split_pmd": (1, 0)},
+    "dontneed_frees_page_table": {"huge_pmds": (1, 2), "thp_fault_alloc": (0, 1)},
+    "lazyfree_goes_at_once": {"anon_pages": (768, 1024), "thp_deferred_split_page": (1, 0)},
+    "shrinker_skips_mlocked": {"thp_underused_split_page": (2, 1), "huge_pmds": (0, 1)},
+    "collapse_needs_no_writable": {"huge_pmds": (0, 2), "failed events": (1, 0)},
+    "faults_take_sizes": {"anon_pages": (1, 16)},
+    "scan_counts_entries": {"huge_pmds": (127, 128), "khugepaged_full_scans": (0, 11)},
+    "collapse_skips_lazyfree": {"pages_collapsed": (2, 1)},
+    "part_of_block_is_done": {"failed events": (1, 0)},
+    "collapse_to_sizes": {"anon_pages": (514, 544), "pages_collapsed": (0, 2)},  # 512 + 2 pages, or 512 + 2 folios
+    "forget_age": {"pages_sharing": (199, 149), "changed_checksums": (1000, 1050)},
+}
+"""For each difference what its scene, params/upgrade/NAME.yaml, ends with: without it, and with it."""
+
+
+@cache
+def scene(name: str) -> Upgrade:
+    """The scene of a difference on its kernel, without and with it."""
+    asked = load(find_params(f"upgrade/{name}"))
+    after = next(series for series in SERIES if release(series) >= DIFFERENCES[name].since)
+    return upgrade(asked, asked.kernel, after)
+
+
+def test_every_difference_has_a_scene() -> None:
+    assert set(params_files("upgrade")) == set(DIFFERENCES) == set(SHOWN)
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_scene_shows_its_difference(name: str) -> None:
+    """It is made for the last kernel without the difference, and nothing else that the next one has changes it."""
+    found = scene(name)
+    assert not flags(found.before)[name] and flags(found.after)[name]
+    moved = found.moved()
+    assert {counter: moved[f"with {name}"].get(counter) for counter in SHOWN[name]} == SHOWN[name]
+    assert [label for label, changes in moved.items() if changes] == [f"with {name}", found.after]
+    assert moved[found.after] == moved[f"with {name}"]
+    counters = found.counters()
+    assert f"`{name}` (" in counters.finding and "1 of " in counters.finding
+    assert list(counters.table().index) == list(found.runs)
+    assert counters.table()["counters that differ"].tolist().count(0) == len(found.runs) - 2
+
+
+def test_rules_between_two_kernels() -> None:
+    found = scene("forget_age")
+    rules = found.rules()
+    assert list(rules.table().index) == differing("7.2", "7.3") == [label[5:] for label in list(found.runs)[1:-1]]
+    assert rules.finding == f"{len(found.runs) - 2} rules differ between 7.2 and 7.3."
+    assert rules.table().loc["forget_age", "since"] == "7.3"
+    marked = rules.table()["what changes"].str.endswith("(From the text only.)")
+    assert marked.to_dict() == {name: DIFFERENCES[name].from_text_only for name in marked.index}
+
+
+def test_nothing_moves_where_no_rule_is_met() -> None:
+    found = upgrade(Scenario(memory_mib=4, zero_fraction=0.5, horizon_seconds=2.0), "6.12", "7.3")
+    assert not any(found.moved().values())
+    words = f"None of {len(found.runs) - 2} differences moves a counter here: 6.12 and 7.3 do the same."
+    assert found.counters().finding == words
+    assert set(found.ends) == {"6.12", "7.3"}
+
+
+def test_differences_on_the_way_count() -> None:
+    """After one more full scan the rewritten pages are merged again: the end is the same, the way is not."""
+    asked = load(find_params("upgrade/forget_age")).replace(horizon_full_scans=7)
+    moved = upgrade(asked, "7.2", "7.3").moved()["7.3"]
+    assert moved["pages_sharing"] == (199, 199) and not set(moved) & set(TIMES)
+
+
+def test_before_6_12_nothing_was_remapped() -> None:
+    asked = Scenario(memory_mib=4, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=1000, horizon_seconds=2.0)
+    found = upgrade(asked, "pve8", "pve9")
+    assert found.runs["pve8"].variant == "legacy" and found.runs["pve9"].variant == "mainline"
+    moved = found.moved()
+    assert moved[f"with {REMAP}"]["ksm_zero_pages"] == (512, 0) == moved["pve9"]["ksm_zero_pages"]
+    assert "splits remap zero-filled pages since 6.12" in found.rules().finding
+    assert "pve8 has the rules of 6.8; pve9 has the rules of 6.14" in found.rules().finding
+    assert f"1 of {len(found.runs) - 2} differences moves counters here: `{REMAP}`" in found.counters().finding
+    own = upgrade(asked.replace(variant="v1-series"), "6.8", "6.12")
+    assert {run.variant for run in own.runs.values()} == {"v1-series"}
+
+
+def test_what_the_scenario_switches_itself_stays() -> None:
+    asked = load(find_params("upgrade/forget_age")).replace(kernel_changes={"forget_age": 1})
+    found = upgrade(asked, "7.2", "7.3")
+    assert "with forget_age" not in found.runs and not found.moved()["7.3"]
+
+
+def test_unknown_kernels() -> None:
+    with pytest.raises(UserError, match="nearest"):
+        upgrade(Scenario(memory_mib=2), "6.12", "7.9")
