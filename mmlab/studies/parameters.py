@@ -76,7 +76,8 @@ def check_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:
         if name not in own:
             raise unknown("parameter", name, [*own, *Scenario.model_fields], "See `mmlab params`.")
         kind = type(own[name])
-        if own[name] is not None and type(value) is not kind and (kind, type(value)) != (float, int):
+        fits = type(value) is kind or (kind, type(value)) in ((float, int), (str, float))  # YAML reads 6.18 as a number
+        if own[name] is not None and not fits:
             allowed = f"of type {kind.__name__}, such as {own[name]!r}"
             raise UserError(parameter=name, value=value, allowed=allowed)
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,8 @@ class Upgrade:
 
     @property
     def ends(self) -> dict[str, Run]:
-        """The runs of the two kernels alone."""
-        return {name: self.runs[name] for name in (self.before, self.after)}
+        """The runs of the two kernels alone, as ① and ②."""
+        return {f"① {self.before}": self.runs[self.before], f"② {self.after}": self.runs[self.after]}
 
     def moved(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return for each run after the first which counters are not those of the first run at some of 500 times.
@@ -88,7 +88,9 @@ class Upgrade:
             index=pd.Index([row.name for row in rows], name="difference"),
         )
         remap = "; splits remap zero-filled pages since 6.12" if f"with {REMAP}" in self.runs else ""
-        names = (f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in self.ends if k in DISTRIBUTIONS)
+        names = (
+            f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in (self.before, self.after) if k in DISTRIBUTIONS
+        )
         words = f"{''.join(names)}{len(rows)} rules differ between {self.before} and {self.after}{remap}."
         return Answer(table, words, title=f"What differs between {self.before} and {self.after}")
 
@@ -109,6 +111,25 @@ class Upgrade:
         title = f"From {self.before} to {self.after}, one difference at a time"
         return found.found(f"{words}{', '.join(moving)}.", title=title, digits=2)
 
+    def paces(self) -> Answer:
+        """Study the pace of ksmd and of khugepaged on both kernels."""
+        found = measured(self.ends, COLUMNS["paces"], "kernel")
+        scans, blocks = found.data["khugepaged's full scans"], found.data["blocks collapsed (1/h)"]
+        settled = [run.metrics.settled_s for run in self.ends.values()]
+        words = (
+            f"A full scan of ksmd takes {_both(found.data['a full scan (s)'], 's')}, khugepaged makes "
+            f"{_both(scans, 'full scans')} and collapses {_both(blocks, 'blocks an hour')}; "
+            f"settled: {_both(settled, 's')}."
+        )
+        return found.found(words, title="Paces", digits=3)
+
+
+def _both(values: Iterable[float | None], unit: str) -> str:
+    """Return the numbers of both kernels in words."""
+    one, other = ("never" if x is None or x != x else f"{x:,.4g}" for x in values)
+    text = f"{one} {unit} on both" if one == other else f"{one} → {other} {unit}"
+    return text.replace(f"never {unit}", "never")
+
 
 def _row(label: str) -> str:
     """Return the difference that a run of an upgrade is with."""
@@ -124,7 +145,7 @@ def _most(changes: Mapping[str, tuple[int, int]]) -> str:
     return "; ".join(ends) or f"on the way: {', '.join(by_share[:3])}"
 
 
-def upgrade(scenario: Scenario, before: str, after: str) -> Upgrade:
+def upgrade(scenario: Scenario, before: str | float, after: str | float) -> Upgrade:
     """Run a scenario on two kernels, and on the first with each difference switched by itself (`kernel_changes`).
 
     Kernels before 6.12 do not remap at splits: there, mainline means the variant legacy.
@@ -134,7 +155,7 @@ def upgrade(scenario: Scenario, before: str, after: str) -> Upgrade:
     UserError
         A kernel is unknown.
     """
-    own = scenario.kernel_changes
+    before, after, own = str(before), str(after), scenario.kernel_changes  # YAML reads 6.18 as a number
     one, other = flags(before, own), flags(after, own)
     runs: dict[str, Scenario] = {before: scenario.replace(kernel=before)}
     if scenario.variant == "mainline" and release(before) < (6, 12) <= release(after):

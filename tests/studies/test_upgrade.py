@@ -19,6 +19,10 @@ SHOWN = {
     "wp_fault_allocates_thp": {"anon_pages": (513, 1024), "thp_fault_alloc": (0, 1), "thp_split_pmd": (1, 0)},
     "dontneed_frees_page_table": {"huge_pmds": (1, 2), "thp_fault_alloc": (0, 1)},
     "lazyfree_goes_at_once": {"anon_pages": (768, 1024), "thp_deferred_split_page": (1, 0)},
+    "large_folio_reused": {"frames": (1088, 1024), "thp_deferred_split_page": (1, 0)},
+    "shared_is_exact": {"thp_split_page": (1, 0)},
+    "lazy_pmd_goes_whole": {"thp_split_pmd": (1, 0)},
+    "cut_thp_stays_mlocked": {"thp_split_page": (2, 1)},
     "shrinker_skips_mlocked": {"thp_underused_split_page": (2, 1), "huge_pmds": (0, 1)},
     "collapse_needs_no_writable": {"huge_pmds": (0, 2), "failed events": (1, 0)},
     "faults_take_sizes": {"anon_pages": (1, 16)},
@@ -73,7 +77,7 @@ def test_nothing_moves_where_no_rule_is_met() -> None:
     assert not any(found.moved().values())
     words = f"None of {len(found.runs) - 2} differences moves a counter here: 6.12 and 7.3 do the same."
     assert found.counters().finding == words
-    assert set(found.ends) == {"6.12", "7.3"}
+    assert list(found.ends) == ["① 6.12", "② 7.3"]
 
 
 def test_differences_on_the_way_count() -> None:
@@ -100,6 +104,18 @@ def test_what_the_scenario_switches_itself_stays() -> None:
     asked = load(find_params("upgrade/forget_age")).replace(kernel_changes={"forget_age": 1})
     found = upgrade(asked, "7.2", "7.3")
     assert "with forget_age" not in found.runs and not found.moved()["7.3"]
+
+
+def test_paces() -> None:
+    paces = scene("scan_counts_entries").paces()
+    assert list(paces.table().index) == ["① 7.0", "② 7.1"]
+    assert paces.table()["khugepaged's full scans"].tolist() == [0, 11]
+    assert "khugepaged makes 0 → 11 full scans and collapses 0 → 30 blocks an hour" in paces.finding
+    assert paces.finding.endswith("settled: never on both.")
+
+
+def test_kernels_as_numbers() -> None:
+    assert list(upgrade(Scenario(memory_mib=2), 7.2, 7.3).ends) == ["① 7.2", "② 7.3"]
 
 
 def test_unknown_kernels() -> None:
