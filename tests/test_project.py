@@ -82,11 +82,11 @@ def test_the_readme_of_params_explains_every_file() -> None:
     assert all(len(words) > 15 for words in rows.values())
     assert len(set(rows.values())) == len(rows)
     for command in re.findall(r"^    (?:mmlab|papermill) .+$", text, re.MULTILINE):
-        for path in re.findall(r"(?:notebooks|params)/[\w.]+", command):
+        for path in re.findall(r"(?:notebooks|params)/[\w./]+", command):
             assert (ROOT / path).is_file(), command
 
 
-@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PARAMS, *(ROOT / "params" / "upgrade").glob("*.yaml")], ids=lambda path: path.stem)
 def test_every_params_file_says_what_to_watch(path: Path) -> None:
     """Below the line for editors: a title, a blank line, a text, and in it what to watch."""
     header = []

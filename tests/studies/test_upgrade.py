@@ -30,6 +30,8 @@ SHOWN = {
     "collapse_skips_lazyfree": {"pages_collapsed": (2, 1)},
     "part_of_block_is_done": {"failed events": (1, 0)},
     "collapse_to_sizes": {"anon_pages": (514, 544), "pages_collapsed": (0, 2)},  # 512 + 2 pages, or 512 + 2 folios
+    "queue_per_node": {"thp_underused_split_page": (1, 2)},
+    "same_folio_is_old": {"kernel_bugs": (0, 1)},
     "forget_age": {"pages_sharing": (199, 149), "changed_checksums": (1000, 1050)},
 }
 """For each difference what its scene, params/upgrade/NAME.yaml, ends with: without it, and with it."""
@@ -112,6 +114,15 @@ def test_paces() -> None:
     assert paces.table()["khugepaged's full scans"].tolist() == [0, 11]
     assert "khugepaged makes 0 → 11 full scans and collapses 0 → 30 blocks an hour" in paces.finding
     assert paces.finding.endswith("settled: never on both.")
+
+
+def test_the_host_of_the_notebook_meets_several() -> None:
+    found = upgrade(load(find_params("kernel_upgrade")), "6.12", "7.3")
+    several = ["wp_fault_allocates_thp", "large_folio_reused", "scan_counts_entries", "forget_age"]
+    assert [label for label, changes in found.moved().items() if changes] == [f"with {name}" for name in several] + [
+        "7.3"
+    ]
+    assert f"4 of {len(found.runs) - 2} differences move counters here: `{several[0]}` (" in found.counters().finding
 
 
 def test_kernels_as_numbers() -> None:
