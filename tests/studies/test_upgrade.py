@@ -35,6 +35,8 @@ SHOWN = {
     "forget_age": {"pages_sharing": (199, 149), "changed_checksums": (1000, 1050)},
 }
 """For each difference what its scene, params/upgrade/NAME.yaml, ends with: without it, and with it."""
+UNSEEN = {"swapin_keeps_shared"}
+"""Differences that move no counter: whether an entry is exclusive shows in the page table only."""
 
 
 @cache
@@ -46,10 +48,10 @@ def scene(name: str) -> Upgrade:
 
 
 def test_every_difference_has_a_scene() -> None:
-    assert set(params_files("upgrade")) == set(DIFFERENCES) == set(SHOWN)
+    assert set(params_files("upgrade")) == set(SHOWN) == set(DIFFERENCES) - UNSEEN
 
 
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("name", SHOWN)
 def test_a_scene_shows_its_difference(name: str) -> None:
     """It is made for the last kernel without the difference, and nothing else that the next one has changes it."""
     found = scene(name)
