@@ -33,38 +33,30 @@ def changed(runs: Mapping[str, Run]) -> Answer:
 
 def memory(runs: Mapping[str, Run]) -> Answer:
     """Study what the memory of each run is made of, over time."""
-    draw = partial(figures.side_by_side, figures.memory)
-    found = _drawn(runs, draw, {"given back (MiB)": "freed_mib", "THPs left": "thps_left"})
+    found = _drawn(runs, partial(figures.side_by_side, figures.memory), "memory")
     return found.found(f"In the end: {found.finding}.")
 
 
 def batches(runs: Mapping[str, Run]) -> Answer:
     """Study whether `pages_to_scan` bounds what one batch frees."""
-    columns = {
-        "most pages freed by a batch": "most_freed_by_batch",
-        "most freed, times the budget": "most_freed_per_budget",
-    }
-    found = _drawn(runs, figures.batches, columns)
+    found = _drawn(runs, figures.batches, "batches")
     holds = "Holds" if found.data.iloc[:, 1].max() <= 1 else "Does not hold"
     return found.found(f"{holds}: a batch frees at most `pages_to_scan` pages ({found.finding})")
 
 
 def counters(runs: Mapping[str, Run]) -> Answer:
     """Study whether KSM's counters show what was freed."""
-    found = _drawn(runs, figures.counters, {"freed (MiB)": "freed_mib", "in no counter (MiB)": "freed_unseen"})
+    found = _drawn(runs, figures.counters, "counters")
     holds = "Does not hold" if found.data.iloc[:, 1].any() else "Holds"
     return found.found(f"{holds}: KSM counts what is freed ({found.finding})")
 
 
-def _drawn(runs: Mapping[str, Run], draw: Callable[..., Any], columns: Mapping[str, str]) -> Answer:
+def _drawn(runs: Mapping[str, Run], draw: Callable[..., Any], columns: str) -> Answer:
     """Measure runs, and draw them up to the last change of memory."""
     found = measured(runs, columns, "run")
-    each = {
-        column: ", ".join(f"{x:,.4g} {label.split()[0]}" for label, x in found.data[column].items())
-        for column in columns
-    }
-    words = "; ".join(f"{column}: {numbers}" for column, numbers in each.items())
-    return found.found(words, draw(runs, until=figures.end_of_changes(runs.values())))
+    short = found.data.rename(index=lambda label: label.split()[0])
+    words = (f"{what}: {', '.join(f'{x:,.4g} {label}' for label, x in short[what].items())}" for what in short)
+    return found.found("; ".join(words), draw(runs, until=figures.end_of_changes(runs.values())))
 
 
 def judged(runs: Mapping[str, Run], *, whole: bool) -> Answer:

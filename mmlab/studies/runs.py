@@ -26,11 +26,13 @@ TIME = "simulated time (s)"
 COLUMNS = read_yaml(Path(__file__).with_name("columns.yaml"))
 Thing = Run | Scenario
 """What can be measured: a run, or a scenario that is simulated for that."""
+Columns = str | Mapping[str, str | Measure]
+"""Heading → what `mmlab.studies.measures.value` measures; or the name of such a list of ``columns.yaml``."""
 Series = str | Callable[[Run], np.ndarray]
 """A function that returns a number for each sample; or counters as `mmlab.studies.measures.value` reads them."""
 
 
-def measured(things: Mapping[Any, Thing], columns: Mapping[str, str | Measure], *names: str, **parts: Any) -> Answer:
+def measured(things: Mapping[Any, Thing], columns: Columns, *names: str, **parts: Any) -> Answer:
     """Measure runs: a row a run and a column a measure, with standard errors where what steps cost matters.
 
     Parameters
@@ -38,7 +40,7 @@ def measured(things: Mapping[Any, Thing], columns: Mapping[str, str | Measure], 
     things
         Label, or tuple of labels → a run, or a scenario to be simulated.
     columns
-        Heading → what `mmlab.studies.measures.value` measures; or the name of such a list of `columns.yaml`.
+        What to measure.
     names
         Headings of the labels.
     **parts
@@ -55,9 +57,7 @@ def measured(things: Mapping[Any, Thing], columns: Mapping[str, str | Measure], 
     return Answer(pd.DataFrame(rows, index).apply(pd.to_numeric), errors=sigma.loc[:, sigma.any()], **parts)
 
 
-def by_variant(
-    cases: Mapping[Any, Mapping[str, Run | Scenario]], what: str | Measure, name: str, **parts: Any
-) -> Answer:
+def by_variant(cases: Mapping[Any, Mapping[str, Thing]], what: str | Measure, name: str, **parts: Any) -> Answer:
     """Measure one thing in several cases: a row a case, a column a variant by its number in the discussion.
 
     Parameters
