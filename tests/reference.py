@@ -611,7 +611,7 @@ class Memory:
                     mlocked |= vma.locked  # Z4
             if not part.alive:
                 self.gone(part.folio)
-        if any(vma.locked for vma, _ in areas):  # M15
+        if any(mm.vma_at(address).locked for mm, address in mapped):  # M15
             self.drain_mlock_batch()
         return True
 
