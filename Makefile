@@ -52,13 +52,13 @@ format: $(TOOLS) ## lays out all code
 lines: $(TOOLS) ## lines of code, room by room, against their budgets
 	@$(BIN)/python tests/lines.py
 
-lab: $(READY) ## JupyterLab on the explorer, notebooks/00_explore.ipynb
+lab: $(READY) ## JupyterLab on the explorer, with its cells run
 	@$(BIN)/mmlab lab
 
 bench: $(TOOLS) ## speed and trust, into reports/benchmarks.md (half an hour)
 	@$(BIN)/python tests/bench.py
 
-screenshots: $(TOOLS) ## the README's pictures (needs Chromium)
+screenshots: $(TOOLS) ## the explorer at four sizes and a report (needs Chromium)
 	@$(BIN)/python -m pytest -q -s tests/screenshots.py
 
 clean: ## removes .venv, caches and the reports' pages

@@ -37,17 +37,18 @@ def keep(name: str, shot: bytes) -> None:
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_explorer(browser: Browser, tmp_path: Path, width: int, height: int) -> None:
     """The explorer in JupyterLab, on a phone as a page of its own, with memory that makes page maps differ."""
-    with serving(tmp_path, *(["explore", "guests_duplicates"] if width < 800 else ["lab", "mine"])) as address:
+    with serving(tmp_path, *(["explore", "bimodal"] if width < 800 else ["lab", "mine"])) as address:
         page = browser.new_page(viewport={"width": width, "height": height})
         page.goto(address)
         page.locator(".mmlab-metrics table").first.wait_for(timeout=600_000)
         if width > 800:
             page.get_by_label("preset", exact=True).select_option("bimodal")
             page.get_by_text("Without a control").wait_for()
-            page.wait_for_function("document.querySelector('.mmlab-legend').innerText.includes('small pages')")
+            page.wait_for_function("document.querySelector('.mmlab-legend').innerText.includes('KSM pages')")
             page.locator(".mmlab-explore").evaluate("e => e.scrollIntoView()")
+        page.get_by_text("simulated twice").wait_for()
         page.wait_for_function("document.querySelector('.mmlab-map canvas').width === 512")
-        keep(f"explorer-{width}x{height}.png", page.screenshot())
+        keep("explorer.png" if width == 1920 else f"explorer-{width}x{height}.png", page.screenshot())
         page.close()
 
 

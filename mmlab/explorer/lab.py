@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def serve(
         write_atomically(overrides, json.dumps(data["overrides"]).encode())
         for name, path in (("JUPYTER_CONFIG_PATH", own), ("JUPYTER_PATH", str(Path(__file__).with_name("jupyter")))):
             os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+        warnings.filterwarnings("ignore", "ServerApp.token")  # Voilà asks for its value
         app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
         app.contents_manager.register_pre_save_hook(_as_shipped)
         address = f"http://127.0.0.1:{port}/{page}?token={token}"

@@ -23,7 +23,7 @@ Names of columns are the axes' labels and contain the units. ``figure_of(axes)``
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
     from mmlab.results.run import Run
 
-    Ax = Axes | None
-    Marks = Mapping[float, str] | None
-
+    Ax: TypeAlias = Axes | None
+    Draw: TypeAlias = Callable[..., Axes]
+    Marks: TypeAlias = Mapping[float, str] | None
+    Named: TypeAlias = Mapping[str, Any]
+    Table: TypeAlias = pd.DataFrame
 
 __all__ = ["LETTERS", "axes", "figure_of", "headline", "legend_below", "png", "remember", "say", "show", "sure"]
 __all__ += ["batches", "counters", "cpu", "end_of_changes", "memory", "time_label"]
@@ -56,13 +58,7 @@ time_label, end_of_changes = charts.time_label, charts.end_of_changes
 
 
 def side_by_side(
-    draw: Callable[..., Axes],
-    things: Mapping[str, Any],
-    *args: Any,
-    width: int = 3,
-    height: float = 3.8,
-    ncols: int = 3,
-    **kwargs: Any,
+    draw: Draw, things: Named, *args: Any, width: int = 3, height: float = 3.8, ncols: int = 3, **kwargs: Any
 ) -> list[Axes]:
     """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
 
@@ -181,14 +177,7 @@ def crossings(table: pd.DataFrame, x: str, y: str, at: float, by: str) -> pd.Dat
 
 
 def curves(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    marks: Marks = None,
-    at: float | None = None,
-    log: bool = False,
-    ax: Ax = None,
+    table: Table, x: str, y: str, by: str, marks: Marks = None, at: float = 0, log: bool = False, ax: Ax = None
 ) -> Axes:
     """Draw a curve for each value of ``by``, ``y`` logarithmic, with lines at ``marks`` and a diamond at each crossing.
 
@@ -213,7 +202,7 @@ def curves(
         for value in part[x][np.isposinf(part[y])]:
             theme.write(ax, "∞", (value, 1), (0, 0), color=f"C{number}", **top)
     _mark(ax, marks, at)
-    if at is not None:
+    if at:
         for where in crossings(table, x, y, at, by)[x]:
             ax.plot(where, at, **LOOK["crossing"])
             theme.write(ax, f"{float(f'{where:.3g}'):,g}", (where, at), (6, 9))  # not 1.5e+04
@@ -319,12 +308,7 @@ def steps(
 
 
 def bars(
-    table: pd.DataFrame,
-    label: str,
-    ax: Ax = None,
-    errors: pd.DataFrame | None = None,
-    stacked: bool = False,
-    legend: bool = True,
+    table: Table, label: str, ax: Ax = None, errors: Table | None = None, stacked: bool = False, legend: bool = True
 ) -> Axes:
     """Draw a horizontal bar for each column of each row, beside each other or stacked, with the values as text.
 
