@@ -60,6 +60,19 @@ class Comparison:
         whole = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both)
         return whole if self.whole else charts.end_of_changes(both)
 
+    @cached_property
+    def letters(self) -> dict[str, list[np.ndarray]]:
+        """The page maps of the processes of each run."""
+        return {label: [run.page_map(i) for i in range(run.processes)] for label, run in self.runs.items()}
+
+    @cached_property
+    def pages(self) -> dict[str, dict[str, int]]:
+        """Pages of each kind that occurs, by its letter, of each run."""
+        return {
+            label: {k: n for k in theme.LETTERS if (n := sum(int((each == ord(k)).sum()) for each in maps))}
+            for label, maps in self.letters.items()
+        }
+
     def data(self) -> dict[str, Any]:
         """Return everything for the browser: numbers as float32, page maps as PNG, sentences and tables as HTML."""
         about = {"runs": self.runs, "described": Metrics.describe(), "better": better(self.runs)}
@@ -77,7 +90,8 @@ class Comparison:
         kind, _, place = name.partition(" ")
         runs = dict([list(self.runs.items())[int(place)]] if place else self.runs)
         title = (f"{SIGNS[int(place)]} " if place else "") + PICTURES[kind][1].format(*runs)
-        return title, f"{title}. {getattr(template().module, kind)(runs)}", runs
+        alt = getattr(template().module, kind)(self.pages[next(iter(runs))] if kind == "map" else runs)
+        return title, f"{title}. {alt}", runs
 
     def _chart(self, name: str) -> dict[str, Any]:
         figure, _, quantity = PICTURES[name.split()[0]]
@@ -91,10 +105,10 @@ class Comparison:
 
     def _map(self, name: str) -> dict[str, Any]:
         title, alt, runs = self.titled(name)
-        (run,) = runs.values()
-        maps, size = [run.page_map(process) for process in range(run.processes)], run.scenario.pages_per_thp
+        ((label, run),) = runs.items()
+        maps, size = self.letters[label], run.scenario.pages_per_thp
         kinds, blocks = (
-            [theme.LETTERS[letter] for letter in _pages(run)],
+            [theme.LETTERS[letter] for letter in self.pages[label]],
             [-(-len(letters) // size) for letters in maps],
         )
         return {"title": title, "alt": alt, "kinds": kinds, "blocks": blocks, "picture": page_map_image(maps, size)}
@@ -110,8 +124,7 @@ class Comparison:
             title, _, runs = self.titled(name)
             run, *others = runs.values()
             if name in MAPS:
-                letters = [run.page_map(process) for process in range(run.processes)]
-                figures.page_map(np.concatenate(letters), run.scenario.pages_per_thp, ax)
+                figures.page_map(np.concatenate(self.letters[next(iter(runs))]), run.scenario.pages_per_thp, ax)
             else:
                 PICTURES[name.split()[0]][0](runs if others else run, ax, self.end)
             ax.set_title(title, fontsize=10)
@@ -125,12 +138,6 @@ class Comparison:
 def _plain(value: Any) -> Any:
     """Return numbers as float32, as the browser takes them."""
     return value.astype("<f4").tobytes() if isinstance(value, np.ndarray) else value
-
-
-def _pages(run: Run) -> dict[str, int]:
-    """Return the pages of each kind in a run's page maps, without those that do not occur."""
-    counts = np.bincount(np.concatenate([run.page_map(process) for process in range(run.processes)]), minlength=128)
-    return {letter: int(counts[ord(letter)]) for letter in theme.LETTERS if counts[ord(letter)]}
 
 
 def page_map_image(processes: list[np.ndarray], pages_per_thp: int) -> bytes:
@@ -158,13 +165,7 @@ def template() -> Any:
     """Return the template of the sentences and tables."""
     environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
     environment.filters["number"] = _number
-    environment.globals |= {
-        "pages": _pages,
-        "letters": theme.LETTERS,
-        "released": _released,
-        "plus_minus": _plus_minus,
-        "signs": SIGNS,
-    }
+    environment.globals |= {"letters": theme.LETTERS, "released": _released, "plus_minus": _plus_minus, "signs": SIGNS}
     return environment.get_template("explorer.html.j2")
 
 
