@@ -263,7 +263,7 @@ def as_markdown(text: str) -> str:
     """Return what a part prints as Markdown: tables of columns in blocks of code, all else as it is."""
     blocks = [block.strip("\n") for block in text.split("\n\n") if block.strip()]
     columns = [not block.lstrip().startswith("|") and "   " in block for block in blocks]
-    return "".join(f"```\n{b}\n```\n" if is_code else f"{b}\n\n" for b, is_code in zip(blocks, columns, strict=True))
+    return "".join(f"```\n{b}\n```\n\n" if is_code else f"{b}\n\n" for b, is_code in zip(blocks, columns, strict=True))
 
 
 def write(part: str, text: str) -> None:

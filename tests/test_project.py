@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import bench
 import mmlab
 from conftest import ROOT
 from mmlab.cli import cli
@@ -70,6 +71,22 @@ def test_the_readmes_python_runs() -> None:
     exec(code, names)
     assert len(names["run"].samples) > 100
     assert names["run"].metrics.freed_rate > 0
+
+
+def test_benchmarks_are_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part replaces its own section and leaves the others; columns become code, tables of Markdown stay."""
+    monkeypatch.setattr(bench, "WRITTEN", tmp_path / "benchmarks.md")
+    bench.write("tune", "one")
+    bench.write("model", "two")
+    bench.write("tune", bench.as_markdown("name    s\nrun     2\n\n| a | b |\n|---|---|\n"))
+    text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == ["model", "tune"]
+    assert text.startswith(bench.HEAD)
+    assert "one" not in text.removeprefix(bench.HEAD)
+    assert "```\nname    s\nrun     2\n```\n\n| a | b |" in text
+    assert re.search(r" CPUs, Python 3\.\d+\.\d+, \d{4}-\d\d-\d\d, commit \w+", bench.about())
+    there = (ROOT / "reports" / "benchmarks.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (\w+)$", there, re.MULTILINE)) <= bench.PARTS.keys()
 
 
 # -- params ---------------------------------------------------------------------------------------------------------
