@@ -58,7 +58,14 @@ time_label, end_of_changes = charts.time_label, charts.end_of_changes
 
 
 def side_by_side(
-    draw: Draw, things: Named, *args: Any, width: int = 3, height: float = 3.8, ncols: int = 3, **kwargs: Any
+    draw: Draw,
+    things: Named,
+    *args: Any,
+    width: int = 3,
+    height: float = 3.8,
+    ncols: int = 3,
+    sharex: bool = True,
+    **kwargs: Any,
 ) -> list[Axes]:
     """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
 
@@ -72,11 +79,13 @@ def side_by_side(
         Axes in a row, and inches of a row.
     ncols : int
         Columns of the legend.
+    sharex : bool
+        Whether all have one x axis.
     """
     across = min(width, len(things))
     down = -(-len(things) // across)
     size = {"width": 9.6 if across < 3 else 11.5, "height": height * down}
-    panels = axes(across, down, **size, count=len(things), sharex=True, sharey=True)
+    panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=True)
     for ax, (label, thing) in zip(panels, things.items(), strict=True):
         draw(thing, *args, ax=ax, **kwargs).set_title(label)
         ax.label_outer()

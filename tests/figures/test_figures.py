@@ -84,6 +84,13 @@ def test_side_by_side(runs: dict[str, Run]) -> None:
     assert plots.figure_of(panels).legends, "with one legend"
 
 
+def test_side_by_side_on_own_scales() -> None:
+    """Amounts of two units, beside each other."""
+    few, many = (pd.DataFrame({"x": [top]}, ["a"]) for top in (1.0, 1000.0))
+    panels = plots.side_by_side(plots.bars, {"THPs": few, "MiB": many}, "", sharex=False)
+    assert [panel.get_xlim()[1] > 10 for panel in panels] == [False, True]
+
+
 def test_side_by_side_tables() -> None:
     """Any drawer, a panel a table, in rows, with one legend; logarithmic steps with a marked value."""
     table = pd.DataFrame({"time (s)": [0.0, 1.0], "MiB": [4.0, 0.5], "run": "a"})
