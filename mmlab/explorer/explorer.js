@@ -177,7 +177,7 @@ class Chart {
     const {width, height} = this.svg.getBoundingClientRect();
     if (!this.data || !width) return;
     const {x: [left, right], y: [low, high], log, layers} = this.data;
-    const frame = this.frame = {left: 40, right: width - 8, top: 6, bottom: height - 30};
+    const frame = this.frame = {left: 40, right: width - 12, top: 6, bottom: height - 30};
     const scale = value => log ? Math.log10(Math.max(value, 1e-9)) : value;
     const x = this.x = value => frame.left + (value - left) / (right - left) * (frame.right - frame.left);
     const y = this.y = value => frame.bottom - (scale(value) - scale(low)) / (scale(high) - scale(low)) * (frame.bottom - frame.top);
