@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from mmlab.errors import UserError
+from mmlab.params import read_yaml
 
 __all__ = ["DIFFERENCES", "DISTRIBUTIONS", "PATTERN", "RELEASES", "SERIES"]
 __all__ += ["Difference", "differing", "flags", "release"]
@@ -29,38 +31,7 @@ RELEASES = {
 """Series that the model was held against, and the newest stable release of each: the one that a series stands for."""
 SERIES = (*(f"6.{minor}" for minor in range(1, 20)), *(f"7.{minor}" for minor in range(4)))
 """Every series whose rules are known: those between two of `RELEASES` have the rows that began by then."""
-_UBUNTU = "ubuntu.com/security/livepatch/docs/kernels"
-_PROXMOX = "github.com/proxmox/pve-kernel, debian/changelog"
-DISTRIBUTIONS = {
-    "debian12": (
-        "6.1",
-        "Debian 12 keeps the longterm series 6.1.",
-        "lists.debian.org/debian-lts/2025/05/msg00081.html",
-    ),
-    "debian13": (
-        "6.12",
-        "Debian 13 keeps the longterm series 6.12.",
-        "lists.debian.org/debian-lts/2025/05/msg00081.html",
-    ),
-    "ubuntu22.04-hwe": ("6.8", "The last hardware enablement kernel of 22.04; 5.15 is not known.", _UBUNTU),
-    "ubuntu24.04": ("6.8", "The kernel that 24.04 was released with.", _UBUNTU),
-    "ubuntu24.04-hwe": ("7.0", "The newest hardware enablement kernel of 24.04; before: 6.11, 6.14, 6.17.", _UBUNTU),
-    "ubuntu26.04": ("7.0", "The kernel that 26.04 was released with.", _UBUNTU),
-    "pve8": ("6.8", "Built from Ubuntu 24.04's; for Proxmox VE 8 there are 6.2, 6.5, 6.11 and 6.14, too.", _PROXMOX),
-    "pve9": ("6.14", "Built from Ubuntu 25.04's; Proxmox VE 9.1 brought 6.17.", _PROXMOX),
-    "pve9.1": ("6.17", "The installer's kernel.", "github.com/anomixer/proxmox-vgpu-installer, README"),
-    "rhel9": (
-        "6.1",
-        "5.14 with Red Hat's backports, of which the model knows nothing: the oldest rules that it has. Splits do not "
-        "remap unless that was backported (variant legacy); redhat_only_zero_pages of 9.9 is the variant zero-only.",
-        "github.com/kubevirt/enhancements/pull/382",
-    ),
-    "rhel10": (
-        "6.12",
-        "CentOS Stream 10's kernels are 6.12.0-N.el10, with backports.",
-        "gitlab.com/gjacob2/centos-stream-10/-/tags",
-    ),
-}
+DISTRIBUTIONS: dict[str, list[str]] = read_yaml(Path(__file__).with_name("distributions.yaml"))
 """Distributions' names → the series whose rules they get, why, and the source. Backports are not known."""
 PATTERN = rf"(({'|'.join(map(re.escape, SERIES))})(\.\d+)?|{'|'.join(map(re.escape, DISTRIBUTIONS))})"
 """What a scenario's `kernel` looks like: a series, a stable release of one such as 6.18.15, or a distribution."""
