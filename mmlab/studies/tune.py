@@ -7,12 +7,12 @@
 >>> found.feasible, found.best.measures["saved"] >= 90
 (True, True)
 
-*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. The
-search starts from settings of each pace (`mmlab.studies.settings.BY`) that are spread over all levels of its knobs.
-Then it tries the neighbours of the best setting, two at a time, and goes on from the first that is better; once all
-neighbours of the best are tried, those of the next best follow: first within each pace, then among all. Later, limits
-are left out one by one to find what each of them costs. No setting is run twice, and the same seed tries the same
-settings on any number of processes.
+*Cheapest* means least CPU time of ksmd over the whole of `within`, unless `Goals.minimise` names another measure. Each
+pace (`mmlab.studies.settings.BY`) is searched by differential evolution over the levels of its knobs, which finds the
+valley. Then the search tries the neighbours of the best setting, two at a time, and goes on from the first that is
+better; once all neighbours of the best are tried, those of the next best follow. Later, limits are left out one by one
+to find what each of them costs. No setting is run twice, and the same seed tries the same settings on any number of
+processes.
 
 A setting that misses a limit ranks behind every setting that misses none, by its distance: the root of the sum of
 squares of the shares by which it misses each limit. Where no setting meets all limits, the search ends at the nearest.
@@ -26,7 +26,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from textwrap import indent
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -49,10 +49,14 @@ __all__ = ["Trial", "TuneResult", "tune"]
 
 RUNS = 240
 """Default limit on the runs of a search."""
-SPREAD, AT_ONCE = 16, 2
-"""Settings of each pace to start from; neighbours to try before the search goes on from the best again."""
-ALONE, TOGETHER, RELAXED = 0.65, 0.75, 0.9
-"""Shares of the runs after which each stage ends: neighbours within each pace, of all, without each limit."""
+POPULATION, AT_ONCE = 16, 2
+"""Members of a population; neighbours to try before the search goes on from the best again."""
+EVOLVED, ALONE, TOGETHER, RELAXED = 0.35, 0.65, 0.75, 0.9
+"""Shares of the runs after which each stage ends: evolution and neighbours of each pace, of all, without each limit."""
+EVOLUTION: dict[str, Any] = {"maxiter": 200, "mutation": (0.4, 0.9), "recombination": 0.8, "polish": False}
+"""Options of scipy's differential evolution."""
+MISSED = 1e9
+"""Score in the evolution of a setting that misses a limit: beyond any cost."""
 KINDS = ["meets all limits", "misses a limit"]
 """Trials in the figure's legend."""
 ROWS = 12
@@ -120,9 +124,9 @@ def tune(
         `runs` is too small, nothing may be changed, or `saved` has a limit and there is nothing to save.
     """
     searched = spaces(goals.scenario, goals.by, goals.levels)
-    least = 2 * SPREAD * len(searched)
+    least = 2 * POPULATION * len(searched)
     if runs < least:
-        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * SPREAD} for each pace")
+        raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * POPULATION} for each pace")
     reference, limits = Reference.of(goals.scenario), goals.limits
     if not reference.ideal and any(limit.measure == "saved" for limit in limits):
         hint = "No mergeable pages of the workload are zero-filled or equal."
@@ -150,11 +154,28 @@ def tune(
             rng.shuffle(new)  # type: ignore[arg-type]
             run(new[:AT_ONCE], until)
 
-    for by, levels in searched.items():
-        places = [rng.permutation(SPREAD) * len(values) // SPREAD for values in levels.values()]
-        run((Setting.at(by, levels, column) for column in np.transpose(places)), runs)
+    def evolve(by: str, until: int) -> None:
+        """Search the levels of a pace by differential evolution until there are `until` trials or it converges."""
+        from scipy.optimize import differential_evolution
+
+        def scores(places: np.ndarray) -> list[float]:
+            settings = [Setting.at(by, levels, column) for column in places.T]
+            run(settings, until)
+            ranks = [trials[s].rank(goals.minimise, limits) if s in trials else (math.inf, 0.0) for s in settings]
+            return [cost + (MISSED * (1 + missed) if missed else 0.0) for missed, cost in ranks]
+
+        levels = searched[by]
+        counts = [len(values) for values in levels.values()]
+        spread = np.array([rng.permutation(POPULATION) * count // POPULATION for count in counts], float)
+        more: dict[str, Any] = {"init": spread.T, "updating": "deferred", "vectorized": True, "rng": rng, **EVOLUTION}
+        done, whole = (lambda intermediate_result: len(trials) >= until), np.ones(len(counts), bool)  # noqa: ARG005
+        differential_evolution(scores, [(0, n - 1) for n in counts], integrality=whole, callback=done, **more)
+
+    for i, by in enumerate(searched):
+        done = len(trials)
+        evolve(by, int(done + (EVOLVED * runs - done) / (len(searched) - i)))
     for i, by in enumerate(searched, 1):
-        climb([by], limits, ALONE * i / len(searched))
+        climb([by], limits, EVOLVED + (ALONE - EVOLVED) * i / len(searched))
     climb(searched, limits, TOGETHER)
     for i, limit in enumerate(limits, 1):
         climb(searched, limit.others(limits), TOGETHER + (RELAXED - TOGETHER) * i / len(limits))

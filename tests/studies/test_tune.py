@@ -465,6 +465,17 @@ def test_as_good_as_a_grid(name: str, by: str, grid: dict[str, Any]) -> None:
         assert len(made.found.trials) <= bench_tune.RUNS
 
 
+def test_a_narrow_valley_is_found_among_all_paces() -> None:
+    """The best setting of the exhaustive grid of tests/bench_tune.py; neighbours of spread settings alone miss it."""
+    goals = Goals.load("keep_thps")
+    knobs = {"pages_to_scan": 20, "sleep_millisecs": 50, "use_zero_pages": 1, "smart_scan": 1, "max_ptes_none": 256}
+    known = Trial.run(goals.scenario, Reference.of(goals.scenario), Setting.of("fixed", knobs))
+    assert not known.violation(goals.limits)
+    found = tune(goals)
+    assert found.feasible
+    assert found.cost <= 1.02 * known.measures["ksmd_cpu"]
+
+
 # -- files, command line, figure --------------------------------------------------------------------------------------
 
 
