@@ -441,17 +441,11 @@ def _mesh(
     ax: Axes, numbers: pd.DataFrame, text: np.ndarray, colours: Any, span: tuple[float, float], size: int
 ) -> None:
     """Draw a coloured cell with its text for each number, none for NaN; the first row is on top."""
-    look = {"cmap": colours, "vmin": span[0], "vmax": span[1], "edgecolors": "white", "linewidth": 1.0}
-    mesh = ax.pcolormesh(np.ma.masked_invalid(numbers.to_numpy(float)), **look)
-    for (row, column), words in np.ndenumerate(text):
-        if np.isfinite(value := numbers.iat[row, column]):
-            ink = "white" if np.dot(mesh.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5 else theme.INK
-            theme.write(ax, words, (column + 0.5, row + 0.5), (0, 0), ha="center", fontsize=size, color=ink)
-    ax.set(xlabel=numbers.columns.name or "", ylabel=numbers.index.name or "", ylim=(len(numbers), 0))
-    ax.set_xticks(np.arange(numbers.shape[1]) + 0.5, [str(name) for name in numbers.columns])
-    ax.set_yticks(np.arange(numbers.shape[0]) + 0.5, [str(name) for name in numbers.index])
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
+    import seaborn as sns  # here, since loading it takes a second, which the explorer need not wait
+
+    look = {"cmap": colours, "vmin": span[0], "vmax": span[1], "linewidths": 1.0, "cbar": False}
+    sns.heatmap(numbers.astype(float), ax=ax, annot=text, fmt="", annot_kws={"fontsize": size}, **look)
+    ax.tick_params(length=0, rotation=0)
     ax.grid(visible=False)
 
 
