@@ -45,7 +45,7 @@ def read_parameters(namespace: Mapping[str, Any]) -> Scenario:
             exec(cell, {}, injected)
         elif _only_assigns(cell):
             exec(cell, {}, own)
-    if "In" not in namespace:  # the notebook as a script
+    if not own:  # no history: a script, or nbval
         own = {name: value for name, value in namespace.items() if isinstance(value, str | int | float | None)}
     own, injected = ({n: value for n, value in values.items() if n[0] != "_"} for values in (own, injected))
     check_names(own, injected)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Study", "describe", "expect", "summary"]
 
 
+SHOWN = "_studies"
+"""Name in a notebook's namespace of the studies that its cells have shown, by their findings."""
+
+
 class Study:
     """The base of all studies. A subclass has at least a table.
 
@@ -67,6 +71,10 @@ class Study:
         return None
 
     def _ipython_display_(self) -> None:
+        from IPython import get_ipython
+
+        if self.finding and (shell := get_ipython()):  # type: ignore[no-untyped-call]
+            shell.user_ns.setdefault(SHOWN, {})[self.finding] = self  # not Out, which nbval does not fill
         if self.finding:
             display.say(_lead_in_bold(self.finding))
         if (figure := self.plot()) is not None:
@@ -135,9 +143,8 @@ def summary(value: str, words: str, *shown: object) -> None:
         Studies, or the notebook's ``globals()``: all studies that its cells have shown so far.
     """
     display.headline(value, words)
-    things = (list(each["Out"].values()) if isinstance(each, Mapping) else [each] for each in shown)
-    studies = (thing for thing in chain.from_iterable(things) if isinstance(thing, Study))
-    findings = dict.fromkeys(study.finding for study in studies if study.finding)
+    things = (list(each.get(SHOWN, {}).values()) if isinstance(each, Mapping) else [each] for each in shown)
+    findings = dict.fromkeys(study.finding for study in chain.from_iterable(things) if study.finding)
     lines = "\n".join(f"- {_lead_in_bold(finding)}" for finding in findings)
     display.say(f'<div class="answer">\n\n{lines}\n\n</div>')
 

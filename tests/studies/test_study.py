@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pandas as pd
@@ -16,7 +17,7 @@ import matplotlib.pyplot as plt
 from mmlab import Scenario
 from mmlab.figures import figures as plots
 from mmlab.figures import notebook as display
-from mmlab.studies.study import Answer, Study, describe, expect, summary
+from mmlab.studies.study import SHOWN, Answer, Study, describe, expect, summary
 
 RATES = pd.DataFrame({"rate (MiB/s)": [5.0, 0.2]}, index=pd.Index(["legacy", "mainline"], name="variant"))
 ERRORS = pd.DataFrame({"rate (MiB/s)": [0.5, 0.0]}, index=RATES.index)
@@ -94,8 +95,17 @@ def test_describes_what_was_given(shown: list) -> None:
 
 def test_summary(shown: list) -> None:
     one, again = Answer(RATES, "One: 1"), Answer(RATES, "One: 1")
-    summary("27 batches", "free 920 MiB", one, {"Out": {1: Answer(RATES), 2: 5, 4: Answer(RATES, "Two"), 5: again}})
+    summary("27 batches", "free 920 MiB", one, Answer(RATES), {SHOWN: {"Two": Answer(RATES, "Two"), "One: 1": again}})
     (headline, about), (lines, _) = shown
     assert about == {"text/html": {"headline": {"value": "27 batches", "words": "free 920 MiB"}}}
     assert headline["text/plain"] == "27 batches free 920 MiB"
     assert lines["text/markdown"] == '<div class="answer">\n\n- **One:** 1\n- Two\n\n</div>'
+
+
+def test_a_notebook_knows_what_it_has_shown(shown: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = SimpleNamespace(user_ns={})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    for study in (Answer(RATES, "One: 1"), Answer(RATES), Answer(RATES, "Two")):
+        study._ipython_display_()
+    summary("27 batches", "free 920 MiB", shell.user_ns)
+    assert shown[-1][0]["text/markdown"] == '<div class="answer">\n\n- **One:** 1\n- Two\n\n</div>'
