@@ -124,12 +124,12 @@ def expect(what: str, value: float, *, least: float | None = None, most: float |
 
 
 def describe(scenario: Scenario) -> None:
-    """Display which fields of the scenario were given; of lists, their lengths."""
-    fields = [name for name in type(scenario).model_fields if name in scenario.model_fields_set]
+    """Display the scenario's kernel, and which other fields were given; of lists, their lengths."""
+    fields = [name for name in type(scenario).model_fields if name in scenario.model_fields_set - {"kernel"}]
     given = {name: getattr(scenario, name) for name in fields}
     given |= {name: len(value) for name, value in given.items() if isinstance(value, tuple)}
     words = ", ".join(f"`{name}={value}`" for name, value in given.items())
-    display.say(f"**Simulated:** {words or 'all parameters have their defaults'}.")
+    display.say(f"**Simulated on Linux {scenario.kernel}:** {words or 'all parameters have their defaults'}.")
 
 
 def summary(value: str, words: str, *shown: object) -> None:

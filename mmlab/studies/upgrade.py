@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from mmlab.scenario import Scenario
 from mmlab.studies.runs import COLUMNS, measured
 from mmlab.studies.study import Answer
 
-__all__ = ["Upgrade", "upgrade"]
+__all__ = ["Upgrade", "on_another_kernel", "upgrade"]
 
 REMAP = "zero_pages_are_remapped"
 """What came with 6.12 and is a variant here, not a difference between kernels."""
@@ -124,6 +125,19 @@ class Upgrade:
         return found.found(words, title="Paces", digits=3)
 
 
+def on_another_kernel(runs: Mapping[str, Run], kernel: str) -> Answer:
+    """Study which of these runs another kernel changes: those that differ in a counter at any time."""
+    moved = {}
+    for label, run in runs.items():
+        other = simulate(run.scenario.replace(kernel=kernel), variant=run.variant)
+        moved[label] = Upgrade(run.scenario.kernel, kernel, {"": run, kernel: other}).moved()[kernel]
+    columns = {"counters that differ": list(map(len, moved.values())), "most": list(map(_most, moved.values()))}
+    leading = Counter(_ranked(changes)[0] for changes in moved.values() if changes)
+    words = f"On Linux {kernel} {len(moved) - leading.total()} of {len(moved)} runs do the same in every counter"
+    words += f"; the others differ, most often in `{leading.most_common(1)[0][0]}`" if leading else ""
+    return Answer(pd.DataFrame(columns, pd.Index(moved, name="run")), f"{words}.", title=f"On Linux {kernel}")
+
+
 def _both(values: Iterable[float | None], unit: str) -> str:
     """Return the numbers of both kernels in words."""
     one, other = ("never" if x is None or x != x else f"{x:,.4g}" for x in values)
@@ -136,13 +150,18 @@ def _row(label: str) -> str:
     return label.removeprefix("with ")
 
 
+def _ranked(changes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return the counters in the order of their change at the end, in proportion."""
+    return sorted(changes, key=lambda name: -abs(np.log((1 + changes[name][1]) / (1 + changes[name][0]))))
+
+
 def _most(changes: Mapping[str, tuple[int, int]]) -> str:
     """Return the three counters that change most at the end, or else that differ on the way."""
-    by_share = sorted(changes, key=lambda n: -abs(np.log((1 + changes[n][1]) / (1 + changes[n][0]))))
+    by_share = _ranked(changes)
     ends = [
         f"{name} {changes[name][0]:,} → {changes[name][1]:,}" for name in by_share[:3] if len(set(changes[name])) > 1
     ]
-    return "; ".join(ends) or f"on the way: {', '.join(by_share[:3])}"
+    return "; ".join(ends) or (f"on the way: {', '.join(by_share[:3])}" if by_share else "–")
 
 
 def upgrade(scenario: Scenario, before: str | float, after: str | float) -> Upgrade:

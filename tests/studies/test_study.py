@@ -89,8 +89,8 @@ def test_describes_what_was_given(shown: list) -> None:
     describe(Scenario(memory_mib=1024, smart_scan=0))
     describe(Scenario())
     (given, _), (nothing, _) = shown
-    assert given["text/markdown"] == "**Simulated:** `smart_scan=0`, `memory_mib=1024`."
-    assert nothing["text/markdown"] == "**Simulated:** all parameters have their defaults."
+    assert given["text/markdown"] == "**Simulated on Linux 6.12:** `smart_scan=0`, `memory_mib=1024`."
+    assert nothing["text/markdown"] == "**Simulated on Linux 6.12:** all parameters have their defaults."
 
 
 def test_summary(shown: list) -> None:

@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 
-from mmlab import Scenario
+from mmlab import Scenario, simulate
 from mmlab.errors import UserError
 from mmlab.kernel.versions import DIFFERENCES, SERIES, differing, flags, release
 from mmlab.params import find_params, params_files
 from mmlab.results.trace import load
-from mmlab.studies.upgrade import REMAP, TIMES, Upgrade, upgrade
+from mmlab.studies.upgrade import REMAP, TIMES, Upgrade, on_another_kernel, upgrade
 
 SHOWN = {
     "smart_scan_exists": {"pages_skipped": (0, 9344)},
@@ -134,3 +134,14 @@ def test_kernels_as_numbers() -> None:
 def test_unknown_kernels() -> None:
     with pytest.raises(UserError, match="nearest"):
         upgrade(Scenario(memory_mib=2), "6.12", "7.9")
+
+
+def test_runs_on_another_kernel() -> None:
+    """One run that the newer kernel leaves alone, and one that it changes."""
+    asked = load(find_params("upgrade/forget_age"))
+    runs = {"as it is": simulate(asked), "calm": simulate(Scenario(memory_mib=4, horizon_full_scans=3))}
+    found = on_another_kernel(runs, "7.3")
+    assert found.table()["counters that differ"].astype(bool).tolist() == [True, False]
+    assert found.finding == (
+        "On Linux 7.3 1 of 2 runs do the same in every counter; the others differ, most often in `pages_sharing`."
+    )
