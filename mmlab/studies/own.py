@@ -9,10 +9,9 @@ from itertools import product
 import pandas as pd
 
 from mmlab.figures import figures as plots
-from mmlab.studies.scenes import AnyVariant
 from mmlab.studies.study import Answer
 from mmlab.studies.verdict import Verdict
-from mmlab.variants import VARIANTS, Variant, possible, resolve, truth_table
+from mmlab.variants import VARIANTS, AnyVariant, Variant, possible, resolve, truth_table
 
 __all__ = ["answers", "gains", "named", "ranking"]
 
@@ -59,7 +58,7 @@ def gains(matrix: Verdict, yours: str, rivals: Sequence[str]) -> Answer:
     """Compare a variant with each rival, in the questions in which one of the two is better."""
     better = {v: {"+": matrix.better(yours, v), "-": matrix.better(v, yours)} for v in rivals}
     asked = [q for q in matrix.questions if any(q.key in keys for signs in better.values() for keys in signs.values())]
-    labels = {q.key: f"{q.key} {q.label} ({q.unit}{matrix.sure(q)})" for q in asked}
+    labels = {q.key: matrix.labels[q.key] for q in asked}
     marks = pd.DataFrame("=", [*labels], [*rivals])
     for v, sign in product(rivals, "+-"):
         marks.loc[better[v][sign], v] = sign

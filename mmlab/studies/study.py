@@ -1,6 +1,6 @@
 """Studies, which notebooks are made of. A study answers one question with a table, a figure and one finding.
 
-A function of this package takes a scenario and returns a `Study`. As the last line of a notebook's cell it shows
+A function of this package takes a scenario and returns an `Answer`. As the last line of a notebook's cell it shows
 finding, figure and table; a report saves the data of the latter two beside its page.
 
 >>> rates = pd.DataFrame({"MiB/s": [5.3, 0.21]}, ["legacy", "mainline"])
@@ -28,20 +28,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Answer", "Study", "describe", "expect", "summary"]
+__all__ = ["Answer", "describe", "expect", "summary"]
 
 
 SHOWN = "_studies"
 """Name in a notebook's namespace of the studies that its cells have shown, by their findings."""
 
 
-class Study:
-    """The base of all studies. A subclass has at least a table.
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """A study: data, what was found, and a figure.
 
     Attributes
     ----------
+    data : DataFrame
+        The study's numbers.
     finding : str
         What was found, computed: one line of Markdown. Words up to the first colon are shown in bold.
+    figure : Axes, sequence of Axes or None
+        What was drawn.
     title : str
         Caption of the table, whose files are named after it. A table without a title is not shown: then the figure has
         all of it.
@@ -55,7 +60,9 @@ class Study:
         Decimals of the table's fractions, or of those of each column.
     """
 
+    data: pd.DataFrame
     finding: str = ""
+    figure: Axes | Sequence[Axes] | None = None
     title: str = ""
     note: str = ""
     alt: str = ""
@@ -64,11 +71,15 @@ class Study:
 
     def table(self) -> pd.DataFrame:
         """Return the study's numbers."""
-        raise NotImplementedError
+        return self.data
 
     def plot(self) -> Figure | None:
-        """Draw the study's figure and return it; None if it has none."""
-        return None
+        """Return the study's figure; None if it has none."""
+        return None if self.figure is None else figure_of(self.figure)
+
+    def found(self, finding: str, figure: Axes | Sequence[Axes] | None = None, **parts: Any) -> Answer:
+        """Return the study with a finding, and with other parts that follow from its numbers."""
+        return replace(self, finding=finding, figure=figure or self.figure, **parts)
 
     def _ipython_display_(self) -> None:
         from IPython import get_ipython
@@ -82,33 +93,9 @@ class Study:
             words = f"{'; '.join(filter(None, dict.fromkeys(axes)))}. {self.finding.replace('`', '')}"
             display.show(figure, self.alt or words, self.note)
         if self.title:
-            table = self.table().reset_index(level=[*range(1, self.table().index.nlevels)])
+            table = self.data.reset_index(level=[*range(1, self.data.index.nlevels)])
             errors = None if self.errors is None else self.errors.set_axis(table.index)
             display.table(table, self.title, self.digits, errors)
-
-
-@dataclass(frozen=True, repr=False)
-class Answer(Study):
-    """A study made of its parts, see `Study`."""
-
-    data: pd.DataFrame
-    finding: str = ""
-    figure: Axes | Sequence[Axes] | None = None
-    title: str = ""
-    note: str = ""
-    alt: str = ""
-    errors: pd.DataFrame | None = None
-    digits: Mapping[str, int] | int = 1
-
-    def table(self) -> pd.DataFrame:
-        return self.data
-
-    def plot(self) -> Figure | None:
-        return None if self.figure is None else figure_of(self.figure)
-
-    def found(self, finding: str, figure: Axes | Sequence[Axes] | None = None, **parts: Any) -> Answer:
-        """Return the study with a finding, and with other parts that follow from its numbers."""
-        return replace(self, finding=finding, figure=figure or self.figure, **parts)
 
 
 def expect(what: str, value: float, *, least: float | None = None, most: float | None = None, unit: str = "") -> str:

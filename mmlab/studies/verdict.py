@@ -24,26 +24,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from mmlab.errors import UserError, unknown
 from mmlab.figures.figures import axes, verdict_table
-from mmlab.figures.theme import figure_of
 from mmlab.params import read_yaml
-from mmlab.results.run import Run, simulate
-from mmlab.results.uncertainty import error_of, one_digit
+from mmlab.results.run import simulate
+from mmlab.results.uncertainty import one_digit
 from mmlab.scenario import Scenario
-from mmlab.studies.measures import value
+from mmlab.studies.measures import standard_error, value
 from mmlab.studies.pingpong import scan_seconds
-from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, AnyVariant, described
-from mmlab.studies.study import Study
-from mmlab.variants import VARIANTS, resolve
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, described
+from mmlab.studies.study import Answer
+from mmlab.variants import VARIANTS, AnyVariant, resolve
 
 __all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "verdict", "weights"]
 
@@ -66,15 +62,6 @@ class Question:
     scene: str
     measure: str
 
-    @property
-    def from_text_only(self) -> bool:
-        """Whether the question is about a rule that was only read, never seen on a kernel."""
-        return self.who == "text"
-
-    def answer(self, run: Run) -> float | None:
-        """Return the number that the question asks for; None if the thing never happens in the run."""
-        return value(run, self.measure)
-
 
 QUESTIONS = {
     key: Question(key, **values) for key, values in read_yaml(Path(__file__).with_name("questions.yaml")).items()
@@ -82,8 +69,8 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Verdict(Study):
-    """The matrix of questions and variants: a study, whose figure is the matrix.
+class Verdict:
+    """The matrix of questions and variants.
 
     Attributes
     ----------
@@ -104,22 +91,24 @@ class Verdict(Study):
         """The questions, in the order of the rows."""
         return [QUESTIONS[key] for key in self.cells.index]
 
-    def table(self) -> pd.DataFrame:
-        """Return the cells; the names of rows and columns say what they are."""
-        labels = {q.key: f"{q.key} {q.label} ({q.unit}{self.sure(q)})" for q in self.questions}
-        return self.cells.rename(index=labels, columns=lambda name: "\n".join(CODES.get(name, [name])))
-
-    def plot(self) -> Figure:
-        """Draw the matrix."""
-        table = self.table()
-        marks, words = (t.set_axis(table.index).set_axis(table.columns, axis=1) for t in (self.marks, self.words))
-        return figure_of(verdict_table(table, marks, words, axes(width=10.6, height=0.9 + 0.29 * len(table))[0]))
-
     @property
-    def finding(self) -> str:  # type: ignore[override]
-        """Which variants are among the best, and in how many questions."""
+    def labels(self) -> dict[str, str]:
+        """The questions' words, units and errors by their keys."""
+        return {q.key: f"{q.key} {q.label} ({q.unit}{self.sure(q)})" for q in self.questions}
+
+    def study(self) -> Answer:
+        """Return the cells under names that say what they are, the matrix as a figure, and who is best how often."""
+        codes = {name: "\n".join(CODES.get(name, [name])) for name in self.cells}
+        table, marks, words = (
+            t.rename(codes, axis=1).rename(self.labels) for t in (self.cells, self.marks, self.words)
+        )
+        figure = verdict_table(table, marks, words, axes(width=10.6, height=0.9 + 0.29 * len(table))[0])
         best = (self.marks == "+").sum().sort_values(ascending=False, kind="stable")
-        return f"Among the best of {len(self.cells)} questions: {', '.join(f'{v} {n}' for v, n in best.items())}."
+        said = ", ".join(f"{variant} {questions}" for variant, questions in best.items())
+        return Answer(table, f"Among the best of {len(table)} questions: {said}.", figure)
+
+    def _ipython_display_(self) -> None:
+        self.study()._ipython_display_()
 
     def _goodness(self) -> pd.DataFrame:
         """Return the numbers, the more the better: a column a question, a row a variant."""
@@ -185,7 +174,7 @@ class Verdict(Study):
         values = ", ".join(f"{name}={getattr(s, name)}" for name in shown if not name.startswith("horizon_"))
         lines = [
             _wrapped("+ best of the row, - worst, = all the same (within 5 %); inf: never within the run."),
-            *["* from the text only: no recorded kernel has shown it."] * any(q.from_text_only for q in self.questions),
+            *["* from the text only: no recorded kernel has shown it."] * any(q.who == "text" for q in self.questions),
             _wrapped(f"Asked of: {values}. A full scan takes {scan_seconds(s):g} s."),
             "",
         ]
@@ -206,7 +195,7 @@ class Verdict(Study):
         cells = self.cells.astype(object).where(self.cells.notna(), None)
         tables = {"cells": cells, "errors": self.errors, "marks": self.marks}
         questions = [
-            {**asdict(q), "scene_is": described(q.scene), "from_text_only": q.from_text_only}
+            {**asdict(q), "scene_is": described(q.scene), "from_text_only": q.who == "text"}
             | {name: table.loc[q.key].to_dict() for name, table in tables.items()}
             for q in self.questions
         ]
@@ -255,9 +244,9 @@ def verdict(
     for done, (scene, (name, variant)) in enumerate(product(scenes, chosen.items()), start=1):
         run = simulate(SCENES[scene](base), variant=variant)
         for q in (q for q in asked if q.scene == scene):
-            value = q.answer(run)
-            cells.at[q.key, name] = np.nan if value is None else round(float(value), 9)
-            errors.at[q.key, name] = round(error_of(run, q.answer), 9)
+            found = value(run, q.measure)
+            cells.at[q.key, name] = np.nan if found is None else round(float(found), 9)
+            errors.at[q.key, name] = round(standard_error(run, q.measure), 9)
         if progress:
             progress(done, len(scenes) * len(chosen), f"{scene}, {name}")
     return Verdict(base, cells, errors)

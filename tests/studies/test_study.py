@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from mmlab import Scenario
 from mmlab.figures import figures as plots
 from mmlab.figures import notebook as display
-from mmlab.studies.study import SHOWN, Answer, Study, describe, expect, summary
+from mmlab.studies.study import SHOWN, Answer, describe, expect, summary
 
 RATES = pd.DataFrame({"rate (MiB/s)": [5.0, 0.2]}, index=pd.Index(["legacy", "mainline"], name="variant"))
 ERRORS = pd.DataFrame({"rate (MiB/s)": [0.5, 0.0]}, index=RATES.index)
@@ -65,8 +65,6 @@ def test_without_figure_or_title(shown: list) -> None:
     Answer(RATES, "They differ.")._ipython_display_()
     assert [data["text/plain"] for data, _ in shown] == ["They differ."]
     assert Answer(RATES).plot() is None
-    with pytest.raises(NotImplementedError):
-        Study().table()
 
 
 @pytest.mark.parametrize(

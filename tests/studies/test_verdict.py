@@ -244,12 +244,13 @@ def test_says_how_sure_it_is() -> None:
 
 def test_is_a_study() -> None:
     v = verdict(SMALL, ["mainline", "ksm-opt-out"], ["c1", "f2"])
-    table = v.table()
+    study = v.study()
+    table = study.table()
     assert list(table) == ["V0\nmain", "V2\nopt"]
     assert list(table.index) == ["c1 pressure: freed (MiB)", "f2 in no KSM counter (MiB)"]
     assert table.to_numpy().tolist() == v.cells.to_numpy().tolist()
-    assert v.finding == "Among the best of 2 questions: ksm-opt-out 1, mainline 0."
-    figure = v.plot()
+    assert study.finding == "Among the best of 2 questions: ksm-opt-out 1, mainline 0."
+    figure = study.plot()
     assert figure is not None
     (drawn,) = tables_of(figure).values()
     assert drawn.shape == (2, 3)
