@@ -116,13 +116,8 @@ def metrics(runs: Mapping[str, Run]) -> pd.DataFrame:
         the better run, ``equal`` (within 1 %), or blank where that is not clear (`Metric.better`; amounts only for the
         :func:`same_task`). What is missing is not a number.
     """
-    (one, first), (other, second) = runs.items()
-    a, b = (run.metrics.as_dict() for run in (first, second))
-    names = [name for name in METRICS if a[name] or b[name]]
-    table = pd.DataFrame(
-        {"unit": [METRICS[n].unit for n in names], one: [a[n] for n in names], other: [b[n] for n in names]},
-        index=pd.Index(names, name="metric"),
-    ).astype({one: float, other: float})
-    table["difference"] = table[other] - table[one]
-    found = better(runs)
-    return table.assign(better=[found[name] for name in names])
+    table = pd.DataFrame({label: run.metrics.as_dict() for label, run in runs.items()}, dtype=float)
+    table = table[table.fillna(0).any(axis=1)].rename_axis("metric")
+    table.insert(0, "unit", [METRICS[name].unit for name in table.index])
+    table["difference"] = table.iloc[:, 2] - table.iloc[:, 1]
+    return table.assign(better=pd.Series(better(runs)))

@@ -1,7 +1,8 @@
 """Measures: numbers that are read from a run, by their names.
 
-A measure is a function of this module, a field of `mmlab.studies.pingpong.Loop` (``loop.swing_mib``), counters of pages
-whose sum at the end is meant, in MiB, a counter as it is (``#thp_split_page``), or a metric of `mmlab.results.metrics`.
+A measure is a function of this module, what `mmlab.studies.pingpong.measure` finds (``loop.swing_mib``), counters of
+pages whose sum at the end is meant, in MiB, a counter as it is (``#thp_split_page``), or a metric of
+`mmlab.results.metrics`.
 
 >>> from mmlab import Scenario, simulate
 >>> run = simulate(Scenario(memory_mib=4, zero_fraction=0.5, use_zero_pages=1, horizon_full_scans=2))
@@ -20,6 +21,7 @@ from mmlab.results.metrics import METRICS, PAGES_PER_MIB, UNSURE
 from mmlab.results.run import Run
 from mmlab.results.uncertainty import error_of
 from mmlab.studies import pingpong
+from mmlab.studies.judge import given_back
 
 __all__ = ["Measure", "standard_error", "value", "wasted"]
 
@@ -34,7 +36,7 @@ def value(run: Run, what: str | Measure) -> float | None:
     if what in globals():
         return globals()[what](run)  # type: ignore[no-any-return]
     if what.startswith("loop."):
-        return float(getattr(pingpong.measure(run), what.removeprefix("loop.")))
+        return float(pingpong.measure(run)[what.removeprefix("loop.")])
     names = what.removeprefix("#").split()
     if set(names) <= set(run.rows.dtype.names or ()) and (what not in METRICS or METRICS[what].unit == "pages"):
         return last(run, *names) if what.startswith("#") else mib(run, *names)
@@ -93,6 +95,12 @@ def gone_after(run: Run, share: float = 0.99) -> float | None:
     waste = wasted(run)
     done = np.flatnonzero(waste <= (1 - share) * waste[0])
     return float(run.rows["time_ns"][done[0]]) / 1e9 if len(done) and waste[0] else None
+
+
+def given_back_after(run: Run) -> float | None:
+    """Return when 99 % of what the run frees has been given back, s; None if it frees nothing."""
+    row = given_back(run)
+    return None if row is None else float(run.rows["time_ns"][row]) / 1e9
 
 
 def gone_since_ksm(run: Run) -> float | None:

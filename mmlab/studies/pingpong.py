@@ -14,7 +14,6 @@ block that will come back has had its chance:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,42 +28,8 @@ from mmlab.scenario import Scenario
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Loop", "block_maps", "blocks_collapsed", "collapses", "draw_blocks", "enders", "for_turns", "huge_again"]
-__all__ += ["mapped", "measure", "moments", "period", "scan_seconds", "turn_seconds", "underused"]
-__all__ += ["zero_pages_of_blocks"]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What ksmd and khugepaged do to each other in a run, after khugepaged's first turn.
-
-    Attributes
-    ----------
-    collapses_per_hour, in_vain_per_hour
-        Blocks that khugepaged collapsed, and huge pages that it allocated for a collapse that failed (K8).
-    splits_per_hour
-        THPs split, whoever did it.
-    swing_mib, mean_mib
-        Most less fewest frames, and frames on the average over time, MiB.
-    thps
-        Huge pages on the average over time.
-    ksmd_cpu, khugepaged_cpu
-        CPU time, seconds an hour; khugepaged's by estimated costs.
-    """
-
-    collapses_per_hour: float
-    in_vain_per_hour: float
-    splits_per_hour: float
-    swing_mib: float
-    mean_mib: float
-    thps: float
-    ksmd_cpu: float
-    khugepaged_cpu: float
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether anything is still collapsed."""
-        return self.collapses_per_hour > 0
+__all__ = ["block_maps", "blocks_collapsed", "collapses", "draw_blocks", "enders", "for_turns", "huge_again", "mapped"]
+__all__ += ["measure", "period", "scan_seconds", "turn_seconds", "underused", "zero_pages_of_blocks"]
 
 
 def turn_seconds(s: Scenario) -> float:
@@ -79,8 +44,19 @@ def scan_seconds(s: Scenario) -> float:
     return max(0.1, round(batches * ticks / s.hz + s.total_pages * 1e-6, 1))
 
 
-def measure(run: Run) -> Loop:
-    """Measure whole turns of khugepaged after its first and ksmd's fourth full scan, or a short run's second half."""
+def measure(run: Run) -> pd.Series:
+    """Measure what ksmd and khugepaged do to each other, in whole turns of khugepaged.
+
+    What comes before khugepaged's second turn and ksmd's fifth full scan is left out, or a short run's first half.
+
+    Returns
+    -------
+    Series
+        ``collapses_per_hour``, ``in_vain_per_hour``: blocks that khugepaged collapsed, and huge pages that it allocated
+        for a collapse that failed (K8). ``splits_per_hour``: THPs split, whoever did it. ``swing_mib``, ``mean_mib``:
+        most less fewest frames, and frames on the average over time, MiB. ``thps``: huge pages on the average over
+        time. ``ksmd_cpu``, ``khugepaged_cpu``: CPU time, seconds an hour; khugepaged's by estimated costs.
+    """
     rows, turn = run.rows, turn_seconds(run.scenario)
     settled = min(max(turn, 4 * scan_seconds(run.scenario)) * 1e9, int(rows["time_ns"][-1]) / 2)
     start = int(np.searchsorted(rows["time_ns"], settled))
@@ -90,24 +66,15 @@ def measure(run: Run) -> Loop:
     rows = rows[bursts[0] : bursts[whole] + 1] if whole > 0 else rows[start:]
     times = np.diff(rows["time_ns"])
     seconds = max(float(times.sum()) / 1e9, 1e-9)
-
-    def hourly(name: str) -> float:
-        return 3600 * float(rows[name][-1] - rows[name][0]) / seconds
-
-    def mean(name: str) -> float:
-        return float((rows[name][:-1] * times).sum() / max(times.sum(), 1)) if len(times) else float(rows[name][-1])
-
-    tried, done = hourly("thp_collapse_alloc"), hourly("pages_collapsed")
-    return Loop(
-        collapses_per_hour=done,
-        in_vain_per_hour=tried - done,
-        splits_per_hour=hourly("thp_split_page"),
-        swing_mib=float(rows["frames"].max() - rows["frames"].min()) / PAGES_PER_MIB,
-        mean_mib=mean("frames") / PAGES_PER_MIB,
-        thps=mean("huge_pmds"),
-        ksmd_cpu=hourly("ksmd_cpu_ns") / 1e9,
-        khugepaged_cpu=hourly("khugepaged_cpu_ns") / 1e9,
+    counted = "thp_collapse_alloc pages_collapsed thp_split_page ksmd_cpu_ns khugepaged_cpu_ns".split()
+    tried, done, split, ksmd, khugepaged = (3600 * float(np.ptp(rows[name][[0, -1]])) / seconds for name in counted)
+    frames, thps = (
+        float((rows[name][:-1] * times).sum() / max(times.sum(), 1)) if len(times) else float(rows[name][-1])
+        for name in ("frames", "huge_pmds")
     )
+    found = {"collapses_per_hour": done, "in_vain_per_hour": tried - done, "splits_per_hour": split}
+    found |= {"swing_mib": float(np.ptp(rows["frames"])) / PAGES_PER_MIB, "mean_mib": frames / PAGES_PER_MIB}
+    return pd.Series(found | {"thps": thps, "ksmd_cpu": ksmd / 1e9, "khugepaged_cpu": khugepaged / 1e9})
 
 
 def for_turns(s: Scenario, turns: float) -> Scenario:
@@ -119,17 +86,12 @@ def for_turns(s: Scenario, turns: float) -> Scenario:
 
 
 def mapped(s: Scenario) -> Run:
-    """Simulate with page maps at even times, and around bursts of collapses."""
-    return simulate(s, maps_at=moments(simulate(s)))
-
-
-def moments(run: Run, count: int = 150) -> set[tuple[int, int]]:
-    """Return where to take page maps for `simulate(maps_at=…)`: at even times, and around bursts of collapses."""
-    rows = run.rows
-    even = np.searchsorted(rows["time_ns"], np.linspace(0, rows["time_ns"][-1], count))
+    """Simulate with page maps at 150 even times, and around bursts of collapses."""
+    rows = simulate(s).rows
+    even = np.searchsorted(rows["time_ns"], np.linspace(0, rows["time_ns"][-1], 150))
     bursts = np.flatnonzero(np.diff(rows["pages_collapsed"]) > 0)
-    chosen = np.unique(np.concatenate([even, bursts, bursts + 1]))
-    return {(int(rows["batch"][i]), int(rows["rank"][i])) for i in chosen}
+    chosen = rows[np.unique(np.concatenate([even, bursts, bursts + 1]))]
+    return simulate(s, maps_at=set(zip(chosen["batch"].tolist(), chosen["rank"].tolist(), strict=True)))
 
 
 def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:

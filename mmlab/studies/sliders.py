@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmlab.figures import figures
-from mmlab.results.run import Run, simulate
+from mmlab.results.run import simulate
 from mmlab.scenario import Scenario
-from mmlab.studies.judge import given_back
-from mmlab.studies.measures import Measure
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS
@@ -18,19 +16,7 @@ from mmlab.variants import VARIANTS
 __all__ = ["places", "variants"]
 
 
-def gone_after(run: Run) -> float | None:
-    """Return when 99 % of what is given back has been given back, s."""
-    row = given_back(run)
-    return None if row is None else float(run.rows["time_ns"][row]) / 1e9
-
-
-BACK, AFTER, MOST = "given back (MiB)", "99 % of it after (s)", "… per budget"
-COLUMNS: dict[str, str | Measure] = {
-    BACK: "freed_mib",
-    AFTER: gone_after,
-    "most by one batch (pages)": "most_freed_by_batch",
-}
-COLUMNS |= {MOST: "most_freed_per_budget", "ksmd CPU (%)": "ksmd_cpu_percent", "THPs left": "thps_left"}
+AFTER, MOST = "99 % of it after (s)", "… per budget"
 
 
 def places(scenario: Scenario, compare: str, field: str, values: Sequence[float], title: str) -> Answer:
@@ -62,7 +48,7 @@ def variants(scenario: Scenario) -> Answer:
     """Study the scenario under every variant: a panel a variant, memory over time."""
     found = _memory({v: scenario.replace(variant=v) for v in VARIANTS}, "variant", "By variant")
     over = ", ".join(found.data.index[found.data[MOST] > 1]) or "no variant"
-    back = found.data[BACK]
+    back = found.data["given back (MiB)"]
     best = ", ".join(back.index[np.isclose(back, back.max())])
     return found.found(
         f"More than the budget is freed by one batch under: {over}; most ({back.max():,.0f} MiB) by {best}."
@@ -72,7 +58,7 @@ def variants(scenario: Scenario) -> Answer:
 def _memory(things: Mapping[str, Scenario], name: str, title: str) -> Answer:
     """Simulate scenarios by their labels, and draw and measure the memory of each."""
     runs = {label: simulate(scenario) for label, scenario in things.items()}
-    found = measured(runs, COLUMNS, name, title=title, digits={AFTER: 2, MOST: 2})
+    found = measured(runs, "sliders", name, title=title, digits={AFTER: 2, MOST: 2})
     longest = max(float(run.rows["time_ns"][-1]) / 1e9 for run in runs.values())
     until = min(longest, 1.2 * max(1.0, found.data[AFTER].max(skipna=True)))
     width = 3 if len(runs) > 6 else 2

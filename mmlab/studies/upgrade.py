@@ -20,7 +20,7 @@ import pandas as pd
 from mmlab.kernel.versions import DIFFERENCES, DISTRIBUTIONS, flags, release
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
-from mmlab.studies.runs import COLUMNS, measured
+from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
 __all__ = ["Upgrade", "on_another_kernel", "upgrade"]
@@ -29,6 +29,22 @@ REMAP = "zero_pages_are_remapped"
 """What came with 6.12 and is a variant here, not a difference between kernels."""
 TIMES = ("time_ns", "batch", "rank", "ksmd_cpu_ns", "khugepaged_cpu_ns", "freed_by_batch")
 """Counters of a sample that say when something happened."""
+
+
+def moved(first: Run, other: Run) -> dict[str, tuple[int, int]]:
+    """Return which counters of two runs differ at some of 500 times.
+
+    Values are the counters at the end, of both runs; first come those that change most, in proportion. Events that fail
+    are counted, too.
+    """
+    both = first, other
+    times = np.linspace(0, max(int(run.rows["time_ns"][-1]) for run in both), 501)
+    one, two = (run.rows[np.searchsorted(run.rows["time_ns"], times, side="right") - 1] for run in both)
+    names = [name for name in first.rows.dtype.names or () if name not in TIMES and (one[name] != two[name]).any()]
+    ends = {name: (int(first.rows[name][-1]), int(other.rows[name][-1])) for name in names}
+    if first.results != other.results:
+        ends["failed events"] = sum(map(bool, first.results)), sum(map(bool, other.results))
+    return dict(sorted(ends.items(), key=lambda end: -abs(np.log((1 + end[1][1]) / (1 + end[1][0])))))
 
 
 @dataclass(frozen=True)
@@ -53,29 +69,9 @@ class Upgrade:
         return {f"① {self.before}": self.runs[self.before], f"② {self.after}": self.runs[self.after]}
 
     def moved(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Return for each run after the first which counters are not those of the first run at some of 500 times.
-
-        Values are the counters at the end, of the first run and of that run. Events that fail are counted, too.
-        """
+        """Return for each run after the first what differs from the first run, see `moved`."""
         first, *others = self.runs.values()
-        times = np.linspace(0, max(int(run.rows["time_ns"][-1]) for run in self.runs.values()), 501)
-        names = [name for name in first.rows.dtype.names or () if name not in TIMES]
-
-        def seen(run: Run) -> np.ndarray:
-            found: np.ndarray = run.rows[np.searchsorted(run.rows["time_ns"], times, side="right") - 1]
-            return found
-
-        def failed(run: Run) -> int:
-            return sum(bool(result) for result in run.results)
-
-        one, moved = seen(first), {}
-        for label, run in zip(list(self.runs)[1:], others, strict=True):
-            other = seen(run)
-            ends = {name: (int(first.rows[name][-1]), int(run.rows[name][-1])) for name in names}
-            moved[label] = {n: end for n, end in ends.items() if len(set(end)) > 1 or (one[n] != other[n]).any()}
-            if first.results != run.results:
-                moved[label]["failed events"] = (failed(first), failed(run))
-        return moved
+        return {label: moved(first, run) for label, run in zip(list(self.runs)[1:], others, strict=True)}
 
     def rules(self) -> Answer:
         """Study which rules differ between the kernels."""
@@ -98,7 +94,7 @@ class Upgrade:
     def counters(self) -> Answer:
         """Study which of the rules move the scenario's counters."""
         moved = self.moved()
-        found = measured(self.runs, COLUMNS["upgrade"], "kernel")
+        found = measured(self.runs, "upgrade", "kernel")
         found.data.insert(0, "counters that differ", [0, *map(len, moved.values())])
         singles = {_row(label): changes for label, changes in moved.items() if label != self.after}
         moving = [f"`{name}` ({_most(changes)})" for name, changes in singles.items() if changes]
@@ -114,7 +110,7 @@ class Upgrade:
 
     def paces(self) -> Answer:
         """Study the pace of ksmd and of khugepaged on both kernels."""
-        found = measured(self.ends, COLUMNS["paces"], "kernel")
+        found = measured(self.ends, "paces", "kernel")
         scans, blocks = found.data["khugepaged's full scans"], found.data["blocks collapsed (1/h)"]
         settled = [run.metrics.settled_s for run in self.ends.values()]
         words = (
@@ -127,15 +123,13 @@ class Upgrade:
 
 def on_another_kernel(runs: Mapping[str, Run], kernel: str) -> Answer:
     """Study which of these runs another kernel changes: those that differ in a counter at any time."""
-    moved = {}
-    for label, run in runs.items():
-        other = simulate(run.scenario.replace(kernel=kernel), variant=run.variant)
-        moved[label] = Upgrade(run.scenario.kernel, kernel, {"": run, kernel: other}).moved()[kernel]
-    columns = {"counters that differ": list(map(len, moved.values())), "most": list(map(_most, moved.values()))}
-    leading = Counter(_ranked(changes)[0] for changes in moved.values() if changes)
-    words = f"On Linux {kernel} {len(moved) - leading.total()} of {len(moved)} runs do the same in every counter"
+    others = {n: simulate(run.scenario.replace(kernel=kernel), variant=run.variant) for n, run in runs.items()}
+    changed = {label: moved(run, others[label]) for label, run in runs.items()}
+    columns = {"counters that differ": list(map(len, changed.values())), "most": list(map(_most, changed.values()))}
+    leading = Counter(next(iter(changes)) for changes in changed.values() if changes)
+    words = f"On Linux {kernel} {len(runs) - leading.total()} of {len(runs)} runs do the same in every counter"
     words += f"; the others differ, most often in `{leading.most_common(1)[0][0]}`" if leading else ""
-    return Answer(pd.DataFrame(columns, pd.Index(moved, name="run")), f"{words}.", title=f"On Linux {kernel}")
+    return Answer(pd.DataFrame(columns, pd.Index(runs, name="run")), f"{words}.", title=f"On Linux {kernel}")
 
 
 def _both(values: Iterable[float | None], unit: str) -> str:
@@ -150,18 +144,11 @@ def _row(label: str) -> str:
     return label.removeprefix("with ")
 
 
-def _ranked(changes: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Return the counters in the order of their change at the end, in proportion."""
-    return sorted(changes, key=lambda name: -abs(np.log((1 + changes[name][1]) / (1 + changes[name][0]))))
-
-
 def _most(changes: Mapping[str, tuple[int, int]]) -> str:
     """Return the three counters that change most at the end, or else that differ on the way."""
-    by_share = _ranked(changes)
-    ends = [
-        f"{name} {changes[name][0]:,} → {changes[name][1]:,}" for name in by_share[:3] if len(set(changes[name])) > 1
-    ]
-    return "; ".join(ends) or (f"on the way: {', '.join(by_share[:3])}" if by_share else "–")
+    first = list(changes.items())[:3]
+    ends = [f"{name} {one:,} → {other:,}" for name, (one, other) in first if one != other]
+    return "; ".join(ends) or (f"on the way: {', '.join(name for name, _ in first)}" if first else "–")
 
 
 def upgrade(scenario: Scenario, before: str | float, after: str | float) -> Upgrade:
