@@ -23,6 +23,8 @@ from mmlab.results.trace import CLOCKS
 from mmlab.studies.goals import Goals, Reference
 from mmlab.studies.measures import mib, standard_error, value
 from mmlab.studies.pingpong import scan_seconds
+from mmlab.studies.runs import COLUMNS as LISTED
+from mmlab.studies.runs import TIME as WHEN
 from mmlab.studies.runs import group_equal
 from mmlab.studies.settings import LEVELS
 from mmlab.studies.study import Answer
@@ -37,16 +39,7 @@ LONG_RUN = 16
 BUDGET, TIME, CPU = "pages_to_scan (pages)", "reached after (s)", "ksmd CPU (%)"
 SAVED, SHOWN = "saved (MiB)", "shown by KSM (MiB)"
 WORK = ["visits", "CPU time (s)", "full scans"]
-COLUMNS: dict[str, Any] = {
-    BUDGET: "#pages_to_scan",
-    TIME: lambda run: float(run.rows["time_ns"][-1]) / 1e9,
-    CPU: "ksmd_cpu_percent",
-    "visits": "#pages_scanned",
-    "CPU time (s)": lambda run: float(run.rows["ksmd_cpu_ns"][-1]) / 1e9,
-    "full scans": "#full_scans",
-    "on dead nodes (%)": "wasted_visits_share",
-    "THPs split": "thps_split",
-}
+COLUMNS: dict[str, str] = LISTED["goal"]
 """What is measured when the goal's share is reached; see `mmlab.studies.measures.value`."""
 
 Point = Mapping[str, float]
@@ -70,11 +63,8 @@ class Guests:
         more = {"until_settled": not busy, "horizon_seconds": lasts, "sample_limit": 20_000}
         self.seconds, self.scenario = goal.horizon_seconds, goal.replace(run=1, ksm_start_seconds=0.0, **more)
         self.reference = replace(Reference.of(self.scenario), ideal=Reference.of(goal).ideal)
-        paced = [
-            b
-            for b in LEVELS["pages_to_scan"]
-            if b <= goal.total_pages and self._scan(b) <= self.scenario.horizon_seconds
-        ]
+        small = [budget for budget in LEVELS["pages_to_scan"] if budget <= goal.total_pages]
+        paced = [budget for budget in small if self._scan(budget) <= self.scenario.horizon_seconds]
         self.budgets, self.few = [*paced, goal.total_pages + 1], [*paced[::8], goal.total_pages + 1]
         self.at = cache(self._at)
 
@@ -130,9 +120,8 @@ class Guests:
         data = pd.DataFrame([{"variant": name, **self.at(budget, name)} for name in variants for budget in self.few])
         panels = plots.axes(2, width=11.5, height=4.8)
         plots.curves(data, BUDGET, TIME, "variant", {self.seconds: ""}, at=self.seconds, log=True, ax=panels[0])
-        panels[0].set_xticks(
-            decades := [10**n for n in range(1, 7) if 10**n < self.budgets[-1]], map("{:,}".format, decades)
-        )
+        decades = [10**n for n in range(1, 7) if 10**n < self.budgets[-1]]
+        panels[0].set_xticks(decades, map("{:,}".format, decades))
         plots.tradeoff(data, CPU, TIME, "variant", BUDGET, (self.limits["ksmd_cpu"], self.seconds), panels[1])
         plots.legend_below(panels)
         at = plots.crossings(data, BUDGET, TIME, self.seconds, "variant").itertuples(index=False)
@@ -142,26 +131,29 @@ class Guests:
     def answers(self, variants: Iterable[str]) -> Answer:
         """Return for each variant the smallest budget that is in time, and the largest within the CPU limit."""
         study = self.study({name: self.least(name) for name in variants}, "The smallest budget that is in time")
-        data = study.data.assign(
-            **{"within the CPU limit up to": [self.most(name)[BUDGET] for name in study.data.index]}
+        most = pd.Series(
+            {name: self.most(name)[BUDGET] for name in study.data.index}, name="within the CPU limit up to"
         )
-        ends = zip(data.index, data[BUDGET], data["within the CPU limit up to"], data["goal met"], strict=True)
+        ends = zip(most.index, study.data[BUDGET], most, study.data["goal met"], strict=True)
         said = (f"{name} with {f'{a:,} to {b:,}' if met else 'no'} pages a batch" for name, a, b, met in ends)
-        return study.found(f"Meets the goal: {'; '.join(said)}", data=data)
+        return study.found(f"Meets the goal: {'; '.join(said)}", data=study.data.join(most))
 
     def over_time(self, runs: Mapping[str, Run]) -> Answer:
         """Draw memory saved and pages_to_scan over time, until all runs that reach the goal's share have done so."""
-        columns = ["who", "simulated time (s)", SAVED, BUDGET]
-        series = (
-            (who, run.rows["time_ns"] / 1e9, self.reference.saved_mib(run), run.rows["pages_to_scan"])
+        series = {
+            who: {
+                WHEN: run.rows["time_ns"] / 1e9,
+                SAVED: self.reference.saved_mib(run),
+                BUDGET: run.rows["pages_to_scan"],
+            }
             for who, run in runs.items()
-        )
-        table = pd.concat(pd.DataFrame(dict(zip(columns, values, strict=True))) for values in series)
+        }
+        table = pd.concat(pd.DataFrame({"who": who, **columns}) for who, columns in series.items())
         until = 1.25 * max(np.nan_to_num(self.measure(run)[TIME]) for run in runs.values())
         panels = plots.axes(2, width=11.5, height=4.4)
         goal = self.limits["saved"] / 100 * self.reference.ideal / 256
-        plots.steps(table, columns[1], SAVED, "who", panels[0], until, marks={goal: ""})
-        plots.steps(table, columns[1], BUDGET, "who", panels[1], until, log=True)
+        plots.steps(table, WHEN, SAVED, "who", panels[0], until, marks={goal: ""})
+        plots.steps(table, WHEN, BUDGET, "who", panels[1], until, log=True)
         plots.legend_below(panels)
         return Answer(table, figure=panels)
 
@@ -186,11 +178,8 @@ def work(goals: Goals, variants: Iterable[str]) -> pd.DataFrame:
                 place = bisect_left(guests.few[:-1], True, key=lambda b: guests.at(b, name)[TIME] > 0)
                 budget[name] = guests.few[place]
             rows[own.processes * least * times, name] = guests.at(-(-budget[name] * times // 8), name)
-    table = (
-        pd.DataFrame.from_dict(rows, "index")
-        .rename_axis(["memory (MiB)", "variant"])
-        .sort_index(level=0, sort_remaining=False)
-    )
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["memory (MiB)", "variant"])
+    table = table.sort_index(level=0, sort_remaining=False)
     return table.where(table[TIME].notna().groupby("variant").transform("all"))
 
 

@@ -46,12 +46,11 @@ from mmlab.studies.grid import Grid, Progress, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import each
 
-__all__ = ["MEASURES", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
+__all__ = ["UNITS", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
 
-MEASURES = read_yaml(Path(__file__).with_suffix(".yaml"))
+_LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
+UNITS = pd.DataFrame.from_dict(_LISTED, "index", columns=["unit", "scale", "single"]).rename_axis("measure")
 """Measures of a host: name → unit of the fleet's total, and factors to it and to a single host's unit."""
-UNITS = pd.DataFrame.from_dict(MEASURES, "index", columns=["unit", "scale", "single"]).rename_axis("measure")
-"""The same as a table."""
 SCALED = """Hosts were simulated up to {:,.0f} times smaller, as if memory were alike throughout. The depth of their
 trees is corrected for by the number of pages alone (mmlab.studies.fleet.shrunk)."""
 
@@ -247,7 +246,7 @@ def fleet(
 
 
 def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a host's `MEASURES` at its true size, in frames, CPUs and THPs, a row a variant."""
+    """Return a host's measures (`UNITS`) at its true size, in frames, CPUs and THPs, a row a variant."""
     reference, gib, rows = Reference.of(host.scenario), host.scenario.total_pages / 2**18, []
     seconds = host.scenario.horizon_seconds
     about = {"kind": host.name, "GiB": host.factor * gib, "simulated_GiB": gib, "seconds": seconds}
@@ -258,8 +257,7 @@ def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
         pages = {"memory": frames, "saved": reference.frames - frames, "thps": thps, "thps_lost": reference.thps - thps}
         values = {name: count * host.factor for name, count in pages.items()}
         for daemon, error in zip(("ksmd", "khugepaged"), cpu_errors(run), strict=True):
-            values[f"{daemon}_cpu"] = last[f"{daemon}_cpu_ns"] / last["time_ns"]
-            values[f"{daemon}_cost_error"] = error
+            values |= {f"{daemon}_cpu": last[f"{daemon}_cpu_ns"] / last["time_ns"], f"{daemon}_cost_error": error}
         rows.append({**about, "variant": variant, "factor": host.factor, **values})
     return rows
 
@@ -289,11 +287,11 @@ class Estimate:
         """Return a row a variant but the first and measure: its total minus the first's, and the error of that."""
         values = self._values()
         values["value"] -= values.groupby(["host", "measure"])["value"].transform("first")
-        return self._sum(values).iloc[len(MEASURES) :].reset_index(drop=True)
+        return self._sum(values).iloc[len(UNITS) :].reset_index(drop=True)
 
     def _values(self) -> pd.DataFrame:
         """Return a row a host, variant and measure; of each host, the first variant's stands first."""
-        return self.hosts.melt(["host", "kind", "variant", "stands_for"], list(MEASURES), "measure")
+        return self.hosts.melt(["host", "kind", "variant", "stands_for"], [*UNITS.index], "measure")
 
     def _sum(self, values: pd.DataFrame) -> pd.DataFrame:
         """Return the total of each measure over the fleet, and its standard error."""
@@ -316,9 +314,7 @@ class Estimate:
             "Totals with sampling error; quantiles of single hosts in GiB, % of a CPU and THPs": self.totals(),
             f"Differences from {self.variants[0]}, host by host": self.differences(),
         }
-        texts = [
-            f"{title}\n{text_table(table.map(four_digits), indent=2)}" for title, table in tables.items() if len(table)
-        ]
+        texts = [f"{title}\n{text_table(t.map(four_digits), indent=2)}" for title, t in tables.items() if len(t)]
         share = (hosts["ksmd_cpu"] * hosts["ksmd_cost_error"]).sum() / (hosts["ksmd_cpu"].sum() or 1)
         costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
         scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""

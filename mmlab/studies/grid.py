@@ -52,14 +52,14 @@ class Strict(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             found = max(error.errors(include_url=False), key=lambda each: each["type"] == "extra_forbidden")
-            name = " ".join(map(str, found["loc"]))
-            if found["type"] == "extra_forbidden":
-                known = [field.alias or name for name, field in type(self).model_fields.items()]
-                raise unknown("key", name, known) from None
-            if found["type"] == "missing":
-                raise UserError("is missing", parameter=name) from None
-            allowed = found["msg"].removeprefix("Input should be ")
-            raise UserError(parameter=name, value=found["input"], allowed=allowed) from None
+            name, allowed = " ".join(map(str, found["loc"])), found["msg"].removeprefix("Input should be ")
+            known = [field.alias or name for name, field in type(self).model_fields.items()]
+            mistakes = {
+                "extra_forbidden": unknown("key", name, known),
+                "missing": UserError("is missing", parameter=name),
+            }
+            usual = UserError(parameter=name, value=found["input"], allowed=allowed)
+            raise mistakes.get(found["type"], usual) from None
 
 
 class Range(Strict):
@@ -85,12 +85,9 @@ class Range(Strict):
 
     def levels(self, whole: bool) -> list[float]:
         """Return the values that `step` or `count` names, each `whole` number once; none if there is neither."""
-        values: np.ndarray = np.empty(0)
-        if self.step:
-            steps = math.floor((self.high - self.low) / self.step * (1 + 1e-12))
-            values = self.low + self.step * np.arange(steps + 1)
-        elif self.count:
-            values = (np.geomspace if self.log else np.linspace)(self.low, self.high, self.count)
+        count = math.floor((self.high - self.low) / self.step * (1 + 1e-12)) + 1 if self.step else self.count or 0
+        high = self.low + self.step * (count - 1) if self.step else self.high
+        values = (np.geomspace if self.log else np.linspace)(self.low, high, count)
         return list(dict.fromkeys(map(round if whole else _plain, values.tolist())))
 
     def between(self, share: float, whole: bool) -> float:

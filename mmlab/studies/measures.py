@@ -90,6 +90,16 @@ def kept(run: Run) -> float:
     return float(wasted(run)[-1])
 
 
+def ended(run: Run) -> float:
+    """Return how long the run lasts, s."""
+    return float(run.rows["time_ns"][-1]) / 1e9
+
+
+def ksmd_cpu(run: Run) -> float:
+    """Return ksmd's CPU time, s."""
+    return float(run.rows["ksmd_cpu_ns"][-1]) / 1e9
+
+
 def gone_after(run: Run, share: float = 0.99) -> float | None:
     """Return when this share of the zero-filled memory has been given back, s; None if that never happens."""
     waste = wasted(run)

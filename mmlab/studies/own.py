@@ -59,13 +59,12 @@ def gains(matrix: Verdict, yours: str, rivals: Sequence[str]) -> Answer:
     better = {v: {"+": matrix.better(yours, v), "-": matrix.better(v, yours)} for v in rivals}
     asked = [q for q in matrix.questions if any(q.key in keys for signs in better.values() for keys in signs.values())]
     labels = {q.key: matrix.labels[q.key] for q in asked}
+    cells, words = (table.loc[[*labels], [*rivals]] for table in (matrix.cells, matrix.words))
     marks = pd.DataFrame("=", [*labels], [*rivals])
     for v, sign in product(rivals, "+-"):
         marks.loc[better[v][sign], v] = sign
-    text = matrix.words.loc[[*labels], [*rivals]].apply(lambda column: matrix.words[yours][[*labels]] + " : " + column)
+    text = words.apply(lambda column: matrix.words[yours][[*labels]] + " : " + column)
     meaning = {"+": f"{yours} is better (+)", "-": f"{yours} is worse (−)", "=": "no difference"}
-    figure = plots.verdict_table(
-        matrix.cells.loc[[*labels], [*rivals]].rename(index=labels), marks, text, signs=meaning
-    )
+    figure = plots.verdict_table(cells.rename(index=labels), marks, text, signs=meaning)
     said = (f"against {v} better in {len(signs['+'])}, worse in {len(signs['-'])}" for v, signs in better.items())
     return Answer(text, f"Gains and costs: {'; '.join(said)}", figure, note=f"In each cell {yours} : the other.")

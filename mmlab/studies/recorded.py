@@ -77,11 +77,8 @@ class Recording:
         if self.ops and "fork" not in self.ops:  # otherwise later events name processes that do not exist
             new["without the first event"] = {"events": asked["events"][1:]}
         questions = {words: {"scenario": asked | change} for words, change in new.items()}
-        return questions | {
-            f"predicted as Linux {name}": {"kernel": name}
-            for name in kernels
-            if name != self.kernel and self.variant in ("mainline", "legacy")
-        }
+        apart = [name for name in kernels if name != self.kernel and self.variant in ("mainline", "legacy")]
+        return questions | {f"predicted as Linux {name}": {"kernel": name} for name in apart}
 
     def drawn(self) -> Answer:
         """Draw counters of the recording on the model's line: those of `LISTED`, or the four that change most."""
@@ -99,10 +96,8 @@ def samples(found: Sequence[Recording]) -> pd.DataFrame:
     for one in found:
         for (batch, rank, _), pages in one.maps().items():
             large[one.name, batch, rank] += int(np.isin(trace.letters(pages), [*b"Hh"]).sum())
-    model, kernel = (
-        pd.concat(tables, keys=names, names=["recording", None]).reset_index("recording")
-        for tables in ([one.run.samples for one in found], [plots.recorded_samples(one.trace) for one in found])
-    )
+    pairs = zip(*((one.run.samples, plots.recorded_samples(one.trace)) for one in found), strict=True)
+    model, kernel = (pd.concat(p, keys=names, names=["recording", None]).reset_index("recording") for p in pairs)
     own = kernel[[*at, *kernel.filter(regex="^lab_")]]
     m = model.drop_duplicates(at).merge(own, "left", at, indicator="of the kernel")
     by, of = m.groupby("recording", sort=False), m["recording"]
@@ -174,9 +169,8 @@ def meaning(table: pd.DataFrame) -> Answer:
         shown = {"it says": said[at], "in truth": case[at], "which is": row["words"], "rule": row["rule"]}
         rows[label] = shown | {"recording": name, "so in": int((most > 0).sum())}
         if row.get("drawn"):
-            part = pd.DataFrame(
-                {"model": said, "truth": case, "recorded": said.where(table["of the kernel"] == "both")}
-            )
+            own = said.where(table["of the kernel"] == "both")
+            part = pd.DataFrame({"model": said, "truth": case, "recorded": own})
             drawn[f"{label}\n{name[:34]}"] = part[by == name].reset_index(drop=True).rename_axis("sample").reset_index()
     data = pd.DataFrame.from_dict(rows, "index").rename_axis("counter")
     often = data["so in"].sort_values(ascending=False, kind="stable").head(4)

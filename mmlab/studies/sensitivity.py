@@ -72,9 +72,8 @@ def maps(rows: pd.DataFrame, value: str) -> Answer:
     error, unit = shown["doubt" if signed else "error"], METRICS[metric].unit
     by = shown[value].groupby("variant", sort=False)
     table = by.agg(lowest="min", at="idxmin", highest="max", there="idxmax")
-    errors = pd.DataFrame(
-        {"lowest": error[table["at"]].to_numpy(), "highest": error[table["there"]].to_numpy()}, table.index
-    )
+    ends = {"lowest": "at", "highest": "there"}
+    errors = pd.DataFrame({name: error[table[place]].to_numpy() for name, place in ends.items()}, table.index)
     table[["at", "there"]] = table[["at", "there"]].map(lambda place: ", ".join(f"{x:,g}" for x in place[1:]))
     what = f"Largest difference of {metric} from {first}" if signed else f"Largest {metric}"
     if signed:
@@ -115,9 +114,8 @@ def sobol_indices(
             found = sobol.analyze(problem, values, calc_second_order=False, seed=1 + seed)
             tables[name][metric], doubt = found["ST"].clip(min=0).round(2), max(doubt, *found["ST_conf"])
     data = pd.concat(tables, axis=1).dropna(axis=1)
-    leads = (
-        f"{metric} on {' / '.join(data.xs(metric, axis=1, level=1).idxmax())}" for metric in data.columns.unique(1)
-    )
+    most = {metric: data.xs(metric, axis=1, level=1).idxmax() for metric in data.columns.unique(1)}
+    leads = (f"{metric} on {' / '.join(knobs)}" for metric, knobs in most.items())
     note = f"{len(drawn):,} runs of each variant. The least certain index: ± {doubt:.2g} (95 %)."
     finding = f"Depends most under {' / '.join(variants)}: {', '.join(leads)}"
     return Answer(data, finding, heat(tables, "total Sobol index"), note=note)

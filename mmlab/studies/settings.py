@@ -32,19 +32,11 @@ Levels = Mapping[str, Sequence[int]]
 """Values to choose from, by knob."""
 
 
-def _levels(low: int, high: int, decades: Sequence[int]) -> list[int]:
-    """Return the preferred numbers from low to high: `decades` times the powers of ten."""
-    return [digits * 10**power for power in range(5) for digits in decades if low <= digits * 10**power <= high]
-
-
 _LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
-LEVELS: Levels = {
-    knob: _levels(**values) if isinstance(values, dict) else values for knob, values in _LISTED["levels"].items()
-}
+LEVELS: Levels = _LISTED["levels"]
 """Default levels, by the kernel's names and those of ksmtuned.conf. Levels above the workload's size are left out."""
 BY: dict[str, list[str]] = _LISTED["by"]
 """Who sets the pace → the knobs that matter then: first those for pages and for sleeps, whose ratio matters most."""
-_STEPS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16)
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,8 @@ class Setting:
         own, (pages, sleep) = dict(self.values), BY[self.by][:2]
         for knob, values in levels.items():
             at = int(np.argmin(np.abs(np.subtract(values, own[knob]))))
-            for place in (at + step for step in _STEPS if 0 <= at + step < len(values)):
+            places = (at + step * way for step in (1, 2, 4, 8, 16) for way in (1, -1))
+            for place in (place for place in places if 0 <= place < len(values)):
                 new = own | {knob: values[place]}
                 if knob == sleep:
                     wanted = max(1, own[pages]) * max(1, values[place]) / max(1, own[sleep])
@@ -85,9 +78,8 @@ class Setting:
     @property
     def changed(self) -> int:
         """The number of knobs that differ from the kernel's defaults or from ksmtuned's published configuration."""
-        usual = {name: field.default for name, field in Scenario.model_fields.items()}
-        usual |= {knob: getattr(Ksmtuned(), name) for knob, name in CONF.items()}
-        return sum(value != usual[knob] for knob, value in self.values)
+        usual = Scenario.model_fields | {knob: Ksmtuned.model_fields[name] for knob, name in CONF.items()}
+        return sum(value != usual[knob].default for knob, value in self.values)
 
     def ksmtuned(self) -> Ksmtuned:
         """Return ksmtuned with this configuration; its npages_min is lowered to npages_max where it is above."""

@@ -253,14 +253,11 @@ class TuneResult:
     @cached_property
     def tried(self) -> pd.DataFrame:
         """A row for each trial: the axes, whether it meets all limits, who sets the pace, the knobs, the setting."""
-        limits = self.goals.limits
-        rows = [
-            {name: trial.measures[name] for name in self.axes}
-            | {"met": not trial.violation(limits), "by": trial.setting.by}
-            | {**dict(trial.setting.values), "setting": trial.setting}
-            for trial in self.trials
-        ]
-        return pd.DataFrame(rows)
+        settings = [trial.setting for trial in self.trials]
+        table = pd.DataFrame([trial.measures for trial in self.trials])[[*self.axes]]
+        table["met"] = [not trial.violation(self.goals.limits) for trial in self.trials]
+        table["by"] = [setting.by for setting in settings]
+        return table.join(pd.DataFrame([dict(setting.values) for setting in settings])).assign(setting=settings)
 
     @cached_property
     def front(self) -> pd.DataFrame:
@@ -299,10 +296,9 @@ Pareto front: {len(front)} settings (* above)
 to set it
 {indent(best.setting.commands(s), "  ")}"""
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self) -> Axes:
         """Draw the cost against the first other limited measure: all trials, the best for each cost, the limits."""
-        ax = axes()[0] if ax is None else ax
-        x, y = (list(self.axes) * 2)[:2]
+        (ax,), (x, y) = axes(), (list(self.axes) * 2)[:2]
         table = self.tried.sort_values(x)
         kinds = np.where(table["met"], *KINDS)
         for number, (kind, marker) in enumerate(zip(KINDS, "oX", strict=True)):

@@ -14,7 +14,7 @@ from mmlab import Scenario, cli, simulate
 from mmlab.engine.costs import STEPS
 from mmlab.errors import UserError
 from mmlab.params import params_files
-from mmlab.studies.fleet import MEASURES, Host, Plan, fleet, host_rows, shrunk
+from mmlab.studies.fleet import UNITS, Host, Plan, fleet, host_rows, shrunk
 from mmlab.studies.goals import Reference
 
 SMALL = {"memory_mib": 4, "zero_fraction": 0.5, "pages_to_scan": 500, "horizon_seconds": 3.0}
@@ -83,7 +83,7 @@ def test_totals_errors_and_quantiles() -> None:
     )
     table = estimate.hosts
     assert table["stands_for"].sum() == pytest.approx(2 * 1000)
-    assert set(MEASURES) <= set(table)
+    assert set(UNITS.index) <= set(table)
     text = estimate.text()
     assert "1,000 hosts, 4 simulated of each kind, seed 5" in text
     assert "Differences from mainline" in text
