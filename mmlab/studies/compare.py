@@ -19,14 +19,21 @@ from mmlab.studies.judge import better, same_task
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
-__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics", "parameters"]
+__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics"]
 
 
 def changed(runs: Mapping[str, Run]) -> Answer:
-    """Study in which parameters two runs differ."""
-    table = parameters(*(run.scenario for run in runs.values())).set_axis(["unit", *runs], axis=1)
+    """Study in which parameters two runs differ: their units and values in words.
+
+    Lists of processes and of events are one row each. The free text ``name`` is no difference.
+    """
+    first, second = (run.scenario for run in runs.values())
+    names = [n for n in Scenario.model_fields if n != "name" and getattr(first, n) != getattr(second, n)]
+    units = {name: field.unit for name, field in flat_fields().items()}
+    rows = [(units.get(n, ""), _words(first, n), _words(second, n)) for n in names]
+    table = pd.DataFrame(rows, pd.Index(names, name="parameter"), ["unit", *runs])
     words = f"They differ in {', '.join(f'`{name}`' for name in table.index)}." if len(table) else "They are the same."
-    if not same_task(*(run.scenario for run in runs.values())):
+    if not same_task(first, second):
         words += " Memory or end are not the same: amounts are shown, but not judged."
     return Answer(table, words, title=f"{len(table)} of {len(Scenario.model_fields)} parameters differ")
 
@@ -72,22 +79,6 @@ def judged(runs: Mapping[str, Run], *, whole: bool) -> Answer:
     wins = (f"{label} in {', '.join(table.index[table['better'] == label]) or 'nothing'}" for label in runs)
     title, digits = ("Counts", 0) if whole else ("Amounts, rates and shares", 2)
     return Answer(table, f"Better: {'; '.join(wins)}.", title=title, errors=errors, digits=digits)
-
-
-def parameters(first: Scenario, second: Scenario) -> pd.DataFrame:
-    """Return the parameters that differ: index the name, columns unit, first, second (in words).
-
-    Lists of processes and of events are one row each. The free text ``name`` is no difference.
-
-    Examples
-    --------
-    >>> parameters(Scenario(), Scenario(use_zero_pages=1, memory_mib=64))["second"].to_dict()
-    {'use_zero_pages': '1', 'memory_mib': '64'}
-    """
-    units = {name: field.unit for name, field in flat_fields().items()}
-    names = [n for n in Scenario.model_fields if n != "name" and getattr(first, n) != getattr(second, n)]
-    rows = [(units.get(n, ""), _words(first, n), _words(second, n)) for n in names]
-    return pd.DataFrame(rows, columns=["unit", "first", "second"], index=pd.Index(names, name="parameter"))
 
 
 def _words(scenario: Scenario, name: str) -> str:

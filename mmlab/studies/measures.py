@@ -1,8 +1,8 @@
 """Measures: numbers that are read from a run, by their names.
 
-A measure is a function of this module, what `mmlab.studies.pingpong.measure` finds (``loop.swing_mib``), counters of
-pages whose sum at the end is meant, in MiB, a counter as it is (``#thp_split_page``), or a metric of
-`mmlab.results.metrics`.
+A measure is a function of this module, a part of what one returns (``pace.least``; ``loop.swing_mib`` is of
+`mmlab.studies.pingpong.measure`), counters of pages whose sum at the end is meant, in MiB, a counter as it is
+(``#thp_split_page``), or a metric of `mmlab.results.metrics`.
 
 >>> from mmlab import Scenario, simulate
 >>> run = simulate(Scenario(memory_mib=4, zero_fraction=0.5, use_zero_pages=1, horizon_full_scans=2))
@@ -26,6 +26,7 @@ from mmlab.studies.judge import given_back
 __all__ = ["Measure", "standard_error", "value", "wasted"]
 
 Measure = Callable[[Run], float | None]
+loop = pingpong.measure
 BY_SPLITS = ("zeropages_by_ksm", "zeropages_by_shrinker", "zeropages_by_other")
 
 
@@ -33,10 +34,10 @@ def value(run: Run, what: str | Measure) -> float | None:
     """Return a measure of a run; None if the thing never happens in it."""
     if callable(what):
         return what(run)
-    if what in globals():
-        return globals()[what](run)  # type: ignore[no-any-return]
-    if what.startswith("loop."):
-        return float(pingpong.measure(run)[what.removeprefix("loop.")])
+    name, _, part = what.partition(".")
+    if name in globals():
+        found = globals()[name](run)
+        return found[part] if part else found  # type: ignore[no-any-return]
     names = what.removeprefix("#").split()
     if set(names) <= set(run.rows.dtype.names or ()) and (what not in METRICS or METRICS[what].unit == "pages"):
         return last(run, *names) if what.startswith("#") else mib(run, *names)
@@ -173,31 +174,20 @@ def swing(run: Run) -> float:
     return float(np.ptp(since(run, 0.25)["frames"])) / PAGES_PER_MIB
 
 
-def least_pace(run: Run) -> int:
-    """Return the smallest pages_to_scan in the second half of the run."""
-    return int(since(run, 0.5)["pages_to_scan"].min())
+def pace(run: Run) -> dict[str, float]:
+    """Measure `pages_to_scan` in the second half of the run.
 
-
-def most_pace(run: Run) -> int:
-    """Return the largest pages_to_scan in the second half of the run."""
-    return int(since(run, 0.5)["pages_to_scan"].max())
-
-
-def hunting(run: Run) -> float:
-    """Return the largest divided by the smallest pages_to_scan in the second half of the run."""
-    return most_pace(run) / max(1, least_pace(run))
-
-
-def changes_of_pace(run: Run) -> float:
-    """Return how often pages_to_scan changes in the second half of the run, 1/s."""
+    Its least and most, one divided by the other, its changes a second, and how busy ksmd is, % of one CPU.
+    """
     rows = since(run, 0.5)
-    return 1e9 * np.count_nonzero(np.diff(rows["pages_to_scan"])) / max(1, int(np.ptp(rows["time_ns"])))
-
-
-def busy(run: Run) -> float:
-    """Return ksmd's CPU time in the second half of the run, % of one CPU."""
-    rows = since(run, 0.5)
-    return 100 * float(np.ptp(rows["ksmd_cpu_ns"])) / max(1, int(np.ptp(rows["time_ns"])))
+    least, most, ns = (
+        int(rows["pages_to_scan"].min()),
+        int(rows["pages_to_scan"].max()),
+        max(1, int(np.ptp(rows["time_ns"]))),
+    )
+    found = {"least": least, "most": most, "hunting": most / max(1, least)}
+    changes = np.count_nonzero(np.diff(rows["pages_to_scan"]))
+    return found | {"changes": 1e9 * changes / ns, "busy": 100 * float(np.ptp(rows["ksmd_cpu_ns"])) / ns}
 
 
 def cpu_per_page(run: Run) -> float | None:
@@ -211,40 +201,20 @@ def slots_unwritten(run: Run) -> float:
     return max(0.0, mib(run, "swap_entries") - mib(run, "pswpout"))
 
 
-def released(run: Run) -> tuple[np.void, np.void]:
-    """Return the samples at the end of the first full scan, and when 99 % is freed of what is freed later."""
+def later(run: Run) -> dict[str, float | None]:
+    """Measure what comes after the first full scan: its end, s (None: there is none), and the most that is freed, MiB.
+
+    Then the batches and the time, s, until 99 % of that is freed, and the mean time of a full scan, s.
+    """
     rows = run.rows[np.searchsorted(run.rows["full_scans"], min(1, run.rows["full_scans"][-1])) :]
-    freed = rows["frames"][0] - rows["frames"]
-    return rows[0], rows[int(np.argmax(freed >= 0.99 * freed.max()))]
-
-
-def first_scan(run: Run) -> float | None:
-    """Return when the first full scan ends, s; None if it does not."""
-    return float(released(run)[0]["time_ns"]) / 1e9 if run.metrics.full_scans else None
-
-
-def later_mib(run: Run) -> float:
-    """Return the most memory that is freed after the first full scan, MiB."""
-    start = released(run)[0]
-    return float(start["frames"] - run.rows["frames"][run.rows["time_ns"] >= start["time_ns"]].min()) / PAGES_PER_MIB
-
-
-def later_batches(run: Run) -> int:
-    """Return in how many batches 99 % of that is freed."""
-    start, done = released(run)
-    return int(done["batch"] - start["batch"])
-
-
-def later_seconds(run: Run) -> float:
-    """Return in which time 99 % of that is freed, s."""
-    start, done = released(run)
-    return float(done["time_ns"] - start["time_ns"]) / 1e9
-
-
-def scan_mean(run: Run) -> float:
-    """Return the mean time of a full scan after the first, s."""
-    later = float(run.rows["time_ns"][-1] - released(run)[0]["time_ns"]) / 1e9
-    return later / max(1, int(run.metrics.full_scans) - 1)
+    time, freed = rows["time_ns"] / 1e9, rows["frames"][0] - rows["frames"]
+    done, scans = int(np.argmax(freed >= 0.99 * freed.max())), int(run.metrics.full_scans)
+    found = {"start": float(time[0]) if scans else None, "mib": float(freed.max()) / PAGES_PER_MIB}
+    found |= {
+        "batches": int(rows["batch"][done] - rows["batch"][0]),
+        "seconds": float(rows["time_ns"][done] - rows["time_ns"][0]) / 1e9,
+    }
+    return found | {"scan_mean": float(rows["time_ns"][-1] - rows["time_ns"][0]) / 1e9 / max(1, scans - 1)}
 
 
 def cpu_per_visit(run: Run) -> float:

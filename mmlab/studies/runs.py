@@ -29,7 +29,7 @@ Thing = Run | Scenario
 Columns = str | Mapping[str, str | Measure]
 """Heading → what `mmlab.studies.measures.value` measures; or the name of such a list of ``columns.yaml``."""
 Series = str | Callable[[Run], np.ndarray]
-"""A function that returns a number for each sample; or counters as `mmlab.studies.measures.value` reads them."""
+"""A function that returns a number for each sample; or a counter as `mmlab.studies.measures.value` reads it."""
 
 
 def measured(things: Mapping[Any, Thing], columns: Columns, *names: str, **parts: Any) -> Answer:
@@ -106,11 +106,10 @@ def over_time(runs: Mapping[str, Run], series: Series, what: str) -> pd.DataFram
 
 
 def _samples(run: Run, series: Series) -> np.ndarray:
-    """Return a series: counters of pages in MiB, or as they are."""
+    """Return a series: a counter of pages in MiB, or one as it is."""
     if callable(series):
         return series(run)
-    counted = sum(run.rows[name] for name in series.removeprefix("#").split())
-    return np.asarray(counted) / (1 if series.startswith("#") else PAGES_PER_MIB)
+    return np.asarray(run.rows[series.removeprefix("#")]) / (1 if series.startswith("#") else PAGES_PER_MIB)
 
 
 def timeline(

@@ -75,20 +75,17 @@ class Upgrade:
 
     def rules(self) -> Answer:
         """Study which rules differ between the kernels."""
-        rows = [DIFFERENCES[name] for name in map(_row, self.runs) if name in DIFFERENCES]
-        table = pd.DataFrame(
-            {
-                "rule": [row.rule for row in rows],
-                "since": [row.releases.removeprefix("since ") for row in rows],
-                "what changes": [row.change + " (From the text only.)" * row.from_text_only for row in rows],
-            },
-            index=pd.Index([row.name for row in rows], name="difference"),
-        )
+        names = [name for name in map(_row, self.runs) if name in DIFFERENCES]
+        rows = [
+            (d.rule, d.releases.removeprefix("since "), d.change + " (From the text only.)" * d.from_text_only)
+            for d in map(DIFFERENCES.__getitem__, names)
+        ]
+        table = pd.DataFrame(rows, pd.Index(names, name="difference"), ["rule", "since", "what changes"])
         remap = "; splits remap zero-filled pages since 6.12" if f"with {REMAP}" in self.runs else ""
-        names = (
+        other = (
             f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in (self.before, self.after) if k in DISTRIBUTIONS
         )
-        words = f"{''.join(names)}{len(rows)} rules differ between {self.before} and {self.after}{remap}."
+        words = f"{''.join(other)}{len(rows)} rules differ between {self.before} and {self.after}{remap}."
         return Answer(table, words, title=f"What differs between {self.before} and {self.after}")
 
     def counters(self) -> Answer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from math import nan
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,18 +17,23 @@ from mmlab.studies import compare as differences
 SMALL = Scenario(memory_mib=8, zero_fraction=0.75, pages_to_scan=100, horizon_seconds=10.0)
 
 
+def runs_of(first: Scenario, second: Scenario) -> Any:
+    """Stand-ins for two runs, which have not run."""
+    return {"①": SimpleNamespace(scenario=first), "②": SimpleNamespace(scenario=second)}
+
+
 def test_parameters_in_words() -> None:
     rich = Scenario.load(ROOT / "params" / "state_transitions.yaml")
-    table = differences.parameters(SMALL, rich)
+    table = differences.changed(runs_of(SMALL, rich)).table()
     assert "name" not in table.index
     assert list(table.loc["sleep_millisecs"]) == ["ms", "20", "1000"]
     assert list(table.loc["horizon_seconds"]) == ["s", "10", "20"]
     assert list(table.loc["process_list"]) == ["", "none", "1 process"]
-    assert table.loc["events", "first"] == "none"
-    assert table.loc["events", "second"].startswith("4 × split, 2 × set run, 2 × unmergeable, mlock, munlock, ")
+    assert table.loc["events", "①"] == "none"
+    assert table.loc["events", "②"].startswith("4 × split, 2 × set run, 2 × unmergeable, mlock, munlock, ")
     for name in table.index:
         assert getattr(SMALL, name) != getattr(rich, name)
-    assert differences.parameters(SMALL, SMALL.replace(name="other")).empty
+    assert differences.changed(runs_of(SMALL, SMALL.replace(name="other"))).table().empty
 
 
 def test_the_same_task() -> None:

@@ -60,16 +60,16 @@ def test_who_splits() -> None:
 def test_pace() -> None:
     """The advisor's pace in the second half; without it there is none to change."""
     steady = simulate(SMALL.replace(horizon_seconds=2.0))
-    found = [value(steady, what) for what in ("least_pace", "most_pace", "hunting", "changes_of_pace")]
+    found = [value(steady, what) for what in ("pace.least", "pace.most", "pace.hunting", "pace.changes")]
     assert found == [100, 100, 1, 0]
     half = steady.samples[steady.samples["time_s"] >= steady.samples["time_s"].iloc[-1] / 2]
     spent = half["ksmd_cpu_ns"].iloc[-1] - half["ksmd_cpu_ns"].iloc[0]
-    assert value(steady, "busy") == pytest.approx(spent / 1e7 / (half["time_s"].iloc[-1] - half["time_s"].iloc[0]))
+    assert value(steady, "pace.busy") == pytest.approx(spent / 1e7 / (half["time_s"].iloc[-1] - half["time_s"].iloc[0]))
     hunted = simulate(SCENES["advisor"](SMALL).replace(memory_mib=64, horizon_seconds=12.0))
-    low, high = value(hunted, "least_pace"), value(hunted, "most_pace")
-    assert value(hunted, "hunting") == pytest.approx((high or 0) / (low or 1))
+    low, high = value(hunted, "pace.least"), value(hunted, "pace.most")
+    assert value(hunted, "pace.hunting") == pytest.approx((high or 0) / (low or 1))
     changes = (hunted.samples["pages_to_scan"].diff().abs() > 0)[hunted.samples["time_s"] > 6].sum()
-    assert (value(hunted, "changes_of_pace") or 0) * 6 == pytest.approx(changes, abs=1)
+    assert (value(hunted, "pace.changes") or 0) * 6 == pytest.approx(changes, abs=1)
 
 
 def test_swing_leaves_out_the_first_quarter(alone: Run) -> None:

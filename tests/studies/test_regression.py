@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmlab import Scenario, simulate
-from mmlab.studies.measures import released, value
+from mmlab.studies.measures import value
 from mmlab.studies.regression import factors, tenfold
 
 OWN = Scenario(memory_mib=16, zero_fraction=460 / 512, pages_to_scan=1000, until_settled=True)
@@ -42,19 +42,19 @@ def test_where_it_is_tenfold() -> None:
 def test_at_once() -> None:
     """After the first full scan mainline frees all zero-filled pages of each THP at the first of them."""
     run = simulate(OWN.replace(use_zero_pages=1, pages_to_scan=2048), variant="mainline")
-    start, done = released(run)
-    assert start["full_scans"] == 1
-    assert value(run, "first_scan") == start["time_ns"] / 1e9
-    assert value(run, "later_mib") == run.metrics.freed_mib == 8 * 460 * 4 / 1024
-    assert value(run, "later_batches") == done["batch"] - start["batch"] <= 2
-    assert value(run, "later_seconds") == (done["time_ns"] - start["time_ns"]) / 1e9
+    start = run.rows[run.rows["full_scans"] >= 1][0]
+    done = run.rows[run.rows["frames"] <= start["frames"] - 0.99 * 8 * 460][0]
+    assert value(run, "later.start") == start["time_ns"] / 1e9
+    assert value(run, "later.mib") == run.metrics.freed_mib == 8 * 460 * 4 / 1024
+    assert value(run, "later.batches") == done["batch"] - start["batch"] <= 2
+    assert value(run, "later.seconds") == (done["time_ns"] - start["time_ns"]) / 1e9
     whole, scans = run.samples["time_s"].iloc[-1] - start["time_ns"] / 1e9, run.metrics.full_scans - 1
-    assert value(run, "scan_mean") == pytest.approx(whole / scans)
+    assert value(run, "later.scan_mean") == pytest.approx(whole / scans)
     assert value(run, "thps_per_scan") == 8 / scans
     spent = run.metrics.ksmd_cpu_ms
     assert (value(run, "cpu_per_visit") or 0) * run.rows["pages_scanned"][-1] / 1000 == pytest.approx(spent)
     nothing = simulate(OWN.replace(run=0, horizon_seconds=0.2))
-    assert [value(nothing, what) for what in ("first_scan", "later_mib", "later_batches", "later_seconds")] == [
+    assert [value(nothing, what) for what in ("later.start", "later.mib", "later.batches", "later.seconds")] == [
         None,
         0,
         0,
