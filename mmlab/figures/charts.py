@@ -85,7 +85,7 @@ Describe = Callable[[Mapping[str, "Run"], float, int], Chart]
 
 @dataclass(frozen=True)
 class OverTime:
-    """A figure of runs over simulated time.
+    """A figure of runs over simulated time; made of a function that describes it.
 
     Attributes
     ----------
@@ -125,11 +125,6 @@ class OverTime:
         return remember(ax, data, self.describe.__name__)
 
 
-def over_time(unit: str, **legend: Any) -> Callable[[Describe], OverTime]:
-    """Make a figure of a function that describes it; see :class:`OverTime`."""
-    return partial(OverTime, unit=unit, legend=legend)
-
-
 def time_label(runs: Iterable[Run], until: float | None = None) -> str:
     """Return the label of an axis of simulated time, with the standard error of the time at its end.
 
@@ -150,28 +145,22 @@ def end_of_changes(runs: Collection[Run]) -> float:
     return min(end, theme.round_up(1.1 * last)) if last else max(end, 1e-3)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- what is drawn --------------------------------------------------------------------------------------------------
 
 
-def _memory(run: Run) -> Columns:
-    """Return time_s (simulated time, s) and MiB of each of `KINDS` at each sample.
+@partial(OverTime, unit="memory (MiB)", legend={"loc": "upper right", "frameon": True, "reverse": True})
+def memory(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
+    """Describe memory of one run by kind, stacked, MiB: allocated below the heavy line, freed above it.
 
-    THPs, small pages (PTE-mapped folios included) and KSM pages are allocated frames; the others were freed.
+    The table has time_s (simulated time, s) and MiB of each of `KINDS` at each sample. THPs, small pages (PTE-mapped
+    folios included) and KSM pages are allocated frames; the others were freed.
     """
+    ((label, run),) = runs.items()
     r = run.rows
     thps, ksm = r["huge_pmds"] * run.scenario.pages_per_thp, r["ksm_frames"]
     merged = r["ksm_entries"] - ksm
     pages = thps, r["frames"] - thps - ksm, ksm, merged, r["zeropage_entries"], r["swap_entries"]
-    kinds = zip(KINDS, pages, strict=True)
-    return {"time_s": r["time_ns"] / 1e9} | {kind: count * MIB_PER_PAGE for kind, count in kinds}
-
-
-@over_time("memory (MiB)", loc="upper right", frameon=True, reverse=True)
-def memory(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
-    """Describe memory of one run by kind, stacked, MiB: allocated below the heavy line, freed above it."""
-    ((label, run),) = runs.items()
-    table = _memory(run)
-    time, *parts = table.values()
+    time, parts = r["time_ns"] / 1e9, [count * MIB_PER_PAGE for count in pages]
     keep = theme.thin(time, parts[0] + parts[1] + parts[2], end, columns)
     x, edges = theme.stepped(time[keep], np.cumsum([0 * time, *parts], axis=0)[:, keep], end)
     kinds = zip(KINDS.items(), edges, edges[1:], strict=False)
@@ -179,31 +168,25 @@ def memory(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
     look = dict(LOOK["allocated"])
     allocated = Layer(x, edges[3], look, look.pop("label"))
     top = 1.02 * max(run.scenario.total_pages * MIB_PER_PAGE, edges[-1].max())
-    return Chart([*areas, allocated], (0, top), {label: table})
+    return Chart([*areas, allocated], (0, top), {label: {"time_s": time} | dict(zip(KINDS, parts, strict=True))})
 
 
-# --- what batches free ----------------------------------------------------------------------------------------------
-
-
-def _batches(run: Run) -> Columns:
-    """Return pages freed by each batch: time_s, batch, freed (pages; the mean where samples were thinned)."""
-    r = run.rows
-    count, freed = np.diff(r["batch"]), -np.diff(r["frames"])
-    after = (r["rank"][1:] == 0) & (count > 0)
-    r = r[1:][after]
-    return {"time_s": r["time_ns"] / 1e9, "batch": r["batch"], "freed": freed[after] / count[after]}
-
-
-@over_time("pages freed by one batch", **LOOK["above"], ncols=4)
+@partial(OverTime, unit="pages freed by one batch", legend=LOOK["above"] | {"ncols": 4})
 def batches(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
-    """Describe pages freed by each batch (logarithmic; without the batches that freed none) and ``pages_to_scan``."""
-    tables, layers, budgets, top = {label: _batches(run) for label, run in runs.items()}, [], {}, 1.0
+    """Describe pages freed by each batch (logarithmic; without the batches that freed none) and ``pages_to_scan``.
+
+    The table has time_s, batch, and freed (pages; the mean where samples were thinned).
+    """
+    tables, layers, budgets, top = {}, [], {}, 1.0
     for number, (label, run) in enumerate(runs.items()):
-        time, freed = (tables[label][name][tables[label]["freed"] > 0] for name in ("time_s", "freed"))
+        count, frames, budget = np.diff(run.rows["batch"]), np.diff(run.rows["frames"]), run.rows["pages_to_scan"]
+        after = (run.rows["rank"][1:] == 0) & (count > 0)
+        r, freed = run.rows[1:][after], -frames[after] / count[after]
+        tables[label] = {"time_s": r["time_ns"] / 1e9, "batch": r["batch"], "freed": freed}
+        time, freed = tables[label]["time_s"][freed > 0], freed[freed > 0]
         keep = theme.thin(time, freed, end, columns)
         look = theme.style(number) | LOOK["batch"]
         layers.append(Layer(time[keep], freed[keep], look, label if len(keep) else None))
-        budget = run.rows["pages_to_scan"]
         changes = np.flatnonzero(np.diff(budget, prepend=-1))
         words = f"pages_to_scan = {budget[0]:,}" if len(changes) == 1 else f"pages_to_scan, {label}"
         budgets[words] = theme.stepped(run.rows["time_ns"][changes] / 1e9, budget[changes], end)
@@ -212,52 +195,39 @@ def batches(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
     return Chart(layers, (0.8, float(10 ** np.ceil(np.log10(1.05 * top)))), tables, log=True)
 
 
-# --- what counters show ---------------------------------------------------------------------------------------------
-
-
-def _counters(run: Run) -> Columns:
-    """Return MiB at each sample: how many fewer frames are allocated than at the start, and what KSM's counters show.
-
-    ``KSM counters`` are ``pages_sharing`` + ``ksm_zero_pages``.
-    """
-    r = run.rows
-    freed, shown = r["frames"][0] - r["frames"], r["pages_sharing"] + r["ksm_zero_pages"]
-    mib = {"really freed": freed * MIB_PER_PAGE, "KSM counters": shown * MIB_PER_PAGE}
-    return {"time_s": r["time_ns"] / 1e9} | mib
-
-
-@over_time("memory (MiB)", **LOOK["beside"])
+@partial(OverTime, unit="memory (MiB)", legend=LOOK["beside"])
 def counters(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
-    """Describe what KSM's counters show (thin, dashed) and the memory that was really freed (broad), MiB over time."""
-    tables, layers = {label: _counters(run) for label, run in runs.items()}, []
-    for number, (label, data) in enumerate(tables.items()):
-        for what, extra in (("really freed", LOOK["freed"]), ("KSM counters", LOOK["counted"])):
-            x, y, look = theme.step_line(data["time_s"], data[what], end, number, len(runs), columns=columns)
+    """Describe what KSM's counters show (thin, dashed) and the memory that was really freed (broad), MiB over time.
+
+    Freed is how many fewer frames are allocated than at the start; the counters are ``pages_sharing`` and
+    ``ksm_zero_pages``.
+    """
+    tables, layers = {}, []
+    for number, (label, run) in enumerate(runs.items()):
+        r, time = run.rows, run.rows["time_ns"] / 1e9
+        freed, shown = r["frames"][0] - r["frames"], r["pages_sharing"] + r["ksm_zero_pages"]
+        mib = {"really freed": freed * MIB_PER_PAGE, "KSM counters": shown * MIB_PER_PAGE}
+        tables[label] = {"time_s": time} | mib
+        for (what, values), extra in zip(mib.items(), (LOOK["freed"], LOOK["counted"]), strict=True):
+            x, y, look = theme.step_line(time, values, end, number, len(runs), columns=columns)
             layers.append(Layer(x, y, look | extra, f"{label}: {what}"))
     top = theme.round_up(max(layer.y.max() for layer in layers))
     return Chart(layers, (-0.03 * top, 1.03 * top), tables)
 
 
-# --- CPU time -------------------------------------------------------------------------------------------------------
-
-
-def _cpu(run: Run, end: float, parts: int = 60) -> Columns:
-    """Return ksmd's CPU time in equal parts of the time until ``end``, s, as a share of one CPU.
-
-    time_s is the start of a part; parts that start after the run are left out.
-    """
-    edges, time = np.linspace(0, end, parts + 1), run.rows["time_ns"] / 1e9
-    used = np.interp(edges, time, run.rows["ksmd_cpu_ns"] / 1e9)
-    inside = edges[:-1] < max(time[-1], 1e-9)
-    return {"time_s": edges[:-1][inside], "percent": (100 * np.diff(used) * parts / end)[inside]}
-
-
-@over_time("CPU of ksmd (% of one)", **LOOK["above"], ncols=4)
+@partial(OverTime, unit="CPU of ksmd (% of one)", legend=LOOK["above"] | {"ncols": 4})
 def cpu(runs: Mapping[str, Run], end: float, columns: int) -> Chart:
-    """Describe ksmd's CPU time over simulated time, % of one CPU."""
-    tables, layers = {label: _cpu(run, end) for label, run in runs.items()}, []
-    for number, (label, data) in enumerate(tables.items()):
-        x, y, look = theme.step_line(data["time_s"], data["percent"], end, number, len(runs), columns=columns)
-        layers.append(Layer(x, y, look, label))
+    """Describe ksmd's CPU time over simulated time, % of one CPU, in 60 equal parts of the time until ``end``.
+
+    The table's time_s is the start of a part; parts that start after the run are left out.
+    """
+    tables, layers, edges = {}, [], np.linspace(0, end, 61)
+    for number, (label, run) in enumerate(runs.items()):
+        time = run.rows["time_ns"] / 1e9
+        used = np.diff(np.interp(edges, time, run.rows["ksmd_cpu_ns"] / 1e9))
+        inside = edges[:-1] < max(time[-1], 1e-9)
+        start, percent = edges[:-1][inside], (100 * used * 60 / end)[inside]
+        tables[label] = {"time_s": start, "percent": percent}
+        layers.append(Layer(*theme.step_line(start, percent, end, number, len(runs), columns=columns), label))
     top = theme.round_up(max(data["percent"].max(initial=0) for data in tables.values()))
     return Chart(layers, (0, 1.03 * top), tables)

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from mmlab.figures import charts, theme
+from mmlab.figures import theme
+from mmlab.figures.charts import batches, counters, cpu, end_of_changes, memory, time_label
 from mmlab.figures.notebook import headline, png, remember, say, show, sure, table, with_errors
 from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, Kinds, axes, figure_of, legend_below
 
@@ -50,8 +51,6 @@ __all__ += ["blocks", "blocks_table", "maps_compared", "overlay", "overlay_table
 __all__ += ["recorded_samples", "says_and_truth", "side_by_side"]
 
 PLAIN = "{x:,g}"
-memory, batches, counters, cpu = charts.memory, charts.batches, charts.counters, charts.cpu
-time_label, end_of_changes = charts.time_label, charts.end_of_changes
 
 
 # --- panels -----------------------------------------------------------------------------------------------------------
@@ -105,14 +104,12 @@ def recorded_samples(recorded: Mapping[str, Any]) -> pd.DataFrame:
 
 def overlay_table(run: Run, recorded: Mapping[str, Any], column: str) -> pd.DataFrame:
     """Return a counter at each sample of the model: columns batch, rank, model, and recorded (NaN: no sample)."""
-    model, trace = (
-        samples[["batch", "rank", column]].rename(columns={column: name})
-        for name, samples in (("model", run.samples), ("recorded", recorded_samples(recorded)))
-    )
-    return model.merge(trace, how="left", on=["batch", "rank"], validate="one_to_one")
+    tables = run.samples, recorded_samples(recorded)
+    model, trace = (samples.set_index(["batch", "rank"])[column] for samples in tables)
+    return pd.DataFrame({"model": model, "recorded": trace.reindex(model.index)}).reset_index()
 
 
-def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], title: str = "") -> list[Axes]:
+def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], title: str) -> list[Axes]:
     """Draw counters of a run as lines and, as circles, what the recorded kernel showed in the same batches.
 
     Parameters
@@ -126,37 +123,33 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
     """
     tables = {column: overlay_table(run, recorded, column) for column in columns}
     panels = axes(len(columns), height=2.9, sharex=True)
-    _against_kernel(panels, tables, columns, "overlay", "steps-post", f"Linux {recorded['kernel']}")
+    _against_kernel(panels, tables, columns, "overlay", drawstyle="steps-post", label=f"Linux {recorded['kernel']}")
     figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
 
 
-def says_and_truth(tables: Mapping[str, pd.DataFrame], unit: str = "pages", width: int = 3) -> list[Axes]:
+def says_and_truth(tables: Mapping[str, pd.DataFrame]) -> list[Axes]:
     """Draw what counters show (lines, with the kernel's samples as circles) on the true values (broad bands).
 
     Parameters
     ----------
     tables : mapping
         Title → columns ``sample`` (number), ``model``, ``truth``, and ``recorded`` (what a kernel's counter showed, NaN
-        where it has no sample). The last three have the same unit.
-    width : int
-        Axes in a row.
+        where it has no sample). The last three are pages.
     """
-    rows = -(-len(tables) // width)
-    panels = axes(width, rows, 11.5, 0.5 + 2.7 * rows, len(tables))
-    _against_kernel(panels, tables, dict.fromkeys(tables, unit), "says_and_truth", "steps-mid", "Linux")
+    rows = -(-len(tables) // 3)
+    panels = axes(3, rows, 11.5, 0.5 + 2.7 * rows, len(tables))
+    units = dict.fromkeys(tables, "pages")
+    _against_kernel(panels, tables, units, "says_and_truth", drawstyle="steps-mid", label="Linux")
     return panels
 
 
-def _against_kernel(
-    panels: list[Axes], tables: Mapping[str, pd.DataFrame], units: Mapping[str, str], name: str, steps: Any, kernel: str
-) -> None:
+def _against_kernel(panels: list[Axes], tables: Named, units: Named, name: str, **look: Any) -> None:
     """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
     for ax, (title, data) in zip(panels, tables.items(), strict=True):
         for column in ("truth", "model", "recorded"):
             if column in data:
-                look = {"drawstyle": steps, "label": kernel} | LOOK[column]
-                ax.plot(data.iloc[:, 0], data[column], **look)
+                ax.plot(data.iloc[:, 0], data[column], **look | LOOK[column])
         ax.update_datalim([(data.iloc[0, 0], 0), (data.iloc[0, 0], 1)])
         ax.set_ymargin(0.07)
         ax.set(xlabel=data.columns[0], ylabel=units[title])
@@ -238,9 +231,7 @@ def _mark(ax: Axes, marks: Mapping[float, str], at: float | None = None) -> None
         theme.write(ax, words, (1, value), xycoords=("axes fraction", "data"), fontweight=weight)
 
 
-def tradeoff(
-    table: pd.DataFrame, x: str, y: str, by: str, mark: str, within: tuple[float, float], ax: Ax = None
-) -> Axes:
+def tradeoff(table: Table, x: str, y: str, by: str, mark: str, within: tuple[float, float], ax: Ax = None) -> Axes:
     """Draw one quantity against what it costs in another, both logarithmic; the goal is the shaded corner.
 
     Parameters
@@ -268,16 +259,7 @@ def tradeoff(
 
 
 def steps(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    ax: Ax = None,
-    until: float = 0,
-    legend: bool = True,
-    marks: Marks = None,
-    log: bool = False,
-    xlabel: str = "",
+    table: Table, x: str, y: str, by: str, ax: Ax = None, until: float = 0, marks: Marks = None, log: bool = False
 ) -> Axes:
     """Draw a step line for each value of ``by``; see :func:`~mmlab.figures.theme.step_line`.
 
@@ -291,12 +273,10 @@ def steps(
         Value of ``y`` → the text beside its line.
     log : bool
         Make the y axis logarithmic.
-    xlabel : str
-        Label of the x axis instead of ``x``, such as :func:`time_label` makes.
     """
     ax, end = ax or axes()[0], until or float(table[x].max())
     top = float(table[y].max())
-    ax.set(xlabel=xlabel or x, ylabel=y, xlim=(0, end))
+    ax.set(xlabel=x, ylabel=y, xlim=(0, end))
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         last = min(end, part[x].iloc[-1])
         across, up, look = theme.step_line(part[x], part[y], last, number, table[by].nunique(), end)
@@ -308,17 +288,14 @@ def steps(
         ax.yaxis.set_minor_formatter("")
     else:
         ax.set_ylim((-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
-    if legend:
-        ax.legend(**LOOK["above"], ncols=2, handlelength=4)
+    ax.legend(**LOOK["above"], ncols=2, handlelength=4)
     return remember(ax, table, "steps")
 
 
 # --- bars -----------------------------------------------------------------------------------------------------------
 
 
-def bars(
-    table: Table, label: str, ax: Ax = None, errors: Table | None = None, stacked: bool = False, legend: bool = True
-) -> Axes:
+def bars(table: Table, label: str, ax: Ax = None, errors: Table | None = None, stacked: bool = False) -> Axes:
     """Draw a horizontal bar for each column of each row, beside each other or stacked, with the values as text.
 
     Parameters
@@ -340,22 +317,18 @@ def bars(
     for number, column in enumerate(table):
         look = theme.PARTS[number * (1 if stacked else 3) % len(theme.PARTS)]
         places = np.arange(len(table)) + (0 if stacked else height * (number + 0.5) - 0.4)
-        ax.barh(places, values[column], height, left, label=column, **look)
-        for place, start, value, error in zip(places, left, values[column], sigma[column], strict=True):
-            if error > 0:
-                ax.errorbar(value, place, xerr=error, **LOOK["error"])
-            if not stacked:
-                theme.write(ax, sure(value, error), (value + error, place), fontsize=8)
-            elif value >= 0.05 * whole:
-                theme.write(
-                    ax, f"{value:,.3g}", (start + value / 2, place), (0, 0), ha="center", fontsize=8, bbox=LOOK["box"]
-                )
-        left = left + values[column].to_numpy() * stacked
+        error = None if errors is None else sigma[column].where(sigma[column] > 0)
+        drawn = ax.barh(places, values[column], height, left, xerr=error, error_kw=LOOK["error"], label=column, **look)
+        if stacked:
+            parts = [f"{value:,.3g}" if value >= 0.05 * whole else "" for value in values[column]]
+            ax.bar_label(drawn, parts, label_type="center", fontsize=8, bbox=LOOK["box"])
+            left = left + values[column].to_numpy()
+        else:
+            ax.bar_label(drawn, [*map(sure, values[column], sigma[column])], padding=4, fontsize=8)
     ax.set_yticks(range(len(table)), [str(name) for name in table.index])
     ax.set(xlabel=label, xlim=(0, (1.02 if stacked else 1.1) * whole), ylim=(len(table) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
-    if legend:
-        ax.legend(**LOOK["above"], ncols=3)
+    ax.legend(**LOOK["above"], ncols=3)
     return remember(ax, with_errors(table, errors), "bars")
 
 
@@ -428,30 +401,25 @@ def _draw_cells(ax: Axes, marks: pd.DataFrame, text: np.ndarray, signs: Mapping[
     """Draw a coloured cell with a text for each mark, none for NaN, and a legend of the colours."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap(list(CELLS.values()))
+    look = {"cmap": ListedColormap(list(CELLS.values())), "vmin": -0.5, "vmax": len(CELLS) - 0.5}
     codes = marks.map(list(CELLS).index, na_action="ignore").astype(float)
-    _mesh(ax, codes.rename_axis(index=None, columns=None), text, colours, (-0.5, len(CELLS) - 0.5), 9)
+    _mesh(ax, codes.rename_axis(index=None, columns=None), annot=text, fmt="", annot_kws={"fontsize": 9}, **look)
     for written in ax.texts:
         written.set_fontweight("bold" if written.get_text().endswith(" +") else "normal")
     for sign, words in signs.items():
         theme.add_key(ax, words, facecolor=CELLS[sign], edgecolor="#888888")
 
 
-def _mesh(
-    ax: Axes, numbers: pd.DataFrame, text: np.ndarray, colours: Any, span: tuple[float, float], size: int
-) -> None:
+def _mesh(ax: Axes, numbers: Table, **look: Any) -> None:
     """Draw a coloured cell with its text for each number, none for NaN; the first row is on top."""
     import seaborn as sns  # here, since loading it takes a second, which the explorer need not wait
 
-    look = {"cmap": colours, "vmin": span[0], "vmax": span[1], "linewidths": 1.0, "cbar": False}
-    sns.heatmap(numbers.astype(float), ax=ax, annot=text, fmt="", annot_kws={"fontsize": size}, **look)
+    sns.heatmap(numbers.astype(float), ax=ax, linewidths=1.0, cbar=False, **look)
     ax.tick_params(length=0, rotation=0)
     ax.grid(visible=False)
 
 
-def heat(
-    tables: Mapping[str, pd.DataFrame], label: str, *, signed: bool = False, digits: int = 3, width: int = 2
-) -> list[Axes]:
+def heat(tables: Mapping[str, Table], label: str, *, signed: bool = False, digits: int = 3) -> list[Axes]:
     """Draw numbers over two settings as colours, one table beside the other on one scale, with the numbers in them.
 
     Parameters
@@ -464,8 +432,6 @@ def heat(
         The numbers are differences: two hues from white at 0, and a sign before each number.
     digits : int
         Significant digits.
-    width : int
-        Axes in a row.
 
     Raises
     ------
@@ -473,16 +439,16 @@ def heat(
         There is no table.
     """
     rows, columns = np.max([table.shape for table in tables.values()], axis=0)
-    across = min(width, len(tables))
-    down = -(-len(tables) // across)
+    across, down = min(2, len(tables)), -(-len(tables) // 2)
     size = across * (1.7 + 0.56 * columns), down * max(2.8, 1.0 + 0.34 * rows)
     panels = axes(across, down, *size, len(tables), sharey=True, sharex=True)
     values = np.concatenate([table.to_numpy(float).ravel() for table in tables.values()])
     top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     low = -top if signed else min(0.0, float(np.nanmin(values, initial=0.0)))
-    colours, form = ("PuOr_r", f"+,.{digits}g") if signed else ("cividis_r", f",.{digits}g")
+    look: dict[str, Any] = {"cmap": "PuOr_r" if signed else "cividis_r", "annot": True, "annot_kws": {"fontsize": 8}}
+    look |= {"fmt": f"{'+' * signed},.{digits}g", "vmin": low, "vmax": top}
     for ax, (title, numbers) in zip(panels, tables.items(), strict=True):
-        _mesh(ax, numbers, numbers.map(lambda value: f"{value:{form}}").to_numpy(), colours, (low, top), 8)
+        _mesh(ax, numbers, **look)
         ax.invert_yaxis()
         ax.set_title(title)
         ax.tick_params("x", rotation=45)
@@ -581,9 +547,8 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Ax = None) -> Axes:
     _add_letters(ax, codes, LETTERS, "mostly ")
     when, block = np.nonzero((codes[1:] == ord("H")) & (codes[:-1] != ord("H")))
     size = float(np.clip(150 / codes.shape[1], 2, 6))
-    ax.plot(
-        time_s[when + 1], block + 0.5, markersize=size, label="collapsed" if len(when) else None, **LOOK["collapsed"]
-    )
+    label = "collapsed" if len(when) else None
+    ax.plot(time_s[when + 1], block + 0.5, markersize=size, label=label, **LOOK["collapsed"])
     for letter in LETTERS:  # also written where it stays longest
         stays = np.diff(edges) @ (codes == ord(letter))
         longest = int(np.flatnonzero(stays == stays.max()).mean())

@@ -13,10 +13,9 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,12 +24,12 @@ import pandas as pd
 from mmlab.figures.theme import figure_of
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["TABLES", "headline", "png", "remember", "say", "show", "sure", "table", "tables_of"]
-__all__ += ["with_errors"]
+    Drawn: TypeAlias = Axes | Sequence[Axes] | Figure
+
+__all__ = ["TABLES", "headline", "png", "remember", "say", "show", "sure", "table", "tables_of", "with_errors"]
 
 DPI = 144
 """Resolution of the images that :func:`show` makes: one and a half pixels to a CSS pixel."""
@@ -95,7 +94,7 @@ def _save(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
     return {"tables": names}
 
 
-def png(drawn: Axes | Sequence[Axes] | Figure) -> bytes:
+def png(drawn: Drawn) -> bytes:
     """Return the figure as a PNG of at most 256 colours; the same figure always gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -109,7 +108,7 @@ def png(drawn: Axes | Sequence[Axes] | Figure) -> bytes:
     return out.getvalue()
 
 
-def show(drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = "") -> None:
+def show(drawn: Drawn, alt: str, caption: str = "") -> None:
     """Display a figure in a notebook with its alternative text.
 
     The text is also the output's plain form: a comparison of notebook outputs compares it, and not the pixels.
@@ -124,9 +123,7 @@ def show(drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = "") -> 
     _display(*as_output(drawn, alt, caption))
 
 
-def as_output(
-    drawn: Axes | Sequence[Axes] | Figure, alt: str, caption: str = ""
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def as_output(drawn: Drawn, alt: str, caption: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the data and metadata of what `show` displays."""
     figure = figure_of(drawn)
     about = {"alt": alt, "caption": caption, "width": round(figure.get_figwidth() * 96), **_save(tables_of(figure))}
@@ -144,6 +141,8 @@ def table(
         Standard errors of some of the columns, in the same rows: shown behind ±, with as many decimals as they need.
         The table's files have them in columns of their own.
     """
+    from jinja2 import Environment, PackageLoader
+
     columns = []
     for number, column in enumerate(data):
         places = digits if isinstance(digits, int) else digits.get(str(column), 1)
@@ -151,7 +150,8 @@ def table(
         columns.append([_cell(*pair, places) for pair in zip(data.iloc[:, number], sigma, strict=True)])
     text = pd.DataFrame(zip(*columns, strict=True), data.index, data.columns)
     left = [not pd.api.types.is_numeric_dtype(kind) for kind in data.dtypes]
-    html = _template().render(caption=caption, cells=text, rows=text.to_numpy(), left=left)
+    template = Environment(autoescape=True, trim_blocks=True, loader=PackageLoader("mmlab", "figures"))
+    html = template.get_template("table.html.j2").render(caption=caption, cells=text, rows=text.to_numpy(), left=left)
     _display(
         {"text/html": html, "text/plain": f"{caption}\n{text.to_string()}".strip()},
         {"text/html": {"caption": caption, **_save({caption: _plain(with_errors(data, errors))})}},
@@ -164,14 +164,6 @@ def _cell(value: object, error: float, places: int) -> str:
     if isinstance(value, float | np.floating):
         return "∞" if np.isinf(value) else sure(float(value), error, places)
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(autoescape=True, trim_blocks=True, loader=PackageLoader("mmlab", "figures"))
-    return environment.get_template("table.html.j2")
 
 
 def sure(value: float, error: float, places: int = 1) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "Kinds", "add_key", "axes"]
 __all__ += ["figure_of", "legend_below", "palette", "round_up", "short", "step_line", "stepped", "style", "thin"]
-__all__ += ["use_theme", "write"]
+__all__ += ["write"]
 
 Kinds = Mapping[str, tuple[str, str]]
 INK = "#111111"
@@ -41,13 +41,6 @@ COLUMNS = 720
 """Columns of a figure within which a long series is thinned."""
 
 
-def use_theme() -> None:
-    """Set the common look of all figures: ``house.mplstyle``."""
-    import matplotlib.style
-
-    matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
-
-
 def palette(kinds: Kinds = LETTERS) -> np.ndarray:
     """Return uint8[256, 3]: the colour of each letter by its code; white for other codes."""
     colours = np.full((256, 3), 255, np.uint8)
@@ -60,11 +53,12 @@ def axes(
 ) -> list[Axes]:
     """Return the first ``count`` Axes, row by row, of a new figure; the others stay blank.
 
-    The figure has ``columns`` by ``rows`` Axes and ``width`` by ``height`` inches.
+    The figure has ``columns`` by ``rows`` Axes, ``width`` by ``height`` inches and the look of ``house.mplstyle``.
     """
+    import matplotlib.style
     from matplotlib.figure import Figure  # not pyplot, which would take as long again to load
 
-    use_theme()
+    matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **kwargs)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.06)  # type: ignore[union-attr, call-arg]

@@ -132,7 +132,7 @@ def timeline(
     drawn = figures.axes(len(panels), width=11.5 if len(panels) > 1 else 9.6, height=4.6, sharey=True)
     for ax, (title, runs) in zip(drawn, panels.items(), strict=True):
         label = figures.time_label(runs.values(), until or None)
-        figures.steps(tables[title], TIME, what, "variants", ax, until, False, log=log, xlabel=label).set_title(title)
+        figures.steps(tables[title], TIME, what, "variants", ax, until, log=log).set(title=title, xlabel=label)
         ax.label_outer()
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=4)
     return Answer(pd.concat(tables, names=["panel"]), figure=drawn)
