@@ -107,10 +107,8 @@ class Comparison:
         title, alt, runs = self.titled(name)
         ((label, run),) = runs.items()
         maps, size = self.letters[label], run.scenario.pages_per_thp
-        kinds, blocks = (
-            [theme.LETTERS[letter] for letter in self.pages[label]],
-            [-(-len(letters) // size) for letters in maps],
-        )
+        kinds = [theme.LETTERS[letter] for letter in self.pages[label]]
+        blocks = [-(-len(letters) // size) for letters in maps]
         return {"title": title, "alt": alt, "kinds": kinds, "blocks": blocks, "picture": page_map_image(maps, size)}
 
     def picture(self) -> tuple[dict[str, str], dict[str, Any]]:
@@ -164,23 +162,5 @@ def page_map_image(processes: list[np.ndarray], pages_per_thp: int) -> bytes:
 def template() -> Any:
     """Return the template of the sentences and tables."""
     environment = Environment(autoescape=True, loader=PackageLoader("mmlab", "explorer"))
-    environment.filters["number"] = _number
-    environment.globals |= {"letters": theme.LETTERS, "released": _released, "plus_minus": _plus_minus, "signs": SIGNS}
-    return environment.get_template("explorer.html.j2")
-
-
-def _released(run: Run) -> tuple[float, float]:
-    """Return when 99 % of what a run frees was freed, and the standard error of that, s."""
-    row = given_back(run) or 0
-    return float(run.rows["time_ns"][row]) / 1e9, error_at(run, row)
-
-
-def _plus_minus(error: float, least: float) -> str:
-    return f" ± {one_digit(error)}" if error >= least else ""
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return text.replace("-", "−")
+    words = {"letters": theme.LETTERS, "signs": SIGNS, "given_back": given_back, "error_at": error_at}
+    return environment.get_template("explorer.html.j2", globals=words | {"one_digit": one_digit})

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import anywidget
@@ -39,7 +38,7 @@ from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, AnyVariant, Variant, resolve
 from mmlab.workers import keep_freed_memory
 
-__all__ = ["CONTROLS", "Explorer", "Runs", "explore", "flat_presets"]
+__all__ = ["CONTROLS", "Explorer", "explore", "flat_presets"]
 
 CONTROLS = tuple(
     """pages_to_scan sleep_millisecs max_ptes_none use_zero_pages smart_scan shrink_underused khugepaged memory_mib
@@ -47,8 +46,6 @@ CONTROLS = tuple(
 )
 """Fields of the scenario that have a control by default."""
 START = "regression_uzp1"
-KEPT_PAGES = 2_000_000
-"""Budget of the kept runs in simulated pages: 160 MB."""
 PROGRESS = 0.3
 """Seconds after which the figures are marked as old, and progress is shown."""
 
@@ -88,26 +85,6 @@ def explore(
     return Explorer(scenario.replace(**changes), resolve(variant or scenario.variant), resolve(compare), controls)
 
 
-class Runs:
-    """The latest runs, by scenario and variant."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, Variant], Run] = {}
-        self.lock = Lock()
-
-    def get(self, scenario: Scenario, variant: Variant, progress: Callable[[float], None]) -> Run:
-        """Return a run, simulated if necessary, with its metrics and errors computed."""
-        key = scenario.replace(name="", variant="mainline").model_dump_json(), variant
-        run = self.kept.get(key) or simulate(scenario, variant=variant, progress=progress)
-        _ = run.metrics.as_dict(), run.uncertainty  # here, in a thread: each is computed when first used
-        with self.lock:
-            self.kept.pop(key, None)
-            self.kept[key] = run  # at the end, as the most recent
-            while len(self.kept) > 2 and sum(kept.scenario.total_pages for kept in self.kept.values()) > KEPT_PAGES:
-                del self.kept[next(iter(self.kept))]
-        return run
-
-
 class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
     """The explorer; `explore` makes one.
 
@@ -134,7 +111,7 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         self.chosen = self._values(self.base) | {"compare": compare.name, "whole": 0}
         self.found: Comparison | None = None
         self.seconds, self.serial = (0.0, 0.0), 0
-        self.cache, self.requests = Runs(), Requests(self._show, self._show_status, self._show_error)
+        self.requests = Requests(self._show, self._show_status, self._show_error)
         fields = {name: asdict(flat_fields()[name]) | {"default": None} for name in self.controls}
         for name, field in fields.items():
             field |= {"type": flat_fields()[name].type.__name__, "allowed": flat_fields()[name].allowed}
@@ -233,11 +210,18 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         return partial(self._compare, scenario, asked, bool(self.chosen["whole"]), self.serial)
 
     def _compare(self, scenario: Scenario, asked: Mapping[str, Variant], whole: bool, serial: int, job: Job) -> Any:
-        """Return the comparison of a scenario under two variants, and its data for the browser."""
-        job.shares = dict.fromkeys(asked, 0.0)
+        """Return the comparison of a scenario under two variants, and its data for the browser.
+
+        A run that is on display is not simulated again, so that another variant beside it is there at once.
+        """
+        job.shares, shown = dict.fromkeys(asked, 0.0), list(self.runs.values())
 
         def one(label: str) -> Run:
-            return self.cache.get(scenario, asked[label], partial(job.report, label))
+            variant, own = asked[label], scenario.variant
+            same = (r for r in shown if r.variant == variant.name and r.scenario.replace(variant=own) == scenario)
+            run = next(same, None) or simulate(scenario, variant=variant, progress=partial(job.report, label))
+            _ = run.metrics.as_dict(), run.uncertainty  # here, in a thread: each is computed when first used
+            return run
 
         with announced(partial(setattr, job, "note")), ThreadPoolExecutor(len(asked)) as pool:
             found = Comparison(dict(zip(asked, pool.map(one, asked), strict=True)), whole)

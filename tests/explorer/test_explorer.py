@@ -22,7 +22,7 @@ from mmlab import VARIANTS, Scenario, SplitContext, simulate
 from mmlab.errors import UserError
 from mmlab.explorer import requests
 from mmlab.explorer.comparison import CHARTS, MAP_ROWS, page_map_image
-from mmlab.explorer.explorer import CONTROLS, Explorer, Runs, flat_presets
+from mmlab.explorer.explorer import CONTROLS, Explorer, flat_presets
 from mmlab.explorer.requests import Dropped, Job, Requests
 from mmlab.figures import figures as plots
 from mmlab.figures import theme
@@ -476,11 +476,11 @@ def test_progress_of_what_takes_long(explorer: Explorer, monkeypatch: pytest.Mon
     assert explorer.busy == {}
 
 
-def test_runs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmlab.explorer.explorer.KEPT_PAGES", 3 * 512)
-    runs, variant = Runs(), VARIANTS["mainline"]
-    made = [runs.get(Scenario(memory_mib=2, horizon_seconds=0.1, seed=i), variant, lambda _: None) for i in range(4)]
-    assert len(runs.kept) == 3
-    again = runs.get(Scenario(memory_mib=2, horizon_seconds=0.1, seed=3, variant="legacy", name="x"), variant, print)
-    assert again is made[3], "the variant asked for counts, not the scenario's own"
-    assert runs.get(Scenario(memory_mib=2, horizon_seconds=0.1, seed=0), variant, lambda _: None) is not made[0]
+def test_what_is_on_display_is_not_simulated_again(explorer: Explorer) -> None:
+    before = explorer.runs["mainline"]
+    explorer.set(compare="legacy")
+    assert explorer.runs["mainline"] is before
+    explorer.set(variant="legacy", compare="mainline")
+    assert explorer.runs["mainline"] is before, "the variant that was simulated counts, not the scenario's"
+    explorer.set(pages_to_scan=50)
+    assert explorer.runs["mainline"] is not before
