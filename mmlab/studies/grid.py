@@ -52,14 +52,14 @@ class Strict(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             found = max(error.errors(include_url=False), key=lambda each: each["type"] == "extra_forbidden")
-            name, allowed = " ".join(map(str, found["loc"])), found["msg"].removeprefix("Input should be ")
-            known = [field.alias or name for name, field in type(self).model_fields.items()]
-            mistakes = {
-                "extra_forbidden": unknown("key", name, known),
-                "missing": UserError("is missing", parameter=name),
-            }
-            usual = UserError(parameter=name, value=found["input"], allowed=allowed)
-            raise mistakes.get(found["type"], usual) from None
+            name = " ".join(map(str, found["loc"]))
+            if found["type"] == "extra_forbidden":
+                known = [field.alias or name for name, field in type(self).model_fields.items()]
+                raise unknown("key", name, known) from None
+            if found["type"] == "missing":
+                raise UserError("is missing", parameter=name) from None
+            allowed = found["msg"].removeprefix("Input should be ")
+            raise UserError(parameter=name, value=found["input"], allowed=allowed) from None
 
 
 class Range(Strict):

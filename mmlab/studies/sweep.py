@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import mmlab
-from mmlab.engine.costs import cost_set
+from mmlab.engine.costs import CostSet, cost_set
 from mmlab.errors import UserError
 from mmlab.kernel.jit import warm_up
 from mmlab.limits import cpus
@@ -54,7 +54,7 @@ __all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
 
 FORMAT = 1
 """Version of the rows; part of each hash."""
-MODEL = ("scenario.py", "variants.py", "kernel/*.py", "engine/*.py", "results/*.py")
+MODEL = ("scenario.py", "variants.py", "policies.py", "kernel/*.py", "engine/*.py", "results/*.py")
 """The sources that decide the results of a run. Costs are data and not among them."""
 MOST = 500
 """Scenarios in a chunk at most."""
@@ -229,10 +229,10 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
 
 def plan(grid: Grids, folder: str | Path, *, samples: bool = False) -> Summary:
     """Return the work that `sweep` would do; run and write nothing."""
-    folder, cost_digest = Path(folder), cache(_cost_digest)
+    folder = Path(folder)
     there = dict(zip(*_read(folder, ["hash", "error"]).to_pydict().values(), strict=True))
     sampled = {path.stem for path in (folder / SAMPLES).glob("*.parquet")}
-    asked = {item.hash: item for item in (_identify(values, cost_digest) for values in _scenarios(grid))}
+    asked = {item.hash: item for item in map(_identify, _scenarios(grid))}
     items = [item for name, item in asked.items() if name not in there]
     if samples:
         unsampled = {name for name, error in there.items() if error is None} - sampled
@@ -255,22 +255,22 @@ def _scenarios(grid: Grids) -> list[Point]:
     return sorted(found, key=lambda values: [str(values.get(name)) for name in memory])
 
 
-def _identify(values: Point, cost_digest: Callable[[str], str]) -> Item:
+def _identify(values: Point) -> Item:
     """Return a scenario with its hash, or with its mistake and a hash of what was given."""
     said: list[Any] = [values]
     error = None
     try:
         scenario = Scenario(**values)
-        said = [cost_digest(scenario.costs), scenario.model_dump_json(exclude={"name", "costs"})]
+        said = [_cost_digest(cost_set(scenario.costs)), scenario.model_dump_json(exclude={"name", "costs"})]
     except UserError as wrong:
         error = str(wrong)
     return Item(_sha256([FORMAT, model_digest(), *said]), values, error)
 
 
-def _cost_digest(name: str) -> str:
+@lru_cache(maxsize=16)
+def _cost_digest(costs: CostSet) -> str:
     """Return the SHA-256 of a cost set's numbers: they matter, not its name."""
-    found = cost_set(name)
-    return _sha256([found.ns.tolist(), found.estimated, found.covariance.tolist(), found.error])
+    return _sha256([costs.ns.tolist(), costs.estimated, costs.covariance.tolist(), costs.error])
 
 
 @cache
