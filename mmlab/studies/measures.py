@@ -180,14 +180,11 @@ def pace(run: Run) -> dict[str, float]:
     Its least and most, one divided by the other, its changes a second, and how busy ksmd is, % of one CPU.
     """
     rows = since(run, 0.5)
-    least, most, ns = (
-        int(rows["pages_to_scan"].min()),
-        int(rows["pages_to_scan"].max()),
-        max(1, int(np.ptp(rows["time_ns"]))),
-    )
+    pages, ns = rows["pages_to_scan"], max(1, int(np.ptp(rows["time_ns"])))
+    least, most = int(pages.min()), int(pages.max())
+    changes, spent = np.count_nonzero(np.diff(pages)), float(np.ptp(rows["ksmd_cpu_ns"]))
     found = {"least": least, "most": most, "hunting": most / max(1, least)}
-    changes = np.count_nonzero(np.diff(rows["pages_to_scan"]))
-    return found | {"changes": 1e9 * changes / ns, "busy": 100 * float(np.ptp(rows["ksmd_cpu_ns"])) / ns}
+    return found | {"changes": 1e9 * changes / ns, "busy": 100 * spent / ns}
 
 
 def cpu_per_page(run: Run) -> float | None:
@@ -207,14 +204,11 @@ def later(run: Run) -> dict[str, float | None]:
     Then the batches and the time, s, until 99 % of that is freed, and the mean time of a full scan, s.
     """
     rows = run.rows[np.searchsorted(run.rows["full_scans"], min(1, run.rows["full_scans"][-1])) :]
-    time, freed = rows["time_ns"] / 1e9, rows["frames"][0] - rows["frames"]
+    time, freed = rows["time_ns"] - rows["time_ns"][0], rows["frames"][0] - rows["frames"]
     done, scans = int(np.argmax(freed >= 0.99 * freed.max())), int(run.metrics.full_scans)
-    found = {"start": float(time[0]) if scans else None, "mib": float(freed.max()) / PAGES_PER_MIB}
-    found |= {
-        "batches": int(rows["batch"][done] - rows["batch"][0]),
-        "seconds": float(rows["time_ns"][done] - rows["time_ns"][0]) / 1e9,
-    }
-    return found | {"scan_mean": float(rows["time_ns"][-1] - rows["time_ns"][0]) / 1e9 / max(1, scans - 1)}
+    start, batches = float(rows["time_ns"][0]) / 1e9 if scans else None, int(rows["batch"][done] - rows["batch"][0])
+    found = {"start": start, "mib": float(freed.max()) / PAGES_PER_MIB, "batches": batches}
+    return found | {"seconds": float(time[done]) / 1e9, "scan_mean": float(time[-1]) / 1e9 / max(1, scans - 1)}
 
 
 def cpu_per_visit(run: Run) -> float:

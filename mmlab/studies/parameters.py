@@ -14,7 +14,7 @@ mmlab.errors.UserError: unknown parameter 'memory_mb': did you mean 'memory_mib'
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +26,9 @@ from mmlab.scenario import Scenario
 from mmlab.variants import resolve
 
 __all__ = ["check_names", "read_parameters", "scenario_from"]
+
+ASSIGNED, TYPED = re.compile(r"\w+(: \w+)? = |#|$"), re.compile(r"^\w+: \w+ = ", re.MULTILINE)
+"""A line of a parameters cell; and what it has at least once, for other cells assign values, too."""
 
 
 def read_parameters(namespace: Mapping[str, Any]) -> Scenario:
@@ -43,23 +46,13 @@ def read_parameters(namespace: Mapping[str, Any]) -> Scenario:
     for cell in namespace.get("In", ()):  # not the variables: later cells may have reused a name
         if cell.startswith("# Parameters\n"):  # as papermill marks it
             exec(cell, {}, injected)
-        elif _only_assigns(cell):
+        elif all(map(ASSIGNED.match, cell.splitlines())) and TYPED.search(cell):
             exec(cell, {}, own)
     if not own:  # no history: a script, or nbval
         own = {name: value for name, value in namespace.items() if isinstance(value, str | int | float | None)}
     own, injected = ({n: value for n, value in values.items() if n[0] != "_"} for values in (own, injected))
     check_names(own, injected)
     return scenario_from(own, injected)
-
-
-def _only_assigns(cell: str) -> bool:
-    """Return whether a cell does nothing but assign values, at least one of them to a name with a type."""
-    try:
-        lines = ast.parse(cell).body
-    except SyntaxError:
-        return False
-    kinds = {type(line) for line in lines}
-    return ast.AnnAssign in kinds and kinds <= {ast.AnnAssign, ast.Assign}
 
 
 def check_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:

@@ -75,12 +75,12 @@ class Upgrade:
 
     def rules(self) -> Answer:
         """Study which rules differ between the kernels."""
-        names = [name for name in map(_row, self.runs) if name in DIFFERENCES]
+        found = {name: row for name, row in DIFFERENCES.items() if f"with {name}" in self.runs}
         rows = [
-            (d.rule, d.releases.removeprefix("since "), d.change + " (From the text only.)" * d.from_text_only)
-            for d in map(DIFFERENCES.__getitem__, names)
+            (row.rule, row.releases.removeprefix("since "), row.change + " (From the text only.)" * row.from_text_only)
+            for row in found.values()
         ]
-        table = pd.DataFrame(rows, pd.Index(names, name="difference"), ["rule", "since", "what changes"])
+        table = pd.DataFrame(rows, pd.Index(found, name="difference"), ["rule", "since", "what changes"])
         remap = "; splits remap zero-filled pages since 6.12" if f"with {REMAP}" in self.runs else ""
         other = (
             f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in (self.before, self.after) if k in DISTRIBUTIONS
@@ -93,7 +93,7 @@ class Upgrade:
         moved = self.moved()
         found = measured(self.runs, "upgrade", "kernel")
         found.data.insert(0, "counters that differ", [0, *map(len, moved.values())])
-        singles = {_row(label): changes for label, changes in moved.items() if label != self.after}
+        singles = {label.removeprefix("with "): changes for label, changes in moved.items() if label != self.after}
         moving = [f"`{name}` ({_most(changes)})" for name, changes in singles.items() if changes]
         words = f"{len(moving)} of {len(singles)} differences move{'s' * (len(moving) == 1)} counters here: "
         if not moving and moved[self.after]:
@@ -134,11 +134,6 @@ def _both(values: Iterable[float | None], unit: str) -> str:
     one, other = ("never" if x is None or x != x else f"{x:,.4g}" for x in values)
     text = f"{one} {unit} on both" if one == other else f"{one} → {other} {unit}"
     return text.replace(f"never {unit}", "never")
-
-
-def _row(label: str) -> str:
-    """Return the difference that a run of an upgrade is with."""
-    return label.removeprefix("with ")
 
 
 def _most(changes: Mapping[str, tuple[int, int]]) -> str:

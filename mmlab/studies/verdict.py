@@ -21,10 +21,11 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, described
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS, AnyVariant, resolve
 
-__all__ = ["CODES", "QUESTIONS", "Question", "Verdict", "verdict", "weights"]
+__all__ = ["CODES", "QUESTIONS", "Verdict", "verdict", "weights"]
 
 LABEL, CELL, WIDTH = 22, 6, 76
 """Characters of a row's label, of a cell, and of a line of the legend."""
@@ -49,23 +50,11 @@ NEAR, SAME = 0.02, 0.05
 """Part of a row's range that still counts as its best or worst; rows that differ by less than 5 % are all the same."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """One row of the matrix; `questions.yaml` explains its fields."""
-
-    key: str
-    label: str
-    who: str
-    ask: str
-    unit: str
-    best: Literal["most", "least"]
-    scene: str
-    measure: str
-
-
 QUESTIONS = {
-    key: Question(key, **values) for key, values in read_yaml(Path(__file__).with_name("questions.yaml")).items()
+    key: SimpleNamespace(key=key, **values)
+    for key, values in read_yaml(Path(__file__).with_name("questions.yaml")).items()
 }
+"""The rows of the matrix; the file explains their fields."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Verdict:
     errors: pd.DataFrame
 
     @property
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[SimpleNamespace]:
         """The questions, in the order of the rows."""
         return [QUESTIONS[key] for key in self.cells.index]
 
@@ -184,7 +173,7 @@ class Verdict:
         scenes = dict.fromkeys(q.scene for q in self.questions)
         return "\n".join([*lines, "", *(_wrapped(f"{described(name)}.", f"{name}:") for name in scenes)])
 
-    def sure(self, question: Question) -> str:
+    def sure(self, question: SimpleNamespace) -> str:
         """Return a row's largest standard error, to stand behind its unit, if it is more than 0.01 % of its number."""
         errors = self.errors.loc[question.key]
         error = errors[errors > 1e-4 * self.cells.loc[question.key].abs().fillna(0)].max()
@@ -195,7 +184,7 @@ class Verdict:
         cells = self.cells.astype(object).where(self.cells.notna(), None)
         tables = {"cells": cells, "errors": self.errors, "marks": self.marks}
         questions = [
-            {**asdict(q), "scene_is": described(q.scene), "from_text_only": q.who == "text"}
+            {**vars(q), "scene_is": described(q.scene), "from_text_only": q.who == "text"}
             | {name: table.loc[q.key].to_dict() for name, table in tables.items()}
             for q in self.questions
         ]
@@ -275,7 +264,7 @@ def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str,
     return out
 
 
-def _asked(keys: Iterable[str]) -> list[Question]:
+def _asked(keys: Iterable[str]) -> list[SimpleNamespace]:
     """Return the questions with these keys or first letters, in the order of the matrix."""
     keys = tuple(keys)
     for key in keys:
