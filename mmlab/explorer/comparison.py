@@ -19,14 +19,6 @@ from mmlab.studies.judge import better, given_back
 
 __all__ = ["CHARTS", "MAPS", "Comparison", "page_map_image", "template"]
 
-PICTURES: dict[str, tuple[Any, str, str]] = {
-    "memory": (charts.memory, "Memory: {}", "MiB"),
-    "batches": (charts.batches, "Pages freed by each batch", "pages"),
-    "counters": (charts.counters, "Freed, and what counters show", "MiB"),
-    "cpu": (charts.cpu, "CPU time of ksmd", "% of one CPU"),
-    "map": (None, "Pages: {}", ""),
-}
-"""What draws each picture, its title, and the unit of its values."""
 CHARTS = "memory 0", "memory 1", "batches", "counters", "cpu"
 MAPS = "map 0", "map 1"
 """Names of the pictures; 0 and 1 are the two runs."""
@@ -56,9 +48,9 @@ class Comparison:
     @cached_property
     def end(self) -> float:
         """End of the time axes, s."""
-        both = list(self.runs.values())
-        whole = max(float(run.rows["time_ns"][-1]) / 1e9 for run in both)
-        return whole if self.whole else charts.end_of_changes(both)
+        if not self.whole:
+            return charts.end_of_changes(self.runs.values())
+        return max(float(run.rows["time_ns"][-1]) / 1e9 for run in self.runs.values())
 
     @cached_property
     def letters(self) -> dict[str, list[np.ndarray]]:
@@ -89,19 +81,20 @@ class Comparison:
         """Return the title of a picture, its alternative text, and the runs it shows."""
         kind, _, place = name.partition(" ")
         runs = dict([list(self.runs.items())[int(place)]] if place else self.runs)
-        title = (f"{SIGNS[int(place)]} " if place else "") + PICTURES[kind][1].format(*runs)
-        alt = getattr(template().module, kind)(self.pages[next(iter(runs))] if kind == "map" else runs)
+        words = template().module
+        title = (f"{SIGNS[int(place)]} " if place else "") + words.titles[kind].format(*runs)
+        alt = getattr(words, kind)(self.pages[next(iter(runs))] if kind == "map" else runs)
         return title, f"{title}. {alt}", runs
 
     def _chart(self, name: str) -> dict[str, Any]:
-        figure, _, quantity = PICTURES[name.split()[0]]
+        kind = name.split()[0]
         title, alt, runs = self.titled(name)
-        chart = figure.describe(runs, self.end, COLUMNS)
+        chart = getattr(charts, kind).describe(runs, self.end, COLUMNS)
         layers = [
             {part: _plain(value) for part, value in vars(layer).items() if value is not None} for layer in chart.layers
         ]
-        about = {"title": title, "alt": alt, "quantity": quantity, "layers": layers, "log": chart.log}
-        return about | {"x": (0, self.end), "y": chart.limits}
+        about = {"title": title, "alt": alt, "quantity": template().module.quantities[kind], "layers": layers}
+        return about | {"log": chart.log, "x": (0, self.end), "y": chart.limits}
 
     def _map(self, name: str) -> dict[str, Any]:
         title, alt, runs = self.titled(name)
@@ -124,7 +117,7 @@ class Comparison:
             if name in MAPS:
                 figures.page_map(np.concatenate(self.letters[next(iter(runs))]), run.scenario.pages_per_thp, ax)
             else:
-                PICTURES[name.split()[0]][0](runs if others else run, ax, self.end)
+                getattr(charts, name.split()[0])(runs if others else run, ax, self.end)
             ax.set_title(title, fontsize=10)
         figure = figures.figure_of(panels)
         figure.set_layout_engine(None)  # which would take half a second

@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,9 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         self.found: Comparison | None = None
         self.seconds, self.serial = (0.0, 0.0), 0
         self.requests = Requests(self._show, self._show_status, self._show_error)
-        fields = {name: asdict(flat_fields()[name]) | {"default": None} for name in self.controls}
-        for name, field in fields.items():
-            field |= {"type": flat_fields()[name].type.__name__, "allowed": flat_fields()[name].allowed}
+        fields = {}
+        for field in (flat_fields()[name] for name in self.controls):
+            fields[field.name] = {**vars(field), "default": None, "type": field.type.__name__, "allowed": field.allowed}
         variants = {v.name: f"{v.name}: {v.summary}" if v.summary else v.name for v in self.known.values()}
         about = {"fields": fields, "variants": variants, "presets": ["", *flat_presets()]}
         super().__init__(about=about, given={"after": 0, "values": self.chosen})

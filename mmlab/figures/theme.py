@@ -61,7 +61,6 @@ def axes(
     matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **kwargs)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, hspace=0.06)  # type: ignore[union-attr, call-arg]
     for unused in panels.flat[count:] if count else ():
         unused.set_axis_off()
     return list(panels.flat[:count])
@@ -69,10 +68,7 @@ def axes(
 
 def figure_of(drawn: Axes | Sequence[Axes] | Figure) -> Figure:
     """Return the figure that contains these Axes, or the figure itself."""
-    first = drawn[0] if isinstance(drawn, Sequence) else drawn
-    figure = first.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return (drawn[0] if isinstance(drawn, Sequence) else drawn).get_figure(root=True)  # type: ignore[return-value]
 
 
 def add_key(ax: Axes, label: str, **look: Any) -> None:
