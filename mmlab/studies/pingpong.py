@@ -7,8 +7,8 @@ block that will come back has had its chance:
 >>> s = Scenario(memory_mib=8, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=500, khugepaged=1, horizon_seconds=60)
 >>> turn_seconds(s)
 10.0
->>> loop = measure(simulate(s))
->>> round(loop.collapses_per_hour, -1), loop.swing_mib
+>>> loop = measure(simulate(s)).to_dict()
+>>> round(loop["collapses_per_hour"], -1), loop["swing_mib"]
 (1440.0, 4.0)
 """
 

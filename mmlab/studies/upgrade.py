@@ -70,8 +70,8 @@ class Upgrade:
 
     def moved(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return for each run after the first what differs from the first run, see `moved`."""
-        first, *others = self.runs.values()
-        return {label: moved(first, run) for label, run in zip(list(self.runs)[1:], others, strict=True)}
+        first = self.runs[self.before]
+        return {label: moved(first, run) for label, run in self.runs.items() if label != self.before}
 
     def rules(self) -> Answer:
         """Study which rules differ between the kernels."""
@@ -96,12 +96,11 @@ class Upgrade:
         singles = {label.removeprefix("with "): changes for label, changes in moved.items() if label != self.after}
         moving = [f"`{name}` ({_most(changes)})" for name, changes in singles.items() if changes]
         words = f"{len(moving)} of {len(singles)} differences move{'s' * (len(moving) == 1)} counters here: "
-        if not moving and moved[self.after]:
+        if not moving:
+            words = f"None of {len(singles)} differences moves a counter here: "
+            moving = [f"{self.before} and {self.after} do the same"]
+        if moved[self.after] and not any(singles.values()):
             words, moving = "Only together do the differences move counters here: ", [_most(moved[self.after])]
-        elif not moving:
-            words = (
-                f"None of {len(singles)} differences moves a counter here: {self.before} and {self.after} do the same"
-            )
         title = f"From {self.before} to {self.after}, one difference at a time"
         return found.found(f"{words}{', '.join(moving)}.", title=title, digits=2)
 

@@ -7,7 +7,7 @@ import pytest
 
 from mmlab import Scenario, simulate
 from mmlab.studies.measures import value
-from mmlab.studies.regression import factors, tenfold
+from mmlab.studies.runs import factors, tenfold
 
 OWN = Scenario(memory_mib=16, zero_fraction=460 / 512, pages_to_scan=1000, until_settled=True)
 
