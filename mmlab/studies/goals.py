@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from mmlab.errors import UserError, located, unknown
@@ -183,13 +184,12 @@ def redundant(m: Machine) -> int:
     may &= ~np.isin(m.page["frame"], m.page["frame"][mapped & ~may])
     owner = np.searchsorted(m.mm["base"], np.arange(len(m.page)), side="right") - 1
     by_zeropage = (m.page["key"] == 0) & (m.mm["forbids_zeropages"][owner] == 0)
-    zero_filled, others = (m.page["frame"][may & chosen] for chosen in (by_zeropage, ~by_zeropage))
     node = m.mm["nid"][owner] * (1 - m.state[0]["merge_across_nodes"])
-    contents = np.rec.fromarrays([node[may & ~by_zeropage], m.page["key"][may & ~by_zeropage]])
-    _, content, entries = np.unique(contents, return_inverse=True, return_counts=True)
-    frames = np.bincount(content[np.unique(others, return_index=True)[1]], minlength=len(entries))
+    pages = pd.DataFrame({"node": node, "key": m.page["key"], "frame": m.page["frame"]})
+    others = pages[may & ~by_zeropage]
+    entries, frames = (part.groupby(["node", "key"]).size() for part in (others, others.drop_duplicates("frame")))
     needed = -(-entries // m.state[0]["max_page_sharing"])
-    return len(np.unique(zero_filled)) + int(np.maximum(0, frames - needed).sum())
+    return int(pages["frame"][may & by_zeropage].nunique() + (frames - needed).clip(lower=0).sum())
 
 
 def listed(given: Any) -> Any:

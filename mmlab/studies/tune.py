@@ -57,8 +57,6 @@ EVOLUTION: dict[str, Any] = {"maxiter": 200, "mutation": (0.4, 0.9), "recombinat
 """Options of scipy's differential evolution."""
 MISSED = 1e9
 """Score in the evolution of a setting that misses a limit: beyond any cost."""
-KINDS = ["meets all limits", "misses a limit"]
-"""Trials in the figure's legend."""
 ROWS = 12
 """Most rows of the front that are printed."""
 
@@ -300,10 +298,9 @@ to set it
         """Draw the cost against the first other limited measure: all trials, the best for each cost, the limits."""
         (ax,), (x, y) = axes(), (list(self.axes) * 2)[:2]
         table = self.tried.sort_values(x)
-        kinds = np.where(table["met"], *KINDS)
-        for number, (kind, marker) in enumerate(zip(KINDS, "oX", strict=True)):
-            points = table[kinds == kind]
-            ax.scatter(points[x], points[y], label=kind, color=f"C{number}", marker=marker, edgecolor="white")
+        for met, kind, color, marker in ((True, "meets all limits", "C0", "o"), (False, "misses a limit", "C1", "X")):
+            points = table[table["met"] == met]
+            ax.scatter(points[x], points[y], label=kind, color=color, marker=marker, edgecolor="white")
         edge = table[y].cummax() if self.axes[y] else table[y].cummin()
         ax.step(table[x], edge, where="post", color=INK, linewidth=1, label="best for the cost")
         for limit in (limit for limit in self.goals.limits if limit.measure in (x, y)):
