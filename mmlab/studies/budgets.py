@@ -131,24 +131,19 @@ class Guests:
     def answers(self, variants: Iterable[str]) -> Answer:
         """Return for each variant the smallest budget that is in time, and the largest within the CPU limit."""
         study = self.study({name: self.least(name) for name in variants}, "The smallest budget that is in time")
-        most = pd.Series(
-            {name: self.most(name)[BUDGET] for name in study.data.index}, name="within the CPU limit up to"
-        )
+        most = pd.Series({name: self.most(name)[BUDGET] for name in study.data.index})
         ends = zip(most.index, study.data[BUDGET], most, study.data["goal met"], strict=True)
         said = (f"{name} with {f'{a:,} to {b:,}' if met else 'no'} pages a batch" for name, a, b, met in ends)
-        return study.found(f"Meets the goal: {'; '.join(said)}", data=study.data.join(most))
+        data = study.data.assign(**{"within the CPU limit up to": most})
+        return study.found(f"Meets the goal: {'; '.join(said)}", data=data)
 
     def over_time(self, runs: Mapping[str, Run]) -> Answer:
         """Draw memory saved and pages_to_scan over time, until all runs that reach the goal's share have done so."""
-        series = {
-            who: {
-                WHEN: run.rows["time_ns"] / 1e9,
-                SAVED: self.reference.saved_mib(run),
-                BUDGET: run.rows["pages_to_scan"],
-            }
-            for who, run in runs.items()
-        }
-        table = pd.concat(pd.DataFrame({"who": who, **columns}) for who, columns in series.items())
+        parts = []
+        for who, run in runs.items():
+            seconds, pages = run.rows["time_ns"] / 1e9, run.rows["pages_to_scan"]
+            parts += [pd.DataFrame({"who": who, WHEN: seconds, SAVED: self.reference.saved_mib(run), BUDGET: pages})]
+        table = pd.concat(parts)
         until = 1.25 * max(np.nan_to_num(self.measure(run)[TIME]) for run in runs.values())
         panels = plots.axes(2, width=11.5, height=4.4)
         goal = self.limits["saved"] / 100 * self.reference.ideal / 256
