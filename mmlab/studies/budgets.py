@@ -105,7 +105,7 @@ class Guests:
         met = (data[TIME] <= self.seconds) & (data[CPU] <= self.limits["ksmd_cpu"])
         errors = data.filter(regex="^se ")
         data = data.drop(columns=[*errors, *WORK[:2]]).assign(**{"goal met": met})
-        finding = f"Goal met: {', '.join(data.index[met]) or 'by none'}"
+        finding = f"Goal met by: {'; '.join(data.index[met]) or 'none'}"
         return Answer(data, finding, title=title, errors=errors.rename(columns=lambda name: name[3:]))
 
     def savings(self, variants: Iterable[str]) -> Answer:
@@ -125,7 +125,7 @@ class Guests:
         plots.tradeoff(data, CPU, TIME, "variant", BUDGET, (self.limits["ksmd_cpu"], self.seconds), panels[1])
         plots.legend_below(panels)
         at = plots.crossings(data, BUDGET, TIME, self.seconds, "variant").itertuples(index=False)
-        said = "; ".join(f"with {pages:,.0f} pages a batch under {name}" for name, pages in at)
+        said = "; ".join(f"with about {pages:,.0f} pages a batch under {name}" for name, pages in at)
         return Answer(data, f"Reached in {self.seconds:g} s: {said or 'with no budget'}", panels)
 
     def answers(self, variants: Iterable[str]) -> Answer:
@@ -133,7 +133,7 @@ class Guests:
         study = self.study({name: self.least(name) for name in variants}, "The smallest budget that is in time")
         most = pd.Series({name: self.most(name)[BUDGET] for name in study.data.index})
         ends = zip(most.index, study.data[BUDGET], most, study.data["goal met"], strict=True)
-        said = (f"{name} with {f'{a:,} to {b:,}' if met else 'no'} pages a batch" for name, a, b, met in ends)
+        said = (f"{name} with {f'{a:,} to {b:,} pages a batch' if met else 'no budget'}" for name, a, b, met in ends)
         data = study.data.assign(**{"within the CPU limit up to": most})
         return study.found(f"Meets the goal: {'; '.join(said)}", data=data)
 

@@ -85,7 +85,7 @@ class Recording:
         kernel = plots.recorded_samples(self.trace)
         lively = kernel.filter(regex="^(?!lab_|batch|rank|pages_scanned)").nunique()
         units = LISTED["drawn"].get(self.name) or dict.fromkeys(lively.nlargest(4).index, "")
-        what = f"{self.name} (Linux {self.trace['kernel']}, {self.variant}): equal samples"
+        what = f"{self.name} (Linux {self.trace['kernel']}, {self.variant}): samples exact:"
         finding = expect(what, self.found.samples_exact, least=self.found.samples)
         return Answer(kernel, finding, plots.overlay(self.run, self.trace, units, self.name))
 
@@ -174,6 +174,8 @@ def meaning(table: pd.DataFrame) -> Answer:
             drawn[f"{label}\n{name[:34]}"] = part[by == name].reset_index(drop=True).rename_axis("sample").reset_index()
     data = pd.DataFrame.from_dict(rows, "index").rename_axis("counter")
     often = data["so in"].sort_values(ascending=False, kind="stable").head(4)
-    finding = f"Not what it is taken for: {', '.join(f'{name} in {count}' for name, count in often.items())} recordings"
+    finding = (
+        f"Not what it is taken for: {'; '.join(f'{name}, in {count}' for name, count in often.items())} recordings"
+    )
     title = f"Where each counter is furthest off, and in how many of {by.nunique()} recordings it is off"
     return Answer(data, finding, plots.says_and_truth(drawn), title, digits=0)

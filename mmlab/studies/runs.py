@@ -219,6 +219,7 @@ def tenfold(
         {title: figures.crossings(table, x, y, 10, "curve") for title, table in tables.items()}, names=["panel"]
     )
     at = at.rename(columns={x: "tenfold at"}).reset_index("panel").set_index(["panel", "curve"]).assign(of=x)
-    where = "; ".join(f"{value:,.3g} ({curve})" for (_, curve), value in at["tenfold at"].items()) or "nowhere"
+    several = "{1}, {0}" if len(counted) > 1 else "{1}"
+    where = "; ".join(f"{value:,.3g} ({several.format(*names)})" for names, value in at["tenfold at"].items())
     figure = figures.side_by_side(figures.curves, tables, x, y, "curve", marks=MARKS, at=10, log=log)
-    return Answer(at, f"Tenfold at {x}: {where}.", figure)
+    return Answer(at, f"Tenfold at {x}: {where or 'nowhere'}.", figure)

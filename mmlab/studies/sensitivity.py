@@ -117,5 +117,5 @@ def sobol_indices(
     most = {metric: data.xs(metric, axis=1, level=1).idxmax() for metric in data.columns.unique(1)}
     leads = (f"{metric} on {' / '.join(knobs)}" for metric, knobs in most.items())
     note = f"{len(drawn):,} runs of each variant. The least certain index: ± {doubt:.2g} (95 %)."
-    finding = f"Depends most under {' / '.join(variants)}: {', '.join(leads)}"
+    finding = f"Depends most under {' / '.join(variants)}: {'; '.join(leads)}"
     return Answer(data, finding, heat(tables, "total Sobol index"), note=note)

@@ -39,9 +39,9 @@ def places(scenario: Scenario, compare: str, field: str, values: Sequence[float]
     parts = []
     for place, v in enumerate(both):
         times, most = (found.data[name].iloc[place :: len(both)] for name in (AFTER, MOST))
-        pace = f"{times.iloc[0]:,.3g} s at {values[0]:,g}, {times.iloc[-1]:,.3g} s at {values[-1]:,g}"
-        parts.append(f"{v} is done after {pace}, and a batch frees at most {most.max():,.3g} times its budget")
-    return found.found(f"{title}: {'; '.join(parts)}.".replace("nan s", "never"))
+        pace = f"{times.iloc[0]:,.3g} s with {values[0]:,g}, {times.iloc[-1]:,.3g} s with {values[-1]:,g}"
+        parts.append(f"{v} is done after {pace}, and frees at most {most.max():,.3g} times the budget in a batch")
+    return found.found(f"{title}, `{field}`: {'; '.join(parts)}.".replace("nan s", "never"))
 
 
 def variants(scenario: Scenario) -> Answer:
@@ -49,7 +49,8 @@ def variants(scenario: Scenario) -> Answer:
     found = _memory({v: scenario.replace(variant=v) for v in VARIANTS}, "variant", "By variant")
     over = ", ".join(found.data.index[found.data[MOST] > 1]) or "no variant"
     back = found.data["given back (MiB)"]
-    best = ", ".join(back.index[np.isclose(back, back.max())])
+    most = np.isclose(back, back.max())
+    best = "all" if most.all() else ", ".join(back.index[most])
     return found.found(
         f"More than the budget is freed by one batch under: {over}; most ({back.max():,.0f} MiB) by {best}."
     )

@@ -112,7 +112,7 @@ class Upgrade:
         words = (
             f"A full scan of ksmd takes {_both(found.data['a full scan (s)'], 's')}, khugepaged makes "
             f"{_both(scans, 'full scans')} and collapses {_both(blocks, 'blocks an hour')}; "
-            f"settled: {_both(settled, 's')}."
+            f"time to settle: {_both(settled, 's')}."
         )
         return found.found(words, title="Paces", digits=3)
 
@@ -123,7 +123,7 @@ def on_another_kernel(runs: Mapping[str, Run], kernel: str) -> Answer:
     changed = {label: moved(run, others[label]) for label, run in runs.items()}
     columns = {"counters that differ": list(map(len, changed.values())), "most": list(map(_most, changed.values()))}
     leading = Counter(next(iter(changes)) for changes in changed.values() if changes)
-    words = f"On Linux {kernel} {len(runs) - leading.total()} of {len(runs)} runs do the same in every counter"
+    words = f"On Linux {kernel}, {len(runs) - leading.total()} of {len(runs)} runs do the same in every counter"
     words += f"; the others differ, most often in `{leading.most_common(1)[0][0]}`" if leading else ""
     return Answer(pd.DataFrame(columns, pd.Index(runs, name="run")), f"{words}.", title=f"On Linux {kernel}")
 

@@ -115,7 +115,7 @@ def test_paces() -> None:
     assert list(paces.table().index) == ["① 7.0", "② 7.1"]
     assert paces.table()["khugepaged's full scans"].tolist() == [0, 11]
     assert "khugepaged makes 0 → 11 full scans and collapses 0 → 30 blocks an hour" in paces.finding
-    assert paces.finding.endswith("settled: never on both.")
+    assert paces.finding.endswith("time to settle: never on both.")
 
 
 def test_the_host_of_the_notebook_meets_several() -> None:
@@ -143,5 +143,5 @@ def test_runs_on_another_kernel() -> None:
     found = on_another_kernel(runs, "7.3")
     assert found.table()["counters that differ"].astype(bool).tolist() == [True, False]
     assert found.finding == (
-        "On Linux 7.3 1 of 2 runs do the same in every counter; the others differ, most often in `pages_sharing`."
+        "On Linux 7.3, 1 of 2 runs do the same in every counter; the others differ, most often in `pages_sharing`."
     )
