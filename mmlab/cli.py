@@ -37,7 +37,7 @@ PATH = click.Path(path_type=Path)
 FIGURES = (".png", ".svg", ".pdf")
 FILE = click.Path(path_type=Path, dir_okay=False)
 Progress = Callable[[float, float, str], None] | None
-JOBS = click.IntRange(1, 1024)
+AT_LEAST_0, AT_LEAST_1, JOBS = click.IntRange(0), click.IntRange(1), click.IntRange(1, 1024)
 
 
 class _Commands(click.Group):
@@ -107,8 +107,7 @@ many = partial(click.option, multiple=True)
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE…", type=PATH)
 variant_option = click.option("--variant", metavar="NAME", help="Replaces the file's variant (`mmlab variants`).")
 set_option = many("--set", "settings", metavar="NAME=VALUE", help="Change one parameter (`mmlab params`); repeatable.")
-port_option = click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any free one.")
-browser_option = click.option("--no-browser", is_flag=True, help="Only print the address.")
+only_option = many("--only", metavar="GLOB", help="In folders, only files whose names start like this, e.g. 'act-*'.")
 jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, help="Processes that share the work.")
 
 
@@ -116,13 +115,15 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @files_argument
 @variant_option
 @set_option
-@click.option(
-    "--ksmtuned", "conf", type=FILE, metavar="CONF", help="Let ksmtuned turn the knobs, by this ksmtuned.conf."
-)
+@click.option("--policy", metavar="NAME", help="Who turns ksmd's knobs: ksmtuned, proxmox, kubevirt, mom, kata, none.")
+@click.option("--ksmtuned", "conf", type=FILE, metavar="CONF", help="Its configuration: a ksmtuned.conf.")
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
+@only_option
 @jobs_option
 @computes
-def simulate(files: Any, variant: Any, settings: Any, conf: Any, out: Any, jobs: int, progress: Progress) -> None:
+def simulate(
+    files: Any, variant: Any, settings: Any, policy: Any, conf: Any, out: Any, only: Any, jobs: int, progress: Progress
+) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
     Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
@@ -133,14 +134,13 @@ def simulate(files: Any, variant: Any, settings: Any, conf: Any, out: Any, jobs:
       mmlab simulate params/all_zero.yaml
       mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
       mmlab simulate mmlab/recordings --out predicted/
-      mmlab simulate params/ksmtuned.yaml --ksmtuned /etc/ksmtuned.conf
-      mmlab simulate params/ksmtuned.yaml --set policy=proxmox
+      mmlab simulate params/ksmtuned.yaml --policy proxmox --ksmtuned /etc/ksmtuned.conf
     """
     from mmlab.policies import read_conf
 
-    tuner = {"policy": {"name": "ksmtuned", **read_conf(conf)}} if conf else {}
-    overrides = _checked(_parse(settings) | tuner, variant)
-    paths = _expand(files, (TRACE, ".yaml", ".yml"))
+    tuner = {"name": policy or "ksmtuned", **read_conf(conf)} if conf else policy
+    overrides = _checked(_parse(settings) | ({"policy": tuner} if tuner else {}), variant)
+    paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
     names = [_name(path) for path in paths]
     if out and (twice := sorted({name for name in names if names.count(name) > 1})):
         problem = f"several files would be written as {twice[0]}{TRACE}"
@@ -215,11 +215,12 @@ def _summary(title: str, run: Any) -> str:
 
 @cli.command()
 @files_argument
+@only_option
 @jobs_option
 @click.option("-v", "--verbose", is_flag=True, help="Every difference, not only the first.")
 @click.option("-q", "--quiet", is_flag=True, help="Only traces that are not exact, and the totals.")
 @computes
-def compare(files: Any, jobs: int, verbose: bool, quiet: bool, progress: Progress) -> None:
+def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progress: Progress) -> None:
     """Predict recorded kernel traces and compare: every counter of every sample, every map, every frame count.
 
     Prints a line for each trace, then the totals. Exit status 0 only when everything is exact. The prediction reads
@@ -228,11 +229,11 @@ def compare(files: Any, jobs: int, verbose: bool, quiet: bool, progress: Progres
     
     Examples:
       mmlab compare mmlab/recordings
-      mmlab compare recorded/act-* recorded/chain-* --quiet
+      mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
     """
     from mmlab.results.trace import Comparison, compare_file
 
-    paths = _expand(files, (TRACE,))
+    paths = _expand(files, only, (TRACE,))
     found: list[Comparison] = []
     for path, result in _results(compare_file, paths, jobs, progress):
         found.append(result)
@@ -332,7 +333,9 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
 @click.argument("grid", metavar="GRID.yaml")
 @click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder of the rows, old and new.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Worker processes. Default: one per core.")
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use this Dask scheduler's workers (mmlab[cluster]).")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Use the workers of this Dask scheduler, tcp://HOST:PORT (mmlab[cluster])."
+)
 @click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
 @click.option("--dry-run", is_flag=True, help="Only print what there is to do.")
 @computes
@@ -397,10 +400,8 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 @click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
 @many("--by", metavar="PACE", help="Who sets the pace: fixed, advisor, ksmtuned. Default: any.")
 @many("--levels", metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
-@click.option(
-    "--runs", type=click.IntRange(1), default=240, show_default=True, metavar="N", help="Most runs of the search."
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the search.")
+@click.option("--runs", type=AT_LEAST_1, default=240, show_default=True, metavar="N", help="Most runs of the search.")
+@click.option("--seed", default=0, show_default=True, type=AT_LEAST_0, help="Seed of the search.")
 @click.option("--figure", type=FILE, metavar="FILE", help="Draw the settings tried (.png, .svg, .pdf).")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write the whole Pareto front.")
 @jobs_option
@@ -458,11 +459,14 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
 @cli.command()
 @click.argument("plan", metavar="FLEET.yaml")
 @many("--variant", "variants", metavar="NAME", help="Replaces the file's variants; repeatable.")
-@many("--set", "settings", metavar="NAME=VALUE", help="Replaces the file's hosts, samples, simulate_mib or seed.")
+@click.option("--hosts", type=AT_LEAST_1, metavar="N", help="Replaces the file's number of hosts.")
+@click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts of each kind that are simulated.")
+@click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
+@click.option("--seed", type=AT_LEAST_0, metavar="N", help="Seed for drawing hosts.")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write a row for each simulated host and variant.")
 @jobs_option
 @computes
-def fleet(plan: str, variants: Any, settings: Any, table: Path | None, jobs: int, progress: Progress) -> None:
+def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Progress, **changes: Any) -> None:
     """Estimate the memory (TiB), CPU time (cores) and THPs of a fleet of hosts, under each variant.
 
     FLEET.yaml is a file, or the name of one in params/fleets/:
@@ -471,7 +475,6 @@ def fleet(plan: str, variants: Any, settings: Any, table: Path | None, jobs: int
       hosts: 100000
       samples: 8                                     hosts of each kind that are simulated, and represent the others
       simulate_mib: 64                               … in this much memory, each page standing for several
-      seed: 0                                        for drawing hosts
       variants: [mainline, ksm-opt-out]              the others are compared with the first
       mix:
         - {params: bimodal, weight: 0.6, memory_gib: 512, pages_to_scan: 4000}    a file of params/, and changes to it
@@ -489,12 +492,12 @@ def fleet(plan: str, variants: Any, settings: Any, table: Path | None, jobs: int
     \b
     Examples:
       mmlab fleet three_kinds
-      mmlab fleet three_kinds --set samples=32 --jobs 4 --variant mainline --variant v1-series
-      mmlab fleet mine.yaml --set simulate_mib=256 --table hosts.csv
+      mmlab fleet three_kinds --samples 32 --jobs 4 --variant mainline --variant v1-series
+      mmlab fleet mine.yaml --simulate-mib 256 --table hosts.csv
     """
     from mmlab.studies import fleet as fleets
 
-    asked = fleets.Plan.load(plan, **_parse(settings))
+    asked = fleets.Plan.load(plan, **changes)
     if table:
         check_folder(table)
     estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
@@ -511,9 +514,10 @@ def fleet(plan: str, variants: Any, settings: Any, table: Path | None, jobs: int
 @many("-p", "settings", metavar="NAME=VALUE", help="One parameter; wins over files.")
 @click.option("-o", "out", type=PATH, metavar="FILE.html|DIR", help="The page, or the folder. Default: reports/")
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
+@click.option("--again", is_flag=True, help="With --all: make also the pages that would not change.")
 @click.option("--jobs", default=cpus, type=JOBS, help="Reports made at a time. Default: one per core.")
 @computes
-def report(everything: bool, out: Path | None, jobs: int, progress: Progress, **asked: Any) -> None:
+def report(everything: bool, out: Path | None, again: bool, jobs: int, progress: Progress, **asked: Any) -> None:
     """Run notebooks with parameters: each becomes one HTML page that needs no network. Prints what was written.
 
     The tables behind the figures go beside the page, into NAME.data/, as CSV and Parquet. A notebook is a file, or the
@@ -539,11 +543,11 @@ def report(everything: bool, out: Path | None, jobs: int, progress: Progress, **
     if place.suffix == ".htm":
         raise UserError(parameter="-o", value=str(place), allowed="a file that ends in .html, or a folder")
     if everything and (page or any(asked.values())):
-        raise click.UsageError("--all makes the standard reports: it goes with -o DIR and --jobs only.")
+        raise click.UsageError("--all makes the standard reports: it goes with -o DIR, --again and --jobs only.")
     requests = index.standard(place) if everything else _requests(place, **asked)
     if page and len(requests) > 1:
         raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
-    wanted = [request for request in requests if not everything or not request.is_made()]
+    wanted = [request for request in requests if again or not everything or not request.is_made()]
     for request, error in zip(wanted, make_all(wanted, jobs, progress), strict=True):
         _say(str(request.page))
         if error:
@@ -572,8 +576,8 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: A
 @cli.command()
 @click.argument("params", required=False, metavar="[PARAMS]")
 @click.option("--variant", metavar="NAME", help="The first variant; default: that of PARAMS.")
-@port_option
-@browser_option
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
 @computes
 def explore(params: str | None, variant: str | None, port: int | None, no_browser: bool, **_: Progress) -> None:
     """Open the explorer alone in the browser, on this machine only: sliders, figures and page maps, no code.
@@ -592,8 +596,8 @@ def explore(params: str | None, variant: str | None, port: int | None, no_browse
 
 @cli.command()
 @click.argument("folder", required=False, metavar="[FOLDER]", type=PATH)
-@port_option
-@browser_option
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.option("--copy-only", is_flag=True, help="Copy the notebooks and params files, and open nothing.")
 @computes
 def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool, **_: Progress) -> None:
@@ -623,7 +627,9 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
 @set_option
 @many("--variant", "variants", metavar="NAME", help="Only this variant; repeatable.")
 @many("--only", "questions", metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
-@click.option("--kernel", metavar="NAME", help="Of this kernel (`mmlab kernels`). Default: as in --params and --set.")
+@click.option(
+    "--kernel", metavar="NAME", help="Ask of this kernel (`mmlab kernels`); default: as in --params and --set."
+)
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
 @computes
 def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progress: Progress, **asked: Any) -> None:
@@ -744,8 +750,9 @@ def params(names: tuple[str, ...]) -> None:
 
     kinds = ("knob", "machine", "workload", "horizon")
     fields = flat_fields()
-    if wrong := [name for name in names if name not in fields]:
-        raise unknown("parameter", wrong[0], fields, "`mmlab params` prints all of them.")
+    for name in names:
+        if name not in fields:
+            raise unknown("parameter", name, fields, "`mmlab params` prints all of them.")
     for p in sorted((fields[name] for name in names or fields), key=lambda p: kinds.index(p.kind)):
         default = f"  {p.name}: {json.dumps(p.default)} {p.unit}".rstrip()
         click.echo(f"{default}   [{p.allowed}]" if p.allowed else default)
@@ -764,7 +771,7 @@ def schema() -> None:
     from mmlab import schema as schemas
     from mmlab.engine.costs import cost_sets
 
-    click.echo(json.dumps(schemas.schema(cost_sets()), indent=1, ensure_ascii=False))
+    click.echo(schemas.text(cost_sets()), nl=False)
 
 
 @cli.command("compile")
@@ -828,14 +835,16 @@ def _checked(values: dict[str, Any], variant: str | None = None) -> dict[str, An
     return values
 
 
-def _expand(files: Sequence[Path], endings: tuple[str, ...]) -> list[Path]:
-    """Return files as they are, and of folders the files with these endings."""
+def _expand(files: Sequence[Path], only: Sequence[str], endings: tuple[str, ...]) -> list[Path]:
+    """Return files as they are, and of folders the files with these endings whose names match."""
     out: list[Path] = []
     for path in files:
         if not path.exists():
             raise UserError("there is no such file", parameter=str(path))
-        inside = sorted(p for p in path.glob("[!.]*") if p.name.endswith(endings))
+        inside = {p for glob in only or ("[!.]",) for p in path.glob(glob.rstrip("*") + "*")}
+        inside = {p for p in inside if p.name.endswith(endings)}
         if path.is_dir() and not inside:
-            raise UserError(f"there is no {' or '.join(endings)} file in this folder", parameter=str(path))
-        out += inside or [path]
+            chosen = f" that starts like {' or '.join(only)}" if only else ""
+            raise UserError(f"there is no {' or '.join(endings)} file{chosen} in this folder", parameter=str(path))
+        out += sorted(inside) or [path]
     return out

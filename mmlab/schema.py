@@ -7,6 +7,7 @@ by `mmlab.scenario.Scenario` alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,10 +15,15 @@ from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
 from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
-__all__ = ["schema"]
+__all__ = ["schema", "text"]
 
 HIDDEN = {"title", "discriminator", "kind", "unit", "source", "step", "log", "slider"}
 """Keys of pydantic's schema that are not for editors."""
+
+
+def text(costs: Iterable[str]) -> str:
+    """Return `schema` as ``mmlab schema`` prints it and ``params/scenario.schema.json`` has it."""
+    return json.dumps(schema(costs), indent=1, ensure_ascii=False) + "\n"
 
 
 def schema(costs: Iterable[str]) -> dict[str, Any]:

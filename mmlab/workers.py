@@ -35,12 +35,10 @@ def each(
     items: Iterable[In],
     jobs: int = 1,
     progress: Callable[[float, float, str], object] | None = None,
-    start: Callable[[], None] | None = None,
 ) -> Iterator[Out]:
     """Yield the result for every item, in order: from `jobs` processes, or from this one if one is enough.
 
-    `progress` is called with the items done, all items, and the name of the next one. With `start`, which prepares a
-    process, all items are left to others.
+    `progress` is called with the items done, all items, and the name of the next one.
 
     Raises
     ------
@@ -50,9 +48,8 @@ def each(
     todo = list(items)
     try:
         with ExitStack() as stack:
-            alone = not start and (jobs == 1 or len(todo) < 2)
-            pool = None if alone else stack.enter_context(executor(min(jobs, len(todo)), start=start))
-            results = (pool.map if pool else map)(function, todo)
+            alone = jobs == 1 or len(todo) < 2
+            results = (map if alone else stack.enter_context(executor(min(jobs, len(todo)))).map)(function, todo)
             for done, item in enumerate(todo):
                 if progress:
                     progress(done, len(todo), str(getattr(item, "name", item)))
@@ -65,10 +62,8 @@ def each(
 
 
 @contextmanager
-def executor(jobs: int, scheduler: str | None = None, start: Callable[[], None] | None = None) -> Iterator[Executor]:
+def executor(jobs: int, scheduler: str | None = None) -> Iterator[Executor]:
     """Open `jobs` worker processes, or connect to the Dask scheduler at an address; on exit nothing goes on running.
-
-    `start` prepares a process, and calls `end_with_parent`.
 
     Raises
     ------
@@ -80,7 +75,7 @@ def executor(jobs: int, scheduler: str | None = None, start: Callable[[], None] 
     if scheduler:
         yield from _dask(scheduler)
         return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), start or end_with_parent)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent)
     try:
         yield pool
     finally:

@@ -71,10 +71,11 @@ def test_variant_and_settings_change_the_run(run, small: Path) -> None:
 
 def test_a_tuner_by_name_and_by_its_configuration(run, small: Path) -> None:
     starts = ("simulate", small, "--set", "run=0", "--set", "horizon_seconds=300", "--set", "host_mib=4")
-    ksmtuned = run(*starts, "--set", "policy=ksmtuned").out
+    ksmtuned = run(*starts, "--policy", "ksmtuned").out
     conf = DATA / "ksmtuned-fast.conf"
     fast = run(*starts, "--ksmtuned", conf).out
     assert len({ksmtuned, fast, run(*starts).out}) == 3
+    assert fast == run(*starts, "--policy", "ksmtuned", "--ksmtuned", conf).out
     bad = run("simulate", small, "--ksmtuned", DATA / "ksmtuned-bad.conf")
     assert bad.status == 2
     assert "line 2" in bad.err
@@ -122,6 +123,13 @@ def test_compare_says_what_differs(run, tmp_path: Path) -> None:
     quiet = run("compare", "-q", good).out.splitlines()
     assert len(quiet) == 1
     assert quiet[0].startswith("traces exact 1/1")
+
+
+def test_compare_only(run) -> None:
+    done = run("compare", SHIPPED, "--only", "act-write*", "--only", "k61")
+    assert done.status == 0
+    assert "k61_" in done.out
+    assert "base_" not in done.out
 
 
 def test_variants_and_params_are_complete(run) -> None:

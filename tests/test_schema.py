@@ -16,7 +16,7 @@ from mmlab.engine.costs import cost_set, cost_sets
 from mmlab.errors import UserError
 from mmlab.params import read_yaml
 from mmlab.scenario import EVENTS, SETTABLE, Scenario, flat_fields
-from mmlab.schema import schema
+from mmlab.schema import schema, text
 from mmlab.variants import resolve
 
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
@@ -44,7 +44,7 @@ def test_ships_as_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     again = "mmlab schema > params/scenario.schema.json"
     assert printed == (ROOT / "params" / "scenario.schema.json").read_text(encoding="utf-8"), f"to accept: {again}"
-    assert json.loads(printed) == SCHEMA
+    assert json.loads(printed) == json.loads(text(cost_sets())) == SCHEMA
 
 
 def test_is_a_schema_and_explains_everything() -> None:

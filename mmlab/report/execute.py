@@ -5,9 +5,10 @@
     >>> list(make_all([Request(find_notebook("01"), overrides={"pages_to_scan": 500})]))  # doctest: +SKIP
     ['']
 
-`jobs` processes are started with the environment that reports depend on. Each loads the libraries and the compiled
-model once, runs papermill, and forks itself for a notebook's kernel. Where a process cannot fork safely, kernels are
-started, and load anew. All of them ignore Ctrl-C and end when the caller does, whatever it died of.
+One process is started with the environment that reports depend on. It loads the libraries and the compiled model, and
+then forks itself for each report. That process runs papermill, and forks itself for the notebook's kernel. Where a
+process cannot fork safely, new ones are started, and load anew. All of them ignore Ctrl-C and end when the caller does,
+whatever it died of.
 
 The same notebook, parameters, versions and file name give the same bytes, of the page and of all files beside it: the
 processes have a fixed hash seed, time zone and locale and none of the user's matplotlib settings, and
@@ -18,15 +19,20 @@ kept there.
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -35,10 +41,10 @@ from mmlab.engine.costs import describe_accuracy
 from mmlab.errors import UserError
 from mmlab.params import check_folder, locked, write_atomically, writing
 from mmlab.report import page
-from mmlab.report.provenance import DEPENDS, digest, software
+from mmlab.report.provenance import DEPENDS, digest, exactness, software
 from mmlab.report.request import Request, as_yaml
 from mmlab.scenario import Scenario
-from mmlab.workers import each, end_with_parent
+from mmlab.workers import end_with_parent
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["claimed", "load", "make_all", "publish", "scratch_folder"]
 
 SCRATCH = "mmlab-report-"
+MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
 def make_all(
@@ -61,7 +68,7 @@ def make_all(
     Parameters
     ----------
     progress : callable, optional
-        Called with the reports done, all reports, and the name of the next; a single report draws a bar over its cells.
+        Called with the cells done, all cells, and a report's name; with several reports, with the reports done.
     made_of : mapping, optional
         The software, instead of `mmlab.report.provenance.software`.
 
@@ -76,15 +83,34 @@ def make_all(
         return
     features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
     fixed = DEPENDS["environment"] | {"NPY_DISABLE_CPU_FEATURES": ",".join(features)}  # log and exp round differently
-    several = len(requests) > 1
-    with claimed(requests), scratch_folder() as scratch:
-        bar = {"leave": False} if progress and not several else False  # over the cells
-        make = partial(_make, made_of=made_of or software(requests[0].page.parent), scratch=scratch, bar=bar)
-        made = each(make, requests, jobs, progress if several else None, start=_start)
-        with patch.dict(os.environ, fixed):  # for the processes that are started now
-            first = next(made)
-        yield first
-        yield from made
+    context, several = get_context("spawn"), len(requests) > 1
+    ours, theirs = context.Pipe(duplex=False)
+    with claimed(requests), scratch_folder() as scratch, ExitStack() as stack:
+        made_of = made_of or software(requests[0].page.parent)
+        server = context.Process(target=_serve, args=(theirs, requests, jobs, made_of, scratch))
+        with patch.dict(os.environ, fixed):
+            server.start()
+        stack.callback(server.join)
+        stack.callback(server.kill)  # and with it all that it started
+        theirs.close()
+        done: set[int] = set()
+        for number, request in enumerate(requests):
+            if progress and several:
+                progress(number, len(requests), request.name)
+            while number not in done:
+                try:
+                    which, what = ours.recv()
+                except EOFError:
+                    what = UserError("the process that made them was killed", parameter="reports", hint=MEMORY)
+                if isinstance(what, UserError):
+                    raise what
+                if what is None:
+                    done.add(which)
+                elif progress and not several:
+                    progress(what[0], what[1], request.name)
+            yield page.read_about(request.page)["error"]
+        if progress:
+            progress(len(requests), len(requests), "")
 
 
 @contextmanager
@@ -125,14 +151,35 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _start() -> None:
-    """Prepare a process that makes reports."""
+def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: Path) -> None:
+    """Load everything, then make each report in a process of its own.
+
+    Sent are a report's number, and its cells done and all, or a `UserError`, or None at its end: few enough bytes that
+    the processes cannot mix them.
+    """
     from mmlab.kernel.jit import announced
+    from mmlab.report.jupyter import FORK
 
     end_with_parent()
     logging.disable(logging.CRITICAL)  # of papermill, matplotlib and others: errors reach the user as one message
     with announced(partial(print, file=sys.stderr)):
         load()
+    if "exactness" not in made_of:
+        made_of["exactness"] = exactness()
+    gc.freeze()  # the garbage collector would touch, and so copy, what the processes share
+    waiting: deque[tuple[int, Request]] = deque(enumerate(requests))
+    running: dict[Any, tuple[int, Any]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, request = waiting.popleft()
+            process = FORK.Process(target=_make, args=(pipe, number, request, made_of, scratch))
+            process.start()
+            running[process.sentinel] = number, process
+        for sentinel in wait(running):
+            number, process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                pipe.send((number, UserError("its process was killed", parameter=requests[number].name, hint=MEMORY)))
 
 
 def load() -> None:
@@ -144,31 +191,35 @@ def load() -> None:
     warm_up()
 
 
-def _make(request: Request, made_of: Mapping[str, Any], scratch: Path, bar: Any) -> str:
-    """Run a notebook with parameters, write its report, and return what failed in the notebook."""
-    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        with writing(Path(folder)):
-            executed, error = _run(request, Path(folder), bar)
-        page.arrange(executed)
-        tables = page.number_tables(executed, Path(folder))
-    about = {
-        **page.summary(executed, request.notebook.stem),
-        **made_of,
-        "name": request.page.stem,
-        "changed": ", ".join(map("=".join, request.changed.items())),
-        "files": list(tables),
-        "data": digest(tables),
-        "error": error,
-        "inputs": request.inputs,
-    }
-    trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
-    text = page.render(executed, about, request=request, yaml=as_yaml, trust=trust)
-    with writing(request.page):
-        publish(request, tables, text)
-    return error
+def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: Path) -> None:
+    """Run a notebook with parameters, and write its report."""
+    end_with_parent()
+    try:
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+            with writing(Path(folder)):
+                executed, error = _run(request, Path(folder), lambda *cells: pipe.send((number, cells)))
+            page.arrange(executed)
+            tables = page.number_tables(executed, Path(folder))
+        about = {
+            **page.summary(executed, request.notebook.stem),
+            **made_of,
+            "name": request.page.stem,
+            "changed": ", ".join(map("=".join, request.changed.items())),
+            "files": list(tables),
+            "data": digest(tables),
+            "error": error,
+            "inputs": request.inputs,
+        }
+        trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
+        text = page.render(executed, about, request=request, yaml=as_yaml, trust=trust)
+        with writing(request.page):
+            publish(request, tables, text)
+        pipe.send((number, None))
+    except UserError as refused:
+        pipe.send((number, refused))
 
 
-def _run(request: Request, folder: Path, bar: Any) -> tuple[NotebookNode, str]:
+def _run(request: Request, folder: Path, progress: Callable[[int, int], object]) -> tuple[NotebookNode, str]:
     """Return the executed notebook, and what failed in it, empty if nothing did.
 
     The notebook's tables are saved in `folder`, as are temporary files.
@@ -184,7 +235,7 @@ def _run(request: Request, folder: Path, bar: Any) -> tuple[NotebookNode, str]:
 
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(folder), "IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
     result = Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb"
-    error = ""
+    cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
     try:
         execute_notebook(
             str(request.notebook.resolve()),
@@ -192,7 +243,7 @@ def _run(request: Request, folder: Path, bar: Any) -> tuple[NotebookNode, str]:
             parameters={name: request.parameters[name] for name in request.changed},
             kernel_manager_class=ForkedKernelManager,
             config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
-            progress_bar=bar,
+            on_cell_executed=lambda cell_index, **_: progress(cell_index + 1, cells),
             **DEPENDS["papermill"],
         )
     except PapermillExecutionError as stop:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mmlab.errors import UserError, located
@@ -24,7 +26,10 @@ __all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "standard", "write_index"]
 
 DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
+OWN = "own"
 INDEX, SUMS = "index.html", "SHA256SUMS"
+OURS = re.compile(r"(?m)^[0-9a-f]{64}  ((?!\.)[^/\n]+(?:/(?!\.)[^/\n]+)?)$")
+"""A line of SHA256SUMS: a file in its folder, or in a folder of that."""
 
 
 def standard(out: Path = Path("reports")) -> list[Request]:
@@ -37,14 +42,17 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     """
     declaration, requests = shipped_folder("notebooks") / DECLARED, []
     with located(declaration):
-        for name, files in ({name: ["own"] for name in notebooks()} | read_yaml(declaration)).items():
-            given = [() if params == "own" else (find_params(params),) for params in files]
+        for name, files in ({name: [OWN] for name in notebooks()} | read_yaml(declaration)).items():
+            if not isinstance(files, list) or not files:
+                allowed = f"a list of params files, such as [{OWN}, all_zero]"
+                raise UserError(parameter=name, value=files, allowed=allowed)
+            given = [() if params == OWN else (find_params(params),) for params in files]
             requests += [Request(find_notebook(name), params, out=out) for params in given]
     return requests
 
 
 def write_index(folder: Path, requests: Sequence[Request]) -> Path:
-    """Write the index of reports in a folder, and the sums.
+    """Write the index of reports in a folder and the sums, and remove files that only the last sums list.
 
     Returns
     -------
@@ -68,6 +76,11 @@ def write_index(folder: Path, requests: Sequence[Request]) -> Path:
 
         files = [INDEX, *(f"{about['name']}.html" for about in pages)]
         files += [f"{about['name']}.data/{file}" for about in pages for file in about["files"]]
+        before = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
+        for stale in set(re.findall(OURS, before)) - set(files):
+            (folder / stale).unlink(missing_ok=True)
+            with suppress(OSError):  # its folder has other files
+                (folder / stale).parent.rmdir()
         lines = [f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)]
         write_atomically(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
     return folder / INDEX

@@ -18,9 +18,9 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from mmlab.workers import end_with_parent
 
-__all__ = ["ForkedKernelManager", "ThisInterpreter"]
+__all__ = ["FORK", "ForkedKernelManager", "ThisInterpreter"]
 
-_FORK: Any = get_context("fork" if sys.platform == "linux" else "spawn")
+FORK: Any = get_context("fork" if sys.platform == "linux" else "spawn")
 """Processes that start with all that is loaded; the frameworks of macOS do not survive a fork."""
 
 
@@ -36,7 +36,7 @@ class ThisInterpreter(KernelSpecManager):
         return KernelSpec(**get_kernel_dict(silent), env={"PYTHONPATH": os.pathsep.join(search)})
 
 
-class _ForkedKernel(_FORK.Process):  # type: ignore[misc]
+class _ForkedKernel(FORK.Process):  # type: ignore[misc]
     """A kernel with the methods of `subprocess.Popen` that Jupyter uses."""
 
     stdin = stdout = stderr = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -30,26 +31,30 @@ def software(folder: Path) -> dict[str, Any]:
     """Return what the last section of a report tells about the software.
 
     It has the version of mmlab, the digest of its source files, the versions of the interpreter and of the packages;
-    and its `exactness`, which a page of the folder that was made by the same software has already.
+    and its `exactness`, if a page of the folder was made by the same software and has it.
     """
     own = {"version": mmlab.__version__, "source": source_digest(), "versions": versions(), "software": ingredients()}
     for about in map(read_about, folder.glob("*.html")):
         if about.get("software") == own["software"]:
             return own | {"exactness": about["exactness"]}
-    return own | {"exactness": exactness()}
+    return own
 
 
 def exactness() -> str:
     """Predict every recording that ships with mmlab, and count what is exact, in words."""
-    import pandas as pd
+    total = sum(map(_compare, sorted(RECORDINGS.glob("*.json.gz"))), Counter[str]())
+    words = {"recordings": "recordings predicted exactly:", "samples": "samples,", "maps": "page maps,"}
+    words["frames"] = "frame counts"
+    return " ".join(f"{total[f'{name}_exact']:,} of {total[name]:,} {what}" for name, what in words.items())
 
-    from mmlab.results.trace import compare_file
 
-    found = [compare_file(file) for file in sorted(RECORDINGS.glob("*.json.gz"))]
-    total = pd.DataFrame(map(vars, found)).sum(numeric_only=True)
-    words = {"samples": "samples", "maps": "page maps", "frames": "frame counts"}
-    counts = [f"{total[f'{name}_exact']:,} of {total[name]:,} {what}" for name, what in words.items()]
-    return f"{sum(one.exact for one in found):,} of {len(found):,} recordings predicted exactly: {', '.join(counts)}"
+def _compare(file: Path) -> Counter[str]:
+    """Predict one recording, and return how much of it there is, and how much of that is exact."""
+    from mmlab.results import trace
+
+    found = trace.compare_file(file)
+    counts = {name: value for name, value in vars(found).items() if isinstance(value, int)}
+    return Counter({"recordings": 1, "recordings_exact": int(found.exact), **counts})
 
 
 def versions() -> dict[str, str]:
@@ -61,7 +66,8 @@ def source_digest() -> str:
     """Return the SHA-256 of the library's source files."""
     kinds = (".py", ".j2", ".css", ".json", ".yaml", ".md")
     found = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*") if file.suffix in kinds}
-    return digest({name: file.read_bytes() for name, file in found.items() if not name.startswith("shipped/")})
+    own = {name for name in found if "__pycache__" not in name and not name.startswith("shipped/")}
+    return digest({name: found[name].read_bytes() for name in own})
 
 
 @cache
