@@ -50,7 +50,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mmlab", message="mmlab %(version)s")
 def cli() -> None:
-    """Page-exact simulation of Linux KSM and transparent huge pages, and of the fixes proposed for their quarrel.
+    """Page-exact simulation of Linux KSM and transparent huge pages, and of the fixes proposed for the two together.
 
     \b
     First steps:

@@ -85,9 +85,13 @@ def side_by_side(
     down = -(-len(things) // across)
     size = {"width": 9.6 if across < 3 else 11.5, "height": height * down}
     panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=True)
+    spans = []
     for ax, (label, thing) in zip(panels, things.items(), strict=True):
         draw(thing, *args, ax=ax, **kwargs).set_title(label)
         ax.label_outer()
+        spans.append(ax.get_ylim())
+    if all(low < high for low, high in spans):  # each has set the common scale to its own
+        ax.set_ylim(min(low for low, _ in spans), max(high for _, high in spans))
     legend_below(panels, ncols)
     return panels
 

@@ -178,7 +178,7 @@ def part_of_block_is_done() -> None:
     """MADV_COLLAPSE of a part that begins and ends in one block does nothing and succeeds. Before, it is an error."""
 
 
-@_row("mthp E2", (7, 2), "khugepaged: mTHP support; measured on 7.3.4", from_text_only=True)
+@_row("mthp E2", (7, 2), "khugepaged: mTHP support; the figures of kernel-7 7.6, no recording", from_text_only=True)
 def collapse_to_sizes() -> None:
     """khugepaged collapses to smaller sizes too, where they are enabled."""
 

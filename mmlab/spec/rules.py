@@ -79,45 +79,37 @@ class Rule:
         return f"{self.file} {self.whole}"
 
     @property
-    def versions(self) -> str:
-        """The kernel versions that the text distinguishes; it was read from 6.12.117 otherwise."""
-        found = set(re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", f"{self.text} {self.newer}"))
-        return ", ".join(sorted(found, key=lambda v: [*map(int, v.split("."))])) or "6.12.117; no difference known"
-
-    @property
-    def newer(self) -> str:
-        """What kernel-7 says of the rule: how kernels after 6.12 differ."""
-        paragraphs = NEWER.finditer((HERE / "kernel-7.md").read_text(encoding="utf-8"))
-        return "\n".join(p[0].strip() for p in paragraphs if re.search(rf"\b{self.whole}(?!\d)", p[1]))
-
-    @property
     def homes(self) -> list[str]:
         """``file:line function`` of each function and class of mmlab whose docstring cites the rule."""
         return _homes().get(self.name, [])
 
-    def facts(self) -> list[tuple[str, str]]:
-        """Everything beside the text, as pairs of a title and a sentence."""
+    def facts(self) -> dict[str, str]:
+        """Everything beside the text, by its title; what kernel-7 says of the rule is how kernels after 6.12 differ."""
+        paragraphs = NEWER.finditer((HERE / "kernel-7.md").read_text(encoding="utf-8"))
+        newer = "\n".join(p[0].strip() for p in paragraphs if re.search(rf"\b{self.whole}(?!\d)", p[1]))
+        versions = {*re.findall(r"\b[67]\.\d{1,2}(?:\.\d+)?\b", f"{self.text} {newer}")}
+        told = ", ".join(sorted(versions, key=lambda v: [*map(int, v.split("."))]))
         shown, note = self.shown, self.note
         named = shown.get("recordings", ())
         more = f" and {shown['of'] - len(named):,} more" if shown.get("of", 0) > len(named) else ""
-        pairs = [
-            ("kernel", ", ".join(self.kernel)),
-            ("versions", self.versions),
-            ("after 6.12", self.newer),
-            ("mmlab", "\n".join(self.homes) or note.get("follows", "")),
-            ("not modelled", note.get("leaves_out", "")),
-            ("recordings", ", ".join(named) + more),
-            ("examples", ", ".join(shown.get("examples", ()))),
-            ("tests", "\n".join(shown.get("tests", ()))),
-        ]
-        return [(title, text) for title, text in pairs if text]
+        found = {
+            "kernel": ", ".join(self.kernel),
+            "versions": told or "6.12.117; no difference known",
+            "after 6.12": newer,
+            "mmlab": "\n".join(self.homes) or note.get("follows", ""),
+            "not modelled": note.get("leaves_out", ""),
+            "recordings": ", ".join(named) + more,
+            "examples": ", ".join(shown.get("examples", ())),
+            "tests": "\n".join(shown.get("tests", ())),
+        }
+        return {title: text for title, text in found.items() if text}
 
     def __str__(self) -> str:
-        facts = [f"{title:13}{text.replace(chr(10), chr(10) + ' ' * 13)}" for title, text in self.facts()]
+        facts = [f"{title:13}{text.replace(chr(10), chr(10) + ' ' * 13)}" for title, text in self.facts().items()]
         return "\n".join([f"{self.file} {self.number} ({self.section})", "", self.text, "", *facts])
 
     def _repr_markdown_(self) -> str:
-        facts = "\n".join(f"| {title} | {text.replace(chr(10), '<br>')} |" for title, text in self.facts())
+        facts = "\n".join(f"| {title} | {text.replace(chr(10), '<br>')} |" for title, text in self.facts().items())
         return f"**{self.file} {self.number}** ({self.section})\n\n{self.text}\n\n| | |\n|---|---|\n{facts}\n"
 
 
@@ -152,16 +144,13 @@ def resolve(citation: str) -> Rule | None:
         return None
     file, number = match.groups()
     by_number = {r.number: r for r in rules().values() if file in (None, r.file)}
-    if number in by_number:
-        return by_number[number]
-    part = re.findall(r"\d+$|[a-z]$", number)[0]
-    found = by_number.get(number.removesuffix(part).rstrip("."))
-    if not found:
-        return None
+    whole, part = re.findall(r"(.*?)\.?(\d+|[a-z])$", number)[0]
+    found = by_number.get(whole)
+    if number in by_number or not found:
+        return by_number.get(number)
     item = re.search(rf"(?ms)^( *){part}\. .*?(?=^\1(?:\d+|[a-z])\. |\Z)|^\| {part} \| [^\n]*", found.text)
-    if not item and f"({part})" not in found.text:
-        return None
-    return replace(found, number=number, text=item[0].strip() if item else found.text)
+    text = item[0].strip() if item else found.text
+    return replace(found, number=number, text=text) if item or f"({part})" in text else None
 
 
 def rule(citation: str) -> Rule:

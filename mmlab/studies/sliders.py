@@ -39,9 +39,9 @@ def places(scenario: Scenario, compare: str, field: str, values: Sequence[float]
     parts = []
     for place, v in enumerate(both):
         times, most = (found.data[name].iloc[place :: len(both)] for name in (AFTER, MOST))
-        pace = f"{times.iloc[0]:,.3g} s with {values[0]:,g}, {times.iloc[-1]:,.3g} s with {values[-1]:,g}"
-        parts.append(f"{v} is done after {pace}, and frees at most {most.max():,.3g} times the budget in a batch")
-    return found.found(f"{title}, `{field}`: {'; '.join(parts)}.".replace("nan s", "never"))
+        pace = f"after {times.iloc[0]:,.3g} s with {values[0]:,g}, after {times.iloc[-1]:,.3g} s with {values[-1]:,g}"
+        parts.append(f"{v} is done {pace}, and frees at most {most.max():,.3g} times the budget in a batch")
+    return found.found(f"{title}, `{field}`: {'; '.join(parts)}.".replace("after nan s", "never"))
 
 
 def variants(scenario: Scenario) -> Answer:

@@ -288,7 +288,7 @@ ideal saving {self.reference.ideal / 256:,.1f} MiB
 limits, and what loosening one would bring
 {text_table(self.bindings.map(four_digits), indent=2)}
 
-Pareto front: {len(front)} settings (* above)
+Pareto front: {len(front)} settings, of which {len(spread)} are below (* above)
 {text_table(shown.map(four_digits), indent=2)}
 
 to set it
