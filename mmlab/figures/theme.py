@@ -58,7 +58,7 @@ def axes(
     import matplotlib.style
     from matplotlib.figure import Figure  # not pyplot, which would take as long again to load
 
-    matplotlib.style.use(Path(__file__).with_name("house.mplstyle"))
+    matplotlib.style.use(["default", Path(__file__).with_name("house.mplstyle")])  # not the user's own settings
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **kwargs)
     for unused in panels.flat[count:] if count else ():

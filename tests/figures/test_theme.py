@@ -64,3 +64,10 @@ def test_one_legend_below_all() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["both", "one", "other"]
     assert not any(ax.get_legend() for ax in panels)
     plt.close("all")
+
+
+def test_the_users_own_settings_do_not_show() -> None:
+    with mpl.rc_context({"axes.facecolor": "red", "font.size": 40}):
+        ax = theme.axes()[0]
+    assert ax.get_facecolor() == (1, 1, 1, 1)
+    assert ax.title.get_fontsize() == 11
