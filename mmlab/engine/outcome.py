@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class Outcome:
         Number of processes, forked ones included.
     frames_range
         Fewest and most frames in use from the end of full scan 1 on.
+    kept
+        What was computed from it and is common to its copies with other costs.
     """
 
     scenario: Scenario
@@ -62,6 +64,7 @@ class Outcome:
     most_freed_by_batch: int
     processes: int
     frames_range: tuple[int, int] | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def page_letters(m: Machine, process: int) -> np.ndarray:

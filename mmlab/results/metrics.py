@@ -16,6 +16,7 @@ import numpy as np
 
 from mmlab.engine.outcome import Outcome
 from mmlab.kernel.state import ANON, FIRST, LAST, MERGE, MERGE_ZERO, SETTLED, SPLIT_PAGE
+from mmlab.results.baseline import born
 
 __all__ = ["METRICS", "PAGES_PER_MIB", "UNSURE", "Metric", "Metrics", "metric"]
 
@@ -137,16 +138,18 @@ def _settled(o: Outcome) -> np.void | None:
 def _growth(o: Outcome) -> tuple[float, int, int] | None:
     """Return seconds, and by how much KSM's pages and the frames grew, from the end of full scan 1 until settled.
 
-    Until the end where the run did not settle; None where there was no full scan.
+    Until the end where the run did not settle; None where there was no full scan. Frames that the baseline has more
+    are not counted.
     """
     first, last, settled = o.machine.passes[FIRST], o.rows[-1], _settled(o)
-    end = (last["time_ns"], _ksm_pages(last), last["frames"])
+    more, at_first, at_settled = born(o)
+    end = (last["time_ns"], _ksm_pages(last), last["frames"] - more[-1])
     if settled is not None:
-        end = (settled["time_ns"], settled["ksm_pages"], settled["frames"])
+        end = (settled["time_ns"], settled["ksm_pages"], settled["frames"] - at_settled)
     seconds = float(end[0] - first["time_ns"]) / 1e9
     if seconds <= 0 or not first["full_scan"]:
         return None
-    return seconds, int(end[1] - first["ksm_pages"]), int(end[2] - first["frames"])
+    return seconds, int(end[1] - first["ksm_pages"]), int(end[2] - first["frames"] + at_first)
 
 
 @metric("MiB/s", costs_move=True)
@@ -158,7 +161,7 @@ def merge_rate(o: Outcome) -> float | None:
 
 @metric("MiB/s", costs_move=True)
 def freed_rate(o: Outcome) -> float | None:
-    """Frames freed, from the end of full scan 1 until settled (or the end)."""
+    """Frames freed (as in freed_mib), from the end of full scan 1 until settled (or the end)."""
     growth = _growth(o)
     return growth and (0 - growth[2]) / PAGES_PER_MIB / growth[0]
 
@@ -167,18 +170,19 @@ def freed_rate(o: Outcome) -> float | None:
 
 
 def _freed(o: Outcome) -> int:
-    return int(o.rows[0]["frames"] - o.rows[-1]["frames"])
+    return int(o.rows[0]["frames"] - o.rows[-1]["frames"] + born(o)[0][-1])
 
 
 @metric("MiB", better="more")
 def freed_mib(o: Outcome) -> float:
-    """Memory freed from the start to the end, in frames."""
+    """Memory freed from the start to the end, in frames. Where memory is born, dies or is swapped meanwhile: how much
+    less is in use than in the same scenario without KSM and khugepaged, where no split remaps."""
     return _freed(o) / PAGES_PER_MIB
 
 
 @metric("pages")
 def freed_unseen_pages(o: Outcome) -> int:
-    """Frames freed that pages_sharing and ksm_zero_pages do not show."""
+    """Frames freed (as in freed_mib) that pages_sharing and ksm_zero_pages do not show."""
     return max(0, _freed(o) - _ksm_pages(o.rows[-1]) + _ksm_pages(o.rows[0]))
 
 

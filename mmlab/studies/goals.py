@@ -34,8 +34,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
 from mmlab.params import params_files, read_yaml
+from mmlab.results.baseline import BY_THE_CLOCK, baseline
 from mmlab.results.metrics import PAGES_PER_MIB, Metrics
-from mmlab.results.run import Run, simulate
+from mmlab.results.run import Run
 from mmlab.scenario import Scenario
 from mmlab.studies.grid import Strict, with_params
 from mmlab.studies.settings import check_levels
@@ -47,8 +48,6 @@ _OWN = read_yaml(Path(__file__).with_suffix(".yaml"))
 MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _OWN.items()} | Metrics.describe()
 """Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""
 
-BY_THE_CLOCK = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
-"""A run that ends after `horizon_seconds`, not when it happens to be done."""
 _ALONE = {"policy": "none", "advisor_mode": "none", "sample_limit": 100}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
@@ -146,9 +145,7 @@ class Reference:
     @classmethod
     def of(cls, scenario: Scenario) -> Reference:
         """Simulate the reference up to the scenario's `horizon_seconds`."""
-        events = tuple(event for event in scenario.events if not event.sets("run"))
-        off = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}
-        run = simulate(scenario.replace(**off, **BY_THE_CLOCK, events=events, sample_limit=100), variant="legacy")
+        run = baseline(scenario.replace(sample_limit=100))
         ideal, rows = redundant(run.machine), np.array(run.rows[["time_ns", "frames"]])
         return cls(int(rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), ideal, rows)
 

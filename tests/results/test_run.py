@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmlab.kernel.state import ANON, PMD_HUGE
+from mmlab.results.baseline import born
 from mmlab.results.metrics import METRICS, Metrics
 from mmlab.results.run import Interrupted, Run, defer_ctrl_c, simulate
 from mmlab.scenario import Scenario
@@ -50,16 +51,17 @@ def metrics_of_rows(run: Run) -> dict[str, Any]:
     if passes and (state[:, passes[-1]] != state[:, end]).any():
         settled = None
     until, first = settled or end, passes[0] if passes else end
+    frames = rows["frames"] - born(run)[0]
     seconds = (rows["time_ns"][until] - rows["time_ns"][first]) / 1e9
     rates = (
         [None, None]
         if seconds == 0
         else [
             (merged[until] - merged[first]) / pages_per_mib / seconds,
-            (rows["frames"][first] - rows["frames"][until]) / pages_per_mib / seconds,
+            (frames[first] - frames[until]) / pages_per_mib / seconds,
         ]
     )
-    freed = rows["frames"][0] - rows["frames"][end]
+    freed = frames[0] - frames[end]
     by_batch = [
         rows["frames"][i - 1] - rows["frames"][i] for i in range(1, end + 1) if rows["batch"][i] > rows["batch"][i - 1]
     ]
