@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
-from mmlab.params import check_folder, find_params, write_atomically
+from mmlab.params import check_folder, find_params, parse_yaml, write_atomically
 from mmlab.workers import each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -818,7 +818,7 @@ def _parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
             hint = f"E.g. {option} pages_to_scan=1000."
             raise UserError(parameter=option, value=setting, allowed="NAME=VALUE", hint=hint)
         try:
-            out[name.strip()] = yaml.safe_load(value)
+            out[name.strip()] = parse_yaml(value)
         except yaml.YAMLError:
             out[name.strip()] = value
     return out

@@ -16,8 +16,13 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["UserError", "located", "unknown"]
+__all__ = ["KSM_COUNTERS", "UserError", "located", "unknown"]
 
+KSM_COUNTERS = frozenset(
+    """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
+    general_profit stable_node_chains stable_node_dups""".split()
+)
+"""Files of /sys/kernel/mm/ksm that tell something and take nothing: no parameters, though they are taken for some."""
 MISSING = object()
 
 
@@ -77,11 +82,15 @@ def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> Us
     "unknown key 'pages_to_scna': did you mean 'pages_to_scan'?"
     >>> str(unknown("variant", "zzz", ["legacy", "mainline"]))
     "unknown variant 'zzz': it must be one of legacy, mainline."
+    >>> str(unknown("parameter", "pages_shared", ["pages_to_scan"]))
+    'pages_shared is a counter, not a parameter. `mmlab host` reads dumps.'
     """
     known = list(known)
     near = get_close_matches(str(name), known, n=2, cutoff=0.6)
     problem = f"unknown {what} {name!r}" + (f": did you mean {' or '.join(map(repr, near))}?" if near else "")
     error = UserError(problem, allowed="" if near or len(known) > 30 else f"one of {', '.join(known)}", hint=hint)
+    if name in KSM_COUNTERS and what in ("control", "key", "knob", "parameter"):
+        error = UserError("is a counter, not a parameter", parameter=str(name), hint="`mmlab host` reads dumps.")
     error.parameter, error.value = what, name
     return error
 

@@ -1,4 +1,7 @@
-"""Files: the shipped ones by name, YAML read strictly, and writing that never leaves half a file."""
+"""Files: the shipped ones by name, YAML read strictly, and writing that never leaves half a file.
+
+Numbers, wherever they are given, may be written 1e3, and with a unit: `quantity` is the one place that knows how.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,37 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
 
-from mmlab.errors import UserError, unknown
+from mmlab.errors import KSM_COUNTERS, UserError, unknown
 
-__all__ = ["check_folder", "find_params", "locked", "params_files", "read_yaml", "save_new", "shipped_folder"]
-__all__ += ["write_atomically", "writing", "yaml_lines"]
+__all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", "parse_yaml", "quantity", "read_yaml"]
+__all__ += ["save_new", "seconds", "shipped_folder", "units", "write_atomically", "writing", "written", "yaml_lines"]
 
 KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 """Folders within ``params/``, and what to call a file of each."""
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
+_TIMES = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LARGE = {
+    f"{letter}{ending}": 1 << power for letter, power in zip("MGT", (20, 30, 40), strict=True) for ending in ("", "iB")
+}
+_BYTES = {"K": 1 << 10, "KiB": 1 << 10, **_LARGE}
+UNITS = {
+    "s": (_TIMES, 1000, "30s, 5m or 2h"),
+    "ms": (_TIMES, 1, "100ms or 2s"),
+    "kB": (_BYTES, 1 << 10, "512M or 4G"),
+    "MiB": (_BYTES, 1 << 20, "512M or 4G"),
+    "GiB": (_BYTES, 1 << 30, "512G or 2T"),
+    "pages": (_LARGE, 1 << 12, "1e3, or 64M for that much memory"),
+}
+"""What may follow a number in a unit, and how large each is; how large the unit is; and examples. No K may follow a
+number of pages: it might mean a thousand of them."""
 
 
 def shipped_folder(name: str = "params") -> Path:
@@ -67,8 +88,85 @@ def find_params(name: str | Path, kind: str = "") -> Path:
     raise unknown(KINDS[kind], str(name), shipped, f"Name a file, or one of {where} without its ending.")
 
 
-class _UniqueKeys(yaml.CSafeLoader):
-    """Plain YAML in which a key given twice is an error; a plain loader would silently keep the last one."""
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def quantity(value: Any, unit: str) -> Any:
+    """Return a number that is written as text, such as 4G, 2h or 1e3, in a unit; anything else as it is.
+
+    Parameters
+    ----------
+    value
+        What was given. A suffix of bytes is a power of 1024; a time is in ms, s, m (or min), h or d.
+    unit
+        The unit of the result; "" for a plain number.
+
+    Examples
+    --------
+    >>> quantity("4G", "MiB"), quantity("2h", "s"), quantity("0.5s", "ms"), quantity("64M", "pages")
+    (4096, 7200, 500, 16384)
+    >>> quantity("1e3", ""), quantity("1000 pages", "pages"), quantity("4G", "s"), quantity(7, "s")
+    (1000, 1000, '4G', 7)
+    """
+    if not (isinstance(value, str) and (found := NUMBER.match(value.strip()))):
+        return value
+    number, suffix = found[0], value.strip()[found.end() :].strip()
+    known, size, _ = UNITS.get(unit, ({}, 1, ""))
+    factor = size if suffix in ("", unit) else known.get(suffix, 0)
+    if not factor:
+        return value
+    result = Decimal(number) * factor / size
+    return int(result) if result == result.to_integral_value() else float(result)
+
+
+def written(unit: str) -> str:
+    """Return how numbers in a unit may be written: a sentence, or nothing where there is no unit to write.
+
+    >>> written("ms")
+    'Write it in ms, or as 100ms or 2s.'
+    """
+    return f"Write it in {unit}, or as {UNITS[unit][2]}." if unit in UNITS else ""
+
+
+def seconds(text: str | float, parameter: str = "within") -> float:
+    """Return a time above 0 in s, given as a number of seconds or with a unit.
+
+    >>> seconds("30 min"), seconds("1.5 h"), seconds("90s"), seconds(5)
+    (1800.0, 5400.0, 90.0, 5.0)
+    """
+    value = quantity(str(text), "s")
+    if isinstance(value, str) or not 0 < value <= 1e9:
+        raise UserError(parameter=parameter, value=text, allowed='a time above 0, such as "90 s", "30 min" or "2 h"')
+    return float(value)
+
+
+@cache
+def units(model: Any) -> Mapping[str, str]:
+    """Return the unit of each field of a pydantic model that takes numbers; "" if it has none.
+
+    It is the field's extra "unit", or stands in brackets in its description.
+    """
+    out = {}
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra or {}
+        named = re.search(rf"\(({'|'.join(UNITS)})\)", field.description or "")
+        if field.annotation is not str:
+            out[name] = extra.get("unit") or (named[1] if named else "")
+    return out
+
+
+def in_units(model: Any, given: Any) -> Any:
+    """Return what a pydantic model is given with each number in its field's unit: a validator of mode "before"."""
+    texts = [name for name, value in given.items() if isinstance(value, str)] if isinstance(given, dict) else []
+    known = units(model) if texts else {}
+    return given | {name: quantity(given[name], known[name]) for name in texts if name in known} if texts else given
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.CSafeLoader):
+    """Plain YAML in which 1e3 is a number, as in YAML 1.2, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -77,6 +175,15 @@ class _UniqueKeys(yaml.CSafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f'"{key.value}" is given twice', key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("!e", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d{1,2}$"), list("-+0123456789"))
+_Loader.add_constructor("!e", lambda _, node: quantity(node.value, ""))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the values of a YAML text."""
+    return yaml.load(text, _Loader)  # a safe loader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -90,8 +197,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     hint = ""
     try:
         text = path.read_text(encoding="utf-8")
-        hint = "`mmlab host` reads dumps of a host." if re.search(r"ksm/\w+:|node_ksmd_|shm_\w+ ", text) else ""
-        data = yaml.load(text, _UniqueKeys)  # a safe loader
+        counters = "|".join(KSM_COUNTERS - {"full_scans"})  # an event may have that
+        hint = "`mmlab host` reads dumps of a host." if re.search(rf"(\b|ksmd_|shm_)({counters})", text) else ""
+        data = parse_yaml(text)
     except OSError as error:
         raise UserError(error.strerror or str(error), where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

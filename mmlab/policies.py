@@ -25,9 +25,18 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from mmlab.errors import UserError, located, unknown
+from mmlab.params import in_units
 
 __all__ = ["CONF", "TUNERS", "Ksmtuned", "Policy", "Tuner", "View", "read_conf", "resolve", "scaled_pace", "schedule"]
 
@@ -126,6 +135,7 @@ class Tuner(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=Tru
     first: ClassVar[float | None] = None
     name: str
     """which program"""
+    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

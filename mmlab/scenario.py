@@ -39,13 +39,12 @@ from pydantic_core import ErrorDetails
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
-from mmlab.params import read_yaml, yaml_lines
+from mmlab.params import in_units, quantity, read_yaml, units, written, yaml_lines
 from mmlab.policies import TUNERS, Tuner
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
 __all__ = [
     "EVENTS",
-    "KSM_COUNTERS",
     "SETTABLE",
     "Event",
     "Parameter",
@@ -59,11 +58,6 @@ THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
 BYTES_PER_PAGE = 56
 """Memory that a run needs for each simulated page (arrays of the model and of the workload), with room to spare."""
-KSM_COUNTERS = frozenset(
-    """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
-    general_profit stable_node_chains stable_node_dups""".split()
-)
-"""Files of /sys/kernel/mm/ksm that tell something and take nothing."""
 ALWAYS_FREE = 2**23
 """Bytes for which the system is not asked, which takes 2 ms: as long as a small run."""
 MAX_KEY = 2**64 - 1
@@ -95,6 +89,8 @@ _FINITE = ConfigDict(allow_inf_nan=False)
 
 class _Strict(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True, **_FINITE):
     """A frozen model in which unknown keys are errors and the text below a field is its description."""
+
+    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
 
     def check(self) -> None:
         """Raise a `UserError` if the fields, each valid, do not fit together."""
@@ -165,9 +161,9 @@ class RangeEvent(ProcessEvent):
     """An event that happens to a range of pages of one process."""
 
     page: Index
-    """first page of the range, from 0 within the process"""
+    """first page of the range, from 0 within the process (pages)"""
     count: Count
-    """number of pages"""
+    """length of the range (pages)"""
 
 
 class Write(RangeEvent):
@@ -326,6 +322,12 @@ class Set(Event):
     value: int | str
     """its new value"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_the_knobs_unit(cls, given: Any) -> Any:
+        knob = flat_fields().get(str(given.get("knob"))) if isinstance(given, Mapping) else None
+        return {**given, "value": quantity(given.get("value"), knob.unit)} if knob else given
+
     def check(self) -> None:
         check_knob(self.knob, self.value)
 
@@ -426,6 +428,7 @@ class Workload(_Strict):
     """The workload fields that a process may have of its own; those left out are the scenario's."""
 
     memory_mib: Count | None = None
+    """memory of the process (MiB)"""
     thp_coverage: Share | None = None
     zero_fraction: Share | None = None
     duplicate_fraction: Share | None = None
@@ -435,6 +438,7 @@ class Workload(_Strict):
     layout: Layout | None = None
     key_order: KeyOrder | None = None
     stray_zero_pages: Index | None = None
+    """zero-filled small pages ahead of the first block (pages)"""
     folio_order: int | None = None
 
 
@@ -448,7 +452,7 @@ class ProcessSpec(Workload):
     """
 
     pages: Count | None = None
-    """size in pages; goes with `contents`"""
+    """size (pages); goes with `contents`"""
     contents: tuple[tuple[Key, Count, int], ...] | None = None
     """[[first key, count, step], …], one key for each page: 0 is the zero page; goes with `pages`"""
     thp: tuple[Range, ...] | None = None
@@ -978,18 +982,20 @@ def _validator(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=_FINITE)
 
 
-def check_value(name: str, value: Any) -> None:
-    """Check one value of a field of `Scenario` as far as that does not depend on other fields.
+def check_value(name: str, value: Any) -> Any:
+    """Return one value of a field of `Scenario` in its unit, checked as far as that does not depend on other fields.
 
     Raises
     ------
     UserError
         The field does not take the value.
     """
+    value = in_units(Scenario, {name: value})[name]
     try:
         _validator(name).validate_python(value)
     except ValidationError as error:
         raise _explain(error, name) from None
+    return value
 
 
 SETTABLE: dict[str, tuple[Any, ...]] = {
@@ -1028,18 +1034,17 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
         where += [*path, *index]
     elif kind == "extra_forbidden":
         error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
-        if model is Scenario and name in KSM_COUNTERS:
-            error = UserError("is a counter, not a parameter", parameter=name, hint="`mmlab host` reads dumps.")
     elif kind == "union_tag_invalid":
         error = unknown("op", ctx["tag"], EVENTS) if loc[0] == "events" else unknown("policy", ctx["tag"], TUNERS)
     elif kind in ("missing", "union_tag_not_found"):
         tag = "name" if where == ["policy"] else "op"
         error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or tag)
     else:
-        allowed = e["msg"].partition(" be ")[2].removesuffix(", unable to parse string as an integer")
+        allowed = e["msg"].partition(" be ")[2].partition(", unable to")[0]
         if model is Scenario and name in flat_fields():
             allowed = flat_fields()[name].allows(least=kind == "greater_than_equal")
-        hint = f"{meaning[0].upper()}{meaning[1:]}." if kind == "string_pattern_mismatch" else ""
+        hint = written(units(model).get(name, "")) if isinstance(e["input"], str) else ""
+        hint = f"{meaning[0].upper()}{meaning[1:]}." if kind == "string_pattern_mismatch" else hint
         error = _refusal(name, e["input"], _PROBLEMS.get(kind.split("_")[0], ""), allowed, hint)
     error.where = " ".join(map(str, where)) or error.where
     return error

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
-from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, Scenario, flat_fields
+from mmlab.params import NUMBER, UNITS, units
+from mmlab.policies import TUNERS
+from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, After, ProcessSpec, Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
 __all__ = ["schema", "text"]
@@ -33,6 +35,10 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     for name, field in flat_fields().items():
         about = (f"({field.unit})" if field.unit else "", f"[{field.source}]" if field.source else "")
         fields[name]["description"] = " ".join(filter(None, (field.help, *about)))
+    others: list[Any] = [After, ProcessSpec, *EVENTS.values(), *TUNERS.values()]
+    for cls, properties in [(Scenario, fields), *((cls, models[cls.__name__]["properties"]) for cls in others)]:
+        for name, unit in units(cls).items():
+            properties[name] = _or_text(properties[name], unit)
     known = VARIANTS | KSMD_VARIANTS
     named = {"enum": list(known), "enumDescriptions": [v.summary for v in known.values()]}
     both = {"type": "string", "pattern": rf"^({'|'.join(VARIANTS)})\+({'|'.join(KSMD_VARIANTS)})$"}
@@ -61,7 +67,7 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     set_knob["allOf"] = [
         {
             "if": {"properties": {"knob": {"const": knob}}, "required": ["knob"]},
-            "then": {"properties": {"value": variants if knob == "variant" else _one_of(allowed)}},
+            "then": {"properties": {"value": variants if knob == "variant" else _one_of(allowed, knob)}},
         }
         for knob, allowed in SETTABLE.items()
     ]
@@ -93,8 +99,17 @@ def _plain(node: Any) -> Any:
     return out
 
 
-def _one_of(allowed: tuple[Any, ...]) -> dict[str, Any]:
+def _or_text(about: dict[str, Any], unit: str) -> dict[str, Any]:
+    """Return the schema of a number that may also be written with a unit, as text (`mmlab.params.quantity`)."""
+    if unit not in UNITS or about.get("type") not in ("integer", "number"):
+        return about
+    suffixes = "|".join(dict.fromkeys([unit, *UNITS[unit][0]]))
+    return about | {"type": [about["type"], "string"], "pattern": rf"^{NUMBER.pattern} ?({suffixes})?$"}
+
+
+def _one_of(allowed: tuple[Any, ...], knob: str) -> dict[str, Any]:
     """Return the schema of the values that a knob may be set to (`SETTABLE`)."""
     if isinstance(allowed[0], str):
         return {"enum": list(allowed)}
-    return {"type": "integer", "minimum": allowed[0], "maximum": allowed[-1]}
+    bounds = {"type": "integer", "minimum": allowed[0], "maximum": allowed[-1]}
+    return _or_text(bounds, units(Scenario).get(knob, ""))

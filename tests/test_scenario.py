@@ -16,6 +16,7 @@ from conftest import ROOT, SHIPPED
 from mmlab import scenario as module
 from mmlab.errors import UserError
 from mmlab.params import save_new
+from mmlab.policies import Ksmtuned
 from mmlab.results.trace import load, load_scenario, read, scenario_of
 from mmlab.scenario import EVENTS, SETTABLE, Scenario, Set, flat_fields
 
@@ -319,6 +320,57 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError) as error:
         Scenario.load(path)
     assert error.value.where == str(path)
+    assert words in str(error.value)
+
+
+def test_numbers_with_units_and_exponents(tmp_path: Path) -> None:
+    """In every place of a file, each in the unit of its field."""
+    text = """
+        {memory_mib: 4G, processes: 1e1, sleep_millisecs: 0.1 s, pages_to_scan: 64M, horizon_seconds: 2h,
+        swap_mib: 1024,
+        hot_period_seconds: 500ms, migration_rate: 2.5e0, name: 1x3, kernel: '6.10', ksmd_cpu_before_seconds: 1 d,
+        policy: {name: ksmtuned, monitor_interval: 5m, sleep_msec: 1s, thres_const: 2M},
+        process_list: [{memory_mib: 512 MiB, boots_at_seconds: 2 min}, {pages: 1e3, contents: [[0, 1000, 0]]}],
+        events: [{after: {seconds: 1m, every: 100ms}, op: set, knob: sleep_millisecs, value: 2s},
+                 {after: {batch: 1e2}, op: free, page: 2M, count: 4M}, {after: {batch: 1}, op: sleep, millisecs: 3s}]}
+    """
+    path = tmp_path / "units.yaml"
+    path.write_text(text)
+    s = Scenario.load(path)
+    assert (s.memory_mib, s.processes, s.sleep_millisecs, s.pages_to_scan, s.horizon_seconds, s.swap_mib) == (
+        *(4096, 10, 100, 16384),
+        *(7200, 1024),
+    )
+    assert (s.hot_period_seconds, s.migration_rate, s.kernel, s.ksmd_cpu_before_seconds) == (0.5, 2.5, "6.10", 86_400)
+    assert s.policy == Ksmtuned(monitor_interval=300, sleep_msec=1000, thres_const=2048)
+    assert (s.specs[0].memory_mib, s.specs[0].boots_at_seconds, s.specs[1].pages) == (512, 120, 1000)
+    first, second, third = (event.model_dump() for event in s.events)
+    assert (first["after"]["seconds"], first["after"]["every"], first["value"]) == (60, 0.1, 2000)
+    assert (second["after"]["batch"], second["page"], second["count"], third["millisecs"]) == (100, 512, 1024, 3000)
+    assert Scenario(**s.changed()) == s, "written in plain numbers"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"memory_mib": "4s"},
+            "memory_mib = '4s' is not a whole number: it must be 1 … 16777216 (MiB). Write it in MiB",
+        ),
+        ({"memory_mib": "64T"}, "memory_mib = 67108864 is out of range"),
+        ({"pages_to_scan": "8K"}, "Write it in pages, or as 1e3"),
+        ({"horizon_seconds": "2y"}, "Write it in s, or as 30s, 5m or 2h."),
+        ({"zero_fraction": "1M"}, "zero_fraction = '1M' is not a number"),
+        ({"process_list": [{"memory_mib": "1h"}]}, "process_list 0: memory_mib = '1h'"),
+        ({"policy": {"name": "mom", "monitor_interval": "1K"}}, "policy: monitor_interval = '1K'"),
+        ({"process_list": [{"pages_sharing": 1}]}, "pages_sharing is a counter, not a parameter. `mmlab host`"),
+        ({"events": [{"after": {"seconds": 1}, "op": "set", "knob": "general_profit", "value": 1}]}, "is a counter"),
+    ],
+    ids=lambda given: "-".join(map(str, given)) if isinstance(given, dict) else "",
+)
+def test_a_wrong_unit_or_a_counter_is_explained(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        Scenario(**given)
     assert words in str(error.value)
 
 

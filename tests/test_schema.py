@@ -170,6 +170,22 @@ def test_random_scenarios_are_valid() -> None:
         CHECK.validate(json.loads(json.dumps(values)))
 
 
+def test_numbers_may_have_units() -> None:
+    assert SCHEMA["properties"]["memory_mib"]["type"] == ["integer", "string"]
+    for name, written, fits in [
+        *(
+            ("memory_mib", written, fits)
+            for written, fits in {"4G": 1, "512 MiB": 1, "1e3": 1, "4h": 0, "G": 0}.items()
+        ),
+        *(("sleep_millisecs", written, fits) for written, fits in {"0.1s": 1, "20": 1, "1M": 0}.items()),
+    ]:
+        assert (CHECK.is_valid({name: written}), accepted({name: written})) == (fits, fits), written
+        spec, when = {"memory_mib": written if name == "memory_mib" else 2}, {"seconds": 1}
+        event = {"after": when, "op": "set", "knob": "sleep_millisecs", "value": written if name[0] == "s" else 1}
+        values = {"process_list": [spec], "events": [event]}
+        assert (CHECK.is_valid(values), accepted(values)) == (fits, fits), written
+
+
 def test_yaml_needs_no_quotes() -> None:
     for kernel in ("6.1", "6.12", "6.18", "'6.18.44'", "'6.10'", "6.8", "7.0", "7.3", "'7.3.4'"):
         values = yaml.safe_load(f"kernel: {kernel}")

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.errors import UserError, located
+from mmlab.errors import KSM_COUNTERS, UserError, located
 from mmlab.params import read_yaml
 from mmlab.policies import Ksmtuned, read_conf, scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import number, text_table
-from mmlab.scenario import KSM_COUNTERS, Scenario
+from mmlab.scenario import Scenario
 
 __all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
 

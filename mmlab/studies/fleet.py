@@ -92,8 +92,8 @@ class Kind(Strict, extra="allow"):
 
     name: str
     weight: int | float = Field(1, gt=0)
-    memory_gib: int | float | None = Field(None, gt=0)
-    simulate_mib: int | float | None = Field(None, gt=0)
+    memory_gib: int | float | None = Field(None, gt=0, description="(GiB)")
+    simulate_mib: int | float | None = Field(None, gt=0, description="(MiB)")
 
     def draw(self, samples: int, seed: int) -> list[Host]:
         """Return this number of hosts; what varies among them is spread evenly."""
@@ -124,7 +124,7 @@ class Plan(Strict):
     samples: int = Field(8, ge=2)
     seed: int = Field(0, ge=0)
     variants: Annotated[list[str], BeforeValidator(listed)] = Field(["mainline"], min_length=1)
-    simulate_mib: int | float | None = None
+    simulate_mib: int | float | None = Field(None, description="(MiB)")
     mix: list[dict[str, Any]] = Field(min_length=1)
     folder: Path = Path()
 

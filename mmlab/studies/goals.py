@@ -33,7 +33,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
-from mmlab.params import params_files, read_yaml
+from mmlab.params import params_files, read_yaml, seconds
 from mmlab.results.baseline import BY_THE_CLOCK, baseline
 from mmlab.results.metrics import PAGES_PER_MIB, Metrics
 from mmlab.results.run import Run
@@ -42,7 +42,7 @@ from mmlab.studies.grid import Strict, with_params
 from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
-__all__ = ["BY_THE_CLOCK", "MEASURES", "Goals", "Limit", "Reference", "four_digits", "listed", "redundant", "seconds"]
+__all__ = ["BY_THE_CLOCK", "MEASURES", "Goals", "Limit", "Reference", "four_digits", "listed", "redundant"]
 
 _OWN = read_yaml(Path(__file__).with_suffix(".yaml"))
 MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _OWN.items()} | Metrics.describe()
@@ -51,19 +51,6 @@ MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _O
 _ALONE = {"policy": "none", "advisor_mode": "none", "sample_limit": 100}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
-
-
-def seconds(text: str | float) -> float:
-    """Return a time in s, given as a number of seconds or with a unit.
-
-    >>> seconds("30 min"), seconds("1.5 h"), seconds("90s"), seconds(5)
-    (1800.0, 5400.0, 90.0, 5.0)
-    """
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|min|h)?\s*", str(text))
-    value = float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
-    if not 0 < value <= 1e9:
-        raise UserError(parameter="within", value=text, allowed='a time above 0, such as "90 s", "30 min" or "2 h"')
-    return value
 
 
 def four_digits(value: object) -> object:

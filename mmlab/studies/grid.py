@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError, located, unknown
-from mmlab.params import find_params, read_yaml
+from mmlab.params import find_params, in_units, quantity, read_yaml
 from mmlab.scenario import Parameter, Scenario, check_value, flat_fields
 from mmlab.variants import resolve
 
@@ -46,6 +46,7 @@ class Strict(BaseModel):
     """A model in which unknown keys and wrong values are a `UserError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -124,7 +125,7 @@ def _base(given: Any) -> Any:
     for name, value in base.items() if isinstance(base, dict) else ():
         if name not in Scenario.model_fields:
             raise unknown("key", name, ["params", *Scenario.model_fields], "`mmlab params` explains them.")
-        _check(name, value)
+        base = base | {name: _checked(name, value)}
     return base
 
 
@@ -138,24 +139,24 @@ def _vary(given: dict[str, Any]) -> dict[str, list[Any] | Range]:
         parameter = flat_fields()[name]
         if isinstance(axis, dict) and parameter.type in (int, float):
             with located(name):
-                axis = Range(**axis)
+                axis = Range(**{key: quantity(value, parameter.unit) for key, value in axis.items()})
         if not axis or not isinstance(axis, list | Range):
             allowed = f"a list such as [{parameter.default!r}], or for numbers {{low: …, high: …, step: …}}"
             hint = "What all scenarios have goes into base."
             raise UserError(parameter=name, value=axis, allowed=allowed, hint=hint)
-        for value in axis if isinstance(axis, list) else (axis.low, axis.high):
-            _check(name, value)
-        axes[name] = axis
+        found = [_checked(name, value) for value in (axis if isinstance(axis, list) else (axis.low, axis.high))]
+        axes[name] = found if isinstance(axis, list) else axis
     return axes
 
 
-def _check(name: str, value: Any) -> None:
-    """Raise a `UserError` unless the parameter may have the value, whatever the others are."""
-    check_value(name, value)
+def _checked(name: str, value: Any) -> Any:
+    """Return the value in the parameter's unit; raise a `UserError` unless it may have it, whatever the others are."""
+    value = check_value(name, value)
     if name == "variant":
         resolve(value)
     elif name == "costs":
         cost_set(value)
+    return value
 
 
 class Grid(Strict):

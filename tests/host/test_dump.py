@@ -309,8 +309,22 @@ def test_simulate_points_to_it(capsys: pytest.CaptureFixture[str]) -> None:
         assert "`mmlab host` reads dumps" in capsys.readouterr().err
     with pytest.raises(UserError, match="pages_shared is a counter, not a parameter"):
         Scenario(pages_shared=1)
-    assert call("simulate", ROOT / "params" / "no_thp.yaml", "--set", "full_scans=3") == 2
-    assert "is a counter, not a parameter" in capsys.readouterr().err
+    for command in (
+        ("simulate", ROOT / "params" / "no_thp.yaml", "--set", "full_scans=3"),
+        ("report", "01_regression", "-p", "pages_shared=1"),
+        ("params", "pages_volatile"),
+        ("verdict", "--set", "pages_shared=1"),
+        ("tune", "one_image", "--levels", "pages_sharing=1"),
+    ):
+        assert call(*command) == 2
+        assert "is a counter, not a parameter. `mmlab host` reads dumps." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["{}={}", "{}: {}", "{} {}", "| {} | {} |", "{}:\n{}", "/sys/kernel/mm/ksm/{}:{}"])
+def test_simulate_points_to_it_in_every_form(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dump").write_text("\n".join(form.format(name, value) for name, value in SMALL.items()))
+    assert call("simulate", tmp_path / "dump") == 2
+    assert "`mmlab host` reads dumps" in capsys.readouterr().err
 
 
 def test_several_hosts_do_not_fit_into_one_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,18 @@ def test_a_full_grid_is_every_combination() -> None:
     assert Grid().points() == [{}]
 
 
+def test_numbers_of_a_grid_may_have_units() -> None:
+    grid = Grid(
+        base={"horizon_seconds": "2m"},
+        vary={"memory_mib": ["64M", "1G"], "sleep_millisecs": {"low": 10, "high": "1s", "count": 3, "log": True}},
+    )
+    assert grid.base == {"horizon_seconds": 120}
+    assert [tuple(point.values()) for point in grid.points()] == [(m, s) for m in (64, 1024) for s in (10, 100, 1000)]
+    for wrong, words in (({"memory_mib": ["64h"]}, "Write it in MiB"), ({"pages_shared": [1]}, "is a counter")):
+        with pytest.raises(UserError, match=words):
+            Grid(vary=wrong)
+
+
 AXES = {
     "thp_coverage": {"low": 0, "high": 1},
     "pages_to_scan": {"low": 10, "high": 10_000, "log": True},

@@ -13,9 +13,9 @@ import pytest
 import bench_tune
 from mmlab import Scenario, cli, simulate
 from mmlab.errors import UserError
-from mmlab.params import params_files
+from mmlab.params import params_files, seconds
 from mmlab.policies import View
-from mmlab.studies.goals import Goals, Limit, Reference, seconds
+from mmlab.studies.goals import Goals, Limit, Reference
 from mmlab.studies.settings import LEVELS, Setting, spaces
 from mmlab.studies.tune import Trial, TuneResult, tune
 
