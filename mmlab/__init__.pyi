@@ -1,5 +1,6 @@
 from .errors import UserError
 from .explorer.explorer import explore
+from .host.watch import watch
 from .policies import Ksmtuned, Policy, View, schedule
 from .results.metrics import Metrics
 from .results.run import Run, simulate
@@ -35,6 +36,7 @@ __all__ = [
     "sweep",
     "tune",
     "verdict",
+    "watch",
 ]
 
 __version__: str

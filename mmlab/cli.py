@@ -330,6 +330,28 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
 
 
 @cli.command()
+@click.option("--every", default="1s", show_default=True, metavar="TIME", help="Time between samples.")
+@click.option("--for", "seconds", metavar="TIME", help="How long, e.g. 60s or 8h. Default: until Ctrl-C.")
+@click.option("-o", "out", type=FILE, metavar="FILE.parquet", help="Keep the samples: added to those of the file.")
+def watch(every: str, seconds: str | None, out: Path | None) -> None:
+    """Watch KSM and THPs of the running kernel: a live table, or a line a sample where stdout is no terminal.
+
+    Among the rates is what no counter of KSM shows: zero-filled pages that a split of a huge page, or a read fault,
+    mapped to the zeropage in processes with mergeable memory. It needs root; the rest does not. Samples of -o are safe
+    at once: after a crash, they are in FILE.parquet.journal until the file is next written.
+
+    \b
+    Examples:
+      mmlab watch
+      mmlab watch --every 10s --for 8h -o night.parquet; mmlab host night.parquet
+    """
+    from mmlab.host import watch as watching
+    from mmlab.params import seconds as parsed
+
+    watching.show(parsed(every, "--every"), parsed(seconds, "--for") if seconds else None, out)
+
+
+@cli.command()
 @click.argument("grid", metavar="GRID.yaml")
 @click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder of the rows, old and new.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Worker processes. Default: one per core.")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmlab.errors import KSM_COUNTERS, UserError, located
+from mmlab.host.watch import ends
 from mmlab.params import read_yaml
 from mmlab.policies import Ksmtuned, read_conf, scaled_pace
 from mmlab.results.run import Run, simulate
@@ -232,6 +233,9 @@ def read(paths: Iterable[str | Path]) -> list[Dump]:
     beside: dict[str, int] = {}
     conf = None
     for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            dumps += [Dump(sample, time=time, beside=sample) for time, sample in ends(path)]
+            continue
         try:
             content = path.read_bytes()
         except OSError as error:
