@@ -612,6 +612,8 @@ class Scenario(_Strict):
         "epyc-6.18", source="costs; or a file of `mmlab calibrate`, *.yaml", pattern=r"^[\w.+-]+$|\.ya?ml$"
     )
     """name of the set of measured costs of ksmd's steps"""
+    cost_factor: float = _machine(1.0, source="costs", log=True, ge=0.01, le=100)
+    """what every step costs, relative to the cost set: 0.5 for a CPU that is twice as fast"""
 
     # the workload, of each process
     memory_mib: int = _workload(1024, "MiB", log=True, step=2, slider=(16, 4096), ge=1, le=2**24)
@@ -655,6 +657,10 @@ class Scenario(_Strict):
     cold"""
     warm_period_seconds: Period = _workload(60.0, "s", log=True)
     """how often each warm page is written"""
+    owner_running_fraction: Share = _workload(0.0, source="costs", step=0.01)
+    """share of the merges of pages whose owner runs on another CPU meanwhile: they cost more CPU time"""
+    equal_bytes: int = _workload(0, "bytes", source="costs", ge=0, le=4095)
+    """bytes in which pages that differ are equal before they differ: a comparison reads them"""
     boot_interval_seconds: Rate = _workload(0.0, "s")
     """process i boots at i × this time: its memory is populated and advised then"""
     balloon_fraction: Share = _workload(0.0, step=0.01)

@@ -40,7 +40,7 @@ class Clock:
     scenario, variant, policy
         What to run.
     costs
-        What steps cost; by default the scenario's cost set.
+        What steps cost; by default what the scenario says (`mmlab.engine.costs.CostSet.of`).
     maps_at
         Where to keep page maps and frame counts; see `mmlab.results.run.simulate`.
     observe
@@ -61,7 +61,7 @@ class Clock:
         maps_at: Places = None,
         observe: Observer | None = None,
     ) -> None:
-        costs = costs or cost_set(scenario.costs)
+        costs = costs or cost_set(scenario.costs).of(scenario)
         _check_end(scenario, policy, costs)
         self.scenario, self.variant, self.observe = scenario, variant, observe
         self.system = System(scenario, variant, costs)

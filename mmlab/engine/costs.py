@@ -4,12 +4,12 @@ The model counts steps (`mmlab.kernel.state`); a cost set turns them into simula
 happens, only when: the order of batches and events stays the same unless an event is tied to seconds.
 
 A cost set is a YAML file: those of `mmlab/cost_sets/` are known by their names, any other by its path. `mmlab
-calibrate` writes them; beside `ns` a file may give the other attributes of `CostSet`.
+calibrate` writes them, or you do: mmlab/spec/costs.md says what is in one, with an example.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml
+from mmlab.scenario import Scenario
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "describe_accuracy"]
+__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "describe_accuracy", "parts"]
 
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
@@ -39,8 +40,13 @@ STEPS: dict[str, str] = {
     "wake_up": "start of a batch",
     "khugepaged_pte": "khugepaged looks at an entry",
     "khugepaged_copy": "khugepaged copies or clears a page of a collapse",
+    "merge_running_owner": "item attached to a KSM page whose owner runs on another CPU",
+    "compare_byte": "byte in which two different pages are equal, at a level of a search",
 }
-"""Name and meaning of each step, in the order of the model's counters."""
+"""Name and meaning of each step, in the order of the model's counters. The model does not count the last two: they are
+part of a merge and of a tree level (`CostSet.of`)."""
+ADDED: dict[str, float] = {"merge_running_owner": 5000, "compare_byte": 0.12}
+"""Estimates, ns, of the steps that a file may leave out; each is its own standard error."""
 
 FREE = "free"
 """The cost set that lets time pass in ksmd's sleeps only."""
@@ -80,6 +86,26 @@ class CostSet:
         table: np.ndarray = np.rint(self.ns).astype(np.int64)
         return table
 
+    def of(self, scenario: Scenario) -> CostSet:
+        """Return the costs in a scenario: by its cost_factor and the `parts` of its steps."""
+        part = scenario.cost_factor * parts(scenario)
+        return replace(self, ns=part @ self.ns, covariance=part @ self.covariance @ part.T)
+
+
+def parts(scenario: Scenario) -> np.ndarray:
+    """Return float64[len(STEPS), len(STEPS)]: how much of each step (column) there is in each counted one (row).
+
+    >>> part = parts(Scenario(owner_running_fraction=0.25, equal_bytes=64))
+    >>> names = list(STEPS)
+    >>> [float(part[names.index("merge"), names.index(step)]) for step in ("merge", "merge_running_owner")]
+    [0.75, 0.25]
+    """
+    part, at = np.eye(len(STEPS)), {step: i for i, step in enumerate(STEPS)}
+    running = scenario.owner_running_fraction
+    part[at["merge"], [at["merge"], at["merge_running_owner"]]] = 1 - running, running
+    part[at["tree_level"], at["compare_byte"]] = scenario.equal_bytes
+    return part
+
 
 def cost_sets() -> list[str]:
     """Return the names of the cost sets that ship with mmlab.
@@ -117,45 +143,39 @@ def _read(path: Path, mtime_ns: int) -> CostSet:  # noqa: ARG001  a file that ha
 def _checked(values: dict[str, Any]) -> CostSet:
     """Return a cost set from the values of its file."""
     known = ("ns", "estimated", "covariance", "error", "leave_one_out", *_TEXTS)
-    for key in values:
-        if key not in known:
-            raise unknown("key", key, known)
     ns, estimated, error = values.get("ns"), values.get("estimated", []), values.get("error", 0)
     if not isinstance(ns, dict):
         raise UserError(parameter="ns", value=ns, allowed=f"the cost of every step: {', '.join(STEPS)}")
-    for step in ns:
-        if step not in STEPS:
-            raise unknown("step", step, STEPS)
-    for step in STEPS:
-        if not _is_number(ns.get(step), 1e12):
-            raise UserError(parameter=step, value=ns.get(step), allowed="0 … 1e12 (ns)", where="ns")
-    if not _is_number(error, 1):
-        raise UserError(parameter="error", value=error, allowed="0 … 1 (a relative standard error)")
-    if isinstance(estimated, list) and set(estimated) <= set(STEPS):
-        estimated = {step: ns[step] for step in estimated}
-    if not isinstance(estimated, dict) or not set(estimated) <= set(STEPS):
+    for what, names, allowed in (("key", values, known), ("step", ns, tuple(STEPS))):
+        for name in (name for name in names if name not in allowed):
+            raise unknown(what, name, allowed)
+    if not isinstance(estimated, list | dict) or not set(estimated) <= set(STEPS):
         raise UserError(parameter="estimated", value=estimated, allowed=f"a list of steps: {', '.join(STEPS)}")
-    for step, own in estimated.items():
-        if not _is_number(own, 1e12):
-            raise UserError(parameter=step, value=own, allowed="0 … 1e12 (standard error, ns)", where="estimated")
-    costs = np.array([float(ns[step]) for step in STEPS])
-    covariance = np.diag([float(estimated.get(step, 0)) ** 2 for step in STEPS])
+    added = {step: estimate for step, estimate in ADDED.items() if step not in ns}
+    ns = ns | added
+    own: dict[str, Any] = (
+        estimated if isinstance(estimated, dict) else {step: ns.get(step) for step in estimated}
+    ) | added
+    numbers: list[tuple[str, Any, float, str]] = [(step, ns.get(step), 1e12, "ns") for step in STEPS] + [
+        ("error", error, 1, "")
+    ]
+    for name, value, most, where in numbers + [(step, value, 1e12, "estimated") for step, value in own.items()]:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
+            unit = "(ns)" if where else "(a relative standard error)"
+            raise UserError(parameter=name, value=value, allowed=f"0 … {most:g} {unit}", where=where)
+    covariance = np.diag([float(own.get(step, 0)) ** 2 for step in STEPS])
     if "covariance" in values:
-        measured = [i for i, step in enumerate(STEPS) if step not in estimated]
+        measured = [i for i, step in enumerate(STEPS) if step not in own]
         size = len(measured)
         try:
             covariance[np.ix_(measured, measured)] = given = np.array(values["covariance"], np.float64)
         except (ValueError, TypeError):
             given = np.zeros(0)
         if given.shape != (size, size) or not np.isfinite(given).all():
-            allowed = f"{size} rows of {size} numbers, one for each step that is not in estimated"
-            raise UserError(parameter="covariance", value=values["covariance"], allowed=allowed)
+            rows = f"{size} rows of {size} numbers, one for each step that is not in estimated"
+            raise UserError(parameter="covariance", value=values["covariance"], allowed=rows)
     about = {key: values[key] for key in (*_TEXTS, "leave_one_out") if key in values}
-    return CostSet(costs, tuple(estimated), covariance, float(error), about)
-
-
-def _is_number(value: Any, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    return CostSet(np.array([float(ns[step]) for step in STEPS]), tuple(own), covariance, float(error), about)
 
 
 def describe_accuracy(name: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.costs import STEPS
+from mmlab.engine.costs import ADDED, STEPS, parts
 from mmlab.engine.system import System
 from mmlab.errors import UserError, located
 from mmlab.params import write_atomically, writing
@@ -57,6 +57,7 @@ ESTIMATES: dict[str, float] = {
     "wake_up": 3000,
     "khugepaged_pte": 10,  # a warm page table entry
     "khugepaged_copy": 500,  # 4 KiB at 8 GB/s
+    **ADDED,
 }
 """Assumed cost of each step, ns, where a recording does not determine it."""
 ERRORS = {"skip": 75, "dup_walk": 2}
@@ -77,7 +78,7 @@ class Observed:
     Attributes
     ----------
     steps
-        int64[batches, len(STEPS)]
+        float64[batches, len(STEPS)]: with the `parts` that the scenario says its steps have.
     cpu_ns
         int64[batches]: ksmd's CPU time.
     differs
@@ -199,7 +200,8 @@ def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
     steps = [counts[known[np.searchsorted(known, b, "right") - 1]] for b in batches]
     cpu_ns = np.diff([s["ksmd_cpu_ns"] for s in samples])
     ran = cpu_ns > 0
-    return Observed(scenario.name, scenario.kernel, np.diff(steps, axis=0)[ran], cpu_ns[ran], differs)
+    done = np.diff(steps, axis=0)[ran] @ parts(scenario)
+    return Observed(scenario.name, scenario.kernel, done, cpu_ns[ran], differs)
 
 
 # --- the fit --------------------------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
     Parameters
     ----------
     steps
-        int64[batches, len(STEPS)]
+        float64[batches, len(STEPS)]
     cpu_ns
         int64[batches], all positive.
     scenario

@@ -134,7 +134,7 @@ def simulate(
     policy
         Who turns knobs meanwhile, instead of the scenario's: a name, or a function; see `mmlab.policies`.
     costs
-        What steps cost, instead of the scenario's cost set.
+        What steps cost, instead of what the scenario says of that.
     observe
         Called with the `System` after every sample: at the start, after each batch, each event and each action of a
         daemon. It must not change the system. ksmd then runs batch by batch, which is slower.

@@ -82,7 +82,7 @@ class Host:
         times["dup_walk"] *= self.factor  # a chain of zero-filled pages is longer, and walked more often
         times["tree_level"] *= deeper / deep
         times["tree_cold"] *= (deeper - CACHED_LEVELS) / max(1.0, deep - CACHED_LEVELS)
-        costs, factors = cost_set(self.scenario.costs), np.array(list(times.values()))
+        costs, factors = cost_set(self.scenario.costs).of(self.scenario), np.array(list(times.values()))
         scaled = replace(costs, ns=costs.table * factors, covariance=costs.covariance * np.outer(factors, factors))
         return simulate(self.scenario, variant=variant, costs=scaled)
 

@@ -13,7 +13,7 @@ import yaml
 import bench_calibrate
 import mmlab
 from mmlab import Scenario, cli, simulate
-from mmlab.engine.costs import STEPS, cost_set, cost_sets
+from mmlab.engine.costs import ADDED, STEPS, cost_set, cost_sets
 from mmlab.errors import UserError
 from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
 from mmlab.results.trace import from_run
@@ -101,12 +101,12 @@ def test_batches_of_a_scenario_err_together() -> None:
 
 
 def test_recording_is_what_the_model_says(found: Calibration) -> None:
-    """Every counter after every batch; all steps but those of smart scan and khugepaged occur."""
+    """Every counter after every batch; all steps but those of smart scan and khugepaged, and those added, occur."""
     assert len(found.observed) == 13
     assert not found.dropped
     assert all(len(one.cpu_ns) == len(one.steps) == 18 for one in found.observed)
     never = ~np.any([one.steps.any(0) for one in found.observed], axis=0)
-    assert [s for s, n in zip(STEPS, never, strict=True) if n] == ["skip", "khugepaged_pte", "khugepaged_copy"]
+    assert [s for s, n in zip(STEPS, never, strict=True) if n] == ["skip", "khugepaged_pte", "khugepaged_copy", *ADDED]
 
 
 def test_scenarios_that_were_not_seen(found: Calibration) -> None:
