@@ -81,6 +81,7 @@ Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
 Enabled = Literal["always", "inherit", "madvise", "never"]
 KeyOrder = Literal["ascending", "random"]
 DuplicateLayout = Literal["spread", "clustered", "blocks"]
+Granularity = Literal["4K", "2M"]
 Range = tuple[Index, Count]
 
 
@@ -158,12 +159,18 @@ class ProcessEvent(Event):
 
 
 class RangeEvent(ProcessEvent):
-    """An event that happens to a range of pages of one process."""
+    """An event that happens to a range of pages of one process, or to a part of its pages or blocks, one by one."""
 
     page: Index
     """first page of the range, from 0 within the process (pages)"""
     count: Count
     """length of the range (pages)"""
+    every_nth: Count = 1
+    """the event happens only to each n-th unit of the range, from the first one on, one unit after the other"""
+    share: Share = 1.0
+    """share of these units to which it happens: drawn at random (seed), anew each time, in order of addresses"""
+    granularity: Granularity = "4K"
+    """what every_nth and share count: 4K pages, or 2M blocks (pages_per_thp), from the first page of the range on"""
 
 
 class Write(RangeEvent):
@@ -664,10 +671,13 @@ class Scenario(_Strict):
     boot_interval_seconds: Rate = _workload(0.0, "s")
     """process i boots at i × this time: its memory is populated and advised then"""
     balloon_fraction: Share = _workload(0.0, step=0.01)
-    """share of its 2 MiB blocks that each process gives back by MADV_DONTNEED, those with most zero-filled pages
-    first"""
+    """share of its 2 MiB blocks, or pages, that each process gives back by MADV_DONTNEED, those with most zero-filled
+    pages first"""
     balloon_seconds: Seconds = _workload(60.0, "s")
     """when each process does so, after its boot"""
+    balloon_granularity: Granularity = _workload("2M")
+    """what it gives back: 2M blocks, or 4K pages, those that are zero-filled first, each by a call of its own, as a
+    balloon without free page reporting does"""
     lifetime_seconds: Seconds = _workload(0.0, "s")
     """when each process exits, after its boot; 0 = never"""
     processes: int = _workload(1, slider=(1, 16), ge=1, le=10_000)

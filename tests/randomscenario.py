@@ -92,6 +92,7 @@ class Draw:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+        self.more = random.Random(rng.getstate()[1][0])  # what draws from here leaves everything else as it was
         self.thp = rng.choice([4, 8, 8, 16, 16, 16, 64, 64, 64])
         if rng.random() < 0.03:
             self.thp = 512
@@ -239,7 +240,7 @@ class Draw:
             start = {"batch": 0} if rng.random() < 0.5 else {"batch": min(2, n)}
             events.append({"after": start, "op": "mergeable", "process": n, "page": first, "count": size})
         for moment in moments:
-            drawn = self.event(rng.choices(list(weights), list(weights.values()))[0])
+            drawn = self.strided(self.event(rng.choices(list(weights), list(weights.values()))[0]))
             events += [{"after": moment, **event} for event in drawn]
         if late and clock == "batch":
             events.sort(key=lambda event: event["after"]["batch"])
@@ -330,6 +331,18 @@ class Draw:
         elif op in ("free", "pageout") and rng.random() < 0.6:
             return self.swap(n, event)
         return [event]
+
+    def strided(self, events: list[dict]) -> list[dict]:
+        """Sometimes an event happens only to a part of the pages or blocks of its range."""
+        rng = self.more
+        for event in events:
+            if event.get("count", 0) > 1 and "page" in event and rng.random() < 0.06:
+                event["every_nth"] = rng.choice([1, 2, 2, 3, 7])
+                if rng.random() < 0.5:
+                    event["share"] = rng.choice([0.0, 0.3, 0.7])
+                if rng.random() < 0.3:
+                    event["granularity"] = "2M"
+        return events
 
     def collapse(self, n: int, event: dict) -> list[dict]:
         """MADV_COLLAPSE, mostly where it can succeed: whole blocks with MADV_HUGEPAGE and a writable entry (K4)."""

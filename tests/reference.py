@@ -15,6 +15,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 
+import numpy
+
 from mmlab.kernel.versions import flags
 
 ESRCH, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL, EHWPOISON = 3, 11, 12, 14, 16, 22, 133
@@ -84,6 +86,10 @@ VARIANTS: dict[str, Callable[[Remap], bool]] = {
     "skip-zeropage": lambda _: True,
 }
 KSMD_VARIANTS = ("zero-only", "no-split")
+
+
+# How an event picks units of its range, and what it does without (trace-format, Events).
+STRIDE = {"every_nth": 1, "share": 1, "granularity": "4K"}
 
 
 # ---------------------------------------------------------------------------------------------- red-black tree
@@ -2200,6 +2206,7 @@ class Machine(Reclaim):
             node = process.get("node")
             nid = n % scenario.get("nodes", 1) if node is None else node
             self.start(process, nid, late=bool(scenario["late"]))
+        self.luck = numpy.random.default_rng((0, 8))  # of events with a share, in a trace: seed 0, stream 8
         self.note_huge_areas()
         self.vm.clear()
         for order, name in list(self.mthp):
@@ -2265,11 +2272,27 @@ class Machine(Reclaim):
             if mm is None or mm.exiting:
                 return ESRCH
             arguments["mm"] = mm
+        parts = self.parts_of_event(arguments)
         self.drain_batches()  # M15
-        result = operation(**arguments) or 0
+        results = [operation(**(arguments | part)) or 0 for part in parts]
+        result = next((result for result in results if result), 0)
         self.drain_batches()
         self.note_huge_areas()
         return result
+
+    def parts_of_event(self, arguments: dict) -> list[dict]:
+        """The range of an event as given, or the units of it that are meant (trace-format, Events); takes the stride
+        out of the arguments."""
+        nth, share, unit = (arguments.pop(name, default) for name, default in STRIDE.items())
+        if nth == 1 and share == 1:
+            return [{}]
+        page, end = arguments["page"], arguments["page"] + arguments["count"]
+        size = 1 if unit == "4K" else self.pages_per_thp
+        self.seen["event with a stride"] += 1
+        firsts = list(range(page, end, size * nth))
+        if share < 1:
+            firsts = sorted(self.luck.permutation(firsts).tolist()[: round(share * len(firsts))])
+        return [{"page": first, "count": min(size, end - first)} for first in firsts]
 
     def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
         for address in range(page, page + count):

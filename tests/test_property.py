@@ -55,6 +55,7 @@ OCCURRENCES = (
     "stable node joins equal ones in another tree",
     "zero-only merge",
     "huge page left alone",
+    "event with a stride",
 )
 AT_LEAST = 20
 

@@ -92,6 +92,19 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"memory_mib": 2, "events": [{"after": {"batch": 1}, "op": "read", "page": 500, "count": 13}]},
         {"where": "events 0", "parameter": "page", "value": 500, "allowed": "0 … 499"},
     ),
+    (
+        {"events": [{"after": {"batch": 1}, "op": "read", "page": 0, "count": 9, "every_nth": 0}]},
+        {"where": "events 0", "parameter": "every_nth", "value": 0, "allowed": "greater than or equal to 1"},
+    ),
+    (
+        {"events": [{"after": {"batch": 1}, "op": "read", "page": 0, "count": 9, "share": 1.5}]},
+        {"where": "events 0", "parameter": "share", "value": 1.5, "allowed": "less than or equal to 1"},
+    ),
+    (
+        {"events": [{"after": {"batch": 1}, "op": "read", "page": 0, "count": 9, "granularity": "1G"}]},
+        {"where": "events 0", "parameter": "granularity", "value": "1G", "allowed": "'4K' or '2M'"},
+    ),
+    ({"balloon_granularity": "64K"}, {"parameter": "balloon_granularity", "allowed": "one of 4K, 2M"}),
     ({"process_list": [{"pages": 8}]}, {"where": "process_list 0"}),
     (
         {"process_list": [{"pages": 8, "contents": [[0, 7, 0]]}]},

@@ -129,6 +129,9 @@ SAMPLES = {
     "huge": 1,
     "full_scans": 1,
     "millisecs": 5,
+    "every_nth": 2,
+    "share": 0.5,
+    "granularity": "2M",
 }
 """A value for each field that some op takes."""
 

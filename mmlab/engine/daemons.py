@@ -21,7 +21,6 @@ from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
 from mmlab.kernel.migrate import migrate_pages
-from mmlab.kernel.mmap import equal_runs
 from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, NONE, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 from mmlab.kernel.timer import schedule_timeout
 from mmlab.policies import Policy, View, scaled_pace
@@ -172,23 +171,20 @@ def guests(s: System) -> Iterator[int]:
 
 
 def _balloon(s: System, process: int) -> None:
-    """Give back a share of a process's 2 MiB blocks by MADV_DONTNEED; the process does not write there again.
+    """Give back a share of a process's 2 MiB blocks, or pages, by MADV_DONTNEED; it does not write there again.
 
-    Blocks with most zero-filled pages go first, among equals at random.
+    Those with most zero-filled pages go first, among equals at random.
     """
-    m, size = s.m, 1 << s.order
-    base, blocks = int(m.mm[process + 1]["base"]), int(m.mm[process + 1]["pages"]) >> s.order
-    pages = slice(base, base + blocks * size)
+    m, size = s.m, 1 if s.scenario.balloon_granularity == "4K" else 1 << s.order
+    base, units = int(m.mm[process + 1]["base"]), int(m.mm[process + 1]["pages"]) // size
+    pages = slice(base, base + units * size)
     kind, key = m.pte["kind"][pages], m.page["key"][pages]
     zero = (kind == ZP_CLEAN) | (kind == ZP_KSM) | ((kind == ANON) & (key == 0))
-    luck = np.random.default_rng((s.scenario.seed, BALLOON, process)).random(blocks)
-    order = np.lexsort((luck, -zero.reshape(blocks, size).sum(1)))
-    chosen = np.zeros(blocks, bool)
-    chosen[order[: round(s.scenario.balloon_fraction * blocks)]] = True
-    for first, end, given in equal_runs(chosen):
-        if given:
-            s.spaces.dontneed(process, first * size, end * size)
-            s.given_back[base + first * size : base + end * size] = True
+    luck = np.random.default_rng((s.scenario.seed, BALLOON, process)).random(units)
+    order = np.lexsort((luck, -zero.reshape(units, size).sum(1)))
+    for first in np.sort(order[: round(s.scenario.balloon_fraction * units)] * size).tolist():
+        s.spaces.dontneed(process, first, first + size)
+        s.given_back[base + first : base + first + size] = True
 
 
 # --- migration ------------------------------------------------------------------------------------------------------

@@ -47,42 +47,57 @@ def happen(system: System, event: ops.Event) -> int:
     touched = len(m.page) if isinstance(event, ops.Khugepaged) else getattr(event, "count", 0)
     system.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
     stat["freed_by_batch"] = 0
-    result = act(event, system) if alive else errno.ESRCH
+    results = [act(event, system, *pages) for pages in _ranges(event, system)] if alive else [errno.ESRCH]
     lru_add_drain_all(m)
     system.spaces.publish()
-    return result
+    return next(filter(None, results), 0)
+
+
+def _ranges(e: ops.Event, s: System) -> list[tuple[int, ...]]:
+    """Return the ranges of pages, first and end, to which an event happens; one without pages happens once to ()."""
+    if not isinstance(e, ops.RangeEvent):
+        return [()]
+    first, end = e.page, e.page + e.count
+    if e.every_nth == 1 and e.share == 1:
+        return [(first, end)]
+    size = 1 if e.granularity == "4K" else 1 << s.order
+    starts = np.arange(first, end, size * e.every_nth)
+    if e.share < 1:
+        starts = np.sort(s.rng.permutation(starts)[: round(e.share * len(starts))])
+    return [(start, min(start + size, end)) for start in starts.tolist()]
 
 
 @singledispatch
-def act(e: ops.Event, s: System) -> int:
-    """Do what an event of this class does; return 0 or the errno of the system call."""
+def act(e: ops.Event, s: System, *pages: int) -> int:
+    """Do what an event of this class does, to pages [first, end) of its process if it is about a range.
+
+    Return 0 or the errno of the system call.
+    """
     assert isinstance(e, ops.ProcessEvent), f"op {e.op} has no function in {__name__}"
-    pages = (e.page, e.page + e.count) if isinstance(e, ops.RangeEvent) else ()
     others = (getattr(e, name) for name in type(e).model_fields if name not in ops.RangeEvent.model_fields)
     result: int = getattr(s.spaces, e.op)(e.process, *pages, *others)
     return result
 
 
-def _pages(e: ops.RangeEvent, s: System) -> tuple[int, int]:
-    """Return the event's range as indices of `Machine.page`: first and end."""
-    base = int(s.m.mm[e.process + 1]["base"])
-    return base + e.page, base + e.page + e.count
+def _places(e: ops.ProcessEvent, s: System, *pages: int) -> list[int]:
+    """Return pages of the event's process as indices of `Machine.page`."""
+    return [s.spaces.base(e.process) + page for page in pages]
 
 
 @act.register
-def _write(e: ops.Write, s: System) -> int:
-    done = memory.write_pages(s.m, *_pages(e, s), np.uint64(e.key or 0), e.key is None)
+def _write(e: ops.Write, s: System, first: int, end: int) -> int:
+    done = memory.write_pages(s.m, *_places(e, s, first, end), np.uint64(e.key or 0), e.key is None)
     return 0 if done else errno.EFAULT
 
 
 @act.register
-def _read(e: ops.Read, s: System) -> int:
-    return 0 if memory.read_pages(s.m, *_pages(e, s)) else errno.EFAULT
+def _read(e: ops.Read, s: System, first: int, end: int) -> int:
+    return 0 if memory.read_pages(s.m, *_places(e, s, first, end)) else errno.EFAULT
 
 
 @act.register
-def _split(e: ops.Split, s: System) -> int:
-    split_huge_pages(s.m, *_pages(e, s), CALLER_OTHER, True)
+def _split(e: ops.Split, s: System, first: int, end: int) -> int:
+    split_huge_pages(s.m, *_places(e, s, first, end), CALLER_OTHER, True)
     return 0
 
 
@@ -112,20 +127,20 @@ def _compact(_e: ops.Compact, _s: System) -> int:
 
 
 @act.register
-def _migrate(e: ops.Migrate, s: System) -> int:
-    migrate_pages(s.m, *_pages(e, s), -1 if e.node is None else e.node, e.huge)
+def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> int:
+    migrate_pages(s.m, *_places(e, s, first, end), -1 if e.node is None else e.node, e.huge)
     return 0
 
 
 @act.register
 def _poison(e: ops.MemoryFailure, s: System) -> int:
-    return int(memory_failure(s.m, int(s.m.mm[e.process + 1]["base"]) + e.page))
+    return int(memory_failure(s.m, *_places(e, s, e.page)))
 
 
 @act.register
-def _populate_write(e: ops.PopulateWrite, s: System) -> int:
+def _populate_write(e: ops.PopulateWrite, s: System, first: int, end: int) -> int:
     """Touch each page as mlock does (ksm-merge F8), up to the first that cannot be written (`madvise_populate`)."""
-    first, end = _pages(e, s)
+    first, end = _places(e, s, first, end)
     pte = s.m.pte[first:end]
     causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
     errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])

@@ -26,6 +26,7 @@ from mmlab.variants import Variant, resolve
 __all__ = ["FOREVER", "SECOND", "System", "Timer"]
 
 SECOND = 1_000_000_000
+EVENT_SHARE = 8  # a stream of random numbers, after those of `mmlab.engine.daemons`
 FOREVER = 1 << 62
 
 
@@ -66,11 +67,14 @@ class System:
         Daemons by name; of those due at the same time the first acts first.
     given_back : ndarray
         bool[pages]: pages that a balloon took from their guest.
+    rng : Generator
+        Draws the pages and blocks of events with a `share`.
     """
 
     def __init__(self, scenario: Scenario, variant: Variant, costs: CostSet) -> None:
         self.scenario, self.costs = scenario, costs
         self.now = self.wake = 0
+        self.rng = np.random.default_rng((scenario.seed, EVENT_SHARE))
         self.timers: dict[str, Timer] = {}
         self.unborn: set[int] = set()
         self.order = scenario.pages_per_thp.bit_length() - 1

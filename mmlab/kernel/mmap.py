@@ -75,13 +75,14 @@ class AddressSpaces:
         areas = equal_runs(vm + 256 * born_huge)
         self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b, _ in areas])
 
-    def _base(self, process: int) -> int:
+    def base(self, process: int) -> int:
+        """Return the first page of a process's region in `Machine.page`."""
         return int(self.m.mm[process + 1]["base"])
 
     def publish(self) -> None:
         """Give the compiled code the table of all VMAs, in the order of reverse mapping (thp-split Z4)."""
         rows = [
-            (int(self.m.mm[i + 1]["family"]), v.start, v.stamp, self._base(i), v.end, v.vm)
+            (int(self.m.mm[i + 1]["family"]), v.start, v.stamp, self.base(i), v.end, v.vm)
             for i, vmas in enumerate(self.vmas)
             for v in vmas
         ]
@@ -102,7 +103,7 @@ class AddressSpaces:
                 vmas.insert(i + 1, Vma(at, v.end, v.vm, v.anon_vma, self._next_stamp()))
                 v.end = at
                 v.stamp = self._next_stamp()
-                page = self._base(process) + at
+                page = self.base(process) + at
                 order = int(self.m.state[0]["hpage_order"])
                 if page & ((1 << order) - 1):
                     split_huge_pmd(self.m, page >> order)
@@ -133,7 +134,7 @@ class AddressSpaces:
         self._changed |= {start, end}
         if was & ~vm & VM_MERGEABLE:
             self.m.state[0]["unmerged"] = 1
-        base = self._base(process)
+        base = self.base(process)
         if (was ^ vm) & VM_LOCKED:
             mlock_vma_pages_range(self.m, base + start, base + end, bool(vm & VM_LOCKED))
         self.m.pte["vm"][base + start : base + end] = vm
@@ -142,7 +143,7 @@ class AddressSpaces:
     def _populate(self, process: int, start: int, end: int) -> None:
         """Touch each page (`__mm_populate`), for which faults need the table of VMAs."""
         self.publish()
-        base = self._base(process)
+        base = self.base(process)
         populate_vma_page_range(self.m, base + start, base + end)
 
     def _walk(
@@ -171,7 +172,7 @@ class AddressSpaces:
 
     def _unlocked(self, process: int, start: int, end: int, act: Callable[[int, int], object]) -> int:
         """Act on the pages of each VMA of [start, end), up to the first VM_LOCKED one: EINVAL (ksm-merge F8)."""
-        base = self._base(process)
+        base = self.base(process)
 
         def visit(v: Vma, a: int, b: int) -> int:
             if v.vm & VM_LOCKED:
@@ -198,7 +199,7 @@ class AddressSpaces:
 
         def visit(v: Vma, a: int, b: int) -> int:
             if v.vm & VM_MERGEABLE:
-                base = self._base(process)
+                base = self.base(process)
                 unmerge_ksm_pages(self.m, base + a, base + b)
             return self._change(process, v, a, b, v.vm & ~VM_MERGEABLE)
 
@@ -209,7 +210,7 @@ class AddressSpaces:
 
         VMAs that become equal stay apart. The flag stays when the process leaves ksmd's list.
         """
-        mm, base = self.m.mm[process + 1], self._base(process)
+        mm, base = self.m.mm[process + 1], self.base(process)
         if bool(value) == bool(mm["merge_any"]):
             return 0
         mm["merge_any"] = value
@@ -254,7 +255,7 @@ class AddressSpaces:
 
     def collapse(self, process: int, start: int, end: int) -> int:
         """MADV_COLLAPSE: VMA by VMA, up to one in which a block fails (khugepaged K11)."""
-        base, size = self._base(process), 1 << int(self.m.state[0]["hpage_order"])
+        base, size = self.base(process), 1 << int(self.m.state[0]["hpage_order"])
 
         def visit(v: Vma, a: int, b: int) -> int:
             if not v.vm & VM_HUGEPAGE or -(-v.start // size) * size + size > v.end:
@@ -269,7 +270,7 @@ class AddressSpaces:
         """munmap: VMA by VMA (thp-split H11)."""
         self._split(process, start)
         self._split(process, end)
-        base = self._base(process)
+        base = self.base(process)
         for v in self._in_range(process, start, end):
             zap_page_range(self.m, base + v.start, base + v.end, False)
         self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
@@ -280,7 +281,7 @@ class AddressSpaces:
         """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
 
         def visit(v: Vma, a: int, b: int) -> int:
-            base, becomes_writable, locked = self._base(process), prot & 2 and not v.vm & VM_WRITE, v.vm & VM_LOCKED
+            base, becomes_writable, locked = self.base(process), prot & 2 and not v.vm & VM_WRITE, v.vm & VM_LOCKED
             if becomes_writable:  # exclusive pages are writable at once (khugepaged K9)
                 self.m.pte["bits"][base + a : base + b] &= ~READ_ONLY & 255
             self._change(process, v, a, b, v.vm | VM_WRITE if prot & 2 else v.vm & ~VM_WRITE)
@@ -319,7 +320,7 @@ class AddressSpaces:
         m.block["mm"][blocks] = child + 1
         inherited = [(v.start, v.end, v.vm & ~(VM_LOCKED | VM_UFFD)) for v in self.vmas[parent]]
         self.vmas.append([Vma(*v, self._next_stamp(), self._next_stamp()) for v in inherited])
-        copy_page_range(m, self._base(parent), child_base, int(mm["pages"]))
+        copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
         return 0

@@ -225,6 +225,23 @@ def test_balloon_takes_the_blocks_with_most_zero_pages() -> None:
     conservation.check(run)
 
 
+def test_balloon_of_single_pages() -> None:
+    """Half of 64 pages, of which 28 are zero-filled: those, and 4 others; a THP that loses pages is not freed."""
+    contents = [piece for n in range(8) for piece in ([0, n, 0], [100 * n + 1, 8 - n, 1])]
+    spec = {"pages": 64, "contents": [piece for piece in contents if piece[1]], "thp": [[0, 32]]}
+    setting = {"process_list": [spec], "pages_per_thp": 8, "balloon_fraction": 0.5, "balloon_seconds": 3.0}
+    run = simulate(scenario(**setting, balloon_granularity="4K"))
+    zero = np.repeat([key == 0 for key, *_ in spec["contents"]], [count for _, count, _ in spec["contents"]])
+    gone = run.machine.pte["kind"] == NONE
+    assert gone[zero].all() and gone.sum() == 32
+    assert (run.rows["frames"][-1], run.rows["anon_pages"][-1], run.rows["huge_pmds"][-1]) == (
+        64 - gone[32:].sum(),
+        32,
+        (~gone[:32].reshape(4, 8).any(axis=1)).sum(),
+    )
+    conservation.check(run)
+
+
 def test_start_of_ksm() -> None:
     """run becomes 1 then: the same as by an event."""
     by_field = simulate(scenario(run=1, ksm_start_seconds=3.0))

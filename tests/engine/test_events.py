@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from typing import Any
 
 from mmlab.results.run import Run, simulate
@@ -52,3 +53,25 @@ def test_populate_write_stops_at_what_it_cannot_write() -> None:
     assert (letters(run), run.results[-1]) == ("AANNNNNNAAAAAAAA", errno.EINVAL)
     run = after({"op": "memory_failure", "page": 3}, op("dontneed", count=3), op("populate_write"))
     assert (letters(run)[:3], run.results[-1]) == ("AAA", EHWPOISON)
+
+
+def test_a_stride_takes_every_nth_page_or_block() -> None:
+    assert letters(after(op("dontneed", count=16, every_nth=3))) == "NAANAANAANAANAAN"
+    assert letters(after(op("dontneed", page=1, count=6, every_nth=2))) == "ANANANAAAAAAAAAA"
+    assert letters(after(op("dontneed", page=4, count=12, every_nth=2, granularity="2M"))) == "AAAA" + "N" * 8 + "AAAA"
+    assert letters(after(op("dontneed", count=16, every_nth=2, granularity="2M"))) == "N" * 8 + "A" * 8
+
+
+def test_a_share_is_drawn_anew_each_time() -> None:
+    given = [letters(after(*[op("dontneed", count=16, share=0.25)] * n)) for n in (1, 2, 3)]
+    assert [text.count("N") for text in given] == [4, 6, 9]
+    assert all(b == "N" for one, two in pairwise(given) for a, b in zip(one, two, strict=True) if a == "N")
+    assert letters(after(op("dontneed", count=16, share=0.5, every_nth=2))).count("N") == 4
+    assert letters(after(op("dontneed", count=16, share=0.0))) == "A" * 16
+    other = letters(after(op("dontneed", count=16, share=0.25), seed=1))
+    assert other.count("N") == 4 and other != given[0]
+
+
+def test_a_stride_gives_the_first_error() -> None:
+    run = after(op("munmap", page=5, count=2), op("dontneed", count=16, every_nth=2))
+    assert (letters(run), run.results[-1]) == ("NANANNNANANANANA", errno.ENOMEM)
