@@ -318,7 +318,7 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
         _say("\n".join([f"{name}:" if name else "", *last.words()]).strip())
         for before, after in pairwise(dumps_of_it):
             _say("\n" + "\n".join(dump.rates(before, after)))
-        if not last.pages + last["ksm_zero_pages"]:
+        if not last.whole:
             continue
         made = dump.reproduce(last, bar)
         exact &= made.exact

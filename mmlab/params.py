@@ -24,6 +24,7 @@ __all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", 
 __all__ += ["save_new", "seconds", "shipped_folder", "units", "write_atomically", "writing", "written", "yaml_lines"]
 
 KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
+KINDS |= {"dumps": "dump"}
 """Folders within ``params/``, and what to call a file of each."""
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
 _TIMES = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -61,7 +62,7 @@ def shipped_folder(name: str = "params") -> Path:
 
 def params_files(kind: str = "") -> dict[str, Path]:
     """Return every file of ``params/``, or of one of its folders (`KINDS`), by its name without the ending."""
-    return {path.stem: path for path in sorted((shipped_folder() / kind).glob("*.yaml"))}
+    return {path.stem: path for path in sorted((shipped_folder() / kind).glob("*.[ty]*"))}  # YAML; dumps are text
 
 
 def find_params(name: str | Path, kind: str = "") -> Path:

@@ -324,7 +324,7 @@ def bars(table: Table, label: str, ax: Ax = None, errors: Table | None = None, s
         error = None if errors is None else sigma[column].where(sigma[column] > 0)
         drawn = ax.barh(places, values[column], height, left, xerr=error, error_kw=LOOK["error"], label=column, **look)
         if stacked:
-            parts = [f"{value:,.3g}" if value >= 0.05 * whole else "" for value in values[column]]
+            parts = [f"{float(f'{value:.3g}'):,g}" if value >= 0.05 * whole else "" for value in values[column]]
             ax.bar_label(drawn, parts, label_type="center", fontsize=8, bbox=LOOK["box"])
             left = left + values[column].to_numpy()
         else:

@@ -111,6 +111,11 @@ class Dump:
         return sum(self[name] for name in NEEDED) + (self.volatile or 0)
 
     @property
+    def whole(self) -> int:
+        """Scanned pages and those that ksmd has mapped to the zeropage."""
+        return self.pages + self["ksm_zero_pages"]
+
+    @property
     def saved_mib(self) -> float:
         """Memory that KSM saves, before what its own bookkeeping costs."""
         return (self["pages_sharing"] + self["ksm_zero_pages"]) / MIB
@@ -126,6 +131,17 @@ class Dump:
         if not (self["pages_to_scan"] and "sleep_millisecs" in self.values):
             return None
         return math.ceil(self.pages / self["pages_to_scan"]) * self["sleep_millisecs"] / 1000
+
+    def knobs(self) -> dict[str, Any]:
+        """Return the fields of a scenario in which ksmd runs as in the dump, at the pace that was set last."""
+        given = {n: self.values[n] for n in KNOBS if self.values.get(n) or n == "sleep_millisecs" in self.values}
+        return {"smart_scan": 0, "pages_to_scan": 100} | given | {"run": 1, "advisor_mode": "none"}
+
+    def text(self) -> str:
+        """Return the dump as `grep` prints it, with what stood beside it; `parse` reads it."""
+        about = [f"root@{self.host}:~#"] * bool(self.host) + [str(self.time)] * bool(self.time)
+        ksm = [f"/sys/kernel/mm/ksm/{name}:{value}" for name, value in sorted(self.values.items())]
+        return "\n".join([*about, *ksm, *(f"{name}: {value}" for name, value in self.beside.items())])
 
     def check(self) -> None:
         """Refuse numbers that no kernel has.
@@ -157,7 +173,7 @@ class Dump:
 
     def words(self) -> list[str]:
         """Return what the dump means, a sentence each (tuners I1–I6)."""
-        v, run, used = self.values, self.values.get("run"), self.pages + self["ksm_zero_pages"] > 0
+        v, run, used = self.values, self.values.get("run"), self.whole > 0
         merged, blocks = self["pages_shared"] + self["pages_sharing"], math.ceil(self.pages / 512)
         volatile, smart = 100 * (self.volatile or 0) / max(1, self.pages), bool(self["smart_scan"])
         asked, total = Ksmtuned(**self.conf or {}), self.beside.get("MemTotal", 0)
@@ -420,7 +436,7 @@ def reproduce(dump: Dump, progress: Callable[[float], None] | None = None) -> Re
         The dump lacks a counter, or ksmd tracks no page.
     """
     dump.check()
-    if not dump.pages + dump["ksm_zero_pages"]:
+    if not dump.whole:
         raise UserError("ksmd tracks no page: there is nothing to reproduce", parameter="DUMP")
     found: list[Reproduction] = []
     skipping = bool(dump["smart_scan"] and dump["full_scans"] > 3 and dump.volatile)
@@ -451,14 +467,11 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     Each shared page is a content of its own (tuners I2), but the dups of a chain have one. `quiet`: volatile pages are
     not written.
     """
-    factor = max(1.0, math.ceil((dump.pages + dump["ksm_zero_pages"]) / MOST_PAGES))
+    factor = max(1.0, math.ceil(dump.whole / MOST_PAGES))
     counted = (*(dump[name] for name in NEEDED), dump.volatile or 0, dump["ksm_zero_pages"], dump["stable_node_dups"])
     shared, sharing, unshared, volatile, zeroes, dups = (round(count / factor) for count in counted)
-    knobs: dict[str, Any] = {"smart_scan": 0, "pages_to_scan": 100}
+    knobs = dump.knobs() | ({"use_zero_pages": 1} if zeroes else {})
     knobs |= {} if NEW & dump.values.keys() else {"kernel": "6.1", "variant": "legacy"}
-    knobs |= {n: dump.values[n] for n in KNOBS if dump.values.get(n) or n == "sleep_millisecs" in dump.values}
-    knobs |= {"run": 1, "advisor_mode": "none"}
-    knobs |= {"use_zero_pages": 1} if zeroes else {}
     most = int(knobs.setdefault("max_page_sharing", max(256, math.ceil(1 + sharing / max(1, shared)))))
     if factor > 1:
         simulated = shared + sharing + unshared + volatile + zeroes

@@ -73,7 +73,7 @@ def source_digest() -> str:
 @cache
 def ingredients() -> str:
     """Return the SHA-256 of all that reports depend on but notebook and parameters: library, recordings, params."""
-    data = {file.name: file.read_bytes() for file in [*RECORDINGS.glob("*"), *shipped_folder().glob("*.yaml")]}
+    data = {file.name: file.read_bytes() for file in [*RECORDINGS.glob("*"), *shipped_folder().rglob("*.[ty]*")]}
     return sha256(json.dumps([mmlab.__version__, versions(), source_digest(), digest(data)]).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from mmlab.errors import UserError, located, unknown
-from mmlab.params import read_yaml, shipped_folder
+from mmlab.params import find_params, read_yaml, shipped_folder
 from mmlab.report import page
 from mmlab.report.provenance import digest, ingredients
 from mmlab.scenario import Scenario
@@ -81,8 +81,11 @@ class Request:
         self.defaults = in_full(self.parameters, own, scenario_from(own, start))
         self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
         self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
-        of = [self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name, ingredients()]
-        self.inputs = sha256(json.dumps(of).encode()).hexdigest()
+        dump = (
+            find_params(str(self.parameters["dump"]), "dumps").read_bytes().hex() if "dump" in self.parameters else ""
+        )
+        of = [dump, self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name]
+        self.inputs = sha256(json.dumps([*of, ingredients()]).encode()).hexdigest()
 
     def is_made(self) -> bool:
         """Return whether the page and its tables exist and would be the same if they were made again."""
