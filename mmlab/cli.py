@@ -246,6 +246,55 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
 
 
 @cli.command()
+@click.argument("files", nargs=-1, metavar="[SCENARIO…]", type=PATH)
+@click.option(
+    "-o", "--out", default=Path("recorded"), type=PATH, metavar="DIR", help="Folder for recordings [recorded]."
+)
+@click.option("--variant", metavar="NAME", help="The fix that the running kernel has [none: mainline].")
+@set_option
+@click.option("--compare", "compares", is_flag=True, help="Predict each recording at once, and compare.")
+@click.option("--free", is_flag=True, help="Let ksmd run by its own clock, instead of a batch at a time.")
+@click.option("--times", default=2, show_default=True, type=AT_LEAST_1, help="Recordings of each that must agree.")
+@click.option("--check", "checks", is_flag=True, help="Only say what this machine can record.")
+@computes
+def record(
+    files: Any, out: Path, variant: Any, settings: Any, compares: bool, checks: bool, progress: Progress, **how: Any
+) -> None:
+    """Record what the running kernel does with scenarios (*.yaml), or with those of recordings (*.json.gz).
+
+    Needs root, and a kernel with KSM that nobody uses meanwhile. ksmd's knobs are changed while this runs, and put back
+    whatever happens. What the running kernel cannot do is refused before anything starts.
+
+    Exit status 1: with --compare, something differs.
+
+    \b
+    Examples:
+      mmlab record --check
+      mmlab record params/regression_uzp1.yaml --set memory_mib=64 --set horizon_batches=100 -o recorded --compare
+      mmlab compare recorded
+    """
+    os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # or khugepaged spends its time on this process
+    from mmlab.host import record as recorder
+    from mmlab.results import trace as traces
+
+    if checks or not files:
+        _say(recorder.check())
+        return
+    paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
+    overrides, exact = _checked(_parse(settings), variant), True
+    how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", **how}
+    for path, plan in [(path, recorder.plan(traces.load(path, **overrides), **how)) for path in paths]:
+        check_folder(target := out / f"{_name(path)}{TRACE}")
+        recording = recorder.record(plan, progress) | {"name": _name(path)}
+        traces.write(target, recording)
+        found = traces.compare(recording, traces.predict(recording)) if compares else None
+        exact &= found is None or found.exact
+        moved = f"; others moved {', '.join(recording['moved'])}" if recording["moved"] else ""
+        _say(f"{target}: {found or '{} samples'.format(len(recording['samples']))}{moved}")
+    sys.exit(not exact)
+
+
+@cli.command()
 @files_argument
 @click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the costs; `costs: FILE.yaml` uses them.")
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")

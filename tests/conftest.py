@@ -27,6 +27,7 @@ TOGETHER = {
     "test_reports_same": "reports",
     "test_explorer_browser": "explorer",
     "test_lab": "lab",
+    "test_record": "running kernel",
     "test_sweep": "sweep",
     "test_wheel": "wheel",
 }

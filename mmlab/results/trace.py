@@ -459,7 +459,7 @@ def compare_file(path: str | Path) -> Comparison:
 
 
 def compare(recorded: Trace, predicted: Trace) -> Comparison:
-    """Compare a prediction with a recording: every field but ``lab_*``, every map, every frame count.
+    """Compare a prediction with a recording: every field but ``lab_*`` and ``moved`` ones, every map and frame count.
 
     A recorded sample is matched with the predicted one of the same batch and rank. Recordings of kernels other than
     6.12 do not distinguish ``h`` from ``H`` in maps.
@@ -499,7 +499,7 @@ def _samples(trace: Trace) -> list[_At]:
         if not isinstance(values, list) or len(values) != len(trace["fields"]):
             problem = f"sample {number} has not one value for each of the {len(trace['fields'])} fields"
             raise UserError(problem, where=str(trace.get("name") or "trace"))
-        row = dict(zip(trace["fields"], values, strict=True))
+        row = {n: v for n, v in zip(trace["fields"], values, strict=True) if n not in trace.get("moved", ())}
         rank = rank + 1 if out and row.get("batch", 0) == last else 0
         last = row.get("batch", 0)
         out.append(((last, rank), row))

@@ -1,0 +1,182 @@
+"""Record what the running kernel does with a scenario, as a recording that the model can be held against.
+
+A scenario becomes a *plan*: the question of a kernel trace (trace-format) and how to record it, as plain JSON. The
+*runner* (``runner.py``, a file of its own that needs nothing of mmlab) carries a plan out, on this machine or in a
+virtual one, and gives the recording.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmlab.errors import UserError
+from mmlab.host import runner
+from mmlab.kernel.versions import release
+from mmlab.results.run import simulate
+from mmlab.results.trace import Trace, from_run
+from mmlab.scenario import ProcessSpec, Scenario
+
+__all__ = ["RUNNER", "check", "plan", "record", "running_kernel"]
+
+RUNNER = Path(runner.__file__)
+OWN = ("boots_at_seconds", "exits_at_seconds", "hot_fraction", "forbids_zeropages", "node")
+"""What a process cannot have in a recording of the running kernel."""
+
+
+def running_kernel(uname: str = "") -> str:
+    """Return the release of the running kernel, as the model knows it.
+
+    Raises
+    ------
+    UserError
+        Its rules are not known.
+    """
+    found = re.match(r"\d+\.\d+(\.\d+)?", uname or os.uname().release)
+    kernel = found[0] if found else os.uname().release
+    release(kernel)
+    return kernel
+
+
+def plan(
+    scenario: Scenario,
+    kernel: str = "",
+    variant: str = "",
+    progress: Callable[[float], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the plan for recording a scenario.
+
+    Parameters
+    ----------
+    scenario
+        Any scenario whose events and processes a real kernel can have. What happens at a time happens after the batch
+        that the model says, unless ksmd runs freely.
+    kernel
+        The release that will run it, as `uname -r` says. Default: this machine's.
+    variant
+        Which fix that kernel has. Default: none of those proposed, i.e. mainline, or legacy before 6.12.
+    progress
+        Called now and then with the share of the model's run that is done.
+    **options
+        How to record: see `mmlab.host.runner.OPTIONS`.
+
+    Raises
+    ------
+    UserError
+        The scenario has something that the running kernel cannot do; the message names it.
+    """
+    kernel = running_kernel(kernel)
+    if wrong := sorted(options.keys() - runner.OPTIONS):
+        raise UserError(parameter=wrong[0], allowed=f"one of {', '.join(runner.OPTIONS)}")
+    own = variant or ("mainline" if release(kernel) >= (6, 12) else "legacy")
+    if not variant and scenario.variant != own:
+        hint = f"`--variant {own}` records what it does; `--variant {scenario.variant}` says that it has this fix."
+        raise UserError("is not what the running kernel does", parameter="variant", value=scenario.variant, hint=hint)
+    for name in ("nodes", "kernel_changes", *(() if scenario.stepped else ("run",))):
+        if getattr(scenario, name) != Scenario.model_fields[name].default:
+            problem = "cannot be recorded on a running kernel"
+            raise UserError(problem, parameter=name, value=getattr(scenario, name))
+    for i, spec in enumerate(scenario.process_list):
+        if given := [name for name in OWN if getattr(spec, name) != ProcessSpec.model_fields[name].default]:
+            raise UserError("cannot be recorded", parameter=given[0], where=f"process_list {i}")
+    scenario = scenario.replace(kernel=kernel, variant=own, events=_repeated(scenario), sample_limit=10**8)
+    run = simulate(scenario, progress=progress)
+    asked = from_run(run)["scenario"]
+    free = options.get("mode") == "free"
+    for event, source in zip(asked["events"], scenario.events, strict=True):
+        del event["result"], event["sample"]
+        if free or source.after.seconds is None:
+            event["after"] = source.after.model_dump(exclude_none=True)
+        if event["op"] == "shrink" and event["count"] < scenario.total_pages // 512:
+            allowed = f"at least {scenario.total_pages // 512}, as drop_caches scans the whole queue"
+            raise UserError(parameter="count", value=event["count"], allowed=allowed, where="op shrink")
+    if free:
+        asked["batches"] = scenario.horizon_batches
+        options = {"seconds": float(run.rows["time_ns"][-1]) / 1e9} | options
+    else:
+        asked["knobs"].pop("sleep_millisecs")  # ksmd's sleep is as long as a look at the machine takes
+    return {
+        "format": "mmlab-plan-1",
+        "name": scenario.name or "recorded",
+        "variant": own,
+        "scenario": asked,
+        "options": options,
+    }
+
+
+def _repeated(scenario: Scenario) -> list[dict[str, Any]]:
+    """Return the events of a scenario, those with `every` as often as they happen."""
+    out = []
+    for event in scenario.events:
+        given, after = event.model_dump(exclude_unset=True), event.after
+        if after.every and after.seconds is not None:
+            times = int((scenario.horizon_seconds - after.seconds) / after.every) + 1
+            out += [given | {"after": {"seconds": after.seconds + n * after.every}} for n in range(times)]
+        else:
+            out.append(given)
+    return sorted(out, key=lambda event: event["after"].get("seconds", 0))
+
+
+def record(
+    scenario: Scenario | dict[str, Any], progress: Callable[[float, float, str], None] | None = None, **options: Any
+) -> Trace:
+    """Record a scenario, or a plan, on the running kernel; afterwards the machine is as it was before.
+
+    Parameters
+    ----------
+    scenario
+        A scenario, for which `plan` is called with the options, or a plan.
+    progress
+        Called with the share that is done, 1, and what is being done.
+
+    Raises
+    ------
+    UserError
+        The machine cannot record this, or not now: KSM is in use, memory is short, recordings differ each time.
+    """
+    asked = scenario if isinstance(scenario, dict) else plan(scenario, **options)
+    trace: Trace = {}
+    command = [sys.executable, "-I", str(RUNNER), "/dev/stdin", "-"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin and process.stdout and process.stderr
+        try:
+            with suppress(BrokenPipeError), process.stdin as file:
+                file.write(json.dumps(asked))
+            for line in process.stdout:
+                said = json.loads(line)
+                trace = said.get("recording", trace)
+                if progress and "progress" in said:
+                    progress(said["progress"], 1.0, said["text"])
+        finally:
+            process.terminate()
+            problem = process.stderr.read().strip()
+            status = process.wait()
+            if status not in (0, 2):
+                runner.recover()
+    if status in (2, 3):
+        raise UserError(problem.replace("\n", "; "), where=asked["name"])
+    if status or not trace:
+        lines = problem.splitlines()
+        raise UserError(
+            f"the recorder was ended from outside, and every knob is back {lines[-1:]}", where=asked["name"]
+        )
+    return trace
+
+
+def check() -> str:
+    """Return what this machine can record, as a table."""
+    from mmlab.results.table import text_table
+
+    found = runner.check()
+    rows = list(zip(*found["rows"], strict=True))
+    table = text_table(dict(zip(("what", "here", ""), rows, strict=True)))
+    return f"Linux {found['release']}\n{table}"

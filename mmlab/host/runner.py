@@ -1,0 +1,1162 @@
+"""Carry out a plan (`mmlab.host.record.plan`) on the running kernel: one file that needs only the standard library.
+
+    python runner.py PLAN.json RECORDING.json[.gz]    record; - instead of the file: to stdout
+    python runner.py --check                          what this machine can do, as JSON
+
+Three kinds of processes. The *watcher* (the first one) takes the lock, saves every knob in the file of the lock, starts
+the *recorder*, and puts everything back when that ends, however it ends. The recorder starts the *workers*: the
+processes of the scenario, which hold the file of the lock open, so that whoever gets the lock knows that none is left.
+If the watcher is killed, the recorder puts everything back; if both are, whoever takes the lock next.
+
+Each worker has one region of memory between two PROT_NONE neighbours, so that it is a VMA of its own, and obeys ops
+that come over a socket. Between batches `run` is 0. A batch is one write of 1 to `run`, upon which ksmd wakes from its
+untimed sleep and makes one batch; then it sleeps in its timed wait, `run` becomes 0 again, and a change of
+sleep_millisecs sends it back to the untimed sleep. After populating and after each event the per-CPU LRU batches are
+drained, by a MADV_COLLAPSE of an empty range. khugepaged sleeps until an event wakes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+KSM, THP, VM = Path("/sys/kernel/mm/ksm"), Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/sys/vm")
+KHUGEPAGED, VMSTAT_FILE = THP / "khugepaged", Path("/proc/vmstat")
+DEBUGFS, TRACEFS = Path("/sys/kernel/debug"), Path("/sys/kernel/tracing")
+SPLIT, TRACE = DEBUGFS / "split_huge_pages", TRACEFS / "instances/mmlab"
+STATE = Path("/run/mmlab-record")
+"""The file of the lock; it holds the saved knobs while a recording runs."""
+
+PAGE, BLOCK = 4096, 2 << 20
+QUIET = 10**9
+"""A sleep that does not end, ms."""
+MADVISE = {
+    "dontneed": 4,
+    "free": 8,
+    "mergeable": 12,
+    "unmergeable": 13,
+    "hugepage": 14,
+    "nohugepage": 15,
+    "cold": 20,
+    "pageout": 21,
+    "populate_write": 23,
+    "collapse": 25,
+    "memory_failure": 100,
+}
+MAP_ANON, MAP_FIXED = 0x22, 0x10
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_MEMORY_MERGE = 1, 36, 67
+SYS_USERFAULTFD, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 323, 0xC018AA3F, 0xC020AA00, 0x8010AA01
+UFFDIO_REGISTER_MODE_WP = 2
+
+COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
+    ksm_zero_pages stable_node_chains stable_node_dups general_profit pages_to_scan""".split()
+SMAPS = {
+    "Rss": "rss_kb",
+    "Anonymous": "anonymous_kb",
+    "AnonHugePages": "anonhugepages_kb",
+    "KSM": "ksm_kb",
+    "Swap": "swap_kb",
+}
+KSM_STAT = "ksm_rmap_items ksm_zero_pages ksm_merging_pages ksm_process_profit".split()
+VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
+    thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin""".split()
+SIZES = {order: f"{4 << order}kB" for order in range(2, 10)}
+MTHP = "split split_failed split_deferred nr_anon nr_anon_partially_mapped".split()
+ALONE = {
+    "split_all": "splits huge pages of every process",
+    "compact": "compacts all memory",
+    "memory_failure": "takes a page of the machine out of use",
+}
+"""Events that reach beyond the scenario's processes: in a virtual machine of their own only (option `alone`)."""
+OPS = {*MADVISE, *ALONE} | set(
+    "write read mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged set sleep".split()
+)
+OPTIONS: dict[str, Any] = {
+    "mode": "stepped",
+    "seconds": 0,
+    "every": 0.1,
+    "maps": "events",
+    "times": 2,
+    "tracepoints": [],
+    "owner_running": [],
+    "key_offset": 0,
+    "alone": False,
+}
+
+
+class RefusedError(Exception):
+    """The recorder must not, or cannot, record here."""
+
+
+class DiffersError(RefusedError):
+    """What was recorded is not the same each time."""
+
+
+# -- small things of /proc and /sys ---------------------------------------------------------------------------------
+
+
+def get(path: Path) -> str:
+    """Return a knob's value; of a list of choices the one in brackets."""
+    text = path.read_text().strip()
+    chosen = re.search(r"\[(.+)\]", text)
+    return chosen[1] if chosen else text
+
+
+def put(path: Path, value: object) -> int:
+    """Write a knob; return 0 or the errno."""
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def must(path: Path, value: object) -> None:
+    if code := put(path, value):
+        raise RefusedError(f"{path} cannot be set to {value}: {os.strerror(code)}")
+
+
+def table(path: Path) -> dict[str, str]:
+    """Return a file of lines `name value` or `name: value`."""
+    rows = (re.split(r"[:\s]+", line, maxsplit=1) for line in path.read_text().splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def thread(name: str) -> Path:
+    """Return the folder in /proc of the kernel thread of that name."""
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == name:
+                return path.parent
+    raise RefusedError(f"there is no {name} here")
+
+
+def knob_file(name: str) -> Path:
+    """Return the file of a knob, by its name in a scenario."""
+    if name.startswith("max_ptes_"):
+        return KHUGEPAGED / name
+    if name.startswith("khugepaged_"):
+        return KHUGEPAGED / name.removeprefix("khugepaged_")
+    return (THP if name == "shrink_underused" else KSM) / name
+
+
+class Libc:
+    """System calls by their names in the C library; each gives 0 or the errno."""
+
+    def __init__(self) -> None:
+        self.lib = ctypes.CDLL(None, use_errno=True)
+        self.lib.mmap.restype = ctypes.c_void_p
+        self.lib.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self.lib.syscall.restype = self.lib.pread.restype = self.lib.pwrite.restype = ctypes.c_long
+
+    def __call__(self, name: str, *args: Any) -> int:
+        wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+        return ctypes.get_errno() if getattr(self.lib, name)(*wide) < 0 else 0
+
+    def region(self, size: int) -> int:
+        """Return the address of a new VMA, 2 MiB aligned, between PROT_NONE neighbours."""
+        free = self.lib.mmap(None, size + 2 * BLOCK, 0, MAP_ANON, -1, 0)
+        at = (free // BLOCK + 1) * BLOCK
+        return self.lib.mmap(at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)  # type: ignore[no-any-return]
+
+
+LIBC = Libc()
+
+
+# -- the machine: what it can do, who uses it, and everything put back ------------------------------------------------
+
+
+def marked(mm: Path, flag: str) -> int:
+    """Return how many KiB of a process's memory have a flag of smaps: mg, mergeable."""
+    size = total = 0
+    for row in (mm / "smaps").read_text().splitlines():
+        if row.startswith("Size:"):
+            size = int(row.split()[1])
+        elif row.startswith("VmFlags:") and flag in row.split():
+            total += size
+    return total
+
+
+def in_use(ours: set[int], flag: str = "mg") -> str:
+    """Return who else has mergeable memory, or memory with MADV_HUGEPAGE (flag hg), or ""."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            known = flag == "hg" or int(path.name) in ours or table(path / "ksm_stat").get("ksm_mergeable", "yes")
+            if known in (True, "yes") and int(path.name) not in ours and (size := marked(path, flag)):
+                what = (
+                    "that is mergeable" if flag == "mg" else "with MADV_HUGEPAGE, on which khugepaged spends its time"
+                )
+                return f"process {path.name} ({get(path / 'comm')}) has {size / 1024:,.1f} MiB {what}"
+    return ""
+
+
+def memory_limits() -> Iterator[tuple[str, int]]:
+    """Yield what bounds this process's memory: the name and how many bytes are left."""
+    yield "MemAvailable", int(table(Path("/proc/meminfo"))["MemAvailable"].split()[0]) * 1024
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, kinds, name = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / kinds
+        root = root if kinds or (root / "cgroup.controllers").exists() else root / "unified"
+        group = root / name.lstrip("/")
+        for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
+            for limit, used in (
+                ("memory.max", "memory.current"),
+                ("memory.high", "memory.current"),
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            ):
+                with contextlib.suppress(OSError, ValueError):
+                    yield f"{folder / limit}", int(get(folder / limit)) - int(get(folder / used))
+
+
+def why_not(path: Path) -> str:
+    """Return why a file cannot be written to, or ""."""
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+    except OSError as error:
+        locked = Path("/sys/kernel/security/lockdown")
+        reason = f", lockdown is {get(locked)}" if locked.exists() and get(locked) != "none" else ""
+        return f"{path}: {error.strerror}{reason}"
+    return ""
+
+
+@contextlib.contextmanager
+def mounted(kind: str, where: Path) -> Iterator[str]:
+    """Mount a file system of the kernel's for the time being, where it is not; yield why that failed, or ""."""
+    if os.path.ismount(where) or not where.exists():
+        yield "" if where.exists() else f"there is no {where}"
+        return
+    code = LIBC("mount", kind.encode(), str(where).encode(), kind.encode(), 0, None)
+    try:
+        yield f"{where} cannot be mounted: {os.strerror(code)}" if code else ""
+    finally:
+        LIBC("umount2", str(where).encode(), 0)
+
+
+def zram() -> Path | None:
+    """Return a zram device that is not used, or None."""
+    free = (path for path in sorted(Path("/sys/block").glob("zram*")) if get(path / "disksize") == "0")
+    return next(free, None)
+
+
+def lacking(plan: dict[str, Any]) -> Iterator[str]:
+    """Yield everything that this machine lacks for a plan, or that forbids it now."""
+    asked, options = plan["scenario"], OPTIONS | plan.get("options", {})
+    if os.geteuid():
+        yield "recording needs root"
+        return
+    if not KSM.exists() or not THP.exists():
+        yield "this kernel has no KSM, or no transparent huge pages"
+        return
+    if get(KSM / "run") == "1":
+        yield f"KSM is running here ({KSM / 'run'} is 1), and recording needs it stopped"
+    yield from filter(None, [in_use(set())])
+    if any(event.get("knob") == "khugepaged_scan_sleep_millisecs" for event in asked["events"]):
+        yield from filter(None, [in_use(set(), "hg")])
+    need = sum(spec["pages"] for spec in asked["processes"]) * PAGE
+    need += asked["knobs"].get("swap_mib", 0) << 20
+    forks = sum(event["op"] == "fork" for event in asked["events"])
+    need = need * (1 + forks) + (64 << 20)
+    for name, left in memory_limits():
+        if left < need:
+            yield f"the scenario may need {need >> 20:,} MiB, and {name} leaves {max(0, left) >> 20:,} MiB"
+    for event in asked["events"]:
+        op, knob = event["op"], event.get("knob", "run")
+        if op not in OPS:
+            yield f"op {op} cannot be done from outside the kernel"
+        elif op in ALONE and not options["alone"]:
+            yield f"op {op} {ALONE[op]}: `mmlab vm` records it in a machine of its own"
+        elif op == "set" and not knob_file(knob).exists():
+            yield (
+                f"this kernel has no knob {knob}" if knob != "variant" else "a running kernel cannot change its variant"
+            )
+    ops = {event["op"] for event in asked["events"]}
+    if ops & {"split", "split_all"}:
+        with mounted("debugfs", DEBUGFS) as problem:
+            if problem := problem or why_not(SPLIT):
+                yield f"op split needs debugfs: {problem}"
+    if options["tracepoints"]:
+        with mounted("tracefs", TRACEFS) as problem:
+            if problem or not TRACE.parent.exists():
+                yield f"tracepoints need tracefs: {problem or 'it has no instances'}"
+    swaps = len(Path("/proc/swaps").read_text().splitlines()) - 1
+    if asked["knobs"].get("swap_mib") and not zram():
+        yield "swap_mib needs a zram device that is not used (modprobe zram)"
+    if swaps and (asked["knobs"].get("swap_mib") or "pageout" in ops):
+        yield "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
+    for kb in (int(kb) for kb in asked["knobs"].get("hugepages_enabled", {})):
+        if not (THP / f"hugepages-{kb}kB").exists():
+            yield f"this kernel has no huge pages of {kb} kB"
+
+
+def check() -> dict[str, Any]:
+    """Return what this machine can do: {"release", "ready", "rows": [[what, yes or no, explanation], …]}."""
+    rows: list[tuple[str, str, str]] = []
+    root, kernel = os.geteuid() == 0, KSM.exists() and THP.exists()
+    rows.append(("root", "yes" if root else "no", "" if root else "knobs and page maps need it"))
+    rows.append(("KSM and THP", "yes" if kernel else "no", "" if kernel else "not in this kernel"))
+    busy = in_use(set()) if root and kernel and get(KSM / "run") != "1" else "KSM is running" if kernel else ""
+    rows.append(("KSM is free to use", "no" if busy else "yes", busy))
+    name, left = min(memory_limits(), key=lambda row: row[1])
+    rows.append(("memory", "yes", f"{left >> 20:,} MiB by {name}"))
+    names = "use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes advisor_mode shrink_underused"
+    names += " stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan"
+    files = map(knob_file, names.split())
+    rows += [(f"knob {f.name}", "yes" if f.exists() else "no", get(f) if f.exists() else "") for f in files]
+    sizes = [size for size in SIZES.values() if (THP / f"hugepages-{size}").exists()]
+    rows.append(("orders, hugepages_enabled", "yes" if sizes else "no", " ".join(sizes)))
+    device = zram()
+    rows.append(("swap_mib", "yes" if device else "no", f"{device or 'no zram device that is not used'}"))
+    with mounted("debugfs", DEBUGFS) as problem:
+        problem = problem or why_not(SPLIT)
+        rows.append(("op split", "no" if problem else "yes", problem))
+    with mounted("tracefs", TRACEFS) as problem:
+        rows.append(("tracepoints", "no" if problem else "yes", problem))
+    merge_any = LIBC("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
+    rows.append(("op merge_any", "no" if merge_any else "yes", os.strerror(merge_any) if merge_any else ""))
+    fd = LIBC.lib.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    rows.append(("op uffd", "yes" if fd >= 0 else "no", "" if fd >= 0 else os.strerror(ctypes.get_errno())))
+    rows += [(f"op {op}", "no", f"it {why}: `mmlab vm` records it") for op, why in ALONE.items()]
+    rows.append(("op migrate", "no", "which folios migrate is the kernel's choice"))
+    return {"release": os.uname().release, "ready": root and kernel and not busy, "rows": rows}
+
+
+def save() -> dict[str, Any]:
+    """Return every knob of KSM and THP, and what else a recording changes."""
+    files = [path for top in (KSM, THP) for path in top.glob("**/*") if path.is_file() and path.stat().st_mode & 0o200]
+    ksmd = int(thread("ksmd").name)
+    return {
+        "knobs": {str(path): get(path) for path in [*files, VM / "page-cluster"]},
+        "nice": [ksmd, os.getpriority(os.PRIO_PROCESS, ksmd)],
+        "zram": str(zram() or ""),
+        "mounted": [str(path) for path in (DEBUGFS, TRACEFS) if os.path.ismount(path)],
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put everything back as it was; that may be done twice."""
+    put(KSM / "run", 2)
+    put(KSM / "run", 0)
+    put(KSM / "advisor_mode", "none")  # or pages_to_scan cannot be written
+    if state["zram"]:
+        device = Path(state["zram"])
+        LIBC("swapoff", f"/dev/{device.name}".encode())
+        put(device / "reset", 1)
+    for path, value in sorted(state["knobs"].items(), key=lambda item: item[0].endswith(("advisor_mode", "/run"))):
+        if Path(path).exists() and get(Path(path)) != value:
+            put(Path(path), value)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, *state["nice"])
+        if TRACE.exists():
+            TRACE.rmdir()
+    for path in (DEBUGFS, TRACEFS):
+        if str(path) not in state["mounted"] and os.path.ismount(path):
+            LIBC("umount2", str(path).encode(), 0)
+
+
+def lock(seconds: float) -> int:
+    """Return the handle of the lock, once no recording runs and everything is put back that one has left behind."""
+    handle, end = os.open(STATE, os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(handle)
+                raise RefusedError("another recording is running on this machine") from None
+            time.sleep(0.02)
+    if left := os.pread(handle, 1 << 20, 0):
+        restore(json.loads(left))
+        os.ftruncate(handle, 0)
+    return handle
+
+
+def recover() -> None:
+    """Put back what a recording left behind whose watcher was killed."""
+    if STATE.exists():
+        os.close(lock(30))
+
+
+# -- the processes of a scenario ------------------------------------------------------------------------------------
+
+
+class Worker:
+    """What runs in a process of the scenario: it obeys until told to exit."""
+
+    def __init__(self, address: str, pages: int, key_offset: int) -> None:
+        self.address, self.pages, self.key_offset = address, pages, key_offset
+        self.base = LIBC.region(pages * PAGE)
+        self.bytes = os.memfd_create("bytes")
+        self.uffd, self.any = -1, False
+
+    def serve(self) -> NoReturn:
+        """Obey the recorder; a child does so on a socket of its own, and never answers for its parent."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped at once
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(self.address)
+        lines = link.makefile("rw")
+        answer: Any = {"pid": os.getpid(), "base": self.base}
+        while True:
+            lines.write(json.dumps(answer) + "\n")
+            lines.flush()
+            line = lines.readline()
+            if not line:
+                os._exit(0)
+            order = json.loads(line)
+            op = order.pop("op")
+            if op == "fork":
+                answer = 0
+                if not os.fork():
+                    lines.close()
+                    link.close()
+                    self.uffd = -1
+                    self.unmerge_others()
+                    self.serve()
+            else:
+                answer = getattr(self, op)(**order) if hasattr(self, op) else self.call(op, **order)
+            self.unmerge_others()
+
+    def call(self, op: str, page: int, count: int, *more: int) -> int:
+        """Make the system call, or the madvise, of an operation."""
+        at, size = self.base + page * PAGE, count * PAGE
+        return LIBC("madvise", at, size, MADVISE[op]) if op in MADVISE else LIBC(op, at, size, *more)
+
+    def mprotect(self, page: int, count: int, prot: int) -> int:
+        return self.call("mprotect", page, count, prot)
+
+    def store(self, page: int) -> int:
+        """Write the bytes to a page, through the kernel: an errno takes the place of a signal."""
+        return LIBC("pread", self.bytes, self.base + page * PAGE + self.key_offset, 8, 0)
+
+    def load(self, page: int, size: int) -> int:
+        """Read a page to the bytes, through the kernel."""
+        return LIBC("pwrite", self.bytes, self.base + page * PAGE + self.key_offset, size, 0)
+
+    def populate(self, ranges: list[list[int]], contents: list[list[int]], huge: bool) -> int:
+        """Write all pages of the ranges, with MADV_HUGEPAGE if they shall be huge."""
+        keys = [first + i * step for first, count, step in contents for i in range(count)]
+        for page, count in ranges:
+            self.call("hugepage" if huge else "nohugepage", page, count)
+            for at in range(page, page + count):
+                self.write(at, 1, keys[at])
+        return 0
+
+    def write(self, page: int, count: int, key: int | None) -> int:
+        if key is not None:
+            os.pwrite(self.bytes, key.to_bytes(8, "big"), 0)
+        for at in range(page, page + count):
+            code = (key is None and self.load(at, 8)) or self.store(at)
+            if code:
+                return code
+        return 0
+
+    def read(self, page: int, count: int) -> int:
+        return next((code for at in range(page, page + count) if (code := self.load(at, 1))), 0)
+
+    def merge_any(self, value: int) -> int:
+        self.any = bool(value)
+        return LIBC("prctl", PR_SET_MEMORY_MERGE, value, 0, 0, 0)
+
+    def unmerge_others(self) -> None:
+        """MERGE_ANY is for all of a process: take the interpreter's own memory out again, also what this allocates."""
+        mergeable = self.any
+        while mergeable:
+            mergeable, start, end = False, 0, 0
+            for row in Path("/proc/self/smaps").read_text().splitlines():
+                if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", row):
+                    start, end = int(found[1], 16), int(found[2], 16)
+                elif " mg" in row and not self.base <= start < self.base + self.pages * PAGE:
+                    mergeable = True
+                    LIBC("madvise", start, end - start, MADVISE["unmergeable"])
+
+    def userfault(self, page: int, count: int, value: int) -> int:
+        """Register a range in write-protect mode, without protecting anything: no fault is ever held up."""
+        if self.uffd < 0:
+            self.uffd = LIBC.lib.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+            api = ctypes.create_string_buffer(struct.pack("<3Q", 0xAA, 0, 0))
+            if self.uffd < 0 or (code := LIBC("ioctl", self.uffd, UFFDIO_API, api)):
+                return code if self.uffd >= 0 else ctypes.get_errno()
+        where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
+        if value:
+            where += struct.pack("<2Q", UFFDIO_REGISTER_MODE_WP, 0)
+        code = UFFDIO_REGISTER if value else UFFDIO_UNREGISTER
+        return LIBC("ioctl", self.uffd, code, ctypes.create_string_buffer(where))
+
+    def spin(self, cpus: list[int]) -> int:
+        """Keep these CPUs busy in this address space, from now on."""
+
+        def busy(cpu: int) -> None:
+            os.sched_setaffinity(0, {cpu})
+            while True:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)  # without the interpreter's lock
+
+        for cpu in cpus:
+            threading.Thread(target=busy, args=(cpu,), daemon=True).start()
+        return 0
+
+
+class Process:
+    """A process of the scenario, as the recorder sees it."""
+
+    def __init__(self, listener: socket.socket, pages: int) -> None:
+        self.lines = listener.accept()[0].makefile("rw")
+        hello = self.answer()
+        self.pid, self.base, self.pages, self.alive = hello["pid"], hello["base"], pages, True
+        self.proc, self.handle = Path(f"/proc/{self.pid}"), os.pidfd_open(self.pid)
+
+    def answer(self) -> Any:
+        line = self.lines.readline()
+        if not line:
+            raise RefusedError("a process of the scenario was killed from outside")
+        return json.loads(line)
+
+    def do(self, op: str, **order: Any) -> int:
+        if not self.alive:
+            return errno.ESRCH
+        with contextlib.suppress(BrokenPipeError):
+            self.lines.write(json.dumps({"op": op, **order}) + "\n")
+            self.lines.flush()
+        return self.answer()  # type: ignore[no-any-return]
+
+    def exit(self) -> int:
+        """Kill it and wait until it has given up its memory: its parent may have reaped it by then."""
+        if not self.alive:
+            return errno.ESRCH
+        self.alive = False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+        select.select([self.handle], [], [])
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        os.close(self.handle)
+        return 0
+
+    def smaps(self) -> Iterator[tuple[str, str]]:
+        """Yield the lines of the region's VMAs."""
+        inside = False
+        for row in (self.proc / "smaps").read_text().splitlines() if self.alive else ():
+            if found := re.match(r"([0-9a-f]+)-[0-9a-f]+ ", row):
+                inside = self.base <= int(found[1], 16) < self.base + self.pages * PAGE
+            elif inside:
+                name, _, value = row.partition(":")
+                yield name, value
+
+    def entries(self) -> list[tuple[str, int, int]]:
+        """Return letter, frame number and flags of each page."""
+        if not self.alive:
+            return []
+        with (self.proc / "pagemap").open("rb") as file:
+            file.seek(self.base // PAGE * 8)
+            entries = struct.unpack(f"<{self.pages}Q", file.read(8 * self.pages))
+        out, flags_of = [], os.open("/proc/kpageflags", os.O_RDONLY)
+        for entry in entries:
+            frame = entry & (1 << 55) - 1
+            if not entry >> 63:
+                out.append(("S" if entry >> 62 & 1 else "N", 0, 0))
+                continue
+            flags = struct.unpack("<Q", os.pread(flags_of, 8, frame * 8))[0]
+            ksm, huge, zero = (flags >> bit & 1 for bit in (21, 22, 24))
+            out.append(("Y" if zero and huge else "Z" if zero else "K" if ksm else "H" if huge else "A", frame, flags))
+        os.close(flags_of)
+        return out
+
+
+# -- recording ------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """One recording of a plan."""
+
+    def __init__(self, plan: dict[str, Any], say: Callable[[float, str], None]) -> None:
+        self.plan, self.say = json.loads(json.dumps(plan)), say
+        self.asked: dict[str, Any] = self.plan["scenario"]
+        self.knobs, self.events = self.asked["knobs"], self.asked["events"]
+        self.options = OPTIONS | plan.get("options", {})
+        self.free = self.options["mode"] == "free"
+        self.ksmd, self.device = thread("ksmd"), zram() if plan["scenario"]["knobs"].get("swap_mib") else None
+        self.scratch, self.registered = LIBC.region(2 * BLOCK), LIBC.region(2 * BLOCK)
+        for area in (self.scratch, self.registered):
+            ctypes.memset(area + BLOCK, 1, 1)
+        self.processes: list[Process] = []
+        self.run = self.batch = self.rank = self.scanned = self.full_scans = 0
+        self.samples: list[list[int]] = []
+        self.maps: list[dict[str, Any]] = []
+        self.frames: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.opened: dict[str, int] = {}
+        self.start: dict[str, int] = {}
+        self.fields: list[str] = []
+        self.clock = 0.0  # when khugepaged was woken, and the sleeps since then
+        several = any("orders" in spec for spec in self.asked["processes"]) or "hugepages_enabled" in self.knobs
+        self.sizes = [size for size in SIZES.values() if several and (THP / f"hugepages-{size}").exists()]
+        self.wide = dict.fromkeys(self._machine_wide(), 0)
+        """Machine-wide counters: what they counted within batches and events."""
+        self.moved: set[str] = set()
+        """Those of them that count for other processes, too, by what is known of the event."""
+
+    # ksmd, a batch at a time
+
+    def _still(self, who: Path | None = None) -> tuple[str, int]:
+        """Return state and voluntary switches of ksmd."""
+        state = table((who or self.ksmd) / "status")
+        return state["State"][0], int(state["voluntary_ctxt_switches"])
+
+    def _settled(self, before: int, who: Path | None = None) -> bool:
+        """Wait until ksmd has run and sleeps again; False if it was not woken."""
+        deadline = time.monotonic() + 0.05
+        while (now := self._still(who))[0] != "S" or now[1] == before:
+            if now == ("S", before) and time.monotonic() > deadline:
+                return False
+        return True
+
+    def _park(self) -> None:
+        """Stop ksmd, and send it into its untimed sleep."""
+        if self.run != 2:
+            must(KSM / "run", 0)
+        before, value = self._still()[1], int(get(KSM / "sleep_millisecs"))
+        must(KSM / "sleep_millisecs", QUIET + 1 if value == QUIET else QUIET)
+        self._settled(before)
+
+    def step(self) -> None:
+        """Let ksmd make one batch; none if it is stopped or no mm is registered."""
+        self.batch, self.rank = self.batch + 1, 0
+        if self.run == 1:
+            with self._window():
+                before = self._still()[1]
+                must(KSM / "run", 1)
+                self._settled(before)
+            self._park()
+        self.sample()
+
+    # looking
+
+    def _machine_wide(self) -> dict[str, int]:
+        vmstat = table(VMSTAT_FILE)
+        out = {name: int(vmstat.get(name, 0)) for name in VMSTAT}
+        for size in self.sizes:
+            stats = THP / f"hugepages-{size}/stats"
+            out |= {f"mthp_{size}_{name}": int(get(stats / name)) for name in MTHP if (stats / name).exists()}
+        return out
+
+    def _tally(self) -> None:
+        """Add what was counted since the window was opened (or the last tally), and keep what tracepoints said."""
+        now = self._machine_wide()
+        self.wide = {name: value + now[name] - self.opened[name] for name, value in self.wide.items()}
+        self.opened = now
+        if self.options["tracepoints"]:
+            lines = [line for line in (TRACE / "trace").read_text().splitlines() if not line.startswith("#")]
+            put(TRACE / "trace", "")
+            if lines:
+                self.lines.append({"batch": self.batch, "rank": self.rank, "lines": lines})
+
+    @contextlib.contextmanager
+    def _window(self) -> Iterator[None]:
+        """Count machine-wide events only within this context."""
+        self.opened = self._machine_wide()
+        yield
+        self._tally()
+
+    def _row(self) -> dict[str, int]:
+        if self.free and self.start:
+            self._tally()
+        row = {name: int(get(KSM / name)) for name in COUNTERS if (KSM / name).exists()} | self.wide
+        row |= dict.fromkeys([*SMAPS.values(), *(f"proc_{name}" for name in KSM_STAT)], 0)
+        for process in self.processes:
+            for name, value in process.smaps():
+                if name in SMAPS:
+                    row[SMAPS[name]] += int(value.split()[0])
+            stat = table(process.proc / "ksm_stat") if process.alive else {}
+            for name in KSM_STAT:
+                row[f"proc_{name}"] += int(stat.get(name, 0))
+        row["lab_ksmd_cpu_ns"] = int((self.ksmd / "schedstat").read_text().split()[0])
+        return row | {"lab_time_ns": time.monotonic_ns()}
+
+    def sample(self) -> int:
+        """Take a sample while ksmd sleeps, again if it woke up meanwhile; return its index."""
+        for _ in range(1000):
+            before, row = self._still(), self._row()
+            if before[0] == "S" and self._still() == before and not (self.free and self.start and not self.count(row)):
+                break
+            time.sleep(0.001)
+        else:
+            raise RefusedError("ksmd never sleeps long enough for a sample: raise sleep_millisecs")
+        if not self.start:
+            named = "pages_scanned pages_skipped lab_ksmd_cpu_ns lab_time_ns".split()
+            self.start = {name: row[name] for name in named if name in row}
+            self.fields = ["batch", *row]
+        self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
+        values = [value - self.start.get(name, 0) for name, value in row.items()]
+        self.samples.append([self.batch, *values])
+        if self.options["maps"] == "all":
+            self.look()
+        return len(self.samples) - 1
+
+    def _latest(self) -> None:
+        """Take a sample, unless there is one of this batch."""
+        while not self.count():
+            time.sleep(0.001)
+        if self.batch > self.samples[-1][0]:
+            self.sample()
+
+    def count(self, row: dict[str, int] | None = None) -> bool:
+        """Count the batches of a ksmd that runs freely since the last look; False if this is in the middle of one."""
+        before = self._still()
+        row = row or {name: int(get(KSM / name)) for name in ("pages_scanned", "full_scans", "pages_to_scan")}
+        batches, rest = divmod(row["pages_scanned"] - self.scanned, row["pages_to_scan"])
+        ended = row["full_scans"] - self.full_scans
+        if before[0] != "S" or self._still() != before or (rest and not ended):
+            return False
+        if ended > 1 and batches:  # otherwise each scan was one batch
+            raise DiffersError("several full scans ended between two looks: lower pages_to_scan, or record it stepped")
+        self.batch, self.rank = self.batch + batches + ended, 0 if batches + ended else self.rank
+        self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
+        return True
+
+    def look(self) -> None:
+        """Keep maps and counts of frames for the last sample."""
+        where = {"batch": self.batch, "rank": self.rank, "sample": len(self.samples) - 1}
+        if self.frames and self.frames[-1]["sample"] == where["sample"]:
+            return
+        entries = [process.entries() for process in self.processes]
+        for i, one in enumerate(entries):
+            if one:
+                runs = ((m[1], len(m[0])) for m in re.finditer(r"(.)\1*", "".join(letter for letter, *_ in one)))
+                self.maps.append({**where, "process": i, "pages": "".join(f"{a}{n if n > 1 else ''}" for a, n in runs)})
+        frames = {frame: letter for one in entries for letter, frame, _ in one if letter in "KHA"}
+        self.frames.append({**where, "frames": len(frames), "ksm_frames": [*frames.values()].count("K")})
+
+    # events
+
+    def _drain(self) -> None:
+        """lru_add_drain_all: MADV_COLLAPSE begins with it, and an empty block is not collapsed."""
+        LIBC("madvise", self.scratch, BLOCK, MADVISE["collapse"])
+
+    def _quiet(self) -> None:
+        """Let khugepaged sleep, in its timed sleep: it wakes at once for the first mm that registers, so have one."""
+        must(KHUGEPAGED / "max_ptes_none", 0)  # what is registered is not collapsed
+        must(KHUGEPAGED / "scan_sleep_millisecs", QUIET)
+        LIBC("madvise", self.registered, 2 * BLOCK, MADVISE["hugepage"])
+        time.sleep(0.1)
+        LIBC("madvise", self.registered, 2 * BLOCK, MADVISE["nohugepage"])
+
+    def happen(self, elapsed: float = 0.0) -> None:
+        """Make the events that are due, each with its sample; ksmd does not run meanwhile."""
+        for event in self.events:
+            after = event["after"]
+            due = ("batch", self.batch), ("full_scan", self.full_scans), ("seconds", elapsed)
+            if "result" in event or not any(name in after and value >= after[name] for name, value in due):
+                continue
+            if self.free:
+                must(KSM / "run", 0)
+                self._latest()
+                event["after"] = {"batch": self.batch}
+            self.rank += 1
+            order = {name: value for name, value in event.items() if name not in ("after", "op", "process")}
+            waking = event.get("knob") == "khugepaged_scan_sleep_millisecs"  # khugepaged has not run yet in this sample
+            sample = self.sample() if waking else None
+            with self._window():
+                event["result"] = self.do(event["op"], event.get("process", 0), **order)
+                self._drain()
+            event["sample"] = self.sample() if sample is None else sample
+            if event["op"] != "set" and self.options["maps"] == "events":
+                self.look()
+            if self.free and self.run == 1:
+                must(KSM / "run", 1)
+
+    def do(self, op: str, process: int, **what: Any) -> int:
+        if op == "set":
+            return self.set(what["knob"], what["value"])
+        if op == "sleep":
+            seconds = what["millisecs"] / 1000
+            if self.clock:
+                self.clock += seconds
+                seconds = max(0.0, self.clock - time.monotonic())
+            time.sleep(seconds)
+            while self.clock and self._still(thread("khugepaged"))[0] != "S":
+                time.sleep(0.01)  # nice 19: it may not have run yet
+            return 0
+        if op == "khugepaged":
+            return self.collapse_all(what["full_scans"])
+        if op == "shrink":  # the slab shrinkers until they free next to nothing: the whole queue
+            ours = self.samples[-1][self.fields.index("anonhugepages_kb")]
+            if int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours:
+                self.moved |= {name for name in self.wide if "split" in name}
+            return put(VM / "drop_caches", 2)
+        if op == "compact":
+            return put(VM / "compact_memory", 1)
+        if op == "split_all":
+            return put(SPLIT, 1)
+        target = self.processes[process]
+        if op == "exit":
+            return target.exit()
+        if op == "fork":
+            code = target.do("fork")
+            if not code:
+                self.processes.append(Process(self.listener, target.pages))
+            return code
+        if op == "split":
+            at = target.base + what["page"] * PAGE
+            return put(SPLIT, f"{target.pid},{at:#x},{at + what['count'] * PAGE:#x}") if target.alive else errno.ESRCH
+        if op == "memory_failure":
+            what["count"] = 1
+        return target.do("userfault" if op == "uffd" else op, **what)
+
+    def set(self, knob: str, value: object) -> int:
+        if knob == "run":  # the real one is 0 between batches
+            self.run = int(str(value))
+            return put(KSM / "run", 0 if value == 1 else value)
+        code = put(knob_file(knob), value)
+        if knob == "khugepaged_scan_sleep_millisecs":
+            self.clock = time.monotonic()
+        return code
+
+    def collapse_all(self, full_scans: int) -> int:
+        """Let khugepaged make full scans at once, whatever its budget is."""
+        khugepaged, budget = thread("khugepaged"), get(KHUGEPAGED / "pages_to_scan")
+        must(KHUGEPAGED / "pages_to_scan", 10**9)
+        for _ in range(full_scans):
+            before = self._still(khugepaged)[1]
+            must(KHUGEPAGED / "scan_sleep_millisecs", QUIET)
+            self._settled(before, khugepaged)
+        return put(KHUGEPAGED / "pages_to_scan", budget)
+
+    # all of it
+
+    def _sizes(self, enabled: dict[str, str]) -> None:
+        """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others."""
+        sizes = {file: re.sub(r"\D", "", file.parent.name) for file in THP.glob("hugepages-*kB/enabled")}
+        for file, kb in sorted(sizes.items(), key=lambda item: enabled.get(item[1], "never") == "never"):
+            must(file, "never" if enabled.get(kb, "never") == "never" else "madvise")
+        self._quiet()  # without any size there is no khugepaged; later there is a new one
+
+    def _populate(self, spec: dict[str, Any]) -> None:
+        self.processes.append(Process(self.listener, spec["pages"]))
+        process = self.processes[-1]
+        orders = spec.get("orders") or layout(spec)
+        for order in sorted({order for *_, order in orders}):
+            if 0 < order < 9 or "hugepages_enabled" in self.knobs:
+                self._sizes({str(4 << order): "madvise"})
+            ranges = [[page, count] for page, count, each in orders if each == order]
+            process.do("populate", ranges=ranges, contents=spec["contents"], huge=order > 0)
+            for page, count in ranges if order < 9 or spec.get("nohugepage_after_populate") else ():
+                process.do("nohugepage", page=page, count=count)
+        self._drain()
+        entries = process.entries()
+        for page, count, order in orders:
+            for at in range(page, page + count, 1 << order):
+                head, frame = entries[at][2] >> 15 & 1, entries[at][1]
+                if order and not (head and entries[at + (1 << order) - 1][1] == frame + (1 << order) - 1):
+                    raise RefusedError(f"no folio of {4 << order} KiB for page {at}: free memory is short or in pieces")
+        for page, count in () if self.asked.get("late") else spec["mergeable"]:
+            process.do("mergeable", page=page, count=count)
+        if spec.get("merge_any"):
+            process.do("merge_any", value=1)
+        if self.options["owner_running"]:
+            process.do("spin", cpus=self.options["owner_running"])
+
+    def record(self) -> dict[str, Any]:
+        """Record the scenario once."""
+        address = f"\0mmlab-record-{os.getpid()}"
+        with socket.socket(socket.AF_UNIX) as self.listener:
+            self.listener.bind(address)
+            self.listener.listen()
+            try:
+                self._prepare()
+                with self._window():
+                    for spec in self.asked["processes"]:
+                        if not os.fork():
+                            with contextlib.suppress(Exception):
+                                Worker(address, spec["pages"], self.options["key_offset"]).serve()
+                            os._exit(1)
+                        self._populate(spec)
+                self._sizes({"2048": "inherit"} | self.knobs.get("hugepages_enabled", {}))
+                put(KHUGEPAGED / "max_ptes_none", self.knobs.get("max_ptes_none", 511))
+                self._drain()
+                self.wide = {name: value * ("_nr_" in name) for name, value in self.wide.items()}
+                self.lines.clear()
+                self._alone()
+                self._go()
+                self._alone()
+            finally:
+                put(KSM / "run", 0)
+                for process in self.processes:
+                    process.exit()
+                self._swap(0)
+        return self._trace()
+
+    def _alone(self) -> None:
+        if busy := in_use({process.pid for process in self.processes}):
+            raise RefusedError(busy)
+
+    def _swap(self, mib: int) -> None:
+        """Swap to a zram device of this size, or no longer."""
+        if self.device and not mib:
+            LIBC("swapoff", f"/dev/{self.device.name}".encode())
+            put(self.device / "reset", 1)
+        elif self.device:
+            must(VM / "page-cluster", 0)
+            must(self.device / "disksize", mib << 20)
+            with (Path("/dev") / self.device.name).open("r+b") as file:  # what mkswap writes
+                file.write(b"\0" * 1024 + struct.pack("<3I", 1, (mib << 8) - 1, 0))
+                file.seek(PAGE - 10)
+                file.write(b"SWAPSPACE2")
+            if code := LIBC("swapon", f"/dev/{self.device.name}".encode(), 0):
+                raise RefusedError(f"swapon {self.device}: {os.strerror(code)}")
+
+    def _prepare(self) -> None:
+        """Give the machine the scenario's knobs and swap."""
+        must(KSM / "run", 2)  # full_scans = 0, no stable node is left
+        must(KSM / "run", 0)
+        put(KSM / "advisor_mode", "none")
+        must(KSM / "sleep_millisecs", QUIET)
+        self._park()
+        must(THP / "enabled", "madvise")
+        must(THP / "defrag", "madvise")
+        self._sizes({"2048": "inherit"})
+        if any(event["op"] == "shrink" for event in self.events):
+            must(VM / "drop_caches", 2)  # underused THPs of others are split now, not in the scenario
+        last = (
+            "max_ptes_none",
+            "advisor_mode",
+            "khugepaged_scan_sleep_millisecs",
+            "sleep_millisecs",
+            "swap_mib",
+            "hugepages_enabled",
+        )
+        for name, value in self.knobs.items():
+            if name not in last and knob_file(name).exists():
+                must(knob_file(name), value)
+        if self.knobs.get("advisor_mode", "none") != "none":
+            must(KSM / "advisor_mode", self.knobs["advisor_mode"])
+        self._swap(self.knobs.get("swap_mib", 0))
+
+    def _go(self) -> None:
+        self.sample()
+        self.look()
+        self.happen()
+        self.run = self.run or 1
+        batches = self.asked["batches"]
+        if self.free:
+            must(KSM / "sleep_millisecs", self.knobs.get("sleep_millisecs", 20))
+            must(KSM / "run", self.run)
+            start, length, due = time.monotonic(), self.options["seconds"], 0.0
+            while (elapsed := time.monotonic() - start) < length and (not batches or self.batch < batches):
+                time.sleep(max(0.001, int(get(KSM / "sleep_millisecs")) / 4000))
+                self.say(elapsed / length, f"{elapsed:.0f} of {length:g} s, batch {self.batch}")
+                if self.count() and elapsed >= due:
+                    self._latest()
+                    due = elapsed + self.options["every"]
+                self.happen(elapsed)
+            must(KSM / "run", 0)
+            self._latest()
+            self.asked["batches"] = self.batch
+        while not self.free and self.batch < batches:
+            self.step()
+            self.happen()
+            self.say(self.batch / batches, f"batch {self.batch} of {batches}")
+        self.look()
+
+    def _trace(self) -> dict[str, Any]:
+        how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
+        release = re.match(r"[\d.]+\d", os.uname().release)
+        trace = {
+            "format": "kernel-trace-1",
+            "name": self.plan["name"],
+            "kernel": release[0] if release else os.uname().release,
+            "variant": self.plan["variant"],
+            "how": f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead",
+            "scenario": self.asked,
+            "fields": self.fields,
+            "samples": self.samples,
+            "maps": self.maps,
+            "frames": self.frames,
+        }
+        if self.options["tracepoints"]:
+            at = [{"pid": process.pid, "base": process.base} for process in self.processes]
+            trace["tracepoints"] = {"processes": at, "windows": self.lines}
+        return trace
+
+
+def layout(spec: dict[str, Any]) -> list[list[int]]:
+    """Return [[first page, count, order], …] of a process that says only where its THPs are."""
+    out, at = [], 0
+    for page, count in [*spec["thp"], [spec["pages"], 0]]:
+        out += [[at, page - at, 0]] if page > at else []
+        out += [[page, count, 9]] if count else []
+        at = page + count
+    return out
+
+
+def merged(traces: list[dict[str, Any]], wide: list[str], times: int) -> tuple[dict[str, Any], list[str], str]:
+    """Return recordings that agree as one, the machine-wide fields that others moved, and what differs if too few do.
+
+    Of a machine-wide counter, each step is the least that was recorded, and at least two recordings must have it.
+    """
+    fields = traces[0]["fields"]
+    exact = [i for i, name in enumerate(fields) if name not in wide and not name.startswith("lab_")]
+
+    def core(trace: dict[str, Any]) -> list[Any]:
+        rows = [[row[i] for i in exact] for row in trace["samples"]]
+        return [rows, trace["scenario"], trace["maps"], trace["frames"]]
+
+    first = core(traces[-1])
+    equal = [trace for trace in traces if core(trace) == first]
+    different = ""
+    if len(equal) < times:
+        for a, b in zip(first[0], core(next((t for t in traces if core(t) != first), traces[0]))[0], strict=False):
+            wrong = [f"{fields[i]} {x} or {y}" for i, x, y in zip(exact, a, b, strict=True) if x != y]
+            different = different or (f"batch {a[0]}: {', '.join(wrong)}" if wrong else "")
+        different = different or "maps or results of events"
+    out, moved = json.loads(json.dumps(equal[0])), set()
+    for i, name in enumerate(fields):
+        total, before = 0, [0] * len(equal)
+        for n in range(len(out["samples"]) if name in wide else 0):
+            now = [trace["samples"][n][i] for trace in equal]
+            steps = [b - a for a, b in zip(before, now, strict=True)]
+            total, before = total + min(steps), now
+            out["samples"][n][i] = total
+            if len(steps) > 1 and steps.count(min(steps)) < 2:
+                moved.add(name)
+    return out | {"machine_wide": wide}, sorted(moved), different
+
+
+def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str, Any]:
+    """Record a plan until enough recordings agree."""
+    times, traces = OPTIONS["times"], []
+    times = plan.get("options", {}).get("times", times)
+    free = plan.get("options", {}).get("mode") == "free"
+    times = 1 if free else times  # batches fall elsewhere each time
+    most = times + 2 if times > 1 else 1
+    for n in range(most):
+        one = Recorder(plan, lambda share, text, n=n: say((n + share) / times, text))  # type: ignore[misc]
+        traces.append(one.record())
+        trace, moved, different = merged(traces, list(one.wide), times)
+        moved = sorted({*moved, *one.moved, *(one.wide if free else ())})
+        if not different and (not moved or n == most - 1):
+            return trace | {"moved": moved}
+    if different:
+        raise DiffersError(f"{plan['name']}: {most} recordings differ ({different}): the machine is not calm enough")
+    return trace | {"moved": moved}
+
+
+# -- the watcher ----------------------------------------------------------------------------------------------------
+
+
+def work(plan: dict[str, Any], out: str, watcher: int, state: dict[str, Any]) -> int:
+    """Run the recorder's process; return its exit status."""
+    os.setpgid(0, 0)
+    LIBC("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    LIBC("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    told = 0.0
+
+    def say(share: float, text: str) -> None:
+        nonlocal told
+        if time.monotonic() > told + 0.2:
+            told = time.monotonic()
+            print(json.dumps({"progress": round(min(share, 1), 4), "text": text}), flush=True)
+
+    try:
+        if os.getppid() != watcher:
+            return 1
+        with contextlib.ExitStack() as stack:
+            if any(event["op"].startswith("split") for event in plan["scenario"]["events"]):
+                stack.enter_context(mounted("debugfs", DEBUGFS))
+            if wanted := plan.get("options", {}).get("tracepoints"):
+                stack.enter_context(mounted("tracefs", TRACEFS))
+                TRACE.mkdir(exist_ok=True)
+                must(TRACE / "buffer_size_kb", 8192)
+                must(TRACE / "trace_clock", "mono")
+                for name in wanted:
+                    must(TRACE / "events" / name / "enable", 1)
+            trace = record(plan, say)
+        if out == "-":
+            print(json.dumps({"recording": trace}), flush=True)
+            return 0
+        text = json.dumps(trace, separators=(",", ":")).encode()
+        part = Path(f"{out}.part")
+        part.write_bytes(gzip.compress(text, 9, mtime=0) if out.endswith(".gz") else text)
+        part.replace(out)
+    except (RefusedError, OSError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 3 if isinstance(error, DiffersError) else 2
+    finally:
+        if os.getppid() != watcher:
+            restore(state)
+    return 0
+
+
+def main(args: list[str]) -> int:
+    """Watch over a recording; return the exit status."""
+    if args == ["--check"]:
+        print(json.dumps(check()))
+        return 0
+    source, out = args
+    LIBC("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    try:
+        plan = json.loads(Path(source).read_text())
+        if os.geteuid():
+            raise RefusedError("recording needs root")
+        handle = lock(0)
+        if problems := list(dict.fromkeys(lacking(plan))):
+            raise RefusedError("\n".join(problems))
+        state = save()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    except RefusedError as error:
+        print(error, file=sys.stderr)
+        return 2
+    LIBC("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    watcher, status, pid = os.getpid(), 1, 0
+    try:
+        os.pwrite(handle, json.dumps(state).encode(), 0)
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            status = 1
+            try:
+                status = work(plan, out, watcher, state)
+            except SystemExit as stopped:
+                status = stopped.code if isinstance(stopped.code, int) else 1
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            os._exit(status)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    ended, code = os.waitpid(-1, 0)
+                    status = os.waitstatus_to_exitcode(code) if ended == pid else status
+        restore(state)
+        os.ftruncate(handle, 0)
+        Path(f"{out}.part").unlink(missing_ok=True)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

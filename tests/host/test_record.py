@@ -1,0 +1,152 @@
+"""Plans, the refusals of what cannot be recorded, and recordings of the running kernel, where that can be done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import Any
+
+import pytest
+
+from mmlab.errors import UserError
+from mmlab.host import runner
+from mmlab.host.record import check, plan, record
+from mmlab.results.run import simulate
+from mmlab.results.trace import compare, from_run, predict
+from mmlab.scenario import Scenario
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "memory_mib": 4,
+    "zero_fraction": 0.9,
+    "use_zero_pages": 1,
+    "pages_to_scan": 500,
+    "horizon_batches": 8,
+    "horizon_seconds": 0,
+}
+
+
+def why_not() -> str:
+    """Why this machine cannot record now, or ""."""
+    if os.geteuid():
+        return "recording needs root"
+    lacks = list(runner.lacking({"scenario": {"processes": [], "events": [], "knobs": {}}}))
+    return "; ".join(lacks) if runner.KSM.exists() else "this kernel has no KSM"
+
+
+@pytest.fixture
+def live() -> dict[str, Any]:
+    """Skip where the running kernel cannot be recorded; the knobs before."""
+    if reason := why_not():
+        pytest.skip(reason)
+    return runner.save()
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_is_the_question_of_a_trace() -> None:
+    events = [
+        {"after": {"batch": 3}, "op": "write", "page": 1, "count": 2, "key": 5},
+        {"after": {"seconds": 0.05, "every": 0.05}, "op": "cold", "page": 0, "count": 512},
+        {"after": {"full_scan": 1}, "op": "exit"},
+    ]
+    scenario = Scenario(**SMALL | {"horizon_seconds": 0.16}, events=events)
+    made = plan(scenario, kernel="6.18.44-1-amd64")
+    asked = made["scenario"]
+    assert json.loads(json.dumps(made)) == made
+    assert asked["processes"] == from_run(simulate(Scenario(**SMALL)))["scenario"]["processes"]
+    assert [event["op"] for event in asked["events"]] == ["write", "exit", "cold", "cold", "cold"]
+    assert [event["after"] for event in asked["events"][:2]] == [{"batch": 3}, {"full_scan": 1}]
+    assert all(event["after"].keys() == {"batch"} for event in asked["events"][2:])
+    assert "sleep_millisecs" not in asked["knobs"], "a stepped ksmd does not sleep"
+    free = plan(scenario, kernel="6.18", mode="free")
+    assert free["scenario"]["events"][2]["after"] == {"seconds": 0.05}
+    assert free["options"]["seconds"] == pytest.approx(0.16, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"variant": "ksm-opt-out"}, "variant = 'ksm-opt-out' is not what the running kernel does"),
+        ({"pages_per_thp": 64, "memory_mib": 2}, "pages_per_thp = 64"),
+        ({"nodes": 2}, "nodes = 2: cannot be recorded"),
+        ({"hot_fraction": 0.1, "horizon_seconds": 1}, "hot_fraction"),
+        ({"policy": "ksmtuned", "horizon_seconds": 1}, "policy"),
+        ({"run": 0}, "run = 0: cannot be recorded"),
+        ({"kernel_changes": {"queue_per_node": 1}}, "kernel_changes"),
+        ({"process_list": [{"forbids_zeropages": 1}]}, "process_list 0: forbids_zeropages"),
+        ({"events": [{"after": {"batch": 1}, "op": "shrink", "count": 1}]}, "count = 1"),
+    ],
+)
+def test_what_no_plan_can_have(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        plan(Scenario(**SMALL | fields), kernel="6.18.44")
+
+
+def test_kernel_of_a_plan() -> None:
+    assert plan(Scenario(**SMALL), kernel="6.18.44-cloud-amd64")["variant"] == "mainline"
+    assert plan(Scenario(**SMALL), kernel="6.1.0-13-amd64", variant="legacy")["variant"] == "legacy"
+    assert plan(Scenario(**SMALL), kernel="7.3.4", variant="ksm-opt-out")["variant"] == "ksm-opt-out"
+    with pytest.raises(UserError, match=r"kernel = '9\.1\.0' is not a known kernel"):
+        plan(Scenario(**SMALL), kernel="9.1.0")
+
+
+# -- several recordings as one --------------------------------------------------------------------------------------
+
+
+def trace(*rows: list[int], **more: Any) -> dict[str, Any]:
+    return {"fields": ["batch", "pages_shared", "cow_ksm"], "samples": rows, "scenario": {}, "maps": [], "frames": []}
+
+
+def test_machine_wide_counters_are_the_least_of_each_step() -> None:
+    quiet = trace([0, 1, 0], [1, 2, 3], [2, 2, 3])
+    first = trace([0, 1, 0], [1, 2, 5], [2, 2, 5])
+    last = trace([0, 1, 0], [1, 2, 3], [2, 2, 7])
+    merged, moved, different = runner.merged([quiet, first, last], ["cow_ksm"], 2)
+    assert (merged["samples"], moved, different) == ([[0, 1, 0], [1, 2, 3], [2, 2, 3]], [], "")
+    _, moved, _ = runner.merged([quiet, first], ["cow_ksm"], 2)
+    assert moved == ["cow_ksm"]
+
+
+def test_recordings_that_differ_are_not_kept() -> None:
+    *_, different = runner.merged([trace([0, 1, 0]), trace([0, 2, 0])], ["cow_ksm"], 2)
+    assert different == "batch 0: pages_shared 2 or 1"
+
+
+def test_compare_passes_over_what_others_moved() -> None:
+    ours = from_run(simulate(Scenario(**SMALL), maps_at="end"))
+    theirs = json.loads(json.dumps(ours)) | {"kernel": "6.18.44"}
+    theirs["samples"][-1][theirs["fields"].index("thp_fault_alloc")] += 1
+    assert not compare(theirs, ours).exact
+    assert compare(theirs | {"moved": ["thp_fault_alloc"]}, ours).exact
+
+
+# -- the running kernel ---------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_this_machine_can_do() -> None:
+    if not runner.KSM.exists():
+        pytest.skip("this kernel has no KSM")
+    table = check()
+    assert "knob use_zero_pages" in table
+    assert "op split_all" in table
+
+
+def test_recorded_equals_predicted(live: dict[str, Any]) -> None:
+    events = [
+        {"after": {"batch": 2}, "op": "write", "page": 5, "count": 20, "key": 9},
+        {"after": {"batch": 3}, "op": "fork"},
+        {"after": {"batch": 3}, "op": "write", "page": 500, "count": 20, "key": 9, "process": 1},
+        {"after": {"batch": 4}, "op": "exit"},
+        {"after": {"batch": 4}, "op": "exit"},
+        {"after": {"batch": 5}, "op": "fork"},
+    ]
+    told: list[float] = []
+    recording = record(Scenario(**SMALL, events=events), lambda share, *_: told.append(share))
+    assert compare(recording, predict(recording)).exact
+    assert told == sorted(told)
+    results = [event["result"] for event in recording["scenario"]["events"]]
+    assert results == [0, 0, 0, 0, errno.ESRCH, errno.ESRCH], "a process that has exited can do nothing"
+    assert runner.save() == live
