@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
-from mmlab.params import check_folder, find_params, parse_yaml, write_atomically
+from mmlab.params import check_folder, find_params, parse_yaml, seconds, write_atomically
 from mmlab.workers import each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 TRACE = ".json.gz"
 PATH = click.Path(path_type=Path)
+MOST_TIMES = 100_000
 FIGURES = (".png", ".svg", ".pdf")
 FILE = click.Path(path_type=Path, dir_okay=False)
 Progress = Callable[[float, float, str], None] | None
@@ -117,27 +119,41 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @set_option
 @click.option("--policy", metavar="NAME", help="Who turns ksmd's knobs: ksmtuned, proxmox, kubevirt, mom, kata, none.")
 @click.option("--ksmtuned", "conf", type=FILE, metavar="CONF", help="Its configuration: a ksmtuned.conf.")
+@many("--at", metavar="TIME", help="Print the counters at this simulated time, e.g. 30s, 5m, 2h; repeatable.")
+@click.option("--every", metavar="TIME", help="Print the counters at this interval.")
+@click.option("--sysfs", is_flag=True, help="Print what `grep . /sys/kernel/mm/ksm/*` would, for `mmlab host`.")
+@click.option("--table", type=FILE, metavar="FILE.csv", help="Write the samples, or those at the times.")
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
 @only_option
 @jobs_option
 @computes
 def simulate(
-    files: Any, variant: Any, settings: Any, policy: Any, conf: Any, out: Any, only: Any, jobs: int, progress: Progress
+    files: Any, settings: Any, policy: Any, conf: Any, table: Any, only: Any, jobs: int, progress: Progress, **how: Any
 ) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
-    Prints a summary of each run. With --out, every prediction is written as a trace instead: a sample after every
-    batch and event, and page maps where a recording has them, or at the end.
+    Prints KSM's counters at the end, to compare with a host's, then a summary of each run. --at and --every print the
+    counters over time instead, and --table writes every counter and knob of these samples. With --out, every prediction
+    is written as a trace instead: a sample after every batch and event, and page maps where a recording has them, or at
+    the end.
 
     
     Examples:
       mmlab simulate params/all_zero.yaml
-      mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set stray_zero_pages=2
-      mmlab simulate mmlab/recordings --out predicted/
+      mmlab simulate params/regression_uzp0.yaml --set pages_to_scan=4000 --set memory_mib=2G
       mmlab simulate params/ksmtuned.yaml --policy proxmox --ksmtuned /etc/ksmtuned.conf
+      mmlab simulate params/shared_image.yaml --at 10s --at 1m
+      mmlab simulate params/shared_image.yaml --every 5s --table counters.csv
+      mmlab simulate params/shared_image.yaml --sysfs > dump.txt; mmlab host dump.txt
+      mmlab simulate mmlab/recordings --out predicted/
     """
     from mmlab.policies import read_conf
 
+    variant, out = how["variant"], how["out"]
+    if out and (how["at"] or how["every"] or how["sysfs"] or table):
+        raise click.UsageError("--out writes traces: it goes without --at, --every, --sysfs and --table.")
+    how["at"] = [seconds(at, "--at") for at in how["at"]]
+    how["every"] = how["every"] and seconds(how["every"], "--every")
     tuner = {"name": policy or "ksmtuned", **read_conf(conf)} if conf else policy
     overrides = _checked(_parse(settings) | ({"policy": tuner} if tuner else {}), variant)
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
@@ -145,13 +161,19 @@ def simulate(
     if out and (twice := sorted({name for name in names if names.count(name) > 1})):
         problem = f"several files would be written as {twice[0]}{TRACE}"
         raise UserError(problem, parameter="--out", value=str(out), hint="Rename one of them.")
+    if table:
+        check_folder(table)
     alone = progress if len(paths) == 1 else None
-    task = partial(_simulate, variant=variant, overrides=overrides, out=out, progress=alone)
-    done = 0
-    for _, text in _results(task, paths, jobs, None if alone else progress):
+    task = partial(_simulate, overrides=overrides, progress=alone, several=len(paths) > 1, table=table, **how)
+    tables = []
+    for path, (text, rows) in _results(task, paths, jobs, None if alone else progress):
         _say(text)
-        done += 1
-    sys.exit(2 * (done < len(paths)))
+        tables.append(rows.assign(file=str(path)) if table else None)
+    if table and tables:
+        import pandas as pd
+
+        write_atomically(table, pd.concat(tables).set_index("file").to_csv().encode())
+    sys.exit(2 * (len(tables) < len(paths)))
 
 
 def _results(task: Callable[[Path], Any], paths: list[Path], jobs: int, progress: Progress) -> Iterator[Any]:
@@ -172,8 +194,10 @@ def _tried(task: Callable[[Path], Any], path: Path) -> Any:
         return error
 
 
-def _simulate(path: Path, *, variant: Any, overrides: dict[str, Any], out: Any, progress: Progress) -> str:
-    """Return a run's summary, or the file to which its prediction was written."""
+def _simulate(
+    path: Path, *, variant: Any, overrides: dict[str, Any], out: Any, progress: Progress, several: bool, **shown: Any
+) -> tuple[str, Any]:
+    """Return what to print of a run, or the file to which its prediction was written; and its samples for --table."""
     from mmlab.results import trace as traces
     from mmlab.results.run import Interrupted, defer_ctrl_c
     from mmlab.results.run import simulate as run_scenario
@@ -185,23 +209,41 @@ def _simulate(path: Path, *, variant: Any, overrides: dict[str, Any], out: Any, 
     else:
         limits = {"sample_limit": 10**8} if out else {"sample_limit": 20_000} if recorded else {}
         scenario = traces.load(path, **{**limits, **overrides})
-        where: Any = "end" if out else None
+        times = _times(shown["at"], shown["every"], scenario.horizon_seconds)
+        how: Any = {"variant": variant, "maps_at": "end" if out else None, "samples_at": times, "progress": bar}
         try:
             with defer_ctrl_c() as pressed:
-                run = run_scenario(scenario, variant=variant, maps_at=where, progress=bar, interrupted=pressed)
+                run = run_scenario(scenario, **how, interrupted=pressed)
         except Interrupted as stopped:
             if not out:
-                _say(_summary(f"{path}: {stopped.args[0].partition(';')[0]}", stopped.run))
+                _say(_summary(f"{path}: {stopped.args[0].partition(';')[0]}", stopped.run.summary(), stopped.run))
             raise
         if not out:
-            return _summary(str(path), run)
+            end = run.rows["time_ns"][-1] / 1e9
+            times = [at for at in times if at <= end] or [end] * bool(times)
+            samples = run.samples.iloc[run.rows_at(times) if times else slice(None)] if shown["table"] else None
+            if not shown["sysfs"]:
+                return _summary(str(path), run.counters(times) if times else run.summary(), run), samples
+            dumps = [time.strftime("%c\n", time.gmtime(at)) + run.sysfs(at) for at in times] or [run.sysfs()]
+            return re.sub(r"(?m)^/", f"{_name(path)}: /" if several else "/", "\n".join(dumps)), samples
         prediction = traces.from_run(run)
     target = out / f"{_name(path)}{TRACE}"
     if target.resolve() == path.resolve():
         hint = "Name another folder."
         raise UserError("it is where the file itself is", parameter="--out", value=str(out), hint=hint)
     traces.write(target, prediction | {"name": _name(path)})
-    return str(target)
+    return str(target), None
+
+
+def _times(at: list[float], every: float | None, end: float) -> list[float]:
+    """Return the times in s of --at and --every up to the end, 0 if that is not known, in order."""
+    if end and (late := [each for each in at if each > end]):
+        hint = "--set horizon_seconds=… sets the end."
+        raise UserError(parameter="--at", value=f"{late[0]:g} s", allowed=f"at most {end:g} s, the end", hint=hint)
+    count = int(end / every) if every and end else MOST_TIMES
+    if count > MOST_TIMES:
+        raise UserError(f"gives {count:,} times", parameter="--every", value=f"{every:g} s", allowed="longer")
+    return sorted({*at, *(every * (i + 1) for i in range(count) if every)})
 
 
 def _name(path: Path) -> str:
@@ -209,8 +251,8 @@ def _name(path: Path) -> str:
     return re.sub(r"\.(json\.gz|ya?ml)$", "", path.name)
 
 
-def _summary(title: str, run: Any) -> str:
-    return "\n".join(filter(None, (title, textwrap.indent(run.summary(), "  "), run.kernel_bug)))
+def _summary(title: str, text: str, run: Any) -> str:
+    return "\n".join(filter(None, (title, textwrap.indent(text, "  "), run.kernel_bug)))
 
 
 @cli.command()

@@ -45,6 +45,7 @@ from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
 __all__ = [
     "EVENTS",
+    "KSM_KNOBS",
     "SETTABLE",
     "Event",
     "Parameter",
@@ -1026,6 +1027,8 @@ SETTABLE |= {
 }
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values. sysfs takes any
 advisor_max_cpu; advisor_target_scan_time = 0 results in EINVAL."""
+KSM_KNOBS = [name for name, field in flat_fields().items() if field.source.startswith("sysfs ksm/")]
+"""The knobs in /sys/kernel/mm/ksm."""
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

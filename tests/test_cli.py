@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conftest import ROOT, SHIPPED
 from mmlab import cli, simulate
+from mmlab.host.dump import parse
 from mmlab.kernel.versions import DIFFERENCES, DISTRIBUTIONS, differing
 from mmlab.results import trace as traces
 from mmlab.scenario import Scenario, flat_fields
@@ -60,6 +62,60 @@ def test_simulate_prints_a_summary(run, small: Path) -> None:
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(f"{small}\n")
     assert "thps_split" in done.out
+
+
+def test_counters_come_first(run, small: Path) -> None:
+    lines = run("simulate", small).out.splitlines()
+    assert lines[1].split()[:2] == ["simulated", "time"] and lines[2].split() == ["full_scans", "4"]
+    assert "per_hour" not in "".join(lines)
+
+
+def test_counters_over_time(run, small: Path, tmp_path: Path) -> None:
+    table = tmp_path / "new" / "counters.csv"
+    long = ("simulate", small, "--set", "horizon_full_scans=0", "--set", "horizon_seconds=1m")
+    done = run(*long, "--every", "20s", "--at", "500 ms", "--table", table)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[1].split() == ["simulated", "time", "0.50", "20.00", "40.00", "60.00", "s"]
+    rows = pd.read_csv(table)
+    assert [*rows["file"]] == [str(small)] * 4
+    assert [*rows["time_s"]] == pytest.approx([0.5, 20, 40, 60], abs=0.03)
+    scanned = next(line.split()[1:5] for line in done.out.splitlines() if "pages_scanned" in line)
+    assert [f"{value:,}" for value in rows["pages_scanned"]] == scanned
+    assert {*rows["sleep_millisecs"]} == {20}
+    run("simulate", small, TRACES[0], "--table", table)
+    assert {*pd.read_csv(table)["file"]} == {str(small), str(TRACES[0])}
+    ended = run("simulate", TRACES[0], "--at", "1000s").out.splitlines()
+    assert ended[1].split()[:2] == ["simulated", "time"] and float(ended[1].split()[2]) < 1000, "the end"
+
+
+def test_sysfs_goes_back_into_host(run, small: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump.txt"
+    dump.write_text(run("simulate", small, "--sysfs").out)
+    assert len(dump.read_text().splitlines()) == 24
+    assert "512 pages are scanned" in run("host", dump).out
+    dump.write_text(run("simulate", small, "--sysfs", "--set", "horizon_full_scans=90", "--every", "1s").out)
+    assert "in 1 s" in run("host", dump).out
+    dump.write_text(run("simulate", small, ROOT / "params" / "advisor_scan_time.yaml", "--sysfs").out)
+    assert [one.host for one in parse(dump.read_text())] == ["small", "advisor_scan_time"]
+    assert parse(dump.read_text())[1].values["advisor_mode"] == "scan-time"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--at", "soon"), "--at = 'soon'"),
+        (("--at", "1h", "--set", "horizon_seconds=1m"), "at most 60 s, the end"),
+        (("--every", "0"), "--every = '0'"),
+        (("--every", "1ms", "--set", "horizon_seconds=1h"), "3,600,000 times"),
+        (("--every", "4G"), "--every = '4G'"),
+        (("--sysfs", "--out", "x"), "--out writes traces"),
+    ],
+    ids=str,
+)
+def test_times_that_are_refused(run, small: Path, options: tuple[str, ...], words: str) -> None:
+    done = run("simulate", small, *options)
+    assert (done.status, done.out) == (2, "")
+    assert words in done.err
 
 
 def test_variant_and_settings_change_the_run(run, small: Path) -> None:

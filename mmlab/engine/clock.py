@@ -6,7 +6,7 @@ Simulated time is an integer of ns; wall-clock time never enters a result.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Clock:
         Where to keep page maps and frame counts; see `mmlab.results.run.simulate`.
     observe
         Called after every sample.
+    samples_at
+        Times (s) whose samples are not thinned out.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class Clock:
         costs: CostSet | None = None,
         maps_at: Places = None,
         observe: Observer | None = None,
+        samples_at: Iterable[float] = (),
     ) -> None:
         costs = costs or cost_set(scenario.costs).of(scenario)
         _check_end(scenario, policy, costs)
@@ -68,7 +71,7 @@ class Clock:
         self.system.timers = daemons.timers(self.system)
         if policy is not None:
             self.system.timers["policy"] = Timer(daemons.tuner(self.system, policy))
-        self.recorder = Recorder(self.system, maps_at)
+        self.recorder = Recorder(self.system, maps_at, samples_at)
         self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
         self.most_freed = 0
         times = [(event.after.seconds, i) for i, event in enumerate(scenario.events)]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mmlab.engine.costs import CostSet
-from mmlab.engine.system import FOREVER, System
+from mmlab.engine.system import FOREVER, SECOND, System
 from mmlab.kernel import pagemap
-from mmlab.kernel.state import FIRST, Machine
+from mmlab.kernel.state import FIRST, KNOBS, Machine
 from mmlab.scenario import Scenario
 
 __all__ = ["Outcome", "Place", "Places", "Recorder", "page_letters"]
@@ -19,6 +19,8 @@ __all__ = ["Outcome", "Place", "Places", "Recorder", "page_letters"]
 Place = tuple[int, int]
 """A sample, by its batch and its rank among the samples of that batch."""
 Places = Literal["all", "end"] | Iterable[Place] | None
+knobs_t = np.dtype([(name, np.int64) for name in ("row", "time_ns", *KNOBS)])
+"""Knobs, with the number of the first sample that has them, and its time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,9 @@ class Outcome:
     rows
         Structured array, one row for each sample: before the start, after each batch and each event (thinned evenly
         beyond `scenario.sample_limit`).
+    knobs
+        knobs_t[changes]: the knobs at the start, and wherever one of them changed. pages_to_scan, which the advisor may
+        change in between, is in `rows`, too.
     mthp
         mthp_t[sample, order], the statistics of folio sizes, where there are `orders`, a `folio_order` of 2 … 8 or
         `hugepages_enabled`.
@@ -56,6 +61,7 @@ class Outcome:
     costs: CostSet
     machine: Machine
     rows: np.ndarray
+    knobs: np.ndarray
     mthp: np.ndarray | None
     maps: dict[Place, list[np.ndarray]]
     frames: dict[Place, tuple[int, int]]
@@ -78,10 +84,11 @@ def page_letters(m: Machine, process: int) -> np.ndarray:
 class Recorder:
     """Collects samples, page maps and frame counts of a system.
 
-    Beyond the scenario's `sample_limit` rows are thinned evenly; the first and the last one always stay.
+    Beyond the scenario's `sample_limit` rows are thinned evenly. The first and the last one always stay, as does
+    the last one up to each of the times `samples_at` (s).
     """
 
-    def __init__(self, system: System, maps_at: Places) -> None:
+    def __init__(self, system: System, maps_at: Places, samples_at: Iterable[float] = ()) -> None:
         self.system, self.limit = system, system.scenario.sample_limit
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
         asked = system.scenario
@@ -94,10 +101,19 @@ class Recorder:
         self._kept, self._stride = 0, 1
         self._parts: list[tuple[np.ndarray, ...]] = []
         """Numbers of samples, their rows and, if wanted, their counters of folio sizes."""
+        self._times = np.unique([round(seconds * SECOND) for seconds in samples_at])
+        self._asked: list[tuple[np.ndarray, ...]] = []
+        self._last: tuple[np.ndarray, ...] = ()
+        self._knobs: list[list[int]] = []
 
     def add(self, rows: np.ndarray, mthp: np.ndarray) -> None:
         """Record rows of counters, and those of folio sizes, in order; the system is in the state of the last one."""
         ids = np.arange(self.total, self.total + len(rows))
+        knobs = self.system.m.state.view(np.int64)[: len(KNOBS)].tolist()
+        if not self._knobs or knobs != self._knobs[-1][2:]:
+            self._knobs.append([self.total, int(rows["time_ns"][0]), *knobs])
+        if len(self._times):
+            self._keep_asked(*((ids, rows, mthp) if self.mthp else (ids, rows)))
         self.total += len(rows)
         keep = ids % self._stride == 0
         self._append(ids, rows, mthp, keep)
@@ -124,12 +140,20 @@ class Recorder:
         self._parts.append(tuple(part[keep] for part in ((ids, rows, mthp) if self.mthp else (ids, rows))))
         self._kept += int(keep.sum())
 
+    def _keep_asked(self, *columns: np.ndarray) -> None:
+        """Keep the last sample up to each time asked for, once there is a later one."""
+        time = columns[1]["time_ns"]
+        done = int(np.searchsorted(self._times, time[-1]))
+        for n in np.unique(np.searchsorted(time, self._times[:done], "right")):
+            self._asked.append(tuple(column[n - 1 : n].copy() for column in columns) if n else self._last)
+        self._times, self._last = self._times[done:], tuple(column[-1:].copy() for column in columns)
+
     def _columns(self) -> list[np.ndarray]:
         return [_joined(arrays) for arrays in zip(*self._parts, strict=True)]
 
     def _thin(self, keep: np.ndarray) -> None:
         self._parts = [tuple(column[keep] for column in self._columns())]
-        self._kept = int(keep.sum())
+        self._kept = len(self._parts[0][0])
 
     def _place(self) -> Place:
         stat = self.system.m.stat[0]
@@ -160,15 +184,21 @@ class Recorder:
             keep = np.zeros(self._kept, bool)
             keep[np.linspace(0, self._kept - 1, self.limit).round().astype(int)] = True
             self._thin(keep)
+        if self._asked:
+            self._parts += self._asked
+            self._thin(np.unique(self._columns()[0], return_index=True)[1])
         if self.maps_at == "end":
             self._map()
         ids, rows, *mthp = self._columns()
+        knobs = np.array(self._knobs)
+        knobs[:, 0] = np.searchsorted(ids, knobs[:, 0])
         return Outcome(
             scenario=self.system.scenario,
             variant=variant,
             costs=self.system.costs,
             machine=m,
             rows=rows,
+            knobs=knobs.view(knobs_t)[:, 0],
             mthp=mthp[0] if mthp else None,
             maps=self.maps,
             frames=self.frames,

@@ -28,15 +28,12 @@ from mmlab.params import read_yaml
 from mmlab.policies import Ksmtuned, read_conf, scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import number, text_table
-from mmlab.scenario import Scenario
+from mmlab.scenario import KSM_KNOBS, Scenario
 
 __all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
 
 SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 """Sentences."""
-KNOBS = """run pages_to_scan sleep_millisecs use_zero_pages smart_scan max_page_sharing merge_across_nodes
-    stable_node_chains_prune_millisecs advisor_mode advisor_max_cpu advisor_min_pages_to_scan advisor_max_pages_to_scan
-    advisor_target_scan_time""".split()
 NEEDED = ("pages_shared", "pages_sharing", "pages_unshared")
 COMPARED = (*NEEDED, "pages_volatile", "ksm_zero_pages", "general_profit", "stable_node_chains", "stable_node_dups")
 NEW = {"general_profit", "ksm_zero_pages", "pages_skipped", "smart_scan", "advisor_mode"}
@@ -51,7 +48,7 @@ FORMS = "grep . /sys/kernel/mm/ksm/*, name: value lines, virsh node-memory-tune,
 
 # --- the forms ------------------------------------------------------------------------------------------------------
 
-_NAMES = "|".join(sorted([*KSM_COUNTERS, *KNOBS, "sleep_seconds"], key=len, reverse=True))
+_NAMES = "|".join(sorted([*KSM_COUNTERS, *KSM_KNOBS, "sleep_seconds"], key=len, reverse=True))
 _NUMBER = r"-?\d[\d,_]*(?:\.\d+)?(?:[eE][+-]?\d+)?"
 LINE = re.compile(
     rf"^\W*(?:(?P<host>[\w.-]+):\s*)?(?:\S*/)?(?:node_ksmd_|shm_)?(?P<name>{_NAMES})(?:_total)?(?:\{{.*\}})?\W*?[\s:=|]"
@@ -134,7 +131,7 @@ class Dump:
 
     def knobs(self) -> dict[str, Any]:
         """Return the fields of a scenario in which ksmd runs as in the dump, at the pace that was set last."""
-        given = {n: self.values[n] for n in KNOBS if self.values.get(n) or n == "sleep_millisecs" in self.values}
+        given = {n: self.values[n] for n in KSM_KNOBS if self.values.get(n) or n == "sleep_millisecs" in self.values}
         return {"smart_scan": 0, "pages_to_scan": 100} | given | {"run": 1, "advisor_mode": "none"}
 
     def text(self) -> str:

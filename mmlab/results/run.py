@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,13 +15,15 @@ from mmlab.engine.clock import Clock, Observer
 from mmlab.engine.costs import CostSet
 from mmlab.engine.outcome import Outcome, Places, page_letters
 from mmlab.engine.system import SECOND
-from mmlab.kernel.state import mthp_t
+from mmlab.errors import KSM_COUNTERS
+from mmlab.kernel.state import ADVISOR_MODES, KNOBS, mthp_t
+from mmlab.kernel.versions import release
 from mmlab.policies import PolicyLike
 from mmlab.policies import resolve as resolve_policy
-from mmlab.results.metrics import METRICS, Metrics, Value
+from mmlab.results.metrics import METRICS, PAGES_PER_MIB, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
-from mmlab.scenario import Scenario
+from mmlab.scenario import KSM_KNOBS, Scenario
 from mmlab.variants import AnyVariant, resolve
 
 if TYPE_CHECKING:
@@ -31,14 +33,27 @@ __all__ = ["Interrupted", "Run", "defer_ctrl_c", "simulate"]
 
 PAGE_KB = 4
 MTHP_SIZES = {order: f"mthp_{4 << order}kB" for order in range(2, 10)}
+SINCE = {"general_profit": (6, 4), "ksm_zero_pages": (6, 6), "pages_scanned": (6, 6), "pages_skipped": (6, 7)}
+SINCE |= {"smart_scan": (6, 7), "advisor": (6, 8)}
+"""First release that has a file of /sys/kernel/mm/ksm, by the beginning of its name."""
+SHOWN = dict.fromkeys("pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages".split(), "pages")
+SHOWN |= {"pages_scanned": "visits", "pages_skipped": "visits", "general_profit": "bytes", "stable_node_chains": ""}
+SHOWN |= {"stable_node_dups": "", "AnonHugePages": "kB"}
+"""Counters that an operator compares with a host, with their units."""
+IN_MIB = {"pages": PAGES_PER_MIB, "bytes": 1 << 20, "kB": 1 << 10}
+BESIDE = 6
+"""Times whose counters stand beside each other."""
 
 
 class Run(Outcome):
     """One simulated run: an `Outcome` with its samples as a table, its page maps and its metrics."""
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return every counter of every sample, int64, under the kernel's names (trace-format.md; ksm-merge C1, C2, C3,
-        C5)."""
+        """Return every counter of every sample, under the kernel's names (trace-format.md; ksm-merge C1, C2, C3, C5).
+
+        All are int64. Knobs (`mmlab.kernel.state.KNOBS`) are as they were at that sample, advisor_mode by its number in
+        `ADVISOR_MODES`; run_ns is the time until then in which KSM ran (run = 1).
+        """
         r, c = self.rows, {name: self.rows[name] for name in self.rows.dtype.names or ()}
         merged = r["pages_sharing"] + r["ksm_zero_pages"]
         volatile = r["rmap_items"] - r["pages_shared"] - r["pages_sharing"] - r["pages_unshared"]
@@ -51,20 +66,95 @@ class Run(Outcome):
         c["proc_ksm_zero_pages"] = r["ksm_zero_pages"]
         merging = r["proc_ksm_merging_pages"] + r["ksm_zero_pages"]
         c["proc_ksm_process_profit"] = merging * 4096 - r["proc_ksm_rmap_items"] * 64
+        at = np.searchsorted(self.knobs["row"], np.arange(len(r)), "right") - 1
+        c |= {name: self.knobs[name][at] for name in KNOBS if name not in c} | {"run_ns": self._run_ns()}
         if self.mthp is not None:
             for order, size in MTHP_SIZES.items():
                 for name in mthp_t.names or ():
                     c[f"{size}_{name}"] = self.mthp[name][:, order]
         return c
 
+    def _run_ns(self) -> np.ndarray:
+        """Return int64[samples]: how long KSM has run (run = 1)."""
+        since = np.append(self.knobs["time_ns"], self.rows["time_ns"][-1])
+        ran = np.append(0, np.cumsum(np.diff(since) * (self.knobs["run"] == 1)))
+        total: np.ndarray = np.interp(self.rows["time_ns"], since, ran).round().astype(np.int64)
+        return total
+
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """The samples as a table; `time_s` is simulated time in seconds."""
+        """The samples as a table, a row for each.
+
+        Columns
+        -------
+        time_s, time_ns, batch, rank
+            Simulated time, number of the last batch, and of the events and daemons' actions since.
+        full_scans … use_zero_pages
+            Counters and knobs of /sys/kernel/mm/ksm, as they were then; advisor_mode as text.
+        thp_…, pswpin, cow_ksm, …
+            Counters of /proc/vmstat.
+        …_kb, proc_…
+            Memory and ksm_stat of all processes together.
+        run_ns, ksmd_cpu_ns, khugepaged_cpu_ns
+            How long KSM has run (run = 1), and CPU time.
+        frames, ksm_frames, freed_by_batch, zeropages_by_…, wasted_visits, …
+            What no kernel tells. `mmlab.kernel.state.stat_t` describes every counter; `mmlab.kernel.state.KNOBS` names
+            every knob, khugepaged's included.
+        """
         import pandas as pd
 
         table = pd.DataFrame(self.columns())
         table.insert(0, "time_s", table["time_ns"] / 1e9)
-        return table
+        return table.assign(advisor_mode=np.array(ADVISOR_MODES)[table["advisor_mode"]])
+
+    def rows_at(self, times: Iterable[float]) -> np.ndarray:
+        """Return int64[times]: the number of the last sample up to each time (s); see `simulate(samples_at=…)`."""
+        times_ns = [round(seconds * SECOND) for seconds in times]
+        found: np.ndarray = np.searchsorted(self.rows["time_ns"], times_ns, "right") - 1
+        return found
+
+    def sysfs(self, time_s: float | None = None) -> str:
+        """Return what ``grep . /sys/kernel/mm/ksm/*`` prints at a time, or at the end; `mmlab host` reads it.
+
+        The files are those of the scenario's kernel.
+        """
+        row, of = -1 if time_s is None else int(self.rows_at([time_s])[0]), release(self.scenario.kernel)
+        values: dict[str, object] = {name: values[row] for name, values in self.columns().items()}
+        mode = values["advisor_mode"]
+        values["advisor_mode"] = " ".join(f"[{n}]" if i == mode else n for i, n in enumerate(ADVISOR_MODES))
+        later = tuple(name for name, first in SINCE.items() if of < first)
+        files = sorted(name for name in KSM_COUNTERS.union(KSM_KNOBS) if not name.startswith(later))
+        return "\n".join(f"/sys/kernel/mm/ksm/{name}:{values[name]}" for name in files)
+
+    def counters(self, times: Iterable[float] | None = None) -> str:
+        """Return as text what one compares with a host: KSM's counters, the time of a full scan, and ksmd's CPU time.
+
+        Both times leave out how long KSM was off (run other than 1).
+
+        Parameters
+        ----------
+        times
+            Simulated times (s), which stand beside each other. Default: the end, with memory in MiB, too.
+        """
+        seconds = [self.rows["time_ns"][-1] / 1e9] if times is None else list(times)
+        c, rows = self.columns(), self.rows_at(seconds)
+        c["AnonHugePages"] = c["anonhugepages_kb"]
+        ended = np.append(0, np.flatnonzero(np.diff(c["full_scans"]) > 0) + 1)
+        place = np.searchsorted(ended, rows, "right") - 1
+        spent, scans = (np.diff(c[name][ended], prepend=0)[place] for name in ("run_ns", "full_scans"))
+        ran = c["run_ns"][rows]
+        scan_s = spent / 1e9 / np.where(scans > 0, scans, np.nan)
+        cpu = 100 * c["ksmd_cpu_ns"][rows] / np.where(ran > 0, ran, np.nan)
+        lines = [("simulated time", seconds, "s"), ("full_scans", c["full_scans"][rows], "")]
+        lines += [("last full scan", scan_s, "s"), *((name, c[name][rows], unit) for name, unit in SHOWN.items())]
+        lines += [("ksmd's CPU", cpu, "% of a CPU while run=1")]
+        names, values, units = zip(*lines, strict=True)
+        mib = [f"{value[0] / IN_MIB[unit]:,.2f} MiB" if unit in IN_MIB else "" for _, value, unit in lines]
+        tables = []
+        for i in range(0, len(seconds), BESIDE):
+            beside = zip(*(value[i : i + BESIDE] for value in values), strict=True)
+            tables.append(dict(enumerate([names, *beside, units, *[mib] * (times is None)])))
+        return "\n\n".join(text_table(table, header=False) for table in tables)
 
     def page_map(self, process: int = 0) -> np.ndarray:
         """Return uint8[pages]: the letters of trace-format.md at the end of the run."""
@@ -100,15 +190,19 @@ class Run(Outcome):
         )
 
     def summary(self) -> str:
-        """Return the metrics as a text table, a line for each, with their standard errors."""
-        errors = self.uncertainty
+        """Return `counters`, then the metrics, a line for each, with their standard errors.
+
+        Rates per hour are left out of a run that is shorter than ten minutes.
+        """
+        errors, short = self.uncertainty, self.rows["time_ns"][-1] < 600e9
+        shown = {name: metric for name, metric in METRICS.items() if not (short and metric.unit.endswith("/h"))}
         table = {
-            "metric": METRICS,
-            "value": [getattr(self.metrics, name) for name in METRICS],
-            "error": [f"± {number(errors[name])}" if name in errors else "" for name in METRICS],
-            "unit": [metric.unit for metric in METRICS.values()],
+            "metric": shown,
+            "value": [getattr(self.metrics, name) for name in shown],
+            "error": [f"± {number(errors[name])}" if name in errors else "" for name in shown],
+            "unit": [metric.unit for metric in shown.values()],
         }
-        return text_table(table, header=False)
+        return f"{self.counters()}\n\n{text_table(table, header=False)}"
 
 
 def simulate(
@@ -119,6 +213,7 @@ def simulate(
     costs: CostSet | None = None,
     observe: Observer | None = None,
     maps_at: Places = None,
+    samples_at: Iterable[float] = (),
     progress: Callable[[float], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
 ) -> Run:
@@ -141,6 +236,8 @@ def simulate(
     maps_at
         Where to keep page maps and counts of frames: after each of these (batch, rank) samples, after "all", at the
         "end", or nowhere.
+    samples_at
+        Times (s) at which the state is kept however long the run is; see `Run.rows_at`.
     progress
         Called now and then with the share of the run that is done, 0 to 1.
     interrupted
@@ -163,7 +260,7 @@ def simulate(
     """
     chosen = resolve(scenario.variant if variant is None else variant)
     tuner = resolve_policy(scenario.policy if policy is None else policy)
-    clock = Clock(scenario, chosen, tuner, costs, maps_at, observe)
+    clock = Clock(scenario, chosen, tuner, costs, maps_at, observe, samples_at)
     outcome, stopped = clock.run(progress, interrupted)
     run = Run(**vars(outcome))
     if stopped:

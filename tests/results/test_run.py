@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import weakref
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mmlab.errors import KSM_COUNTERS
+from mmlab.host.dump import parse
 from mmlab.kernel.state import ANON, PMD_HUGE
 from mmlab.results.baseline import born
 from mmlab.results.metrics import METRICS, Metrics
@@ -186,11 +190,88 @@ def test_every_metric_is_described() -> None:
     run = simulate(MEASURED["settled"])
     assert list(Metrics.describe()) == list(run.metrics.as_dict())
     assert all(what for _, what in Metrics.describe().values())
-    lines = run.summary().splitlines()
-    assert [line.split()[0] for line in lines] == list(Metrics.describe())
+    lines = run.summary().partition("\n\n")[2].splitlines()
+    hourly = {"thps_split_per_hour", "collapses_per_hour"}
+    assert [line.split()[0] for line in lines] == [name for name in Metrics.describe() if name not in hourly]
+    long = simulate(Scenario(memory_mib=2, horizon_seconds=600.0)).summary()
+    assert hourly < {line.partition(" ")[0] for line in long.splitlines()}
     assert lines[2].split() == ["freed_mib", f"{run.metrics.freed_mib:,.2f}", "MiB"]
     unsettled = [line.split() for line in simulate(MEASURED["unsettled"]).summary().splitlines()]
     assert ["settled_full_scans", "-", "full", "scans"] in unsettled
+
+
+def test_counters_come_first_and_leave_out_the_time_without_ksm() -> None:
+    """KSM runs for 3 of 10 s; a full scan of 1,536 pages takes 15 or 16 batches of 24 ms and ksmd's CPU time."""
+    events = [{"after": {"seconds": at}, "op": "set", "knob": "run", "value": value} for at, value in ((5, 1), (8, 0))]
+    asked = Scenario(memory_mib=6, duplicate_fraction=0.5, run=0, smart_scan=0, horizon_seconds=10.0, events=events)
+    run = simulate(asked)
+    last = run.samples.iloc[-1]
+    assert last.run_ns == pytest.approx(3e9, abs=3e7)
+    said = {line[:18].strip(): line[18:].split() for line in run.summary().partition("\n\n")[0].splitlines()}
+    assert said["simulated time"] == ["10.00", "s"]
+    assert said["full_scans"] == [str(last.full_scans)]
+    assert float(said["last full scan"][0]) == pytest.approx(15.4 * 0.024, rel=0.1)
+    assert said["pages_sharing"] == [f"{last.pages_sharing:,}", "pages", f"{last.pages_sharing / 256:.2f}", "MiB"]
+    assert said["general_profit"][:2] == [f"{last.general_profit:,}", "bytes"]
+    assert said["AnonHugePages"][:2] == [f"{last.anonhugepages_kb:,}", "kB"]
+    assert said["ksmd's CPU"][0] == f"{100 * last.ksmd_cpu_ns / last.run_ns:.2f}"
+    assert set(said) > KSM_COUNTERS
+    never = simulate(asked.replace(events=())).counters().splitlines()
+    assert never[-1].split()[:3] == ["ksmd's", "CPU", "-"]
+
+
+def test_samples_have_the_knobs_as_they_were() -> None:
+    """Set by events, by the clock and by the advisor; also where rows are thinned out."""
+    values = {"sleep_millisecs": 40, "use_zero_pages": 1, "smart_scan": 0, "advisor_mode": "scan-time"}
+    events = [
+        {"after": {"seconds": 10 + i}, "op": "set", "knob": knob, "value": value}
+        for i, (knob, value) in enumerate(values.items())
+    ]
+    whole = Scenario(memory_mib=4, ksm_start_seconds=5.0, horizon_seconds=400.0, events=events)
+    for asked in (whole, whole.replace(sample_limit=100)):
+        samples = simulate(asked).samples
+        time = samples["time_s"]
+        assert {"run", "pages_to_scan", "max_page_sharing", "merge_across_nodes", *values} < set(samples)
+        assert (samples["run"] == (time >= 5)).mean() > 0.98
+        for i, (knob, value) in enumerate(values.items()):
+            assert (samples[knob][time < 10 + i] == getattr(asked, knob)).all()
+            assert (samples[knob][time > 10 + i] == value).all()
+        assert samples["pages_to_scan"].nunique() > 1, "the advisor's"
+    assert len(samples) == 100
+
+
+def test_the_state_at_a_time_is_not_thinned_out() -> None:
+    asked = Scenario(memory_mib=4, zero_fraction=0.5, horizon_seconds=60.0, pressure_rate=1.0)
+    whole = simulate(asked)
+    times = [0.5, 1.0, 7.77, 30.0, 59.99, 60.0]
+    run = simulate(asked.replace(sample_limit=100), samples_at=times)
+    assert len(run.rows) <= 100 + len(times) < len(whole.rows) / 10
+    expected = [[row for row in whole.rows if row["time_ns"] <= at * 1e9][-1].tobytes() for at in times]
+    assert [run.rows[i].tobytes() for i in run.rows_at(times)] == expected
+    assert (np.diff(run.rows["time_ns"]) >= 0).all()
+    assert [run.counters(at).count("full_scans") for at in (times, [*times, 2, 3])] == [1, 2], "beside each other"
+
+
+@pytest.mark.parametrize(("kernel", "files"), [("6.1", 14), ("6.6", 17), ("6.18", 24)])
+def test_sysfs_is_what_grep_prints(kernel: str, files: int) -> None:
+    run = simulate(Scenario(memory_mib=4, zero_fraction=0.5, kernel=kernel, use_zero_pages=1, horizon_seconds=5.0))
+    lines = run.sysfs().splitlines()
+    assert len(lines) == files
+    assert lines == sorted(lines, key=lambda line: line.partition(":")[0])
+    assert ("/sys/kernel/mm/ksm/advisor_mode:[none] scan-time" in lines) == (kernel == "6.18")
+    (dump,) = parse(run.sysfs())
+    last = run.samples.iloc[-1]
+    assert len(dump.values) == files
+    assert dump.values == {name: last[name] for name in dump.values}
+
+
+def test_sysfs_is_what_this_kernel_has() -> None:
+    if not Path("/sys/kernel/mm/ksm/advisor_mode").is_file():
+        pytest.skip("this kernel has no KSM, or is older than 6.8")
+    done = subprocess.run("grep . /sys/kernel/mm/ksm/*", shell=True, capture_output=True, text=True, check=True)
+    names = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    run = simulate(Scenario(memory_mib=2, kernel="6.18", horizon_seconds=1.0))
+    assert [line.partition(":")[0] for line in run.sysfs().splitlines()] == names
 
 
 def test_ctrl_c_loses_nothing() -> None:
