@@ -443,6 +443,35 @@ def watch(every: str, seconds: str | None, out: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("pids", nargs=-1, type=AT_LEAST_1, metavar="[PID]…")
+@click.option("--qemu", is_flag=True, help="All QEMUs.")
+@click.option("--all-mergeable", is_flag=True, help="All processes with mergeable memory.")
+@click.option("-o", "out", required=True, type=FILE, metavar="FILE.parquet", help="The file.")
+@click.option("--rate", default="200M", show_default=True, help="Bytes that are read a second, at most.")
+@click.option("--again", metavar="TIME", help="Read again after this time, and mark what has changed as volatile.")
+def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, again: str | None) -> None:
+    """Capture the memory of running processes as a workload, without its contents.
+
+    FILE.parquet says which pages there are, in which folios, which are filled with zeroes, which are equal, and their
+    order in memcmp; nothing of what is in them. It needs root and Linux 6.7. Pages that are not there, in swap, of
+    files or shared are not read. Prints MiB of each kind.
+
+    \b
+    Examples:
+      mmlab capture 4711 -o guest.parquet
+      mmlab capture --qemu --rate 50M --again 60s -o guests.parquet
+    """
+    from mmlab.host import capture as capturing
+    from mmlab.params import quantity, seconds
+
+    found, limit = capturing.find(pids, qemu, all_mergeable), quantity(rate, "kB")
+    if isinstance(limit, str) or limit <= 0:
+        raise UserError(parameter="--rate", value=rate, allowed="an amount above 0, such as 50M or 1G")
+    with _progress() as progress:
+        _say(capturing.capture(found, out, limit * 1024, seconds(again, "--again") if again else None, progress))
+
+
+@cli.command()
 @click.argument("grid", metavar="GRID.yaml")
 @click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder of the rows, old and new.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Worker processes. Default: one per core.")
