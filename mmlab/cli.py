@@ -493,6 +493,7 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
         thp_coverage: {low: 0, high: 1, step: 0.25}          a range in steps,
         pages_to_scan: {low: 100, high: 10000, count: 5, log: true}    or 5 values by equal factors
       design: full                                         every combination: 2 × 5 × 5 scenarios; instead
+      # simulate_mib: 64                                   larger hosts in this much memory (`mmlab fleet --help`)
       # design: sobol                                      (or latin_hypercube): 256 points spread evenly, where a
       # samples: 256                                       range may be {low, high}, and has every value between them
       # seed: 1
@@ -540,8 +541,9 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 @many("--goal", "goals", metavar="LIMIT", help="'NAME >= NUMBER', 'NAME <= NUMBER'; repeatable.")
 @click.option("--within", metavar="TIME", help="ksmd's time: '90 s', '30 min', '2 h'. Default: the file's.")
 @click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
-@many("--by", metavar="PACE", help="Who sets the pace: fixed, advisor, ksmtuned. Default: any.")
+@many("--by", metavar="PACE", help="fixed, advisor, ksmtuned (default: any of these), proxmox, kubevirt, mom, kata.")
 @many("--levels", metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
+@click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which it is simulated; see fleet.")
 @click.option("--runs", type=AT_LEAST_1, default=240, show_default=True, metavar="N", help="Most runs of the search.")
 @click.option("--seed", default=0, show_default=True, type=AT_LEAST_0, help="Seed of the search.")
 @click.option("--figure", type=FILE, metavar="FILE", help="Draw the settings tried (.png, .svg, .pdf).")
@@ -553,8 +555,8 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
 
     WORKLOAD is a params file or the name of one in params/, with --goal; or a goals file, or the name of one in
     params/goals/, which needs nothing else. The search chooses among pages_to_scan and sleep_millisecs, the advisor's
-    knobs, or ksmtuned's configuration, and use_zero_pages, smart_scan and max_ptes_none. The cheapest setting takes the
-    least CPU time of ksmd.
+    knobs, or the parameters of a tuner, and use_zero_pages, smart_scan and max_ptes_none. The cheapest setting takes
+    the least CPU time of ksmd.
 
     \b
     A goal limits one of these measures, taken at the end of --within:
@@ -566,8 +568,8 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
       ...                   and each metric that `mmlab simulate` prints, in its unit
 
     The output is the setting, the price of each limit, the Pareto front of the settings tried, and commands for sysfs
-    or ksmtuned.conf. Where the goals cannot be met together, it names the nearest that can be. For a large host, tune a
-    small one with the same shares, and multiply pages_to_scan and ksmd_cpu by the ratio of their memory.
+    or the tuner. Where the goals cannot be met together, it names the nearest that can be. --simulate-mib simulates a
+    large host in less memory, as `mmlab fleet` does: the setting and all figures are those of the host.
 
     \b
     Examples:
@@ -575,6 +577,7 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
       mmlab tune keep_thps --variant ksm-opt-out --figure front.png
       mmlab tune bimodal --set memory_mib=64 --within "2 min" --goal "saved >= 90 %" --goal "ksmd_cpu <= 5 %"
       mmlab tune my.yaml --within "30 min" --goal "saved >= 80 %" --by fixed --levels sleep_millisecs=20 --jobs 2
+      mmlab tune my.yaml --within "2 h" --goal "saved >= 50 %" --by kubevirt --by mom --simulate-mib 256
 
     Exit status 1: the goals cannot be met.
     """

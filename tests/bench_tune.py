@@ -66,7 +66,7 @@ def settings_of(by: str, levels: Levels, **others: Sequence[int]) -> Iterator[Se
 def exhaustive(goals: Goals, settings: Sequence[Setting], executor: Executor | None = None) -> TuneResult:
     """Run all settings instead of searching."""
     reference = Reference.of(goals.scenario)
-    task = partial(Trial.run, goals.scenario, reference)
+    task = partial(Trial.run, goals, reference)
     trials = executor.map(task, settings, chunksize=8) if executor else map(task, settings)
     return TuneResult(goals, reference, tuple(trials))
 

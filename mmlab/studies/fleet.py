@@ -36,12 +36,13 @@ from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
 from mmlab.kernel.state import CACHED_LEVELS
 from mmlab.params import find_params, read_yaml
-from mmlab.policies import scaled_pace
+from mmlab.policies import PolicyLike, scaled_pace
+from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.studies.goals import BY_THE_CLOCK, Reference, four_digits, listed
+from mmlab.studies.goals import BY_THE_CLOCK, MEASURES, Reference, four_digits, listed
 from mmlab.studies.grid import Grid, Progress, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import each
@@ -74,8 +75,28 @@ class Host:
     factor: float = 1.0
     batches: float = 1.0
 
-    def simulate(self, variant: str) -> Run:
+    @classmethod
+    def of(
+        cls, scenario: Scenario, simulate_mib: float | None, memory_gib: float | None = None, name: str = ""
+    ) -> Host:
+        """Return the host of a scenario, of `memory_gib` if given, simulated in less memory if it has more."""
+        mib = 1024 * memory_gib if memory_gib else scenario.total_pages / 256
+        if simulate_mib and simulate_mib < mib:
+            return cls(name, *shrunk(scenario, mib, simulate_mib))
+        return cls(name, scenario.replace(memory_mib=_share(scenario, mib)) if memory_gib else scenario)
+
+    def true_size(self, measures: Mapping[str, Any]) -> dict[str, Any]:
+        """Return measures of its simulation at the host's size: of memory, pages and THPs there are `factor` times."""
+        if self.factor == 1:
+            return dict(measures)
+        grow = {name for name, (unit, _) in MEASURES.items() if unit.partition("/")[0] in ("MiB", "pages", "THPs")}
+        grow = grow - {name for name, metric in METRICS.items() if metric.relative} | {"failed_splits"}
+        return {name: value * self.factor if value and name in grow else value for name, value in measures.items()}
+
+    def simulate(self, variant: str | None = None, policy: PolicyLike | None = None) -> Run:
         """Simulate it with the cost of each step on all pages that it represents, in trees as deep as the host's."""
+        if self.factor == self.batches == 1:
+            return simulate(self.scenario, variant=variant, policy=policy)
         times = dict.fromkeys(STEPS, self.factor) | {"wake_up": self.batches, "end_of_pass": 1.0}
         deep = math.log2(self.scenario.total_pages)
         deeper = deep + math.log2(self.factor)
@@ -84,7 +105,7 @@ class Host:
         times["tree_cold"] *= (deeper - CACHED_LEVELS) / max(1.0, deep - CACHED_LEVELS)
         costs, factors = cost_set(self.scenario.costs).of(self.scenario), np.array(list(times.values()))
         scaled = replace(costs, ns=costs.table * factors, covariance=costs.covariance * np.outer(factors, factors))
-        return simulate(self.scenario, variant=variant, costs=scaled)
+        return simulate(self.scenario, variant=variant, policy=policy, costs=scaled)
 
 
 class Kind(Strict, extra="allow"):
@@ -98,17 +119,13 @@ class Kind(Strict, extra="allow"):
     def draw(self, samples: int, seed: int) -> list[Host]:
         """Return this number of hosts; what varies among them is spread evenly."""
         given = self.model_extra or {}
-        vary = {name: axis for name, axis in given.items() if name in flat_fields() and isinstance(axis, list | dict)}
+        ranged = {name: list | dict if p.type in (int, float) else list for name, p in flat_fields().items()}
+        vary = {name: axis for name, axis in given.items() if isinstance(axis, ranged.get(name, ()))}
         base = {name: value for name, value in given.items() if name not in vary}
         points = Grid(base=base, vary=vary, design="latin_hypercube", samples=samples, seed=seed).points()
         own = ({"seed": 100_003 * seed + i, "sample_limit": 100} for i in range(samples))
-        return [self._host(Scenario(**a | base | b | BY_THE_CLOCK)) for a, b in zip(own, points, strict=True)]
-
-    def _host(self, scenario: Scenario) -> Host:
-        true_mib = 1024 * self.memory_gib if self.memory_gib else scenario.total_pages / 256
-        if self.simulate_mib and self.simulate_mib < true_mib:
-            return Host(self.name, *shrunk(scenario, true_mib, self.simulate_mib))
-        return Host(self.name, scenario.replace(memory_mib=_share(scenario, true_mib)))
+        drawn = (Scenario(**a | base | b | BY_THE_CLOCK) for a, b in zip(own, points, strict=True))
+        return [Host.of(scenario, self.simulate_mib, self.memory_gib, self.name) for scenario in drawn]
 
 
 class Plan(Strict):

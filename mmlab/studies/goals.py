@@ -48,6 +48,7 @@ _OWN = read_yaml(Path(__file__).with_suffix(".yaml"))
 MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _OWN.items()} | Metrics.describe()
 """Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""
 
+Pace = Literal["fixed", "advisor", "ksmtuned", "proxmox", "kubevirt", "mom", "kata"]
 _ALONE = {"policy": "none", "advisor_mode": "none", "sample_limit": 100}
 NOT_MET = 1e3
 """Violation of a limit whose measure has no value, such as `settled_s` of a run that did not settle."""
@@ -197,11 +198,14 @@ class Goals(Strict):
     minimise
         The cost: the measure to make least. Default: ksmd's CPU time.
     by
-        Who may set the pace: "fixed" (pages_to_scan), "advisor", "ksmtuned". Default: any of them.
+        Who may set the pace: "fixed" (pages_to_scan), "advisor", or a tuner: "ksmtuned", "proxmox", "kubevirt", "mom",
+        "kata". Default: any of the first three.
     levels
         {knob: values to choose from} instead of `mmlab.studies.settings.LEVELS`; one value fixes the knob.
     set
         Changes to the workload's parameters.
+    simulate_mib
+        Memory in which a larger workload is simulated (MiB); see `mmlab.studies.fleet.shrunk`.
 
     Raises
     ------
@@ -216,9 +220,10 @@ class Goals(Strict):
     within: Annotated[float | None, BeforeValidator(seconds)] = None
     variant: str | None = None
     minimise: Annotated[str, AfterValidator(measure)] = "ksmd_cpu"
-    by: tuple[Literal["fixed", "advisor", "ksmtuned"], ...] = ("fixed", "advisor", "ksmtuned")
+    by: tuple[Pace, ...] = ("fixed", "advisor", "ksmtuned")
     levels: dict[str, Annotated[list[int], BeforeValidator(listed), Field(min_length=1)]] = Field({})
     set: dict[str, Any] = Field({})
+    simulate_mib: Annotated[float, Field(gt=0)] | None = None
 
     @classmethod
     def load(cls, what: str | Path, **overrides: Any) -> Goals:

@@ -170,6 +170,8 @@ class Grid(Strict):
         For each parameter, by name, its values: a list, or a `Range`.
     design
         "full": every combination. "latin_hypercube", "sobol": `samples` points that fill the space, drawn from `seed`.
+    simulate_mib
+        Memory in which a larger scenario is simulated (MiB); see `mmlab.studies.fleet.shrunk`.
 
     Raises
     ------
@@ -182,6 +184,7 @@ class Grid(Strict):
     design: Literal["full", "latin_hypercube", "sobol"] = "full"
     samples: int | None = Field(None, ge=1, le=MOST)
     seed: int = Field(0, ge=0, lt=2**63)
+    simulate_mib: int | float | None = Field(None, gt=0)
 
     @classmethod
     def load(cls, path: str | Path) -> Grid:

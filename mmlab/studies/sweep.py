@@ -45,8 +45,9 @@ from mmlab.kernel.jit import warm_up
 from mmlab.limits import cpus
 from mmlab.params import write_atomically
 from mmlab.results.metrics import METRICS, UNSURE
-from mmlab.results.run import Run, simulate
+from mmlab.results.run import Run
 from mmlab.scenario import Scenario, flat_fields
+from mmlab.studies.fleet import Host
 from mmlab.studies.grid import Grid, Point, Progress, varying
 from mmlab.workers import executor, size
 
@@ -67,6 +68,7 @@ PATIENCE_S = 60
 MANIFEST = "sweep.json"
 SAMPLES = "_samples"
 """A name that readers of whole folders of Parquet leave out."""
+SMALLER = "simulate_mib"
 PARQUET: dict[str, Any] = {"compression": "zstd", "index": False}
 ANOTHER = "Name another folder."
 RESUMES = "Earlier rows are kept; the same sweep resumes."
@@ -80,7 +82,7 @@ class Item(NamedTuple):
     Attributes
     ----------
     hash, values
-        Its hash and its parameters.
+        Its hash and its parameters; ``simulate_mib`` among them if it is simulated in that much memory.
     error
         The reason why it is impossible, if it is.
     row
@@ -247,7 +249,8 @@ def _scenarios(grid: Grids) -> list[Point]:
     """Return the parameters of each scenario, ordered by its memory."""
     grid = Grid.load(grid) if isinstance(grid, (str, Path)) else grid
     if isinstance(grid, Grid):
-        found = [{**grid.base, **point} for point in grid.points()]
+        smaller = {SMALLER: grid.simulate_mib} if grid.simulate_mib else {}
+        found = [{**grid.base, **point, **smaller} for point in grid.points()]
     else:
         found = [{n: getattr(s, n) for n in s.model_fields_set} if isinstance(s, Scenario) else dict(s) for s in grid]
     # Contents of equal memory are made once where such runs follow each other: half of the time of a small run.
@@ -260,11 +263,17 @@ def _identify(values: Point) -> Item:
     said: list[Any] = [values]
     error = None
     try:
-        scenario = Scenario(**values)
-        said = [_cost_digest(cost_set(scenario.costs)), scenario.model_dump_json(exclude={"name", "costs"})]
+        host = _host(values)
+        said = [_cost_digest(cost_set(host.scenario.costs)), host.scenario.model_dump_json(exclude={"name", "costs"})]
+        said += [values] * (host.factor > 1)  # several hosts may be alike once they are smaller
     except UserError as wrong:
         error = str(wrong)
     return Item(_sha256([FORMAT, model_digest(), *said]), values, error)
+
+
+def _host(values: Point) -> Host:
+    """Return the host that has these parameters."""
+    return Host.of(Scenario(**{n: v for n, v in values.items() if n != SMALLER}), values.get(SMALLER))
 
 
 @lru_cache(maxsize=16)
@@ -295,14 +304,18 @@ def _schema() -> pa.Schema:
     parameters = {name: parameter.type for name, parameter in varying().items()}
     metrics = {name: metric.kind for name, metric in METRICS.items()}
     errors = {f"se_{name}": float for name in UNSURE}
-    columns = {"hash": str, **parameters, **metrics, **errors, "error": str, "model": str}
+    columns = {"hash": str, **parameters, **metrics, **errors, "simulated_share": float, "error": str, "model": str}
     return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
-def _row(item: Item, run: Run | None = None, error: str | None = None) -> dict[str, Any]:
+def _row(item: Item, host: Host | None = None, run: Run | None = None, error: str | None = None) -> dict[str, Any]:
     """Return a scenario's parameters, with the metrics of its run and their standard errors, or with its error."""
     said = {name: p.type(item.values.get(name, p.default)) for name, p in varying().items()}
-    found = run.metrics.as_dict() | {f"se_{name}": run.uncertainty.get(name, 0.0) for name in UNSURE} if run else {}
+    found: dict[str, Any] = {}
+    if host and run:
+        errors = host.true_size({name: run.uncertainty.get(name, 0.0) for name in UNSURE})
+        found = host.true_size(run.metrics.as_dict()) | {f"se_{name}": error for name, error in errors.items()}
+        found["simulated_share"] = 1 / host.factor
     return {"hash": item.hash, **said, **found, "error": error, "model": model_digest()}
 
 
@@ -368,8 +381,9 @@ def _run(items: list[Item], samples: bool, model: str) -> Result:
     for item in items:
         cpu = time.thread_time()
         try:
-            run = simulate(Scenario(**item.values))
-            row = _row(item, run)
+            host = _host(item.values)
+            run = host.simulate()
+            row = _row(item, host, run)
         except Exception as error:  # whatever it is: a row with its error, not the end of the sweep
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             errors.append(_row(item, error=text))

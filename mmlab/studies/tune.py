@@ -34,10 +34,9 @@ import pandas as pd
 from mmlab.errors import UserError
 from mmlab.figures.notebook import remember
 from mmlab.figures.theme import INK, LOOK, axes
-from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
-from mmlab.scenario import Scenario
+from mmlab.studies.fleet import SCALED, Host
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference, four_digits
 from mmlab.studies.grid import Progress
 from mmlab.studies.settings import Setting, spaces
@@ -80,14 +79,15 @@ class Trial:
     errors: dict[str, float]
 
     @classmethod
-    def run(cls, scenario: Scenario, reference: Reference, setting: Setting) -> Trial:
+    def run(cls, goals: Goals, reference: Reference, setting: Setting) -> Trial:
         """Simulate a setting."""
-        scenario, policy = setting.apply(scenario)
-        run = simulate(scenario, policy=policy)
+        scenario, policy = setting.apply(goals.scenario)
+        host = Host.of(scenario, goals.simulate_mib)
+        run = host.simulate(policy=policy)
         errors, percent = standard_errors(run), 1e8 / max(1, int(run.rows["time_ns"][-1]))
         cpu = {"ksmd_cpu": errors.get("ksmd_cpu_percent", 0.0)}
         cpu["khugepaged_cpu"] = errors.get("khugepaged_cpu_ms", 0.0) * percent
-        return cls(setting, reference.measures(run), errors | cpu)
+        return cls(setting, host.true_size(reference.measures(run)), host.true_size(errors | cpu))
 
     def violation(self, limits: Iterable[Limit]) -> float:
         """Return the distance to the limits: the root of the sum of squares of the shares by which it misses each."""
@@ -121,16 +121,18 @@ def tune(
     UserError
         `runs` is too small, nothing may be changed, or `saved` has a limit and there is nothing to save.
     """
-    searched = spaces(goals.scenario, goals.by, goals.levels)
+    host = Host.of(goals.scenario, goals.simulate_mib)
+    paces = [by for by in goals.by if by != "advisor" or host.factor == 1]  # its target depends on the true size
+    searched = spaces(goals.scenario, paces, goals.levels)
     least = 2 * POPULATION * len(searched)
     if runs < least:
         raise UserError(parameter="runs", value=runs, allowed=f"at least {least}: {2 * POPULATION} for each pace")
-    reference, limits = Reference.of(goals.scenario), goals.limits
+    reference, limits = Reference.of(host.scenario), goals.limits
     if not reference.ideal and any(limit.measure == "saved" for limit in limits):
         hint = "No mergeable pages of the workload are zero-filled or equal."
         raise UserError("nothing can be saved", parameter="saved", hint=hint)
     trials: dict[Setting, Trial] = {}
-    rng, simulated = np.random.default_rng(seed), partial(Trial.run, goals.scenario, reference)
+    rng, simulated = np.random.default_rng(seed), partial(Trial.run, goals, reference)
 
     def run(settings: Iterable[Setting], until: int) -> None:
         """Simulate settings that are new, until there are `until` trials."""
@@ -206,6 +208,11 @@ class TuneResult:
         goals = self.goals
         return min(self.trials, key=lambda trial: (trial.rank(goals.minimise, goals.limits), trial.setting.changed))
 
+    @cached_property
+    def host(self) -> Host:
+        """The host in the memory in which it is simulated."""
+        return Host.of(self.goals.scenario, self.goals.simulate_mib)
+
     @property
     def feasible(self) -> bool:
         """Whether the best setting meets all limits."""
@@ -276,9 +283,10 @@ class TuneResult:
         shown = shown.sort_values(cost).rename(columns=_with_unit)
         shown.insert(0, "", np.where(shown["setting"] == best.setting, "*", ""))
         error = f" ± {four_digits(best.errors[cost])}" if best.errors.get(cost) else ""
+        smaller = "\n" + SCALED.format(self.host.factor) if self.host.factor > 1 else ""
         return f"""\
 {s.name or "workload"}: {s.total_pages / 256:,.0f} MiB, variant {s.variant}, within {s.horizon_seconds:,g} s; \
-ideal saving {self.reference.ideal / 256:,.1f} MiB
+ideal saving {self.host.factor * self.reference.ideal / 256:,.1f} MiB{smaller}
 {len(self.trials)} settings simulated, seed {self.seed}; cheapest means least {cost}
 
 {"cheapest setting that reaches the goals" if self.feasible else head}

@@ -176,6 +176,24 @@ def test_the_shipped_grids_are_possible(root: Path, tmp_path: Path) -> None:
         assert f"`grids/{file.name}`" in explained
 
 
+def test_large_hosts_in_less_memory(tmp_path: Path) -> None:
+    """Rows are of the whole host, whatever it is simulated in; a scenario that is small enough is simulated whole."""
+    host = {"zero_fraction": 0.5, "use_zero_pages": 1, "layout": "random", "pages_to_scan": 1000, "horizon_seconds": 20}
+    vary = {"memory_mib": [16, 128]}
+    whole, small = (Grid(base=host, vary=vary, simulate_mib=mib) for mib in (None, 16))
+    for name, grid in (("whole", whole), ("small", small)):
+        assert sweep(grid, tmp_path / name, jobs=1).failed == 0
+    rows, other = (read_sweep(tmp_path / name) for name in ("whole", "small"))
+    assert list(other["simulated_share"]) == [1, 1 / 8] and (rows["simulated_share"] == 1).all()
+    assert (other["memory_mib"] == rows["memory_mib"]).all() and len({*rows["hash"], *other["hash"]}) == 3
+    assert other["freed_mib"][1] == pytest.approx(rows["freed_mib"][1], rel=0.05) == pytest.approx(64, rel=0.05)
+    for name in ("thps_split", "ksmd_cpu_percent", "full_scans", "se_ksmd_cpu_ms"):
+        assert other[name][1] == pytest.approx(rows[name][1], rel=0.2), name
+    assert len(sweeps.plan(Grid(base=host, vary=vary, simulate_mib=32), tmp_path / "small").items) == 1
+    summary = sweeps.plan([{**host, "memory_mib": 128, "simulate_mib": 1}, TINY], tmp_path / "other")
+    assert "simulate_mib = 1" in summary.impossible[0]
+
+
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 

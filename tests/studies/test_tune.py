@@ -15,6 +15,7 @@ from mmlab import Scenario, cli, simulate
 from mmlab.errors import UserError
 from mmlab.params import params_files, seconds
 from mmlab.policies import View
+from mmlab.studies.fleet import Host
 from mmlab.studies.goals import Goals, Limit, Reference
 from mmlab.studies.settings import LEVELS, Setting, spaces
 from mmlab.studies.tune import Trial, TuneResult, tune
@@ -209,6 +210,7 @@ def test_spaces_leave_out_what_has_no_effect() -> None:
     [
         ({"pages": [1]}, "knob", "pages"),
         ({"smart_scan": [2]}, "smart_scan", 2),
+        ({"pages_max": [-1]}, "pages_max", -1),
         ({"smart_scan": []}, "levels smart_scan", []),
         ({"smart_scan": "on"}, "levels smart_scan 0", "on"),
     ],
@@ -303,6 +305,68 @@ def test_commands_of_ksmtuned() -> None:
     host = {"total_kb": 100 * 1024, "free_kb": 0, "rss_kb": 100 * 1024, "pss_kb": 100 * 1024}
     seen = View(time_s=60, calls=0, knobs={}, booted_s=0.0, counters={}, own={}, **host)
     assert policy.decide(seen) == {"pages_to_scan": 47, "sleep_millisecs": 20 * 16 * 1024 // 100, "run": 1}
+
+
+@pytest.mark.parametrize(
+    ("by", "values", "told"),
+    [
+        ("proxmox", {"KSM_NPAGES_MAX": 3000, "KSM_SLEEP_MSEC": 50}, ["KSM_NPAGES_MAX=3000", "KSM_SLEEP_MSEC=50"]),
+        (
+            "kubevirt",
+            {"pages_max": 3000, "free_percent": 30},
+            ["kubevirt.io/ksm-pages-max-override=3000", "kubevirt.io/ksm-free-percent-override=0.3"],
+        ),
+        (
+            "mom",
+            {"pages_max": 47},
+            ["(defvar ksm_npages_max 47)", "(defvar ksm_npages_min 47)", "ksm_free_percent 0.2"],
+        ),
+        ("kata", {}, []),
+    ],
+)
+def test_commands_of_other_tuners(by: str, values: dict[str, int], told: list[str]) -> None:
+    setting = Setting.of(by, values | {"use_zero_pages": 1})
+    text = setting.commands(GUESTS)
+    assert all(words in text for words in told)
+    assert "echo 1 > /sys/kernel/mm/ksm/use_zero_pages" in text and "/ksm/run" not in text
+    assert str(setting).startswith(f"{by}: ") and setting.changed == len(values) + 1
+    scenario, policy = setting.apply(GUESTS)
+    assert (scenario.run, scenario.use_zero_pages) == (0, 1)
+    assert policy is not None and policy.name == by
+
+
+def test_spaces_of_other_tuners() -> None:
+    """mom first checks after 10 s, KubeVirt's and Kata's look at once."""
+    found = spaces(GUESTS.replace(horizon_seconds=9.0), ("proxmox", "kubevirt", "mom", "kata"), {})
+    assert found.keys() == {"kubevirt", "kata"}
+    assert max(found["kubevirt"]["pages_max"]) <= GUESTS.total_pages
+    kata = Setting.at("kata", found["kata"], [0, 0])
+    assert len(list(kata.neighbours(found["kata"]))) == 2, "another use_zero_pages, another smart_scan"
+
+
+def test_a_tuner_is_searched() -> None:
+    crowded = GUESTS.replace(host_mib=GUESTS.total_pages // 256 + 1, horizon_seconds=90.0)
+    found = tune(Goals(workload=crowded, goals=["saved >= 60 %"], by=["mom", "kata"]), runs=64)
+    assert {trial.setting.by for trial in found.trials} == {"mom", "kata"}
+    assert found.feasible and "mom: " in found.text()
+
+
+def test_a_large_host_is_tuned_in_less_memory() -> None:
+    """The same setting has nearly the same measures, in the units of the whole host."""
+    knobs = {"pages_to_scan": 1200, "sleep_millisecs": 20, "use_zero_pages": 1}
+    host = GUESTS.replace(memory_mib=256, processes=1, layout="random", horizon_seconds=30.0)
+    whole, small = (Goals(workload=host, goals=["saved >= 1 %"], simulate_mib=mib) for mib in (None, 32))
+    trials = []
+    for goals in (whole, small):
+        simulated = Host.of(goals.scenario, goals.simulate_mib)
+        trials.append(Trial.run(goals, Reference.of(simulated.scenario), Setting.of("fixed", knobs)))
+    assert simulated.factor == 8
+    one, other = (trial.measures for trial in trials)
+    for name in ("saved_mib", "thps_split", "ksmd_cpu", "merge_rate", "zeropages_by_ksm", "full_scans"):
+        assert other[name] == pytest.approx(one[name], rel=0.12), name
+    found = tune(small.model_copy(update={"by": ("fixed", "advisor")}), runs=40)
+    assert {trial.setting.by for trial in found.trials} == {"fixed"}, "the advisor aims at a time for the whole host"
+    assert "8 times smaller" in found.text() and "256 MiB" in found.text()
 
 
 # -- the search -----------------------------------------------------------------------------------------------------
@@ -469,7 +533,7 @@ def test_a_narrow_valley_is_found_among_all_paces() -> None:
     """The best setting of the exhaustive grid of tests/bench_tune.py; neighbours of spread settings alone miss it."""
     goals = Goals.load("keep_thps")
     knobs = {"pages_to_scan": 20, "sleep_millisecs": 50, "use_zero_pages": 1, "smart_scan": 1, "max_ptes_none": 256}
-    known = Trial.run(goals.scenario, Reference.of(goals.scenario), Setting.of("fixed", knobs))
+    known = Trial.run(goals, Reference.of(goals.scenario), Setting.of("fixed", knobs))
     assert not known.violation(goals.limits)
     found = tune(goals)
     assert found.feasible
