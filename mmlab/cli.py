@@ -319,21 +319,58 @@ def record(
     from mmlab.host import record as recorder
     from mmlab.results import trace as traces
 
-    if checks or not files:
+    guest = click.get_current_context().obj  # of `mmlab vm`; None: this machine
+    if not guest and (checks or not files):
         _say(recorder.check())
         return
     paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
     overrides, exact = _checked(_parse(settings), variant), True
     how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", **how}
-    for path, plan in [(path, recorder.plan(traces.load(path, **overrides), **how)) for path in paths]:
-        check_folder(target := out / f"{_name(path)}{TRACE}")
-        recording = recorder.record(plan, progress) | {"name": _name(path)}
-        traces.write(target, recording)
+    how |= {"kernel": guest.release, "alone": True} if guest else {}
+    plans = [recorder.plan(traces.load(path, **overrides), **how) | {"name": _name(path)} for path in paths]
+    check_folder(out / TRACE)
+    recordings = guest.carry_out(plans, progress) if guest else (recorder.record(plan, progress) for plan in plans)
+    for path, recording in zip(paths, recordings, strict=True):
+        if isinstance(recording, UserError):
+            _say(f"mmlab: {recording}", err=True)
+            exact = False
+            continue
+        traces.write(target := out / f"{_name(path)}{TRACE}", recording)
         found = traces.compare(recording, traces.predict(recording)) if compares else None
         exact &= found is None or found.exact
         moved = f"; others moved {', '.join(recording['moved'])}" if recording["moved"] else ""
         _say(f"{target}: {found or '{} samples'.format(len(recording['samples']))}{moved}")
     sys.exit(not exact)
+
+
+@cli.command()
+@click.argument("kernel", required=False, metavar="[KERNEL]")
+@click.argument("words", nargs=-1, metavar="[-- record SCENARIO…]", type=click.UNPROCESSED)
+@click.option("--fetch", metavar="VERSION", help="Only get that kernel from Debian with apt, and print where it is.")
+def vm(kernel: str | None, words: tuple[str, ...], fetch: str | None) -> None:
+    """Boot another kernel in QEMU, and record there what it does with scenarios; see `mmlab record`.
+
+    KERNEL is a bzImage, such as /boot/vmlinuz-7.3, a folder in which one was built or unpacked, or a Debian package,
+    linux-image-*.deb or linux-binary-*.deb. Nothing is installed, and nothing needs root here. Without KVM the kernel
+    is emulated. `--variant` of the recorder names the fix that the kernel has; the default is none.
+
+    \b
+    Examples:
+      mmlab vm --fetch 7.3
+      mmlab vm $(mmlab vm --fetch 6.12) -- record params/regression_uzp1.yaml --set memory_mib=32 -o recorded --compare
+      mmlab vm ~/linux/arch/x86/boot/bzImage -- record params/all_zero.yaml -o patched
+      mmlab report 05_own_variant -p recordings=patched
+    """
+    from mmlab.host import vm as machines
+
+    if fetch:
+        _say(f"looking for Linux {fetch} among Debian's packages", err=True)
+        click.echo(machines.fetch(fetch))
+        return
+    if not kernel or words[:1] != ("record",):
+        raise click.UsageError("Name a kernel, and behind -- what to do: record SCENARIO….")
+    with record.make_context("record", [*words[1:]], click.get_current_context(), obj=machines.find(kernel)) as inner:
+        record.invoke(inner)
 
 
 @cli.command()

@@ -990,6 +990,8 @@ class Recorder:
             "maps": self.maps,
             "frames": self.frames,
         }
+        if self.frames[0]["ksm_frames"]:  # before ksmd has run: this kernel sets KPF_KSM for every anonymous page
+            trace |= {"maps": [], "frames": [], "how": f"{trace['how']}; no page maps, as KPF_KSM is wrong here"}
         if self.options["tracepoints"]:
             at = [{"pid": process.pid, "base": process.base} for process in self.processes]
             trace["tracepoints"] = {"processes": at, "windows": self.lines}
