@@ -9,11 +9,13 @@ from itertools import product
 import pandas as pd
 
 from mmlab.figures import figures as plots
-from mmlab.studies.study import Answer
+from mmlab.results import trace
+from mmlab.studies.recorded import Recording
+from mmlab.studies.study import Answer, expect
 from mmlab.studies.verdict import Verdict
 from mmlab.variants import VARIANTS, AnyVariant, Variant, possible, resolve, truth_table
 
-__all__ = ["answers", "gains", "named", "ranking"]
+__all__ = ["answers", "beside", "gains", "named", "ranking"]
 
 
 def named(variant: AnyVariant) -> Variant:
@@ -68,3 +70,32 @@ def gains(matrix: Verdict, yours: str, rivals: Sequence[str]) -> Answer:
     figure = plots.verdict_table(cells.rename(index=labels), marks, text, signs=meaning)
     said = (f"against {v} better in {len(signs['+'])}, worse in {len(signs['-'])}" for v, signs in better.items())
     return Answer(text, f"Gains and costs: {'; '.join(said)}", figure, note=f"In each cell {yours} : the other.")
+
+
+def beside(recordings: str, yours: Variant) -> Answer:
+    """Hold what a kernel with your patch did against the model with your variant, and against mainline.
+
+    Parameters
+    ----------
+    recordings
+        A folder, a file or a pattern, as `mmlab.results.trace.find` takes it; `mmlab vm … record` makes them.
+    yours
+        The variant that the kernel is said to have.
+
+    Returns
+    -------
+    Answer
+        A row a recording: its samples, and how many are exact under either variant. Drawn is the recording that tells
+        the two apart best: the kernel's samples on the line of your variant.
+    """
+    found = [Recording(path, yours) for path in trace.find(recordings)]
+    others = [trace.compare(one.trace, trace.predict(one.trace, "mainline")) for one in found]
+    rows = [
+        (one.found.samples, one.found.samples_exact, by.samples_exact) for one, by in zip(found, others, strict=True)
+    ]
+    names = ["samples", f"exact under {yours.name}", "exact under mainline"]
+    data = pd.DataFrame(rows, [one.name for one in found], names)
+    told = found[int((data[names[1]] - data[names[2]]).argmax())]
+    what = f"samples of Linux {told.trace['kernel']} with your patch that `{yours.name}` predicts exactly:"
+    finding = expect(what, 100 * data.iloc[:, 1].sum() / data["samples"].sum(), least=100, unit="%")
+    return Answer(data, finding, told.drawn().figure, "Your kernel, sample by sample", f"Line: {yours.name}.")

@@ -21,7 +21,7 @@ from mmlab.params import read_yaml
 from mmlab.results import trace
 from mmlab.results.run import simulate
 from mmlab.studies.study import Answer, expect
-from mmlab.variants import CONTEXTS, VARIANTS, SplitContext, Variant, possible
+from mmlab.variants import CONTEXTS, VARIANTS, AnyVariant, SplitContext, Variant, possible
 
 __all__ = ["ENOUGH", "LISTED", "Recording", "confirmed", "meaning", "samples"]
 
@@ -31,11 +31,11 @@ ENOUGH = 10
 
 
 class Recording:
-    """A recording, and the model's run of its scenario."""
+    """A recording, and the model's run of its scenario, under the recording's variant or another one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, variant: AnyVariant | None = None) -> None:
         self.name, self.trace = path.name.removesuffix(trace.ENDING), trace.read(path)
-        self.run, self.predicted = trace.rerun(self.trace)
+        self.run, self.predicted = trace.rerun(self.trace, variant)
         self.found = trace.compare(self.trace, self.predicted)
         self.asked, self.variant = self.trace["scenario"], self.trace["variant"]
         self.kernel = ".".join(self.trace["kernel"].split(".")[:2])

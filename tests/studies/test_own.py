@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmlab import Scenario
-from mmlab.studies.own import answers, gains, named, ranking
+from mmlab.results import trace
+from mmlab.studies.own import answers, beside, gains, named, ranking
 from mmlab.studies.scenes import BASE
 from mmlab.studies.verdict import Verdict, verdict, weights
 from mmlab.variants import VARIANTS, SplitContext
@@ -53,3 +54,16 @@ def test_gains_are_the_questions_in_which_one_is_better(matrix: Verdict) -> None
     better, worse = matrix.better("only_other", "mainline"), matrix.better("mainline", "only_other")
     assert f"against mainline better in {len(better)}, worse in {len(worse)}" in found.finding
     assert {*better, *worse} <= set(found.table().index)
+
+
+def test_beside_a_patched_kernel() -> None:
+    """Recordings of a patched kernel are exact under its variant, and tell it from mainline."""
+    found = beside(str(trace.find()[0].parent / "[cs]*v1-series-su1_uzp1*"), named(VARIANTS["v1-series"]))
+    table = found.table()
+    assert found.finding.startswith("Holds: samples of Linux 6.12")
+    assert (table["exact under own v1-series"] == table["samples"]).all()
+    assert (table["exact under mainline"] < table["samples"]).any()
+    drawn = found.plot()
+    assert drawn
+    worst = (table["exact under own v1-series"] - table["exact under mainline"]).idxmax()
+    assert drawn.get_suptitle() == worst
