@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -35,8 +35,10 @@ _BYTES = {"K": 1 << 10, "KiB": 1 << 10, **_LARGE}
 UNITS = {
     "s": (_TIMES, 1000, "30s, 5m or 2h"),
     "ms": (_TIMES, 1, "100ms or 2s"),
+    "bytes": (_BYTES, 1, "512 or 4K"),
     "kB": (_BYTES, 1 << 10, "512M or 4G"),
     "MiB": (_BYTES, 1 << 20, "512M or 4G"),
+    "MiB/s": (_BYTES, 1 << 20, "512K or 1G"),
     "GiB": (_BYTES, 1 << 30, "512G or 2T"),
     "pages": (_LARGE, 1 << 12, "1e3, or 64M for that much memory"),
 }
@@ -109,9 +111,9 @@ def quantity(value: Any, unit: str) -> Any:
     >>> quantity("1e3", ""), quantity("1000 pages", "pages"), quantity("4G", "s"), quantity(7, "s")
     (1000, 1000, '4G', 7)
     """
-    if not (isinstance(value, str) and (found := NUMBER.match(value.strip()))):
+    if not (isinstance(value, str) and (found := NUMBER.match(value))):
         return value
-    number, suffix = found[0], value.strip()[found.end() :].strip()
+    number, suffix = found[0], value[found.end() :].strip()
     known, size, _ = UNITS.get(unit, ({}, 1, ""))
     factor = size if suffix in ("", unit) else known.get(suffix, 0)
     if not factor:
@@ -143,7 +145,7 @@ def seconds(text: str | float, parameter: str = "within") -> float:
 
 @cache
 def units(model: Any) -> Mapping[str, str]:
-    """Return the unit of each field of a pydantic model that takes numbers; "" if it has none.
+    """Return the unit of each field of a pydantic model that does not take text; "" if it has none.
 
     It is the field's extra "unit", or stands in brackets in its description.
     """
@@ -151,16 +153,17 @@ def units(model: Any) -> Mapping[str, str]:
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra or {}
         named = re.search(rf"\(({'|'.join(UNITS)})\)", field.description or "")
-        if field.annotation is not str:
+        if str not in map(type, (field.default, *get_args(field.annotation))) and field.annotation is not str:
             out[name] = extra.get("unit") or (named[1] if named else "")
     return out
 
 
 def in_units(model: Any, given: Any) -> Any:
     """Return what a pydantic model is given with each number in its field's unit: a validator of mode "before"."""
-    texts = [name for name, value in given.items() if isinstance(value, str)] if isinstance(given, dict) else []
-    known = units(model) if texts else {}
-    return given | {name: quantity(given[name], known[name]) for name in texts if name in known} if texts else given
+    if not isinstance(given, dict):
+        return given
+    known, texts = units(model), [n for n, value in given.items() if isinstance(value, str) and NUMBER.match(value)]
+    return given | {n: quantity(given[n], known[n]) for n in texts if n in known} if texts else given
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------

@@ -341,7 +341,8 @@ def test_numbers_with_units_and_exponents(tmp_path: Path) -> None:
     text = """
         {memory_mib: 4G, processes: 1e1, sleep_millisecs: 0.1 s, pages_to_scan: 64M, horizon_seconds: 2h,
         swap_mib: 1024,
-        hot_period_seconds: 500ms, migration_rate: 2.5e0, name: 1x3, kernel: '6.10', ksmd_cpu_before_seconds: 1 d,
+        hot_period_seconds: 500ms, migration_rate: 1.5G, equal_bytes: 2K, name: 1x3,
+        kernel: '6.10', ksmd_cpu_before_seconds: 1 d,
         policy: {name: ksmtuned, monitor_interval: 5m, sleep_msec: 1s, thres_const: 2M},
         process_list: [{memory_mib: 512 MiB, boots_at_seconds: 2 min}, {pages: 1e3, contents: [[0, 1000, 0]]}],
         events: [{after: {seconds: 1m, every: 100ms}, op: set, knob: sleep_millisecs, value: 2s},
@@ -354,7 +355,8 @@ def test_numbers_with_units_and_exponents(tmp_path: Path) -> None:
         *(4096, 10, 100, 16384),
         *(7200, 1024),
     )
-    assert (s.hot_period_seconds, s.migration_rate, s.kernel, s.ksmd_cpu_before_seconds) == (0.5, 2.5, "6.10", 86_400)
+    assert (s.hot_period_seconds, s.migration_rate, s.equal_bytes) == (0.5, 1536, 2048)
+    assert (s.kernel, s.ksmd_cpu_before_seconds) == ("6.10", 86_400)
     assert s.policy == Ksmtuned(monitor_interval=300, sleep_msec=1000, thres_const=2048)
     assert (s.specs[0].memory_mib, s.specs[0].boots_at_seconds, s.specs[1].pages) == (512, 120, 1000)
     first, second, third = (event.model_dump() for event in s.events)

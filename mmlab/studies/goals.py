@@ -223,7 +223,7 @@ class Goals(Strict):
     by: tuple[Pace, ...] = ("fixed", "advisor", "ksmtuned")
     levels: dict[str, Annotated[list[int], BeforeValidator(listed), Field(min_length=1)]] = Field({})
     set: dict[str, Any] = Field({})
-    simulate_mib: Annotated[float, Field(gt=0)] | None = None
+    simulate_mib: Annotated[float, Field(gt=0)] | None = Field(None, description="(MiB)")
 
     @classmethod
     def load(cls, what: str | Path, **overrides: Any) -> Goals:

@@ -184,7 +184,7 @@ class Grid(Strict):
     design: Literal["full", "latin_hypercube", "sobol"] = "full"
     samples: int | None = Field(None, ge=1, le=MOST)
     seed: int = Field(0, ge=0, lt=2**63)
-    simulate_mib: int | float | None = Field(None, gt=0)
+    simulate_mib: int | float | None = Field(None, gt=0, description="(MiB)")
 
     @classmethod
     def load(cls, path: str | Path) -> Grid:
