@@ -325,8 +325,8 @@ def record(
         return
     paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
     overrides, exact = _checked(_parse(settings), variant), True
-    how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", **how}
-    how |= {"kernel": guest.release, "alone": True} if guest else {}
+    how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", "alone": bool(guest), **how}
+    how["kernel"] = str(overrides.get("kernel") or (guest.release if guest else ""))
     plans = [recorder.plan(traces.load(path, **overrides), **how) | {"name": _name(path)} for path in paths]
     check_folder(out / TRACE)
     recordings = guest.carry_out(plans, progress) if guest else (recorder.record(plan, progress) for plan in plans)
@@ -335,6 +335,8 @@ def record(
             _say(f"mmlab: {recording}", err=True)
             exact = False
             continue
+        if "kernel" in overrides:
+            recording["kernel"] += f" as {overrides['kernel']}"
         traces.write(target := out / f"{_name(path)}{TRACE}", recording)
         found = traces.compare(recording, traces.predict(recording)) if compares else None
         exact &= found is None or found.exact
@@ -352,13 +354,16 @@ def vm(kernel: str | None, words: tuple[str, ...], fetch: str | None) -> None:
 
     KERNEL is a bzImage, such as /boot/vmlinuz-7.3, a folder in which one was built or unpacked, or a Debian package,
     linux-image-*.deb or linux-binary-*.deb. Nothing is installed, and nothing needs root here. Without KVM the kernel
-    is emulated. `--variant` of the recorder names the fix that the kernel has; the default is none.
+    is emulated.
+
+    Of the recorder, --variant names the fix that the kernel has, and --set kernel=7.3 the release that it is held
+    against, if it is newer than what the model knows.
 
     \b
     Examples:
       mmlab vm --fetch 7.3
       mmlab vm $(mmlab vm --fetch 6.12) -- record params/regression_uzp1.yaml --set memory_mib=32 -o recorded --compare
-      mmlab vm ~/linux/arch/x86/boot/bzImage -- record params/all_zero.yaml -o patched
+      mmlab vm ~/linux/arch/x86/boot/bzImage -- record params/all_zero.yaml --set kernel=7.3 -o patched
       mmlab report 05_own_variant -p recordings=patched
     """
     from mmlab.host import vm as machines

@@ -43,8 +43,8 @@ ARGUMENTS = """console=ttyS0 panic=-1 mitigations=off nokaslr audit=0 apparmor=0
 """Without `no_timer_check` a boot may panic on a busy host; with THPs everywhere, the recorder would have some."""
 MEMORY_MIB = 2048
 """Memory of a guest, beside four times that of its largest scenario."""
-SILENCE_S = 120.0
-"""Seconds without a sign of life after which a guest is dead. Time does not count in which it waited for a CPU."""
+SILENCE_S = 300.0
+"""Seconds without an answer after which a guest is dead. Time does not count in which it waited for a CPU."""
 LAST_LINES = 25
 """Lines of a dead guest's console that are shown."""
 WANTED = re.compile(r"vmlinuz[^/]*|bzImage|(zram|zsmalloc|(lz4|lzo|842|zstd|deflate)\w*)\.ko(\.xz)?")
@@ -132,9 +132,9 @@ def find(place: str | Path) -> Kernel:
     if path.suffix == ".deb":
         beside = (path.with_name(f"linux-{kind}-{path.name.split('-', 2)[-1]}") for kind in ("binary", "modules"))
         for package in {path, *filter(Path.exists, beside)}:
-            files |= _unpacked(package)
+            files |= _in_package(package)
     elif path.is_dir() or path.parts[-4:-1] == ("arch", "x86", "boot"):
-        files = _lying(path if path.is_dir() else path.parents[3])
+        files = _in_folder(path if path.is_dir() else path.parents[3])
     else:
         files = {"vmlinuz": path.read_bytes()}
     image = next((files[name] for name in sorted(files, reverse=True) if ".ko" not in name), b"")
@@ -145,24 +145,24 @@ def find(place: str | Path) -> Kernel:
     release = image[start : start + 100].split()[0].decode()
     for folder in (path.parent, path.parents[1] / "lib/modules" / release, Path("/lib/modules", release)):
         if path.is_file() and folder.name == release:
-            files = _lying(folder) | files
+            files = _in_folder(folder) | files
     modules = {name: content for name, content in files.items() if ".ko" in name}
     return Kernel(image, release, {n: lzma.decompress(c) if n.endswith(".xz") else c for n, c in modules.items()})
 
 
-def _lying(folder: Path) -> dict[str, bytes]:
+def _in_folder(folder: Path) -> dict[str, bytes]:
     """Return what is wanted of a folder."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if WANTED.fullmatch(path.name) if path.is_file()}
 
 
-def _unpacked(package: Path) -> dict[str, bytes]:
+def _in_package(package: Path) -> dict[str, bytes]:
     """Return what is wanted of a Debian package."""
     with TemporaryFile() as file:
         _run(["dpkg-deb", "--fsys-tarfile", str(package)], package.name, stdout=file)
         file.seek(0)
         with tarfile.open(fileobj=file) as tar:
-            members = {Path(one.name).name: tar.extractfile(one) for one in tar if one.isfile()}
-            return {name: opened.read() for name, opened in members.items() if opened and WANTED.fullmatch(name)}
+            found = {Path(one.name).name: one for one in tar if one.isfile()}
+            return {n: tar.extractfile(one).read() for n, one in found.items() if WANTED.fullmatch(n)}  # type: ignore[union-attr]
 
 
 def fetch(version: str) -> Path:
@@ -221,10 +221,9 @@ def _newest(version: str, names: Iterable[str]) -> str:
 
 def _run(command: list[str], what: str = "", **how: Any) -> str:
     """Return what a command prints; with `what`, a name for the message, it must succeed."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False, **how}
     try:
-        done = subprocess.run(
-            command, stderr=subprocess.PIPE, text=True, check=False, **{"stdout": subprocess.PIPE} | how
-        )
+        done = subprocess.run(command, **how)
     except FileNotFoundError:
         raise UserError("is not installed", parameter=command[0]) from None
     if what and done.returncode:
@@ -292,7 +291,7 @@ def _boot(kernel: bytes, files: bytes, memory_mib: int, how: str) -> Iterator[di
                 for line in _lines(qemu, console.fileno()):
                     yield (last := json.loads(line))
             except TimeoutError:
-                died = f"the kernel gave no sign of life for {SILENCE_S:.0f} s"
+                died = f"the kernel did not answer for {SILENCE_S:.0f} s"
             finally:
                 qemu.kill()
         if "end" not in last:
@@ -302,24 +301,20 @@ def _boot(kernel: bytes, files: bytes, memory_mib: int, how: str) -> Iterator[di
 
 
 def _lines(qemu: subprocess.Popen[bytes], console: int) -> Iterator[bytes]:
-    """Yield the lines of the second serial port until QEMU ends; TimeoutError if there is no sign of life any more."""
+    """Yield the lines of the second serial port until QEMU ends; TimeoutError if there are none any more."""
     assert qemu.stdout
-    port, rest, size, since = qemu.stdout.fileno(), b"", 0, _clock(qemu.pid)
+    port, rest, since = qemu.stdout.fileno(), b"", _clock(qemu.pid)
     while True:
         if select.select([port], [], [], 0.5)[0]:
             if not (chunk := os.read(port, 1 << 20)):
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             yield from lines
-        elif (now := os.fstat(console).st_size) > size:
-            if b"KVM internal error" in os.pread(console, now, size):
-                return  # QEMU would wait for a debugger
-            size = now
+            since = _clock(qemu.pid)
+        elif b"KVM internal error" in os.pread(console, 1 << 20, 0):
+            return  # QEMU would wait for a debugger
         elif _clock(qemu.pid) - since > SILENCE_S:
             raise TimeoutError
-        else:
-            continue
-        since = _clock(qemu.pid)
 
 
 def _clock(pid: int) -> float:

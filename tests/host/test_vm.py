@@ -19,8 +19,11 @@ import pytest
 
 from conftest import ROOT
 from mmlab import Scenario, UserError
+from mmlab.cli import main
 from mmlab.host import runner, vm
 from mmlab.results import trace
+from mmlab.studies.own import beside, named
+from mmlab.variants import VARIANTS
 
 GUEST, RUNNER = ROOT / "mmlab/host/guest.py", ROOT / "mmlab/host/runner.py"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmlab" / "kernels"
@@ -215,15 +218,19 @@ def test_a_kernel_that_dies(qemu: Any) -> None:
 
 
 def test_a_kernel_that_hangs(qemu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vm, "SILENCE_S", 0.5)
+    monkeypatch.setattr(vm, "SILENCE_S", 1.0)
     qemu("""
-        for n in range(4):  # signs of life
-            print(n, file=console, flush=True)
-            time.sleep(0.3)
-        time.sleep(1000)
+        for n in range(3):
+            say(progress=n / 3, text="")
+            time.sleep(0.6)
+        while True:
+            print("soft lockup", file=console, flush=True)
+            time.sleep(0.1)
     """)
-    with pytest.raises(UserError, match=r"no sign of life for 0 s; its console:\n0\n1\n2\n3"):
-        next(KERNEL.carry_out([PLAN]))
+    told: list[Any] = []
+    with pytest.raises(UserError, match=r"did not answer for 1 s; its console:\nsoft lockup\n"):
+        next(KERNEL.carry_out([PLAN], lambda *what: told.append(what)))
+    assert len(told) == 4, "answers keep it alive"
 
 
 def test_a_kernel_without_ksm(qemu: Any) -> None:
@@ -270,6 +277,36 @@ def test_qemu_ends_with_us(qemu: Any, tmp_path: Path, sent: int) -> None:
     process.communicate()
     while Path(f"/proc/{written.read_text().strip()}").exists():
         time.sleep(0.02)
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kernel that is newer than the model's, with a patch: what it did is written, what it refused is said."""
+
+    class Guest:
+        release = "7.9.1-test"
+
+        def carry_out(self, plans: list[dict[str, Any]], progress: Any) -> Any:
+            assert [plan["options"]["alone"] for plan in plans] == [True, True]
+            asked = {"kernel": "7.3", "maps": [], "frames": [], **plans[0], "variant": "v1-series"}
+            yield trace.predict(asked) | {"kernel": "7.9.1", "variant": "mainline", "moved": []}
+            yield UserError("op split needs debugfs", where="second")
+
+    monkeypatch.setattr(vm, "find", lambda _: Guest())
+    for name in ("first", "second"):
+        scenario = Scenario(memory_mib=2, zero_fraction=0.5, use_zero_pages=1, horizon_batches=8)
+        (tmp_path / f"{name}.yaml").write_text(scenario.as_yaml())
+    files, out = [str(tmp_path / f"{name}.yaml") for name in ("first", "second")], tmp_path / "out"
+    for known, words in {"": "7.9.1' is not a known kernel", "7.3": "mmlab: second: op split needs debugfs"}.items():
+        settings = ["--set", f"kernel={known}"] * bool(known)
+        with pytest.raises(SystemExit) as ended:
+            main(["vm", "bzImage", "--", "record", *files, "-o", str(out), "--compare", *settings])
+        assert words in capsys.readouterr().err
+        assert ended.value.code == (1 if known else 2)
+        assert [path.name for path in out.glob("*")] == ["first.json.gz"] * bool(known)
+    assert trace.read(out / "first.json.gz")["kernel"] == "7.9.1 as 7.3"
+    table = beside(str(out), named(VARIANTS["v1-series"])).table()
+    assert table.iloc[0].tolist()[:2] == [9, 9]
+    assert table.iloc[0, 2] < 9
 
 
 # -- a real one -----------------------------------------------------------------------------------------------------
