@@ -261,6 +261,34 @@ class Munmap(RangeEvent):
     op: Literal["munmap"]
 
 
+class Mmap(RangeEvent):
+    """mmap with MAP_FIXED and MAP_POPULATE: new zero-filled small pages instead of what is there, in a VMA of their
+    own, which is mergeable if the process has MERGE_ANY."""
+
+    op: Literal["mmap"]
+
+
+class Mremap(RangeEvent):
+    """mremap with MREMAP_FIXED: the range moves to where it replaces what is there (thp-split H14)."""
+
+    op: Literal["mremap"]
+    to: Index
+    """first page of its new place"""
+
+
+class Pin(RangeEvent):
+    """Pin the range for I/O, as VFIO, RDMA and io_uring's fixed buffers do: each page is written to and held, or none
+    is held if one cannot be written (thp-split H5)."""
+
+    op: Literal["pin"]
+
+
+class Unpin(ProcessEvent):
+    """Let go of all pages that the process has pinned, as its end does."""
+
+    op: Literal["unpin"]
+
+
 class Split(RangeEvent):
     """Split the range's folios through debugfs split_huge_pages."""
 
@@ -786,7 +814,8 @@ class Scenario(_Strict):
             try:
                 _check_index("process", given.get("process"), processes)
                 _check_index("node", given.get("node"), self.nodes)
-                _check_index("page", given.get("page"), pages, given.get("count", 1))
+                for place in ("page", "to"):
+                    _check_index(place, given.get(place), pages, given.get("count", 1))
             except UserError as error:
                 error.where = f"events {i}"
                 raise

@@ -6,7 +6,7 @@ the arrays: lists and trees are followed link by link.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -39,12 +39,13 @@ from mmlab.results.run import Run
 from mmlab.scenario import Set
 
 
-def check(run: Run) -> None:
-    """All laws."""
+def check(run: Run, pinned: Sequence[int] = ()) -> None:
+    """All laws; `pinned` are the frames that processes hold, once for each pin."""
     m = run.machine
     live = _frames(m)
-    _mappings(m, live)
-    _folios(m, live)
+    held = np.bincount(np.array(pinned, int), minlength=len(live))
+    _mappings(m, live, held * (m.frame["folio"] < 0))
+    _folios(m, live, held)
     _stable_tree(m, live)
     _unstable_tree(m)
     _items(m)
@@ -79,7 +80,7 @@ def _frames(m: Machine) -> np.ndarray:
     return live
 
 
-def _mappings(m: Machine, live: np.ndarray) -> None:
+def _mappings(m: Machine, live: np.ndarray, held: np.ndarray) -> None:
     """Mapped pages = private + KSM + zeropage entries + huge × pages per THP + PTE-mapped large folios."""
     order = int(m.state[0]["hpage_order"])
     kind, block = m.pte["kind"], np.arange(len(m.pte)) >> order
@@ -110,7 +111,7 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
 
     mapcount = np.bincount(frame[by_pte], minlength=len(live))
     assert (m.frame["mapcount"] == mapcount)[live].all(), "mapcount of a frame"
-    pins = np.bincount(m.fbatch[: m.fbatch_len[0]], minlength=len(live))
+    pins = held + np.bincount(m.fbatch[: m.fbatch_len[0]], minlength=len(live))
     pins += (m.frame["flags"] & POISONED > 0) & (mapcount == 0)  # kept for ever
     assert (m.frame["pins"] == pins)[live].all(), "somebody kept a reference"
     alone = live & (m.frame["folio"] < 0)
@@ -120,7 +121,7 @@ def _mappings(m: Machine, live: np.ndarray) -> None:
     assert (mapcount + pins)[alone & ~cached].min(initial=1) > 0, "a frame leaked"
 
 
-def _folios(m: Machine, live: np.ndarray) -> None:
+def _folios(m: Machine, live: np.ndarray, held: np.ndarray) -> None:
     order, stat = int(m.state[0]["hpage_order"]), m.stat[0]
     owner = m.frame["folio"]
     folios = np.unique(owner[live & (owner >= 0)]).tolist()
@@ -136,10 +137,12 @@ def _folios(m: Machine, live: np.ndarray) -> None:
         mapcount = m.frame["mapcount"][pages]
         entire = int((heads == folio["head"]).sum())
         assert int(folio["entire"]) == entire
-        assert int(folio["mapcount"]) == entire + mapcount.sum() > 0
+        assert int(folio["mapcount"]) == entire + mapcount.sum()
+        assert folio["mapcount"] + folio["pins"] > 0, "a folio leaked"
         assert int(folio["nr_mapped"]) == (mapcount > 0).sum()
-        assert int(folio["pins"]) == 0
-        assert folio["partially_mapped"] or entire or mapcount.all(), "a page is mapped by nobody, without the mark"
+        assert int(folio["pins"]) == held[pages].sum()
+        whole = entire or mapcount.all() or not mapcount.any()
+        assert folio["partially_mapped"] or whole, "a page is mapped by nobody, without the mark"
         total, partial = by_order[int(folio["order"])]
         by_order[int(folio["order"])] = total + 1, partial + int(folio["partially_mapped"])
     for block in huge_blocks.tolist():  # a huge PMD maps one folio, page by page

@@ -34,9 +34,13 @@ EVENT_WEIGHTS = {
     "exit": 28,
     "set": 12,
     "read": 4,
-    "mlock": 12,
+    "mlock": 16,
     "munlock": 3,
     "munmap": 3,
+    "mmap": 2,
+    "mremap": 6,
+    "pin": 5,
+    "unpin": 4,
     "mprotect": 4,
     "mergeable": 6,
     "unmergeable": 4,
@@ -46,8 +50,8 @@ EVENT_WEIGHTS = {
     "split_all": 2,
     "sleep": 2,
     "shrink": 20,
-    "collapse": 26,
-    "khugepaged": 6,
+    "collapse": 30,
+    "khugepaged": 8,
     "cold": 3,
     "free": 12,
     "pageout": 10,
@@ -59,7 +63,7 @@ EVENT_WEIGHTS = {
     "populate_write": 4,
 }
 # which of them need to know what happened before, so that they can't be in a scenario of mixed clocks
-ORDERED = {"fork", "exit", "munmap", "mprotect"}
+ORDERED = {"fork", "exit", "munmap", "mmap", "mremap", "mprotect"}
 
 
 def scenario(seed: int) -> dict:
@@ -301,6 +305,16 @@ class Draw:
         event = {"op": op, "process": n, "page": first, "count": count}
         if op == "munmap":
             process.holes |= set(range(first, first + count))
+        elif op == "mremap":
+            to = rng.randrange(process.pages)
+            if rng.random() < 0.6:  # whole blocks
+                first, to, count = first // self.thp * self.thp, to // self.thp * self.thp, self.thp
+            count = min(count, process.pages - max(first, to))
+            event |= {"page": first, "count": count, "to": to}
+            process.holes |= {*range(first, first + count), *range(to, to + count)}  # to be sure
+        elif op == "mmap":
+            process.holes -= set(range(first, first + count))
+            process.read_only -= set(range(first, first + count))
         elif op == "mprotect":
             event["prot"] = rng.choice([1, 3, 3])
             reached = set(process.before_hole(first, count))
@@ -320,6 +334,8 @@ class Draw:
             event = {k: v for k, v in event.items() if v is not None}
         elif op == "uffd":
             event["value"] = rng.choice([0, 1])
+        elif op == "unpin":
+            return [{"op": op, "process": n}]
         elif op == "merge_any":
             return [{"op": op, "process": n, "value": rng.choice([0, 1])}]
         elif op == "memory_failure":

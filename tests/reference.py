@@ -254,7 +254,7 @@ class Page:
 
 
 class Folio:
-    """2**order pages allocated as one; `first` is the address of page 0 in every mm that maps it."""
+    """2**order pages allocated as one; `first` is the address of page 0 in every mm that has not moved it (H14)."""
 
     __slots__ = (
         "dirty",
@@ -367,9 +367,10 @@ class Vma:
     locked: bool = False
     uffd: bool = False
     writable: bool = True
+    moved: int = 0  # by how many pages mremap has moved it (thp-split H14)
 
     def joins(self, other: Vma) -> bool:
-        same = ("huge", "anon_vma", "mergeable", "locked", "uffd", "writable")
+        same = ("huge", "anon_vma", "mergeable", "locked", "uffd", "writable", "moved")
         return self.end == other.start and all(getattr(self, f) == getattr(other, f) for f in same)
 
 
@@ -601,9 +602,10 @@ class Memory:
             part.folio.dirty, part.folio.lazy, part.folio.referenced = folio.dirty, folio.lazy, folio.referenced
             part.folio.pins = int(part is page)
             part.index = 0
-        for part, address in zip(folio.pages, range(folio.first, folio.first + len(folio.pages)), strict=True):
+        for part, number in zip(folio.pages, range(folio.first, folio.first + len(folio.pages)), strict=True):
             mlocked = False
             for vma, mm in areas:
+                address = number + vma.moved
                 if not vma.start <= address < vma.end or (mm, address) not in mapped:
                     continue
                 mm.anon -= 1
@@ -632,8 +634,8 @@ class Memory:
         """The areas that map a page of the folio, in the order of the reverse mapping (thp-split Z4)."""
         mms = dict.fromkeys([*folio.pmds, *(mm for page in folio.pages for mm, _ in page.maps)])
         end = folio.first + len(folio.pages)
-        areas = [(vma, mm) for mm in mms for vma in mm.vmas if vma.start < end and vma.end > folio.first]
-        return sorted(areas, key=lambda area: (area[0].start, area[0].stamp))
+        areas = [(v, mm) for mm in mms for v in mm.vmas if v.start - v.moved < end and v.end - v.moved > folio.first]
+        return sorted(areas, key=lambda area: (area[0].start - area[0].moved, area[0].stamp))
 
     def unmap_for_split(self, folio: Folio, areas: list[tuple[Vma, Mm]]) -> dict[tuple[Mm, int], Pte]:
         """Turn every mapping into a migration entry (thp-split H8.1); returns what was there.
@@ -642,18 +644,19 @@ class Memory:
         """
         mapped: dict[tuple[Mm, int], Pte] = {}
         for vma, mm in areas:
-            if mm in folio.pmds:
+            first = folio.first + vma.moved
+            if mm in folio.pmds and vma.start <= first < vma.end and mm.blocks[first // self.pages_per_thp] is folio:
                 self.vm["thp_split_pmd"] += 1
-                mm.blocks[folio.first // self.pages_per_thp] = TABLE
+                mm.blocks[first // self.pages_per_thp] = TABLE
                 entry = folio.pmds.pop(mm)
                 folio.dirty |= entry.dirty
                 mm.huge -= 1
-                mapped |= {(mm, folio.first + page.index): entry for page in folio.pages}
+                mapped |= {(mm, first + page.index): entry for page in folio.pages}
                 if folio.mapcount and any(not page.mapped for page in folio.pages):
                     self.mark_partially_mapped(folio)
                 continue
             for page in folio.pages:
-                address = folio.first + page.index
+                address = first + page.index
                 if vma.start <= address < vma.end and (mm, address) in page.maps:
                     entry = mapped[mm, address] = page.maps.pop((mm, address))
                     folio.dirty |= entry.dirty
@@ -710,13 +713,14 @@ class Memory:
             self.swap_in(mm, vma, address, write=True)
         entry = mm.ptes.get(address)
         if entry is None and (order := self.fault_order(mm, vma, address)):
-            folio = self.new_folio(order, address >> order << order, mm.nid)
+            first = address >> order << order
+            folio = self.new_folio(order, first - vma.moved, mm.nid)
             folio.mlocks += vma.locked  # thp-split Q3.2
             for page in folio.pages:
-                self.map_pte(mm, folio.first + page.index, page, dirty=True, writable=True)
+                self.map_pte(mm, first + page.index, page, dirty=True, writable=True)
             self.mthp[order, "anon_fault_alloc"] += 1
             self.seen["fault takes a size"] += 1
-            return folio.pages[address - folio.first]
+            return folio.pages[address - first]
         if type(entry) is not Pte:  # H1, F2, F3
             return self.new_small_page(mm, address, key=0)
         page = entry.page
@@ -751,7 +755,8 @@ class Memory:
 
     def new_thp(self, mm: Mm, block: int) -> Folio:
         """thp-split H1."""
-        folio = self.new_folio(self.thp_order, block * self.pages_per_thp, mm.nid)
+        first = block * self.pages_per_thp
+        folio = self.new_folio(self.thp_order, first - mm.vma_at(first).moved, mm.nid)
         self.mthp[self.thp_order, "anon_fault_alloc"] += 1
         self.map_pmd(mm, block, folio, writable=True)
         self.vm["thp_fault_alloc"] += 1
@@ -1572,7 +1577,9 @@ class Ksm(Memory):
             for vma in parent.vmas
         ]
         for block, what in enumerate(parent.blocks):
-            child.blocks[block] = what
+            if type(what) is Folio and what.pins and what.pages[0].exclusive:
+                self.split_pmd(parent, block)
+            child.blocks[block] = what = parent.blocks[block]
             if type(what) is Folio:
                 what.pmds[parent].writable = False
                 what.pmds[child] = Pte(what.pages[0], what.pmds[parent].dirty, writable=False, young=False)
@@ -1582,7 +1589,10 @@ class Ksm(Memory):
                 for page in what.pages:
                     page.exclusive = False
         for address, entry in parent.ptes.items():
-            if type(entry) is Pte:
+            if type(entry) is Pte and entry.page.folio.pins and entry.page.exclusive:
+                self.new_small_page(child, address, entry.page.key)
+                self.seen["pinned page copied at fork"] += 1
+            elif type(entry) is Pte:
                 entry.page.exclusive = entry.writable = False
                 self.map_pte(child, address, entry.page, entry.dirty, young=False)
             else:
@@ -1823,7 +1833,7 @@ class Reclaim(Ksm):
 
     def page_out(self, mm: Mm, folio: Folio) -> None:
         """MADV_PAGEOUT: W1, W2, W6."""
-        if not folio.mapped_once:
+        if not folio.mapped_once or folio.pins:
             return
         folio.referenced = False
         if folio.pages[0].ksm and not self.reachable(folio.pages[0]):
@@ -1855,7 +1865,7 @@ class Reclaim(Ksm):
 
     def discard(self, mm: Mm, folio: Folio) -> None:
         """W6: entries go one by one up to the first that was written to; since 6.15 all of them or none."""
-        block = folio.first // self.pages_per_thp
+        block = mm.blocks.index(folio) if mm in folio.pmds else -1
         if mm in folio.pmds and self.has["lazy_pmd_goes_whole"]:
             folio.dirty |= folio.pmds[mm].dirty
             folio.lazy = not folio.dirty
@@ -1879,7 +1889,7 @@ class Reclaim(Ksm):
     def swap_out(self, mm: Mm, folio: Folio) -> None:
         """W2, W4, W7: a page that is still in the swap cache is not written again unless it was changed."""
         if mm in folio.pmds:
-            self.split_pmd(mm, folio.first // self.pages_per_thp)
+            self.split_pmd(mm, mm.blocks.index(folio))
         addresses = [address for page in folio.pages for _, address in page.maps]
         zero = all(page.key == 0 for page in folio.pages)
         slots = [folio.slot or Slot(page.key, zero) for page in folio.pages]
@@ -2031,7 +2041,7 @@ class Reclaim(Ksm):
         """K6 for 2**order pages from `first` on; returns what became of it."""
         self.mthp[order, "collapse_alloc"] += 1
         self.vm["thp_collapse_alloc"] += order == self.thp_order
-        new = self.new_folio(order, first, nid)
+        new = self.new_folio(order, first - vma.moved, nid)
         result = self.swap_in_range(mm, vma, first, order) if swapped else ""
         result = result or self.isolate_range(mm, vma, first, order, khugepaged)
         if result:
@@ -2198,6 +2208,7 @@ class Machine(Reclaim):
     def __init__(self, trace: dict) -> None:
         scenario = trace["scenario"]
         super().__init__(trace["variant"], KNOBS | scenario["knobs"], scenario.get("pages_per_thp", 512))
+        self.held: list[tuple[Mm, Page]] = []  # by op_pin
         self.has = flags(trace["kernel"], scenario.get("kernel_changes"))
         enabled = {"2048": "inherit"} | self.knobs.get("hugepages_enabled", {})
         sizes = [int(kb) for kb, value in enabled.items() if value != "never"]
@@ -2292,7 +2303,8 @@ class Machine(Reclaim):
         firsts = list(range(page, end, size * nth))
         if share < 1:
             firsts = sorted(self.luck.permutation(firsts).tolist()[: round(share * len(firsts))])
-        return [{"page": first, "count": min(size, end - first)} for first in firsts]
+        parts = [{"page": first, "count": min(size, end - first)} for first in firsts]
+        return [part | {"to": arguments["to"] + part["page"] - page} if "to" in arguments else part for part in parts]
 
     def op_write(self, mm: Mm, page: int, count: int, key: int | None) -> int:
         for address in range(page, page + count):
@@ -2386,6 +2398,82 @@ class Machine(Reclaim):
 
     def op_munmap(self, mm: Mm, page: int, count: int) -> None:
         self.cut_out(mm, page, page + count)
+
+    def op_mmap(self, mm: Mm, page: int, count: int) -> None:
+        """MAP_FIXED | MAP_POPULATE; S12: mergeable from the start under MERGE_ANY."""
+        self.cut_out(mm, page, page + count)
+        stamp = self.stamp()
+        area = Vma(page, page + count, huge=False, mergeable=mm.merge_any, anon_vma=stamp, stamp=stamp)
+        mm.vmas = sorted([*mm.vmas, area], key=lambda vma: vma.start)
+        for address in range(page, page + count):
+            self.write_fault(mm, area, address)
+
+    def op_mremap(self, mm: Mm, page: int, count: int, to: int) -> int:
+        """thp-split H14."""
+        several, end = self.has["mremap_moves_several"], page + count
+        if (several or mm.vma_at(page) is not None) and to < end and page < to + count:
+            return EINVAL
+        if mm.vma_at(page) is None:
+            return EFAULT
+        if not several:
+            self.cut_out(mm, to, to + count)
+        for vma, start, stop in self.parts(mm, page, end):
+            if vma is not None:
+                if (vma.uffd or not several) and (start, stop) != (page, end):
+                    return EFAULT
+                self.move(mm, start, stop - start, to + start - page)
+        return 0
+
+    def move(self, mm: Mm, page: int, count: int, to: int) -> None:
+        self.cut_out(mm, to, to + count)
+        area = mm.vma_at(page)
+        if area.mergeable:
+            self.unmerge(mm, page, page + count)
+        size = self.pages_per_thp
+        for block in range(-(-to // size), (to + count) // size):
+            mm.blocks[block] = None
+        for address in range(page, page + count):
+            new = address + to - page
+            block, there = address // size, new // size
+            whole = (address % size, new % size) == (0, 0) and page + count - address >= size
+            if whole and mm.blocks[block] is not TABLE:
+                mm.blocks[there], mm.blocks[block] = mm.blocks[block], None
+            elif type(mm.blocks[block]) is Folio or mm.blocks[block] is HUGE_ZP:
+                self.split_pmd(mm, block)
+            if mm.blocks[block] is TABLE:
+                mm.blocks[there] = TABLE
+            if address in mm.ptes:
+                self.seen["entry moved"] += 1
+                entry = mm.ptes[new] = mm.ptes.pop(address)
+                if type(entry) is Pte:
+                    entry.page.maps[mm, new] = entry.page.maps.pop((mm, address))
+            if address in mm.swapped_exclusive:
+                mm.swapped_exclusive.remove(address)
+                mm.swapped_exclusive.add(new)
+        moved = dataclasses.replace(
+            area, start=to, end=to + count, uffd=False, stamp=self.stamp(), moved=area.moved + to - page
+        )
+        self.cut_out(mm, page, page + count)
+        for other in [vma for vma in mm.vmas if vma.joins(moved) or moved.joins(vma)]:
+            mm.vmas.remove(other)
+            start, end = min(other.start, moved.start), max(other.end, moved.end)
+            moved = dataclasses.replace(moved, start=start, end=end, stamp=self.stamp())
+        mm.vmas = sorted([*mm.vmas, moved], key=lambda vma: vma.start)
+
+    def op_pin(self, mm: Mm, page: int, count: int) -> int:
+        """H5: all pages are written to and held, or none is held."""
+        if self.op_populate_write(mm, page, count):
+            return EFAULT
+        for address in range(page, page + count):
+            self.pin(mm.page_at(address))
+            self.held.append((mm, mm.page_at(address)))
+        return 0
+
+    def op_unpin(self, mm: Mm) -> None:
+        for owner, page in self.held:
+            if owner is mm:
+                self.unpin(page)
+        self.held = [one for one in self.held if one[0] is not mm]
 
     # mlock, munlock and mprotect stop at the first hole
 
@@ -2486,7 +2574,8 @@ class Machine(Reclaim):
         """G1; Q2: a queued folio is queued anew."""
         for page in folio.pages if node is not None else ():
             page.nid = node
-        folio.mlocks = sum(mm.vma_at(folio.first).locked for mm in folio.pmds)  # entries come back one by one
+        heads = [mm.vma_at(mm.blocks.index(folio) * self.pages_per_thp) for mm in folio.pmds]
+        folio.mlocks = sum(vma.locked for vma in heads)  # entries come back one by one
         if folio in self.queue:
             del self.queue[folio]
             self.enqueue(folio)
@@ -2528,6 +2617,7 @@ class Machine(Reclaim):
 
     def op_exit(self, mm: Mm) -> None:
         self.exit(mm)
+        self.op_unpin(mm)
 
     def op_split(self, mm: Mm, page: int, count: int) -> None:
         """debugfs split_huge_pages for a range; stops at the first address without an area (thp-split H13)."""

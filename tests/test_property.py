@@ -55,6 +55,8 @@ OCCURRENCES = (
     "stable node joins equal ones in another tree",
     "zero-only merge",
     "huge page left alone",
+    "pinned page copied at fork",
+    "entry moved",
     "event with a stride",
 )
 AT_LEAST = 20

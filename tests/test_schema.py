@@ -129,6 +129,7 @@ SAMPLES = {
     "huge": 1,
     "full_scans": 1,
     "millisecs": 5,
+    "to": 4,
     "every_nth": 2,
     "share": 0.5,
     "granularity": "2M",

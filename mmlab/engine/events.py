@@ -45,7 +45,8 @@ def happen(system: System, event: ops.Event) -> int:
             raise UserError(problem, parameter="process", value=event.process, allowed=allowed, hint=hint)
         alive = system.alive(event.process)
     touched = len(m.page) if isinstance(event, ops.Khugepaged) else getattr(event, "count", 0)
-    system.reserve(2 * touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
+    touched = 2 * touched + len(system.spaces.pins)
+    system.reserve(touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
     stat["freed_by_batch"] = 0
     results = [act(event, system, *pages) for pages in _ranges(event, system)] if alive else [errno.ESRCH]
     lru_add_drain_all(m)
@@ -93,6 +94,11 @@ def _write(e: ops.Write, s: System, first: int, end: int) -> int:
 @act.register
 def _read(e: ops.Read, s: System, first: int, end: int) -> int:
     return 0 if memory.read_pages(s.m, *_places(e, s, first, end)) else errno.EFAULT
+
+
+@act.register
+def _mremap(e: ops.Mremap, s: System, first: int, end: int) -> int:
+    return s.spaces.mremap(e.process, first, end, e.to + first - e.page)
 
 
 @act.register

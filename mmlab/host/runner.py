@@ -60,7 +60,8 @@ MADVISE = {
     "collapse": 25,
     "memory_failure": 100,
 }
-MAP_ANON, MAP_FIXED = 0x22, 0x10
+MAP_ANON, MAP_FIXED, MAP_POPULATE, MREMAP_MAYMOVE, MREMAP_FIXED = 0x22, 0x10, 0x8000, 1, 2
+SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER, IORING_REGISTER_BUFFERS, IORING_UNREGISTER_BUFFERS = 425, 427, 0, 1
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_MEMORY_MERGE = 1, 36, 67
 SYS_USERFAULTFD, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 323, 0xC018AA3F, 0xC020AA00, 0x8010AA01
 UFFDIO_REGISTER_MODE_WP = 2
@@ -86,7 +87,8 @@ ALONE = {
 }
 """Events that reach beyond the scenario's processes: in a virtual machine of their own only (option `alone`)."""
 OPS = {*MADVISE, *ALONE} | set(
-    "write read mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged set sleep".split()
+    """write read pin unpin mmap mremap mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged
+    set sleep""".split()
 )
 OPTIONS: dict[str, Any] = {
     "mode": "stepped",
@@ -162,8 +164,10 @@ class Libc:
 
     def __init__(self) -> None:
         self.lib = ctypes.CDLL(None, use_errno=True)
-        self.lib.mmap.restype = ctypes.c_void_p
-        self.lib.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        at, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        self.lib.mmap.restype = self.lib.mremap.restype = at
+        self.lib.mmap.argtypes = [at, size, number, number, number, ctypes.c_long]
+        self.lib.mremap.argtypes = [at, size, size, number, at]
         self.lib.syscall.restype = self.lib.pread.restype = self.lib.pwrite.restype = ctypes.c_long
 
     def __call__(self, name: str, *args: Any) -> int:
@@ -407,6 +411,7 @@ class Worker:
         self.base = LIBC.region(pages * PAGE)
         self.bytes = os.memfd_create("bytes")
         self.uffd, self.any = -1, False
+        self.rings: list[int] = []
 
     def serve(self) -> NoReturn:
         """Obey the recorder; a child does so on a socket of its own, and never answers for its parent."""
@@ -429,6 +434,8 @@ class Worker:
                     lines.close()
                     link.close()
                     self.uffd = -1
+                    while self.rings:
+                        os.close(self.rings.pop())
                     self.unmerge_others()
                     self.serve()
             else:
@@ -442,6 +449,36 @@ class Worker:
 
     def mprotect(self, page: int, count: int, prot: int) -> int:
         return self.call("mprotect", page, count, prot)
+
+    def mmap(self, page: int, count: int) -> int:
+        return self.map("mmap", page, count * PAGE, 3, MAP_ANON | MAP_FIXED | MAP_POPULATE, -1, 0)
+
+    def mremap(self, page: int, count: int, to: int) -> int:
+        size = count * PAGE
+        return self.map("mremap", page, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + to * PAGE)
+
+    def map(self, op: str, page: int, *more: int) -> int:
+        """Make a system call that returns an address."""
+        failed = getattr(LIBC.lib, op)(self.base + page * PAGE, *more) == ctypes.c_void_p(-1).value
+        return ctypes.get_errno() if failed else 0
+
+    def pin(self, page: int, count: int) -> int:
+        """Register the range as a fixed buffer of an io_uring of its own."""
+        ring = LIBC.lib.syscall(SYS_IO_URING_SETUP, 1, bytes(120))
+        where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
+        code = LIBC("syscall", SYS_IO_URING_REGISTER, ring, IORING_REGISTER_BUFFERS, where, 1)
+        if code:
+            os.close(ring)
+        else:
+            self.rings.append(ring)
+        return code
+
+    def unpin(self) -> int:
+        """Let go at once: a ring that is only closed does so later."""
+        while self.rings:
+            LIBC("syscall", SYS_IO_URING_REGISTER, self.rings[-1], IORING_UNREGISTER_BUFFERS, None, 0)
+            os.close(self.rings.pop())
+        return 0
 
     def store(self, page: int) -> int:
         """Write the bytes to a page, through the kernel: an errno takes the place of a signal."""
@@ -807,6 +844,7 @@ class Recorder:
             return put(SPLIT, 1)
         target = self.processes[process]
         if op == "exit":
+            target.do("unpin")
             return target.exit()
         if op == "fork":
             code = target.do("fork")

@@ -128,7 +128,7 @@ def free_folio(m, f):
             _free_frame(m, i)
 
 
-@compiled
+@entry
 def folio_get(m, frame):
     """Take a reference on the folio that the frame belongs to, beyond those of its mappings (thp-split H5)."""
     f = m.frame[frame].folio
@@ -138,7 +138,7 @@ def folio_get(m, frame):
         m.frame[frame].pins += 1
 
 
-@compiled
+@entry
 def folio_put(m, frame):
     """Drop a reference on the folio that the frame belongs to, and free the folio after the last one."""
     f = m.frame[frame].folio

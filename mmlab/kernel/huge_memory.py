@@ -5,7 +5,13 @@ import numpy as np
 from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
 from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import folio_add_large_mapcount, folio_remove_rmap_pmd, folio_sub_large_mapcount, munlock_folio
+from mmlab.kernel.rmap import (
+    folio_add_large_mapcount,
+    folio_remove_rmap_pmd,
+    folio_sub_large_mapcount,
+    munlock_folio,
+    vma_address,
+)
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index
@@ -19,6 +25,20 @@ def clear_huge_pmd(m, b):
     m.block[b].pmd = PMD_TABLE
     m.stat[0].huge_pmds -= 1
     m.stat[0].thp_split_pmd += 1
+
+
+@compiled
+def _share_pmd_bits(m, first):
+    """Give the entries that replace a huge PMD, from `first` on, its one dirty and its one accessed bit."""
+    end = first + (1 << m.state[0].hpage_order)
+    dirty, old = 0, OLD
+    for v in range(first, end):
+        dirty |= m.pte[v].bits & DIRTY
+        old &= m.pte[v].bits
+    for v in range(first, end):
+        m.pte[v].bits = m.pte[v].bits & ~OLD | dirty | old
+    if dirty:
+        m.frame[m.page[first].frame].flags |= PG_DIRTY
 
 
 @entry
@@ -37,14 +57,7 @@ def split_huge_pmd(m, b):
             if m.frame[i].mapcount == 0:
                 m.folio[f].nr_mapped += 1
             m.frame[i].mapcount += 1
-        dirty, old = 0, OLD
-        for v in range(first, first + n):
-            dirty |= m.pte[v].bits & DIRTY
-            old &= m.pte[v].bits
-        for v in range(first, first + n):  # the PMD had one dirty and one accessed bit for all
-            m.pte[v].bits = m.pte[v].bits & ~OLD | dirty | old
-        if dirty:
-            m.frame[head].flags |= PG_DIRTY
+        _share_pmd_bits(m, first)
         folio_add_large_mapcount(m, f, m.block[b].mm, n)
         folio_sub_large_mapcount(m, f, m.block[b].mm, 1)
         if not m.state[0].cut_thp_stays_mlocked:
@@ -75,24 +88,21 @@ def _unmap_folio(m, f):
     head, index = m.folio[f].head, m.folio[f].index
     locked = False
     for i in range(len(m.vma)):
-        if m.vma[i].family != m.folio[f].family:
-            continue
-        base = m.vma[i].base
-        first, end = max(m.vma[i].start, index), min(m.vma[i].end, index + n)
+        at, first, end = vma_address(m, i, m.folio[f].family, index, n)
         if first >= end:
             continue
-        b = (base + index) >> m.state[0].hpage_order
-        huge = m.block[b].pmd == PMD_HUGE
-        if huge and m.page[base + index].frame != head:
-            continue
-        for v in range(base + first, base + end):
-            frame = head + (v - base - index)
+        b = first >> m.state[0].hpage_order
+        huge = m.block[b].pmd == PMD_HUGE and m.page[first].frame == head
+        if huge:
+            _share_pmd_bits(m, first)
+        for v in range(first, end):
+            frame = head + v - at
             if m.pte[v].kind == ANON and m.page[v].frame == frame:
                 locked |= (m.vma[i].vm & VM_LOCKED) != 0
-                if m.pte[v].bits & DIRTY:
-                    m.frame[head].flags |= PG_DIRTY
                 if huge:
                     continue
+                if m.pte[v].bits & DIRTY:
+                    m.frame[head].flags |= PG_DIRTY
                 m.frame[frame].mapcount -= 1
                 m.folio[f].mapcount -= 1
                 if m.frame[frame].mapcount == 0:
@@ -101,7 +111,7 @@ def _unmap_folio(m, f):
                         deferred_split_folio(m, f, True)
         if huge:
             clear_huge_pmd(m, b)
-            folio_remove_rmap_pmd(m, base + index, f)
+            folio_remove_rmap_pmd(m, first, f)
     return locked
 
 
@@ -125,13 +135,11 @@ def _remap_folio(m, caller, family, head, index, n):
     page (Z2). Each zeropage lowers RSS, and no counter of the kernel shows it (Z3).
     """
     for i in range(len(m.vma)):
-        if m.vma[i].family != family:
-            continue
-        base = m.vma[i].base
+        at, first, end = vma_address(m, i, family, index, n)
         locked = (m.vma[i].vm & VM_LOCKED) != 0
-        remap = not locked and not m.mm[vm_mm(m, base)].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
-        for v in range(base + max(m.vma[i].start, index), base + min(m.vma[i].end, index + n)):
-            frame = head + (v - base - index)
+        remap = not locked and not m.mm[vm_mm(m, m.vma[i].base)].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
+        for v in range(first, end):
+            frame = head + v - at
             if m.pte[v].kind != ANON or m.page[v].frame != frame:
                 continue
             if remap and m.page[v].key == 0 and not m.frame[frame].flags & (MLOCKED | POISONED):
@@ -222,12 +230,10 @@ __all__ += ["deferred_split_scan"]
 def folio_mapped_at(m, f, i):
     """Return a virtual page whose entry maps page i of the folio, or -1."""
     frame = m.folio[f].head + i
-    at = m.folio[f].index + i
     for j in range(len(m.vma)):
-        if m.vma[j].family == m.folio[f].family and m.vma[j].start <= at < m.vma[j].end:
-            v = m.vma[j].base + at
-            if m.pte[v].kind == ANON and m.page[v].frame == frame:
-                return v
+        v, first, end = vma_address(m, j, m.folio[f].family, m.folio[f].index + i, 1)
+        if first < end and m.pte[v].kind == ANON and m.page[v].frame == frame:
+            return v
     return -1
 
 
@@ -238,6 +244,8 @@ def thp_underused(m, f):
     n = 1 << m.folio[f].order
     if limit >= n - 1:
         return False
+    if m.folio[f].mapcount == 0:
+        return m.folio[f].zeros > limit
     for i in range(n):
         m.stat[0].zero_scans += 1
         v = folio_mapped_at(m, f, i)

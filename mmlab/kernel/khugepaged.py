@@ -330,11 +330,11 @@ def khugepaged_scan_mm_slot(m, pages):
     mm = s.khugepaged_mm
     base = m.mm[mm].base
     progress = 1
-    for i in range(0 if m.mm[mm].exited else len(m.vma)):
-        if m.vma[i].base != base or m.vma[i].end <= s.khugepaged_address:
+    for i in range(0 if m.mm[mm].exited else len(m.area)):
+        if m.area[i].base != base or m.area[i].end <= s.khugepaged_address:
             continue
-        start, end = (m.vma[i].start + n - 1) // n * n, m.vma[i].end // n * n
-        if not m.vma[i].vm & VM_HUGEPAGE or start >= end or s.khugepaged_address > end:
+        start, end = (m.area[i].start + n - 1) // n * n, m.area[i].end // n * n
+        if not m.area[i].vm & VM_HUGEPAGE or start >= end or s.khugepaged_address > end:
             progress += 1
             continue
         s.khugepaged_address = max(s.khugepaged_address, start)

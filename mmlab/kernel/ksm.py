@@ -7,6 +7,7 @@ from mmlab.kernel.folio import folio_batch_add, folio_get, folio_put, lru_add_dr
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.jit import compiled, entry, inlined, trailing_zeros
 from mmlab.kernel.memory import break_ksm
+from mmlab.kernel.rmap import linear_page_index, vma_address
 from mmlab.kernel.rmap_item import (
     alloc_rmap_item,
     free_rmap_item,
@@ -94,12 +95,11 @@ def _become_ksm_page(m, v, frame):
     m.pte[v].bits |= KSM_PAGE
     if m.frame[frame].mapcount == 1:
         return
-    mm = vm_mm(m, v)
-    for other in range(1, len(m.mm)):
-        if m.mm[other].family == m.mm[mm].family:
-            w = v - m.mm[mm].base + m.mm[other].base
-            if m.pte[w].kind == ANON and m.page[w].frame == frame:
-                m.pte[w].bits |= KSM_PAGE
+    index = linear_page_index(m, v)
+    for i in range(len(m.vma)):
+        w, first, end = vma_address(m, i, m.mm[vm_mm(m, v)].family, index, 1)
+        if first < end and m.pte[w].kind == ANON and m.page[w].frame == frame:
+            m.pte[w].bits |= KSM_PAGE
 
 
 @compiled

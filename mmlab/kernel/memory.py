@@ -6,7 +6,13 @@ from mmlab.kernel.deferred_split import deferred_split_folio
 from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_batch_add, folio_free_swap, folio_get, folio_put, vm_mm
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import folio_add_large_mapcount, folio_pte_batch, folio_remove_rmap_pmd, folio_remove_rmap_ptes
+from mmlab.kernel.rmap import (
+    folio_add_large_mapcount,
+    folio_pte_batch,
+    folio_remove_rmap_pmd,
+    folio_remove_rmap_ptes,
+    linear_page_index,
+)
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
@@ -62,7 +68,7 @@ def map_folio(m, v, order, nid):
     mm = m.block[b].mm
     n = 1 << order
     huge = order == m.state[0].hpage_order
-    f = alloc_folio(m, order, m.mm[mm].family, v - m.mm[mm].base)
+    f = alloc_folio(m, order, m.mm[mm].family, linear_page_index(m, v))
     head = m.folio[f].head
     for i in range(n):
         _map_anon(m, v + i, head + i, DIRTY | EXCLUSIVE)
@@ -322,7 +328,7 @@ def populate_vma_page_range(m, first, end):
 
 
 # --- ranges ---------------------------------------------------------------------------------------------------------
-__all__ += ["break_ksm", "copy_page_range", "populate", "unmerge_ksm_pages", "zap_page_range"]
+__all__ += ["break_ksm", "copy_page_range", "move_page_tables", "populate", "unmerge_ksm_pages", "zap_page_range"]
 
 
 @entry
@@ -376,17 +382,28 @@ def zap_page_range(m, first, end, advised):
             m.block[b].pmd = PMD_NONE
 
 
+@compiled
+def _copied_at_fork(m, v):
+    """Return whether a child gets a copy of the page at v: it is exclusive, and its folio pinned (ksm-merge F4)."""
+    frame = m.page[v].frame
+    f = m.frame[frame].folio
+    pins = m.folio[f].pins if f >= 0 else np.int64(m.frame[frame].pins)
+    return m.pte[v].bits & EXCLUSIVE and pins > 0
+
+
 @entry
 def copy_page_range(m, src, dst, pages):
     """Copy the parent's page tables at `src` to the child's at `dst`, as fork does (ksm-merge F4).
 
-    Ordinary pages become shared and non-exclusive. KSM and zeropage entries keep their kind. The child gets no
-    rmap_items.
+    Ordinary pages become shared and non-exclusive, except that the child gets copies of those of a pinned folio, of
+    which a huge PMD is split. KSM and zeropage entries keep their kind. The child gets no rmap_items.
     """
     order = m.state[0].hpage_order
     n = 1 << order
     for i in range((pages + n - 1) // n):
         a, b = (src >> order) + i, (dst >> order) + i
+        if m.block[a].pmd == PMD_HUGE and _copied_at_fork(m, a * n):
+            split_huge_pmd(m, a)
         m.block[b].pmd = m.block[a].pmd
         if m.block[a].pmd == PMD_HUGE:
             f = m.frame[m.page[a * n].frame].folio
@@ -397,6 +414,9 @@ def copy_page_range(m, src, dst, pages):
         v, w = src + i, dst + i
         m.page[w].key = m.page[v].key
         m.pte[w].vm = m.pte[v].vm & ~(VM_LOCKED | VM_UFFD)
+        if m.pte[v].kind == ANON and _copied_at_fork(m, v):
+            map_new_page(m, w, DIRTY | EXCLUSIVE)
+            continue
         m.pte[w].kind = m.pte[v].kind
         m.pte[v].bits &= ~EXCLUSIVE
         if m.pte[v].kind == ANON:
@@ -414,6 +434,35 @@ def copy_page_range(m, src, dst, pages):
         elif m.pte[v].kind == SWAP:
             m.page[w].frame = m.page[v].frame
             swap_duplicate(m, -2 - m.page[v].frame)
+
+
+@entry
+def move_page_tables(m, old, new, pages):
+    """Move the entries of a range, as mremap does (thp-split H14).
+
+    A huge PMD moves as it is if it comes to a border of a block again, else it is split.
+    """
+    order = m.state[0].hpage_order
+    n = np.int64(1) << order
+    i = np.int64(0)
+    while i < pages:
+        v, w = old + i, new + i
+        b, c = v >> order, w >> order
+        run = min(n - (v & n - 1), n - (w & n - 1), pages - i)
+        if run < n:
+            split_huge_pmd(m, b)
+        elif m.block[b].pmd != PMD_TABLE:
+            m.block[c].pmd, m.block[b].pmd = m.block[b].pmd, PMD_NONE
+        if m.block[b].pmd == PMD_TABLE:
+            m.block[c].pmd = PMD_TABLE
+        for v in range(old + i, old + i + run):
+            w = v + new - old
+            set_content(m, w, m.page[v].key)
+            m.pte[w].kind, m.pte[w].bits = m.pte[v].kind, m.pte[v].bits
+            m.page[w].frame = m.page[v].frame
+            m.occupied[w >> 6] |= np.uint64(1) << np.uint64(w & 63)
+            unmap_pte(m, v, NONE, -1)
+        i += run
 
 
 @compiled

@@ -1,5 +1,7 @@
 """Migration and memory failure (mm/migrate.c, mm/memory-failure.c; thp-split 3.6, 3.7)."""
 
+import numpy as np
+
 from mmlab.kernel.deferred_split import folio_is_queued, list_move_tail
 from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import split_folio
@@ -30,13 +32,13 @@ def migrate_pages(m, first, end, node, huge):
     not those that became the zeropage (G2). A folio with further references stays. A queued one is queued anew (Q2).
     """
     lru_add_drain_all(m)
-    v = first
+    v, last = first, np.int64(-1)
     while v < end:
-        if m.pte[v].kind != ANON:
+        frame = m.page[v].frame
+        f = np.int64(m.frame[frame].folio)
+        if m.pte[v].kind != ANON or (f >= 0 and f == last):
             v += 1
             continue
-        frame = m.page[v].frame
-        f = m.frame[frame].folio
         if f >= 0:
             thp = m.folio[f].order == m.state[0].hpage_order
             if m.folio[f].partially_mapped or (thp and not huge):
@@ -48,11 +50,10 @@ def migrate_pages(m, first, end, node, huge):
                 m.folio[f].mlocks = count_locked(m, v, True)
                 if folio_is_queued(m, f):
                     list_move_tail(m, f)
+            last = f
         elif m.frame[frame].pins == 0 and not m.frame[frame].flags & LOCKED:
             _move(m, frame, 1, node)
         v += 1
-        while v < end and f >= 0 and m.pte[v].kind == ANON and m.frame[m.page[v].frame].folio == f:
-            v += 1
 
 
 @entry

@@ -2,7 +2,7 @@
 
 from mmlab.kernel.folio import vm_mm
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import folio_pte_batch, munlock_folio
+from mmlab.kernel.rmap import folio_pte_batch, linear_page_index, munlock_folio, vma_address
 from mmlab.kernel.state import *
 
 __all__ = ["count_locked", "mlock_vma_pages_range"]
@@ -27,11 +27,10 @@ def mlock_vma_pages_range(m, first, end, lock):
 @compiled
 def count_locked(m, v, huge):
     """Return how many entries in VM_LOCKED VMAs map the page at v; with `huge`, how many huge PMDs do."""
-    mm, n = m.mm[vm_mm(m, v)], 0
+    index, n = linear_page_index(m, v), 0
     for i in range(len(m.vma)):
-        at = v - mm.base
-        if m.vma[i].family == mm.family and m.vma[i].vm & VM_LOCKED and m.vma[i].start <= at < m.vma[i].end:
-            w = m.vma[i].base + at
+        w, first, end = vma_address(m, i, m.mm[vm_mm(m, v)].family, index, 1)
+        if first < end and m.vma[i].vm & VM_LOCKED:
             mapped = m.pte[w].kind == ANON and m.page[w].frame == m.page[v].frame
             n += mapped and (not huge or m.block[w >> m.state[0].hpage_order].pmd == PMD_HUGE)
     return n

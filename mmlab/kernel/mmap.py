@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import attrgetter
 
 import numpy as np
 
+from mmlab.kernel.folio import folio_get, folio_put, lru_add_drain_all
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.khugepaged import collapse_range
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
 from mmlab.kernel.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, madvise_folios
-from mmlab.kernel.memory import copy_page_range, populate_vma_page_range, unmerge_ksm_pages, zap_page_range
+from mmlab.kernel.memory import (
+    copy_page_range,
+    move_page_tables,
+    populate_vma_page_range,
+    unmerge_ksm_pages,
+    zap_page_range,
+)
 from mmlab.kernel.mlock import mlock_vma_pages_range
 from mmlab.kernel.state import *
 
@@ -36,7 +44,7 @@ class Vma:
 
     `stamp` is the time at which it was made or resized last; it orders reverse mapping among VMAs with the same first
     page (thp-split Z4). VMAs join only within one `anon_vma`: a VMA gets its own at its first write, and each VMA of a
-    child gets one at fork.
+    child gets one at fork. `moved` is by how many pages mremap has moved it (thp-split H14).
     """
 
     start: int
@@ -44,6 +52,7 @@ class Vma:
     vm: int
     anon_vma: int
     stamp: int
+    moved: int = 0
 
 
 @dataclass
@@ -52,6 +61,8 @@ class AddressSpaces:
 
     m: Machine
     vmas: list[list[Vma]] = field(default_factory=list)
+    pins: list[tuple[int, int]] = field(default_factory=list)
+    """Pinned pages: process and frame, once for each pin."""
     _stamp: int = 0
     _changed: set[int] = field(default_factory=set)
     """First and last pages that the present call has changed."""
@@ -80,14 +91,15 @@ class AddressSpaces:
         return int(self.m.mm[process + 1]["base"])
 
     def publish(self) -> None:
-        """Give the compiled code the table of all VMAs, in the order of reverse mapping (thp-split Z4)."""
+        """Give the compiled code the tables of all VMAs."""
         rows = [
-            (int(self.m.mm[i + 1]["family"]), v.start, v.stamp, self.base(i), v.end, v.vm)
+            (int(self.m.mm[i + 1]["family"]), self.base(i), v.start, v.end, v.moved, v.vm)
             for i, vmas in enumerate(self.vmas)
             for v in vmas
         ]
-        rows.sort()
-        self.m.vma = np.array([(family, base, start, end, vm) for family, start, _, base, end, vm in rows], vma_t)
+        area = self.m.area = np.array(rows, vma_t)
+        stamps = [v.stamp for vmas in self.vmas for v in vmas]
+        self.m.vma = area[sorted(range(len(rows)), key=lambda i: (rows[i][0], rows[i][2] - rows[i][4], stamps[i]))]
         for i, vmas in enumerate(self.vmas):
             self.m.mm[i + 1]["khugepaged"] |= any(v.vm & VM_HUGEPAGE for v in vmas)
             self.m.mm[i + 1]["mergeable"] = sum(v.end - v.start for v in vmas if v.vm & VM_MERGEABLE)
@@ -100,7 +112,7 @@ class AddressSpaces:
         vmas = self.vmas[process]
         for i, v in enumerate(vmas):
             if v.start < at < v.end:
-                vmas.insert(i + 1, Vma(at, v.end, v.vm, v.anon_vma, self._next_stamp()))
+                vmas.insert(i + 1, Vma(at, v.end, v.vm, v.anon_vma, self._next_stamp(), v.moved))
                 v.end = at
                 v.stamp = self._next_stamp()
                 page = self.base(process) + at
@@ -113,7 +125,8 @@ class AddressSpaces:
         """Join neighbours that the present call has made equal (thp-split H10)."""
         joined: list[Vma] = []
         for v in self.vmas[process]:
-            equal = joined and (joined[-1].end, joined[-1].vm, joined[-1].anon_vma) == (v.start, v.vm, v.anon_vma)
+            last = joined[-1] if joined else v
+            equal = (last.end, last.vm, last.anon_vma, last.moved) == (v.start, v.vm, v.anon_vma, v.moved)
             if equal and v.start in self._changed:
                 joined[-1].end = v.end
                 joined[-1].stamp = self._next_stamp()
@@ -277,6 +290,82 @@ class AddressSpaces:
         self.m.pte["vm"][base + start : base + end] = 0
         return 0
 
+    def mmap(self, process: int, start: int, end: int) -> int:
+        """mmap with MAP_FIXED and MAP_POPULATE; with MERGE_ANY the new VMA is mergeable (ksm-scan S12)."""
+        self.munmap(process, start, end)
+        self.m.state[0]["unmerged"] = 1  # rmap_items may be left of what was here
+        base, vm = self.base(process), VM_PRESENT | VM_WRITE
+        vm |= VM_MERGEABLE if self.m.mm[process + 1]["merge_any"] else 0
+        self.vmas[process].append(Vma(start, end, vm, self._next_stamp(), self._next_stamp()))
+        self.vmas[process].sort(key=attrgetter("start"))
+        self.m.pte["vm"][base + start : base + end] = vm
+        self._populate(process, start, end)
+        return 0
+
+    def mremap(self, process: int, start: int, end: int, to: int) -> int:
+        """mremap with MREMAP_FIXED: move the VMAs to where they replace what is there (thp-split H14).
+
+        Releases differ in whether it moves a part of one VMA only, or several, with the holes between them left alone.
+        """
+        several = bool(self.m.state[0]["mremap_moves_several"])
+        mapped = bool(self._in_range(process, start, start + 1))
+        if (several or mapped) and to < end and start < to + end - start:
+            return errno.EINVAL
+        if not mapped:
+            return errno.EFAULT
+        if not several:
+            self.munmap(process, to, to + end - start)
+        at = start
+        while at < end and (vmas := self._in_range(process, at, end)):
+            first, last, alone = max(at, vmas[0].start), min(end, vmas[0].end), not several or vmas[0].vm & VM_UFFD
+            if alone and (first, last) != (start, end):
+                return errno.EFAULT
+            self._move(process, first, last, to + first - start)
+            at = last
+        return 0
+
+    def _move(self, process: int, start: int, end: int, to: int) -> None:
+        """Move a part of a VMA; what is merged in it is unshared first."""
+        new = slice(self.base(process) + to, self.base(process) + to + end - start)
+        self.munmap(process, to, to + end - start)
+        vma, old = self._in_range(process, start, end)[0], self.base(process) + start
+        if vma.vm & VM_MERGEABLE:
+            unmerge_ksm_pages(self.m, old, old + end - start)
+            self.m.state[0]["unmerged"] = 1
+        order = int(self.m.state[0]["hpage_order"])
+        self.m.block["pmd"][-(-new.start >> order) : new.stop >> order] = PMD_NONE
+        move_page_tables(self.m, old, new.start, end - start)
+        vm, moved = vma.vm & ~VM_UFFD, vma.moved + to - start
+        self.m.pte["vm"][new] = vm
+        there = Vma(to, to + end - start, vm, vma.anon_vma, self._next_stamp(), moved)
+        self.munmap(process, start, end)
+        self.vmas[process].append(there)
+        self.vmas[process].sort(key=attrgetter("start"))
+        self._changed = {there.start, there.end}
+        self._join(process)
+
+    def pin(self, process: int, start: int, end: int) -> int:
+        """pin_user_pages: touch each page as mlock does and hold it, or none if one is not writable (thp-split H5)."""
+        base = self.base(process)
+        pte = self.m.pte[base + start : base + end]
+        barred = (pte["vm"] & VM_WRITE == 0) | (pte["kind"] == POISON)
+        reached = start + int(np.argmax(np.append(barred, True)))
+        populate_vma_page_range(self.m, base + start, base + reached)
+        if reached < end:
+            return errno.EFAULT
+        held = self.m.page["frame"][base + start : base + end].tolist()
+        self.pins += [(process, frame) for frame in held]
+        for frame in held:
+            folio_get(self.m, frame)
+        return 0
+
+    def unpin(self, process: int) -> int:
+        """Let go of all pages that a process has pinned."""
+        for frame in [frame for owner, frame in self.pins if owner == process]:
+            folio_put(self.m, frame)
+        self.pins = [pin for pin in self.pins if pin[0] != process]
+        return 0
+
     def mprotect(self, process: int, start: int, end: int, prot: int) -> int:
         """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
 
@@ -318,8 +407,13 @@ class AddressSpaces:
         order = int(m.state[0]["hpage_order"])
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
-        inherited = [(v.start, v.end, v.vm & ~(VM_LOCKED | VM_UFFD)) for v in self.vmas[parent]]
-        self.vmas.append([Vma(*v, self._next_stamp(), self._next_stamp()) for v in inherited])
+        self.vmas.append(
+            [
+                replace(v, vm=v.vm & ~(VM_LOCKED | VM_UFFD), anon_vma=self._next_stamp(), stamp=self._next_stamp())
+                for v in self.vmas[parent]
+            ]
+        )
+        lru_add_drain_all(m)  # pins are those of I/O then
         copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
@@ -329,6 +423,7 @@ class AddressSpaces:
         """exit: memory is freed at once, rmap_items when ksmd gets there (ksm-merge F5)."""
         m, mm, stat = self.m, self.m.mm[process + 1], self.m.stat[0]
         self.munmap(process, 0, int(mm["pages"]))
+        self.unpin(process)
         mm["exited"] = 1
         stat["proc_ksm_rmap_items"] -= mm["rmap_items"]
         stat["proc_ksm_merging_pages"] -= mm["merging_pages"]

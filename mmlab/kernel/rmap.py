@@ -6,7 +6,30 @@ from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import *
 
 __all__ = ["folio_add_large_mapcount", "folio_maybe_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd"]
-__all__ += ["folio_remove_rmap_ptes", "folio_sub_large_mapcount", "munlock_folio"]
+__all__ += ["folio_remove_rmap_ptes", "folio_sub_large_mapcount", "linear_page_index", "munlock_folio", "vma_address"]
+
+
+@compiled
+def vma_address(m, i, family, index, n):
+    """Return where VMA i maps page `index` of its family's folios, and the bounds of what it maps of the n from there.
+
+    The bounds are equal or in reverse if it maps none of them.
+    """
+    base = m.vma[i].base
+    at = base + m.vma[i].moved + index
+    if m.vma[i].family != family:
+        return at, at, at
+    return at, max(base + m.vma[i].start, at), min(base + m.vma[i].end, at + n)
+
+
+@compiled
+def linear_page_index(m, v):
+    """Return the number by which folios know the page at v: its number in the region, but for what mremap moved."""
+    base = m.mm[vm_mm(m, v)].base
+    for i in range(len(m.vma)):
+        if m.vma[i].base == base and m.vma[i].start <= v - base < m.vma[i].end:
+            return v - base - m.vma[i].moved
+    return v - base
 
 
 @compiled
@@ -85,6 +108,19 @@ def folio_maybe_mapped_shared(m, f):
 
 
 @compiled
+def _put_unmapped_folio(m, v, f):
+    """Free a large folio if nothing maps or references it any more; one that is pinned keeps its contents.
+
+    The shrinker asks for them only where all mappings went in one step, which then began at v (thp-split Q4).
+    """
+    if m.folio[f].mapcount == 0 and m.folio[f].pins > 0 and not m.folio[f].partially_mapped:
+        m.folio[f].zeros = 0
+        for w in range(v, v + (1 << m.folio[f].order)):
+            m.folio[f].zeros += m.page[w].key == 0
+    put_folio(m, f)
+
+
+@compiled
 def folio_remove_rmap_ptes(m, v, frame, n):
     """Remove the mappings of n consecutive pages of one folio, at v and `frame` on, in one step (thp-split H11).
 
@@ -105,7 +141,7 @@ def folio_remove_rmap_ptes(m, v, frame, n):
     if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
         deferred_split_folio(m, f, True)
     munlock_folio(m, v, f)
-    put_folio(m, f)
+    _put_unmapped_folio(m, v, f)
 
 
 @compiled
@@ -116,4 +152,4 @@ def folio_remove_rmap_pmd(m, v, f):
     if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
         deferred_split_folio(m, f, True)
     munlock_folio(m, v, f)
-    put_folio(m, f)
+    _put_unmapped_folio(m, v, f)

@@ -122,6 +122,7 @@ def folio_t() -> None:
     entire: int32       huge PMDs that map it
     nr_mapped: int32    its pages that at least one page table entry maps
     pins: int32         references beyond the mappings
+    zeros: int32        pages that were zero-filled when the last mapping of a pinned folio went
     mlocks: int32       times that it was mlocked as a whole
     owner, second: int32             two processes that map it, as far as it knows them; 0: none
     owner_maps, second_maps: int32   part of mapcount that is theirs
@@ -208,6 +209,7 @@ def vma_t() -> None:
     family: int32
     base: int32         first page of the process's region
     start, end: int32   pages of the region
+    moved: int32        by how many pages mremap has moved it: pages keep the numbers by which their folios know them
     vm: uint8           flags
     """
 
@@ -376,6 +378,8 @@ class Machine(Tables):
     """processes: process i is record i + 1, record 0 is the head of ksmd's list"""
     vma: Annotated[np.ndarray, vma_t]
     """VMAs of all processes, in the order of reverse mapping"""
+    area: Annotated[np.ndarray, vma_t]
+    """the same in the order of addresses"""
     tree: Annotated[np.ndarray, tree_t, MAX_NODES]
     """one record a NUMA node; only the first is used unless merge_across_nodes is 0"""
     index: Annotated[np.ndarray, np.dtype(np.int32)]

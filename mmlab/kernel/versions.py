@@ -157,6 +157,11 @@ def collapse_needs_no_writable() -> None:
     """A range without a writable entry may be collapsed."""
 
 
+@_row("thp-split H14", (6, 17), "mm/mremap: permit mremap() move of multiple VMAs; measured on 6.18.44")
+def mremap_moves_several() -> None:
+    """mremap of a range with several VMAs moves each of them. Before, it fails once it has unmapped its new place."""
+
+
 @_row("mthp E2", (6, 8), "19eaf44954df mm: thp: support allocation of anonymous multi-size THP")
 def faults_take_sizes() -> None:
     """A write fault takes the largest enabled size that fits. Before, folios are small pages or huge pages."""

@@ -18,6 +18,7 @@ import randomscenario
 from conftest import ROOT
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.engine.events import act
+from mmlab.engine.system import System
 from mmlab.errors import UserError
 from mmlab.kernel.mmap import AddressSpaces
 from mmlab.results.run import Run, simulate
@@ -401,7 +402,9 @@ def test_conservation_in_random_scenarios(part: int) -> None:
     for seed in range(part, 30, 3):
         asked = scenario_of(randomscenario.scenario(seed))
         for batches in (asked.horizon_batches, asked.horizon_batches * (seed + 1) // 31):
-            conservation.check(simulate(asked.replace(horizon_batches=max(1, batches))))
+            systems: list[System] = []
+            run = simulate(asked.replace(horizon_batches=max(1, batches)), observe=systems.append)
+            conservation.check(run, [frame for _, frame in systems[-1].spaces.pins])
 
 
 def test_arrays_grow_for_collapses() -> None:

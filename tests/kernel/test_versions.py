@@ -117,6 +117,7 @@ SHOWN = {
     "cut_thp_stays_mlocked": "k618-mlock-shrink",
     "shrinker_skips_mlocked": "k618-mlock-shrink",
     "collapse_needs_no_writable": "live618-swap-khugepaged",
+    "mremap_moves_several": "live618-mremap-several",
     "faults_take_sizes": "test_khugepaged.py::test_fault_takes_the_largest_size_that_fits",
     "scan_counts_entries": "test_khugepaged.py::test_huge_memory_is_nearly_free_to_scan",
     "collapse_skips_lazyfree": "test_khugepaged.py::test_lazy_pages_keep_khugepaged_away",

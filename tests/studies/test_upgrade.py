@@ -25,6 +25,7 @@ SHOWN = {
     "cut_thp_stays_mlocked": {"thp_split_page": (2, 1)},
     "shrinker_skips_mlocked": {"thp_underused_split_page": (2, 1), "huge_pmds": (0, 1)},
     "collapse_needs_no_writable": {"huge_pmds": (0, 2), "failed events": (1, 0)},
+    "mremap_moves_several": {"anon_pages": (984, 994), "failed events": (1, 0)},
     "faults_take_sizes": {"anon_pages": (1, 16)},
     "scan_counts_entries": {"huge_pmds": (127, 128), "khugepaged_full_scans": (0, 11)},
     "collapse_skips_lazyfree": {"pages_collapsed": (2, 1)},
