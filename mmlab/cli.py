@@ -379,27 +379,30 @@ def vm(kernel: str | None, words: tuple[str, ...], fetch: str | None) -> None:
 
 
 @cli.command()
-@files_argument
+@click.argument("files", nargs=-1, metavar="[FILE]…", type=FILE)
 @click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the costs; `costs: FILE.yaml` uses them.")
+@click.option("--record", "folder", type=PATH, metavar="DIR", help="Record the calibration set here first, as root.")
+@click.option("--times", type=AT_LEAST_1, default=3, show_default=True, metavar="N", help="Recordings of each.")
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
 @computes
-def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, progress: Progress) -> None:
+def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, progress: Progress) -> None:
     """Fit the costs of ksmd's steps to recordings of its CPU time on a real kernel, and judge the fit.
 
     The model repeats each recorded scenario and counts ksmd's steps in every batch. The output is the cost of each step
     with its standard error; each scenario's CPU time as measured, and as predicted by costs fitted to all the other
     scenarios; and the median of these errors. Steps that the recording does not determine keep an estimate.
 
-    FILE is a kernel trace with lab_ksmd_cpu_ns among its fields, as tests/record.py makes them (`tests/record.py
-    "cost-*" --out recorded`, as root on the kernel in question), or a list of scenarios with their samples, like
-    tests/calibration-6.18.json.gz. At least two scenarios are needed, with different kinds of memory: a step that
-    occurs in only one of them cannot be predicted from the others.
+    With --record it records on the running kernel what it needs: some 30 scenarios, each several times, in five to ten
+    minutes; a busy machine is no obstacle, as CPU time is measured. What is in DIR already is not recorded again.
+    Another FILE is a kernel trace with lab_ksmd_cpu_ns among its fields (`mmlab record`), or a list of scenarios with
+    their samples, like tests/calibration-6.18.json.gz. At least two scenarios are needed, with different kinds of
+    memory: a step that occurs in only one of them cannot be predicted from the others.
 
     Exit status 1: in some scenario the model's counters differ from the recorded ones; that scenario was not used.
 
     \b
     Examples:
-      mmlab calibrate tests/calibration-6.18.json.gz
+      sudo mmlab calibrate --record recorded/ -o my-host.yaml
       mmlab calibrate recorded/*.json.gz -o my-host.yaml
       mmlab simulate params/all_zero.yaml --set costs=my-host.yaml
     """
@@ -407,6 +410,9 @@ def calibrate(files: tuple[Path, ...], out: Path | None, machine: str | None, pr
 
     if out and out.suffix not in (".yaml", ".yml"):
         raise UserError(parameter="-o", value=str(out), allowed="a file that ends in .yaml")
+    if not (files or folder):
+        raise click.UsageError("Name recordings, or a folder for new ones with --record.")
+    files += tuple(calibration.record_all(folder, times, progress)) if folder else ()
     found = calibration.calibrate([one for file in files for one in calibration.read(file)], progress)
     _say(found.text())
     if out:

@@ -3,7 +3,6 @@
     python tests/record.py --list                     the scenarios, a line each
     python tests/record.py uffd-collapse merge-any    record these, into mmlab/recordings/live618-NAME.json.gz
     python tests/record.py --all --out /tmp/traces    record all of them somewhere else
-    python tests/record.py 'cost-*' --out /tmp/here   for `mmlab calibrate /tmp/here/costs/*`
 
 Needs root and a kernel with KSM and THP. A scenario is recorded twice (--times), and kept only if both recordings are
 the same, because what happens elsewhere on the machine shows in /proc/vmstat too. All knobs are put back as they were.
@@ -26,7 +25,6 @@ import errno
 import fnmatch
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -1316,39 +1314,6 @@ scenario(
     1,
     late=1,
 )
-
-MIXED = random.Random(1).sample(range(1000, 1000 + (1 << 14)), 1 << 14)
-COSTS: dict[str, tuple[list[list[int]], str, dict[str, int]]] = {
-    "unique": ([[key, 1, 0] for key in MIXED], "-", {}),
-    "unique-few": ([[key, 1, 0] for key in MIXED[:2048]], "-", {}),
-    "unique-thp": ([[key, 1, 0] for key in MIXED], "H", {}),
-    "unique-batches": ([[key, 1, 0] for key in MIXED[:2048]], "-", {"pages_to_scan": 50}),
-    "unique-skipped": ([[key, 1, 0] for key in MIXED], "-", {"smart_scan": 1}),
-    "ascending": ([[1000, 1 << 14, 1]], "-", {}),
-    "eights": ([[key % 1024, 1, 0] for key in MIXED[: 1 << 13]], "-", {}),
-    "eights-thp": ([[key % 1024, 1, 0] for key in MIXED[: 1 << 13]], "H", {}),
-    "same": ([[7, 1 << 13, 0]], "-", {}),
-    "zero": ([[0, 1 << 13, 0]], "-", {}),
-    "zero-uzp1": ([[0, 1 << 13, 0]], "-", {"use_zero_pages": 1}),
-    "zero-some-uzp1": (16 * block(256, 5000), "-", {"use_zero_pages": 1}),
-    "zero-thp": ([[0, 1 << 13, 0]], "H", {}),
-    "zero-thp-uzp1": ([[0, 1 << 13, 0]], "H", {"use_zero_pages": 1}),
-    "half-thp-uzp1": ([run for i in range(16) for run in block(256, 5000 + 256 * i)], "H", {"use_zero_pages": 1}),
-    "most-thp-uzp1": ([run for i in range(16) for run in block(460, 5000 + 52 * i)], "H", {"use_zero_pages": 1}),
-}
-"""For `mmlab calibrate`: contents, small pages or THPs, knobs."""
-for name, (contents, kind, knobs) in COSTS.items():
-    blocks = sum(count for _, count, _ in contents) // 512
-    scenario(
-        f"cost-{name}",
-        "what ksmd's steps cost",
-        [process(*([] for _ in range(blocks)), thp=blocks * kind) | {"contents": contents}],
-        [],
-        60 if "batches" in name else 40 if "skipped" in name else 16,
-        how="depends on time: not for comparison",
-        folder="costs",
-        **{"pages_to_scan": 4096, "smart_scan": 0} | knobs,
-    )
 
 
 # -- by hand --------------------------------------------------------------------------------------------------------

@@ -102,7 +102,9 @@ def parts(scenario: Scenario) -> np.ndarray:
     """
     part, at = np.eye(len(STEPS)), {step: i for i, step in enumerate(STEPS)}
     running = scenario.owner_running_fraction
-    part[at["merge"], [at["merge"], at["merge_running_owner"]]] = 1 - running, running
+    for step in ("merge", "merge_zero"):  # the one as well as the other has to flush the owner's TLB
+        part[at[step], at["merge_running_owner"]] += running
+        part[at[step], at["merge"]] -= running
     part[at["tree_level"], at["compare_byte"]] = scenario.equal_bytes
     return part
 

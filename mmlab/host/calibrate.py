@@ -10,7 +10,7 @@ A recording is a file of either kind, gzip-compressed or not:
 * a list of scenarios, each with ``scenario`` (``name``, ``blocks`` of 512 pages, ``thp`` 0 or 1 for each, ``contents``,
   knobs, ``batches``), ``kernel``, and ``samples``: before the start and after each batch the counters and
   ``ksmd_cpu_ns``, the first number of ksmd's /proc/PID/schedstat;
-* a kernel trace (`mmlab.results.trace`) with ``lab_ksmd_cpu_ns`` among its fields, as ``tests/record.py`` makes them.
+* a kernel trace (`mmlab.results.trace`) with ``lab_ksmd_cpu_ns`` among its fields, as `record_all` makes them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ import numpy as np
 from mmlab.engine.costs import ADDED, STEPS, parts
 from mmlab.engine.system import System
 from mmlab.errors import UserError, located
-from mmlab.params import write_atomically, writing
+from mmlab.host import record as recorder
+from mmlab.params import read_yaml, write_atomically, writing
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.scenario import Scenario
 
-__all__ = ["Calibration", "Fit", "Observed", "calibrate", "fit", "observe", "processor", "read", "write"]
+__all__ = ["Calibration", "Fit", "Observed", "calibrate", "calibration_set", "fit", "observe", "processor", "read"]
+__all__ += ["record_all", "record_one", "write"]
 
 ESTIMATES: dict[str, float] = {
     "visit": 1000,
@@ -172,7 +174,75 @@ def _of_trace(trace: dict[str, Any], path: str | Path) -> tuple[Scenario, list[d
     rows = [row for i, row in enumerate(trace["samples"]) if i not in after_events]
     name = str(trace.get("name") or Path(path).name)
     fields = [field.replace("lab_ksmd", "ksmd") for field in trace["fields"]]
-    return traces.scenario_of(trace).replace(name=name), [dict(zip(fields, row, strict=True)) for row in rows]
+    moved = trace.get("moved", ())
+    samples = [{n: v for n, v in zip(fields, row, strict=True) if n not in moved} for row in rows]
+    return traces.scenario_of(trace).replace(name=name), samples
+
+
+def calibration_set() -> list[Scenario]:
+    """Return the scenarios that tell the costs of ksmd's steps apart (``calibrate.yaml``), those of this machine.
+
+    Without a second CPU no owner runs while ksmd does.
+    """
+    listed = read_yaml(Path(__file__).with_suffix(".yaml"))
+    found = [Scenario(name=name, **listed["common"] | own) for name, own in listed["scenarios"].items()]
+    return [scenario for scenario in found if not scenario.owner_running_fraction or len(_cpus()) > 1]
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def record_one(scenario: Scenario) -> traces.Trace:
+    """Record a scenario of `calibration_set` on the running kernel.
+
+    Raises
+    ------
+    UserError
+        The machine cannot record it; see `mmlab.host.record.record`.
+    """
+    owner = _cpus()[1:] if scenario.owner_running_fraction else []
+    plan = recorder.plan(scenario, times=1, maps="end", owner_running=owner, key_offset=scenario.equal_bytes)
+    trace = recorder.record(plan)
+    trace["scenario"]["knobs"] |= scenario.model_dump(include={"owner_running_fraction", "equal_bytes"})
+    return trace | {"name": scenario.name, "moved": trace["machine_wide"]}  # ksmd's own counters tell enough
+
+
+def record_all(
+    folder: Path, times: int = 3, progress: Callable[[float, float, str], object] | None = None
+) -> list[Path]:
+    """Record the calibration set into a folder, all of it `times` times, and return its files.
+
+    The recordings of a scenario lie far apart in time, so that the load of the machine at one moment matters little.
+    Files that are there are kept.
+
+    Raises
+    ------
+    UserError
+        The machine cannot record; what was recorded before stays.
+    """
+    asked = [
+        (scenario, folder / f"{scenario.name}-{n}.json.gz") for n in range(times) for scenario in calibration_set()
+    ]
+    for done, (scenario, file) in enumerate(asked):
+        if progress:
+            progress(done, len(asked), f"recording {scenario.name}")
+        if not file.exists():
+            traces.write(file, record_one(scenario))
+    return [file for _, file in asked]
+
+
+def _together(recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]]) -> dict[Scenario, list[dict[str, int]]]:
+    """Return the samples of each scenario: where it was recorded several times, with the median CPU time of a batch."""
+    groups: dict[Scenario, list[Sequence[dict[str, int]]]] = {}
+    for scenario, samples in recorded:
+        groups.setdefault(scenario, []).append(samples)
+    out = {}
+    for scenario, several in groups.items():
+        batches = [np.diff([s["ksmd_cpu_ns"] for s in one], prepend=0) for one in several]
+        cpu_ns = np.rint(np.cumsum(np.median(batches, axis=0))).astype(int).tolist()
+        out[scenario] = [{**s, "ksmd_cpu_ns": ns} for s, ns in zip(several[0], cpu_ns, strict=True)]
+    return out
 
 
 def observe(scenario: Scenario, samples: Sequence[dict[str, int]]) -> Observed:
@@ -404,7 +474,7 @@ def calibrate(
     Parameters
     ----------
     recorded
-        As `read` gives them.
+        As `read` gives them. Recordings of the same scenario are taken together: each batch counts with its median.
     progress
         Called after each scenario with the number of scenarios done, the number in all, and its name.
 
@@ -413,11 +483,11 @@ def calibrate(
     UserError
         Fewer than two scenarios agree with the model.
     """
-    recorded, seen = list(recorded), []
-    for scenario, samples in recorded:
+    together, seen = _together(recorded), list[Observed]()
+    for scenario, samples in together.items():
         seen.append(observe(scenario, samples))
         if progress:
-            progress(len(seen), len(recorded), scenario.name)
+            progress(len(seen), len(together), scenario.name)
     good, dropped = (tuple(one for one in seen if bool(one.differs) == bad) for bad in (False, True))
     if len(good) < 2:
         why = "".join(f"; {one.name}: {one.differs}" for one in dropped[:3])

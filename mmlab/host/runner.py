@@ -350,6 +350,7 @@ def save() -> dict[str, Any]:
     return {
         "knobs": {str(path): get(path) for path in [*files, VM / "page-cluster"]},
         "nice": [ksmd, os.getpriority(os.PRIO_PROCESS, ksmd)],
+        "cpus": [ksmd, sorted(os.sched_getaffinity(ksmd))],
         "zram": str(zram() or ""),
         "mounted": [str(path) for path in (DEBUGFS, TRACEFS) if os.path.ismount(path)],
     }
@@ -369,6 +370,7 @@ def restore(state: dict[str, Any]) -> None:
             put(Path(path), value)
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, *state["nice"])
+        os.sched_setaffinity(*state["cpus"])
         if TRACE.exists():
             TRACE.rmdir()
     for path in (DEBUGFS, TRACEFS):
@@ -543,6 +545,8 @@ class Worker:
 
         def busy(cpu: int) -> None:
             os.sched_setaffinity(0, {cpu})
+            with contextlib.suppress(OSError):  # it runs whatever else does
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
             while True:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)  # without the interpreter's lock
 
@@ -908,8 +912,9 @@ class Recorder:
             process.do("mergeable", page=page, count=count)
         if spec.get("merge_any"):
             process.do("merge_any", value=1)
-        if self.options["owner_running"]:
-            process.do("spin", cpus=self.options["owner_running"])
+        if owner := self.options["owner_running"]:  # ksmd gets the other CPUs: beside it no owner runs
+            os.sched_setaffinity(int(self.ksmd.name), os.sched_getaffinity(int(self.ksmd.name)) - {*owner})
+            process.do("spin", cpus=owner)
 
     def record(self) -> dict[str, Any]:
         """Record the scenario once."""

@@ -56,6 +56,15 @@ def test_merges_of_pages_whose_owner_runs() -> None:
         assert counters(run) == counters(plain)
 
 
+def test_pages_that_the_zeropage_replaces_pay_as_much() -> None:
+    scenario = BASE.replace(zero_fraction=1.0, use_zero_pages=1, thp_coverage=0.0)
+    plain, run = simulate(scenario), simulate(scenario.replace(owner_running_fraction=1.0))
+    more = round(COSTS.ns[AT["merge_zero"]] + COSTS.ns[AT["merge_running_owner"]] - COSTS.ns[AT["merge"]])
+    merges = int(plain.machine.steps[AT["merge_zero"]])
+    assert merges > 1000
+    assert cpu_ns(run) - cpu_ns(plain) == merges * (more - COSTS.table[AT["merge_zero"]])
+
+
 def test_bytes_that_comparisons_read() -> None:
     plain, run = simulate(BASE), simulate(BASE.replace(equal_bytes=1000))
     levels, more = int(plain.machine.steps[AT["tree_level"]]), round(COSTS.ns[AT["compare_byte"]] * 1000)

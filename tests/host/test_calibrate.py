@@ -13,10 +13,13 @@ import yaml
 import bench_calibrate
 import mmlab
 from mmlab import Scenario, cli, simulate
-from mmlab.engine.costs import ADDED, STEPS, cost_set, cost_sets
+from mmlab.engine.costs import ADDED, STEPS, cost_set, cost_sets, parts
+from mmlab.engine.system import System
 from mmlab.errors import UserError
-from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, fit, observe, read, write
-from mmlab.results.trace import from_run
+from mmlab.host import calibrate as module
+from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, calibration_set, fit, observe, read, write
+from mmlab.results.trace import from_run, scenario_of
+from mmlab.results.trace import write as write_trace
 from mmlab.results.uncertainty import cpu_errors
 
 NAMES = list(STEPS)
@@ -370,3 +373,111 @@ def test_bench() -> None:
     goals = bench_calibrate.main()
     assert goals
     assert all(goal.kept for goal in goals), goals
+
+
+# --- recordings of one's own ----------------------------------------------------------------------------------------
+
+EXACT = np.array(
+    [
+        (TRUE | {"skip": 350, "dup_walk": 60, "merge_running_owner": 9000, "compare_byte": 0.2}).get(s, 0.0)
+        for s in NAMES
+    ]
+)
+
+
+def test_the_set_has_every_step_of_ksmd() -> None:
+    counts = {}
+    for scenario in calibration_set():
+        run = simulate(scenario)
+        counts[scenario.name] = run.machine.steps @ parts(scenario)
+        assert run.rows["batch"][-1] == scenario.horizon_batches
+    several = np.sum([steps > 0 for steps in counts.values()], axis=0)
+    for step, scenarios in zip(NAMES, several, strict=True):
+        wanted = 0 if step.startswith("khugepaged") else 1 if step == "skip" else 2
+        assert scenarios >= wanted, f"{step} is in {scenarios} scenarios: who is left out must be known by another"
+
+
+def pretended(plan: dict[str, Any], speed: float = 1.0) -> dict[str, Any]:
+    """Record a plan on a kernel that does what the model says, at costs that are known."""
+    own = {
+        "equal_bytes": plan["options"]["key_offset"],
+        "owner_running_fraction": float(bool(plan["options"]["owner_running"])),
+    }
+    scenario = scenario_of({"scenario": plan["scenario"], "kernel": "6.18.44", "variant": plan["variant"]}).replace(
+        **own
+    )
+    cpu: dict[int, int] = {}
+
+    def note(system: System) -> None:
+        m = system.m
+        m.steps[NAMES.index("skip")] = m.stat[0]["pages_skipped"]
+        cpu[int(m.stat[0]["batch"])] = round(speed * float(m.steps @ parts(scenario) @ EXACT))
+
+    trace = from_run(simulate(scenario, observe=note)) | {"name": plan["name"], "kernel": "6.18.44"}
+    trace["samples"] = [[*row, cpu[row[0]]] for row in trace["samples"]]
+    at = trace["fields"].index("thp_fault_alloc")
+    for row in trace["samples"]:
+        row[at] += 1  # another process
+    return trace | {"fields": [*trace["fields"], "lab_ksmd_cpu_ns"], "moved": [], "machine_wide": ["thp_fault_alloc"]}
+
+
+@pytest.fixture
+def small_set(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A set of small scenarios, and a list of what is recorded."""
+    names = """unique-few unique-batches zero-uzp1 chain-2 chain-8 equal-64 equal-2000-few eights eights-running same
+        same-running""".split()
+    scenarios = [s for s in calibration_set() if s.name in names]
+    assert len(scenarios) == len(names)
+    monkeypatch.setattr(
+        module, "calibration_set", lambda: [s.replace(memory_mib=min(s.memory_mib, 8)) for s in scenarios]
+    )
+    monkeypatch.setattr(module, "_cpus", lambda: [0, 1])
+    recorded: list[str] = []
+
+    def record(plan: dict[str, Any]) -> dict[str, Any]:
+        recorded.append(plan["name"])
+        return pretended(plan, speed=5.0 if len(recorded) % 7 == 0 else 1.0)
+
+    monkeypatch.setattr("mmlab.host.record.record", record)
+    monkeypatch.setattr("mmlab.host.record.running_kernel", lambda kernel: "6.18.44")
+    return recorded
+
+
+def test_it_records_what_it_needs(small_set: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each scenario three times; one in seven is five times too slow, and the median of a batch does not see it."""
+    out, folder = tmp_path / "host.yaml", tmp_path / "recorded"
+    assert run("calibrate", "--record", folder, "-o", out) == 0
+    assert len(small_set) == 3 * 11 == len({*folder.glob("*.json.gz")})
+    assert "only here" in capsys.readouterr().out
+    costs = cost_set(str(out))
+    for step in ("visit", "tree_level", "merge", "merge_zero", "dup_walk", "merge_running_owner", "compare_byte"):
+        assert step not in costs.estimated
+        i = NAMES.index(step)
+        assert costs.ns[i] == pytest.approx(EXACT[i], rel=0.1, abs=0.06), step
+    assert costs.about["leave_one_out"]["scenarios"] == 11
+    assert run("calibrate", "--record", folder, "--times", "4") == 0
+    assert len(small_set) == 4 * 11, "what is there is kept"
+    assert run("calibrate", *sorted(folder.glob("*-0.json.gz"))) == 0
+
+
+def test_what_is_recorded_of_a_set(small_set: list[str], tmp_path: Path) -> None:
+    by_name = {s.name: s for s in module.calibration_set()}
+    trace = module.record_one(by_name["eights-running"])
+    write_trace(tmp_path / "t.json.gz", trace)
+    ((scenario, samples),) = read(tmp_path / "t.json.gz")
+    assert scenario.owner_running_fraction == 1 and scenario.equal_bytes == 0
+    assert "thp_fault_alloc" not in samples[0] and "pages_sharing" in samples[0]
+    merges = observe(scenario, samples).steps.sum(0)
+    assert merges[NAMES.index("merge_running_owner")] > 900 and merges[NAMES.index("merge")] == 0
+    trace = module.record_one(by_name["equal-64"])
+    assert trace["scenario"]["knobs"]["equal_bytes"] == 64
+
+
+def test_without_a_second_cpu_no_owner_runs_beside_ksmd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cpus", lambda: [0])
+    assert not any(scenario.owner_running_fraction for scenario in calibration_set())
+
+
+def test_nothing_to_calibrate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate") == 2
+    assert "--record" in capsys.readouterr().err

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmlab.errors import UserError
 from mmlab.host import runner
+from mmlab.host.calibrate import calibration_set, observe, read, record_one
 from mmlab.host.record import check, plan, record
 from mmlab.results.run import simulate
-from mmlab.results.trace import compare, from_run, predict
+from mmlab.results.trace import compare, from_run, predict, write
 from mmlab.scenario import Scenario
 
 SMALL: dict[str, Any] = {
@@ -149,4 +151,18 @@ def test_recorded_equals_predicted(live: dict[str, Any]) -> None:
     assert told == sorted(told)
     results = [event["result"] for event in recording["scenario"]["events"]]
     assert results == [0, 0, 0, 0, errno.ESRCH, errno.ESRCH], "a process that has exited can do nothing"
+    assert runner.save() == live
+
+
+def test_an_owner_that_runs_beside_ksmd(live: dict[str, Any], tmp_path: Path) -> None:
+    """A scenario of `mmlab calibrate --record`; ksmd may use every CPU again afterwards."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is no second CPU")
+    scenario = next(s for s in calibration_set() if s.name == "same-running")
+    path = tmp_path / "same-running.json.gz"
+    write(path, record_one(scenario.replace(memory_mib=4, horizon_batches=4, equal_bytes=64)))
+    ((again, samples),) = read(path)
+    assert (again.owner_running_fraction, again.equal_bytes) == (1, 64)
+    seen = observe(again, samples)
+    assert seen.differs == "" and seen.cpu_ns.min() > 0
     assert runner.save() == live
