@@ -86,16 +86,19 @@ def beside(recordings: str, yours: Variant) -> Answer:
     -------
     Answer
         A row a recording: its samples, and how many are exact under either variant. Drawn is the recording that tells
-        the two apart best: the kernel's samples on the line of your variant.
+        the two apart best, in the counters that do: the kernel's samples on the line of your variant.
     """
     found = [Recording(path, yours) for path in trace.find(recordings)]
-    others = [trace.compare(one.trace, trace.predict(one.trace, "mainline")) for one in found]
-    rows = [
-        (one.found.samples, one.found.samples_exact, by.samples_exact) for one, by in zip(found, others, strict=True)
-    ]
+    others = [trace.predict(one.trace, "mainline") for one in found]
+    exact = [trace.compare(one.trace, other).samples_exact for one, other in zip(found, others, strict=True)]
     names = ["samples", f"exact under {yours.name}", "exact under mainline"]
+    rows = [(one.found.samples, one.found.samples_exact, by) for one, by in zip(found, exact, strict=True)]
     data = pd.DataFrame(rows, [one.name for one in found], names)
-    told = found[int((data[names[1]] - data[names[2]]).argmax())]
+    best = int((data[names[1]] - data[names[2]]).abs().argmax())
+    told, (own, main) = found[best], map(plots.recorded_samples, (found[best].predicted, others[best]))
+    apart = own.ne(main).sum().nlargest(4)
+    units = dict.fromkeys(apart.index[apart > 0], "")
+    figure = plots.overlay(told.run, told.trace, units, told.name) if units else told.drawn().figure
     what = f"samples of Linux {told.trace['kernel']} with your patch that `{yours.name}` predicts exactly:"
     finding = expect(what, 100 * data.iloc[:, 1].sum() / data["samples"].sum(), least=100, unit="%")
-    return Answer(data, finding, told.drawn().figure, "Your kernel, sample by sample", f"Line: {yours.name}.")
+    return Answer(data, finding, figure, "Your kernel, sample by sample", f"Line: {yours.name}.")

@@ -67,3 +67,4 @@ def test_beside_a_patched_kernel() -> None:
     assert drawn
     worst = (table["exact under own v1-series"] - table["exact under mainline"]).idxmax()
     assert drawn.get_suptitle() == worst
+    assert "ksm_zero_pages" in [ax.get_title(loc="left") for ax in drawn.axes], "a counter that tells the two apart"
