@@ -2,8 +2,8 @@
 
 A dump is what ``grep . /sys/kernel/mm/ksm/*`` prints, or the same numbers in another form: with or without paths, with
 ``:``, ``=`` or blanks, below each other, in Markdown, a mail or an issue with prompts around it, of several hosts or at
-several times; `virsh node-memory-tune`; node_exporter's ``node_ksmd_*``. Lines of /proc/vmstat and /proc/meminfo and a
-ksmtuned.conf may stand beside it.
+several times; `virsh node-memory-tune`; node_exporter's ``node_ksmd_*``, also as Prometheus answers; JSON; or names and
+then values. Lines of /proc/vmstat and /proc/meminfo and a ksmtuned.conf may stand beside it.
 
 >>> dump, = parse("/sys/kernel/mm/ksm/pages_shared:10\\npages_sharing = 90\\nnode_ksmd_pages_unshared_total 400")
 >>> dump.pages, dump.saved_mib
@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from mmlab.scenario import KSM_KNOBS, Scenario
 __all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
 
 SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
-"""Sentences."""
+"""Sentences, with when they hold."""
 NEEDED = ("pages_shared", "pages_sharing", "pages_unshared")
 COMPARED = (*NEEDED, "pages_volatile", "ksm_zero_pages", "general_profit", "stable_node_chains", "stable_node_dups")
 NEW = {"general_profit", "ksm_zero_pages", "pages_skipped", "smart_scan", "advisor_mode"}
@@ -44,27 +44,45 @@ MOST_PAGES = 1 << 22
 """A host with more scanned pages (16 GiB) is simulated smaller."""
 RMAP_ITEM, PAGE, MIB = 64, 4096, 256
 """Bytes of an rmap_item and of a page; pages of a MiB."""
-FORMS = "grep . /sys/kernel/mm/ksm/*, name: value lines, virsh node-memory-tune, node_exporter's node_ksmd_*"
+FORMS = (
+    "grep . /sys/kernel/mm/ksm/*, names and values, virsh node-memory-tune, node_exporter's node_ksmd_*, JSON of these"
+)
 
 # --- the forms ------------------------------------------------------------------------------------------------------
 
 _NAMES = "|".join(sorted([*KSM_COUNTERS, *KSM_KNOBS, "sleep_seconds"], key=len, reverse=True))
-_NUMBER = r"-?\d[\d,_]*(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_NAME = f"(?:node_ksmd_|shm_|ksm_)?(?P<name>{_NAMES})"
+_NUMBER = r"-?(?:[1-9]\d{0,2}(?:[,_.'’ \u00a0\u202f]\d{3})+|\d[\d,_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+_VALUE = rf"{_NUMBER}|\[?none\]?(?: scan-time)?|(?:none )?\[?scan-time\]?"
 LINE = re.compile(
-    rf"^\W*(?:(?P<host>[\w.-]+):\s*)?(?:\S*/)?(?:node_ksmd_|shm_)?(?P<name>{_NAMES})(?:_total)?(?:\{{.*\}})?\W*?[\s:=|]"
-    rf"[\s:=|\"']*(?P<value>{_NUMBER}|\[?none\]?(?: scan-time)?|(?:none )?\[?scan-time\]?)[\"']?"
-    r"(?:\s\d{13})?[\s,;|`]*$"
+    rf"^\W*(?:\d+[.)] |export |.*\d\]: )?(?:(?P<host>[\w.-]+):\s*)?(?:\S*[/.])?{_NAME}(?:_total)?(?P<labels>\{{.*\}})?"
+    rf"\W*?[\s:=|,;][\s:=|,;\"'`]*(?:1:)?(?P<value>{_VALUE})[\"'i]?(?:\s(?P<at>\d{{10,13}}(?:\.\d+)?))?"
+    r"(?: pages)?[\s,;|`\]}]*(?:\s[(#<].*)?$"
 )
-"""A counter or a knob with its value; the host is that of ``pdsh`` and the like."""
-ALONE = re.compile(rf"(?:^|/|==> ?)(?:shm_)?(?P<name>{_NAMES})(?: ?<==|:)?$")
-"""A name whose value is on the next line."""
+"""A counter or a knob with its value; the host is that of ``pdsh`` and the like, `at` a scrape's time."""
+ALONE = re.compile(rf"(?<![\w-]){_NAME}(?:_total)?(?![\w-])")
+"""A name whose value is on a later line."""
+FLAT = {
+    r"\x1b\[[\d;]*[mK]|\"stdout(?:_lines)?\": ": "",  # colours; ansible
+    r"</?[a-z][^<>\n]*>|(?<=[{\[,])\n\s+|\n\s*(?=[}\]])": " ",  # HTML; a JSON object on one line
+    r"(?:\\r)?\\n": "\n",
+    rf'"([\w.-]+)": ?\{{(?=\s*"(?:[\w./-]*/)?{_NAME})': r"\nroot@\1:~#\n",
+    r'\{\s*"?__name__"?\s*[:=]\s*"(\w+)",?([^{}]*)\}': r"\n\1{\2}",
+    r',\s*"value":\s*\[\s*([\d.]+),\s*"([^"]+)"\s*\]': r" \2 \1\n",  # as Prometheus answers
+    rf"(\d[\"'i]?)[,;| \t]+(?=[\"']?(?:[\w./-]*/)?{_NAME}[\"']?[:= \t|])": "\\1\n",
+}
+"""What makes a text of one value a line."""
+INSTANCE = re.compile(r'instance"?\s*[=:]\s*"([^":]+)')
 BESIDE = re.compile(
     r"^\W*(Mem\w+|Cached|Buffers|AnonPages|AnonHugePages|thp_\w+|cow_ksm|ksm_swpin_copy):?\s+(\d+)(?: kB)?$"
 )
 """A line of /proc/meminfo (kB) or /proc/vmstat."""
-PROMPT = re.compile(r"^\W*[\w.-]+@([\w.-]+)\b.*[#$%>]")
+PROMPT = re.compile(
+    r"^\W*(?:[\w.-]+@([\w.-]+)\b.*[#$%>]|([\w.-]+):[~/]\S* ?[#$%]|([\w.-]+) \| (?:SUCCESS|CHANGED)|.*\[SUCCESS\] (\S+))"
+)
+"""A shell's prompt, or the heading of a host's answer to ansible or pssh."""
 DATE = re.compile(
-    r"([A-Z][a-z]{2} [A-Z][a-z]{2} +\d+ [\d:]{8})(?: [AP]M)?(?: \S+)? (\d{4})|(\d{4}-\d\d-\d\d[T ][\d:]{8})"
+    r"[A-Z][a-z]{2} ([A-Z][a-z]{2} +\d+ [\d:]{8})( [AP]M)?(?: \S+)? (\d{4})|(\d{4}-\d\d-\d\d[T ][\d:]{8})"
 )
 CONF = re.compile(r"(?m)^\s*#?\s*(?:export )?KSM_\w+=")
 
@@ -99,13 +117,23 @@ class Dump:
         """`pages_volatile`, or what `general_profit` says of it (tuners I3); None if the dump has neither."""
         if "pages_volatile" in self.values or "general_profit" not in self.values:
             return self.values.get("pages_volatile")
+        return self.rmap_items - sum(self[name] for name in NEEDED)
+
+    @property
+    def rmap_items(self) -> int:
+        """Pages that ksmd tracks, by what their bookkeeping costs (tuners I3)."""
         saved = (self["pages_sharing"] + self["ksm_zero_pages"]) * PAGE
-        return (saved - self["general_profit"]) // RMAP_ITEM - sum(self[name] for name in NEEDED)
+        return (saved - self["general_profit"]) // RMAP_ITEM
 
     @property
     def pages(self) -> int:
         """Scanned mergeable pages that hold frames or KSM entries (tuners I1)."""
         return sum(self[name] for name in NEEDED) + (self.volatile or 0)
+
+    @property
+    def volatile_percent(self) -> float:
+        """Share of the scanned pages that are volatile."""
+        return 100 * (self.volatile or 0) / max(1, self.pages)
 
     @property
     def whole(self) -> int:
@@ -150,19 +178,13 @@ class Dump:
         """
         if missing := [name for name in NEEDED if name not in self.values]:
             raise UserError("is missing in the dump: without it the memory is unknown", parameter=", ".join(missing))
-        shared, sharing, dups = (self[name] for name in ("pages_shared", "pages_sharing", "stable_node_dups"))
-        counted = [
-            name for name, value in self.values.items() if name != "general_profit" and not isinstance(value, str)
+        numbers = [(n, value) for n, value in self.values.items() if not isinstance(value, str)]
+        found = [
+            (n, "it counts something, and is never negative") for n, x in numbers if x < 0 and n != "general_profit"
         ]
-        most = int(self.values.get("max_page_sharing", 0)) or math.inf
-        too_many = sharing > (most - 1) * shared > 0
-        found = [(name, "it counts something, and is never negative") for name in counted if self[name] < 0]
-        found += [("pages_sharing", "nothing is shared (pages_shared is 0)")] * (sharing > 0 == shared)
-        found += [("pages_sharing", f"a shared page has at most max_page_sharing = {most} mappings")] * too_many
-        found += [("stable_node_chains", "each chain has a dup")] * (self["stable_node_chains"] > dups)
-        found += [("stable_node_dups", "each dup is a shared page")] * (dups > shared)
-        found += [("run", "it is 0, 1 or 2")] * (self["run"] > 2)
-        found += [("general_profit", "the tracked pages cost more than that")] * ((self.volatile or 0) < 0)
+        found += [(n, "it is a whole number of 64 bits") for n, x in numbers if x != int(x) or abs(x) >= 2**64]
+        known = self._known()
+        found += [(n, self._sentence(why, known)) for n, when, why in SAID["impossible"] if eval(when, known)]
         if found:
             errors = [UserError(f"is impossible: {why}", parameter=n, value=self.values.get(n)) for n, why in found]
             errors[0].others = tuple(errors[1:])
@@ -170,55 +192,25 @@ class Dump:
 
     def words(self) -> list[str]:
         """Return what the dump means, a sentence each (tuners I1–I6)."""
-        v, run, used = self.values, self.values.get("run"), self.whole > 0
-        merged, blocks = self["pages_shared"] + self["pages_sharing"], math.ceil(self.pages / 512)
-        volatile, smart = 100 * (self.volatile or 0) / max(1, self.pages), bool(self["smart_scan"])
-        asked, total = Ksmtuned(**self.conf or {}), self.beside.get("MemTotal", 0)
-        holds = {
-            "never": not used and run == 0 == self["full_scans"],
-            "idle": not used and (run != 0 or self["full_scans"] > 0),
-            "nobody": not used,
-            "stopped": used and run == 0,
-            "undone": used and run == 2,
-            "profit": used and "general_profit" in v,
-            "zeropages": self["ksm_zero_pages"],
-            "chains": self["stable_node_dups"],
-            "unknown": used and self.volatile is None,
-            "skipped": volatile > 1 and smart,
-            "written": volatile > 1 and not smart,
-            "scan": used and self.scan_seconds is not None,
-            "advisor": v.get("advisor_mode") == "scan-time",
-            "huge": "AnonHugePages" in self.beside,
-            "cow": self.beside.get("cow_ksm"),
-            "tuner": self.conf is not None,
-            "tuner_here": self.conf is not None and total,
+        known = self._known()
+        return [self._sentence(text, known) for when, text in SAID["words"] if eval(when, known)]
+
+    def _known(self) -> dict[str, Any]:
+        """Return the names in which the sentences of dump.yaml are written."""
+        tuner, total = Ksmtuned(**self.conf or {}), self.beside.get("MemTotal", 0)
+        known = dict.fromkeys((*KSM_COUNTERS, *KSM_KNOBS), 0) | {
+            "ceil": math.ceil,
+            "inf": math.inf,
+            "duration": _duration,
         }
-        holds |= dict.fromkeys(("saved", "layout", "unseen"), used)
-        holds |= {f"no_{name}": used and name not in v for name in ("pages_to_scan", "sleep_millisecs")}
-        facts = {name: self[name] for name in (*KSM_COUNTERS, "pages_to_scan", "sleep_millisecs")} | {
-            "pages": self.pages,
-            "pages_mib": self.pages / MIB,
-            "saved_mib": self.saved_mib,
-            "profit_mib": self["general_profit"] / 2**20,
-            "zero_mib": self["ksm_zero_pages"] / MIB,
-            "chained": self.chained,
-            "chained_mib": self.chained / MIB,
-            "contents": self["stable_node_chains"] or "a few",
-            "most": v.get("max_page_sharing", 256),
-            "volatile_percent": volatile,
-            "scan": _duration(self.scan_seconds or 0),
-            "fewest": math.ceil(merged / 512),
-            "most_split": min(merged, blocks),
-            "blocks": blocks,
-            "huge_mib": self.beside.get("AnonHugePages", 0) / 1024,
-            "cow_ksm": self.beside.get("cow_ksm"),
-            "coefficient": asked.thres_coef,
-            "npages_min": asked.npages_min,
-            "npages_max": asked.npages_max,
-            "threshold_mib": max(total * asked.thres_coef // 100, asked.thres_const) / 1024,
-            "sleep": max(10, asked.sleep_msec * 2**24 // max(1, total)),
-        }
-        return [text.format_map(facts) for key, text in SAID.items() if holds[key]]
+        known |= {"d": self, "v": self.values, "beside": self.beside, "tuner": tuner, "total": total}
+        known["threshold"] = max(total * tuner.thres_coef // 100, tuner.thres_const)
+        return known | {"free": sum(self.beside.get(n, 0) for n in ("MemFree", "Buffers", "Cached"))} | self.values
+
+    @staticmethod
+    def _sentence(text: str, known: dict[str, Any]) -> str:
+        """Return a sentence with what its braces come to."""
+        return str(eval(f'f"""{text}"""', known))
 
 
 def _duration(seconds: float) -> str:
@@ -253,7 +245,8 @@ def read(paths: Iterable[str | Path]) -> list[Dump]:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(error.strerror or str(error), where=str(path)) from None
-        text = content.decode("utf-8-sig", errors="replace")
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes
+        text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
         found = parse(text)
         if CONF.search(text) and not found:
             conf = read_conf(path)
@@ -278,30 +271,46 @@ def parse(text: str) -> list[Dump]:
     """Return the dumps in a text; a name that comes again, another host or another time begins a new one."""
     found: list[Dump] = []
     latest: dict[str, Dump] = {}
-    host, time, alone = "", None, ""
+    host, time, before, waiting = "", None, "", list[str]()
+    for pattern, plain in FLAT.items():
+        text = re.sub(pattern, plain, text)
     for line in text.splitlines():
-        clean = line.strip().strip("`")
+        clean = line.strip("`\ufeff \t\r")
+        before, last = clean, before
         if prompt := PROMPT.match(clean):
-            host = prompt[1]
+            where = prompt[prompt.lastindex or 1]
+            host, time = where, time if where == host else None
         if date := DATE.search(clean):
             time = _time(date)
             latest.pop(host, None)
-        if alone and re.fullmatch(_NUMBER, clean):
-            clean = f"{alone} {clean}"
-        named = ALONE.search(clean)
-        alone = named["name"] if named else alone * (not clean)
-        if not (match := LINE.match(clean)):
-            continue
-        where, name, value = match["host"] or host, match["name"], _value(match["value"])
-        if name == "sleep_seconds":
-            name, value = "sleep_millisecs", round(1000 * value)
-        if where not in latest or name in latest[where].values:
-            latest[where] = Dump(host=where, time=time)
-            found.append(latest[where])
-        latest[where].values[name] = value
+        values = [clean] if len(waiting) == 1 else re.split(r"[\s,;|]+", clean.strip(" \t,;|"))
+        if not waiting or not all(re.fullmatch(_VALUE, value) for value in values):
+            values = []
+        lines = [f"{name} {value}" for name, value in zip(waiting, values, strict=False)] or [clean]
+        named = [name["name"] for name in ALONE.finditer(clean)] if re.search(rf"{ALONE.pattern}\W*$", clean) else []
+        waiting = named or waiting[len(values) :] * (bool(values) or not re.search(r"\w", clean))
+        for match in filter(None, map(LINE.match, lines)):
+            waiting = waiting if values else []
+            name, value = match["name"], _value(match["value"])
+            if name == "ksm_zero_pages" and "ksm_rmap_items" in last:  # of a process, /proc/PID/ksm_stat
+                continue
+            if name == "sleep_seconds":
+                name, value = "sleep_millisecs", round(1000 * value)
+            if match["at"]:
+                stamp = datetime.fromtimestamp(float(match["at"]) / (1000 if len(match["at"]) == 13 else 1), UTC)
+                time = stamp.replace(tzinfo=None)
+            instance = INSTANCE.search(match["labels"] or "")
+            where = match["host"] or (instance[1] if instance else host)
+            if where not in latest or name in latest[where].values:
+                latest[where] = Dump(host=where, time=time)
+                found.append(latest[where])
+            latest[where].values[name] = value
     found = [dump for dump in found if KSM_COUNTERS & dump.values.keys()]  # a scenario has knobs only
     for dump in found:
         dump.beside = dict(_beside(text))
+        known = {"general_profit", "pages_volatile", "pages_shared", "pages_sharing"} <= dump.values.keys()
+        if known and "pages_unshared" not in dump.values:
+            dump.values["pages_unshared"] = dump.rmap_items - sum(dump[name] for name in (*NEEDED, "pages_volatile"))
     return found
 
 
@@ -315,16 +324,17 @@ def _value(text: str) -> Any:
     """Return a number without its thousands' commas, or the value of advisor_mode that is in brackets."""
     if "none" in text or "scan" in text:
         return (re.findall(r"\[(.+?)\]", text) or [text])[0]
-    plain = float(text.replace(",", "").replace("_", ""))
+    if re.fullmatch(r"-?[1-9]\d{0,2}(\D\d{3})+|-?[\d,_]+", text):
+        return int(re.sub(r"[^\d-]", "", text))
+    plain = float(re.sub("[,_]", "", text))
     return int(plain) if plain.is_integer() else plain
 
 
 def _time(date: re.Match[str]) -> datetime:
-    return (
-        datetime.fromisoformat(date[3])
-        if date[3]
-        else datetime.strptime(f"{date[1]} {date[2]}", "%a %b %d %H:%M:%S %Y")
-    )
+    if date[4]:
+        return datetime.fromisoformat(date[4])
+    half = " %p" if date[2] else ""
+    return datetime.strptime(f"{date[1]}{date[2] or ''} {date[3]}", f"%b %d %{'I' if half else 'H'}:%M:%S{half} %Y")
 
 
 def _kind(content: bytes) -> str:
@@ -341,8 +351,12 @@ def _kind(content: bytes) -> str:
 
 def rates(first: Dump, second: Dump) -> list[str]:
     """Return how counters changed from one dump of a host to the next, a sentence each."""
-    said, seconds = [], (second.time - first.time).total_seconds() if first.time and second.time else 0.0
-    scans = second["full_scans"] - first["full_scans"]
+    seconds = (second.time - first.time).total_seconds() if first.time and second.time else 0.0
+    if seconds < 0:
+        return rates(second, first)
+    said, scans = [], second["full_scans"] - first["full_scans"]
+    if scans < 0 and {"full_scans"} <= second.values.keys():
+        return ["full_scans fell: the host was started anew in between, or these are two hosts, or in the other order."]
     over = [f"in {_duration(seconds)}"] * (seconds > 0) + [f"in {scans:,} full scans"] * (scans > 0)
     for name in COMPARED:
         if name in first.values and name in second.values and first[name] != second[name]:
@@ -402,9 +416,9 @@ class Reproduction:
 
     @property
     def exact(self) -> bool:
-        """Whether shared, sharing and unshared pages are those of the dump, within `TOLERANCE`."""
+        """Whether shared, sharing and unshared pages and the profit are those of the dump, within `TOLERANCE`."""
         rows = dict(zip(self.rows["counter"], self.rows["difference, %"], strict=True))
-        return all(abs(rows[name]) <= TOLERANCE for name in NEEDED)
+        return all(abs(rows.get(name, 0.0)) <= TOLERANCE for name in (*NEEDED, "general_profit"))
 
     @property
     def cpu_percent(self) -> float:
@@ -451,7 +465,8 @@ def reproduce(dump: Dump, progress: Callable[[float], None] | None = None) -> Re
 def _best(dump: Dump, run: Run, factor: float) -> int:
     """Return the sample whose counters are nearest to the dump's, after about as many full scans."""
     rows = run.columns()
-    off = np.max([np.abs(rows[n] * factor - dump[n]) / max(1, dump[n]) for n in NEEDED], axis=0)
+    names = [name for name in (*NEEDED, "general_profit") if name in dump.values]
+    off = np.max([np.abs(rows[n] * factor - dump[n]) / max(1, abs(dump[n])) for n in names], axis=0)
     off[rows["full_scans"] < 2] = np.inf  # not everything is merged yet
     apart = np.abs(rows["full_scans"] - min(dump["full_scans"], int(rows["full_scans"][-1])))
     near = np.flatnonzero(off <= max(TOLERANCE / 400, float(off.min())))
@@ -464,16 +479,23 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     Each shared page is a content of its own (tuners I2), but the dups of a chain have one. `quiet`: volatile pages are
     not written.
     """
-    factor = max(1.0, math.ceil(dump.whole / MOST_PAGES))
+    factor = _factor(dump)
     counted = (*(dump[name] for name in NEEDED), dump.volatile or 0, dump["ksm_zero_pages"], dump["stable_node_dups"])
     shared, sharing, unshared, volatile, zeroes, dups = (round(count / factor) for count in counted)
     knobs = dump.knobs() | ({"use_zero_pages": 1} if zeroes else {})
     knobs |= {} if NEW & dump.values.keys() else {"kernel": "6.1", "variant": "legacy"}
     most = int(knobs.setdefault("max_page_sharing", max(256, math.ceil(1 + sharing / max(1, shared)))))
+    total = shared + sharing + unshared + volatile + zeroes
+    pages, sleep = knobs["pages_to_scan"], knobs.get("sleep_millisecs", 20)
     if factor > 1:
-        simulated = shared + sharing + unshared + volatile + zeroes
-        pace = scaled_pace(knobs["pages_to_scan"], knobs.get("sleep_millisecs", 20), simulated, factor, 250)
-        knobs |= {"host_scale": factor, "pages_to_scan": pace[0], "sleep_millisecs": pace[1]}
+        pages, sleep, _ = scaled_pace(pages, sleep, total, factor, 250)
+        knobs |= {"host_scale": factor}
+    written = volatile and not quiet
+    if written:  # between two visits: so a full scan must last some batches, and long enough for a period
+        pages = min(pages, max(1, total // 4))
+        sleep = sleep if total > 500_000 else max(sleep, math.ceil(100 * pages / total))
+    scan = math.ceil(total / pages) * sleep / 1000 + total * 3e-7
+    knobs |= {"pages_to_scan": pages, "sleep_millisecs": sleep}
     contents = shared - dups
     mappings = max(contents, shared + sharing - dups * most)  # of the contents without dups
     lone = max(0, 2 * contents - mappings)  # merged pages whose other mappings are gone
@@ -486,23 +508,16 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
         _process([[MERGED, contents, 1]] * rounds + [[MERGED, rest, 1]]),
         _process([[UNSHARED, unshared, 1], [VOLATILE, volatile * quiet, 1]]),
         _process([[0, zeroes, 0]]),
-        _process([[VOLATILE, volatile * (not quiet), 1]], hot_fraction=1.0),
+        _process([[VOLATILE, volatile * bool(written), 1]], hot_fraction=1.0),
     ]
     processes = [process for process in processes if process]
     gone = [(0, dup * most + 1, count) for dup, count in enumerate(_filled(emptied, most - 1))]
     gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
     event = {"after": {"full_scan": 2}, "op": "dontneed"}
-    asleep = dump.scan_seconds if dump.scan_seconds is not None else dump.pages / knobs["pages_to_scan"] / 50
-    scan = asleep + dump.pages * 1e-6
-    end: dict[str, Any] = {"horizon_seconds": 0.0}
-    if volatile and not quiet:
-        end = {
-            "hot_fraction": 1.0,
-            "hot_period_seconds": max(0.05, round(scan / 3, 3)),
-            "horizon_seconds": max(60.0, round(20 * scan)),
-        }
+    hot = {"hot_fraction": 1.0, "hot_period_seconds": max(0.05, round(scan / 3, 3))} if written else {}
     scenario = Scenario(
-        **knobs | end,
+        **knobs | hot,
+        horizon_seconds=round(60 + 1000 * scan) if written else 0.0,
         thp_coverage=0.0,
         process_list=processes,
         events=[event | {"process": i, "page": page, "count": count} for i, page, count in gone],
@@ -510,6 +525,18 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
         sample_limit=200_000,
     )
     return scenario, factor
+
+
+def _factor(dump: Dump) -> float:
+    """Return how much smaller a host is simulated: at least as much as its size asks for, and so that counters divide.
+
+    Merged contents count more where they are many: the stable tree takes most of the time.
+    """
+    least = max(1, math.ceil(max(dump.whole, dump.whole / 2 + dump["pages_shared"]) / MOST_PAGES))
+    factors = np.linspace(least, 3 * least - 2, 400)
+    counts = np.array([[dump[name]] for name in NEEDED])
+    off = (np.abs(np.round(counts / factors) * factors - counts) / np.maximum(1, counts)).max(axis=0)
+    return float(factors[np.argmax(off <= max(TOLERANCE / 400, off.min()))])
 
 
 def _split(total: int, parts: int) -> list[int]:
