@@ -123,6 +123,13 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @click.option("--every", metavar="TIME", help="Print the counters at this interval.")
 @click.option("--sysfs", is_flag=True, help="Print what `grep . /sys/kernel/mm/ksm/*` would, for `mmlab host`.")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write the samples, or those at the times.")
+@click.option(
+    "--events", type=FILE, metavar="FILE.parquet", help="Write what is decided for each page, a row an event."
+)
+@many("--kind", "kinds", metavar="EVENT", help="Of --events: only these, e.g. visit, split, remap; repeatable.")
+@click.option("--process", type=int, help="Of --events: only those of this process.")
+@click.option("--pages", nargs=2, type=int, metavar="FIRST LAST", help="Of --events: only those of these pages.")
+@click.option("--seconds", nargs=2, type=float, metavar="FROM TO", help="Of --events: only those of this time.")
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
 @only_option
 @jobs_option
@@ -145,6 +152,7 @@ def simulate(
       mmlab simulate params/shared_image.yaml --at 10s --at 1m
       mmlab simulate params/shared_image.yaml --every 5s --table counters.csv
       mmlab simulate params/shared_image.yaml --sysfs > dump.txt; mmlab host dump.txt
+      mmlab simulate params/all_zero.yaml --events events.parquet --kind split --kind remap --seconds 0 5
       mmlab simulate mmlab/recordings --out predicted/
     """
     from mmlab.policies import read_conf
@@ -163,8 +171,14 @@ def simulate(
         raise UserError(problem, parameter="--out", value=str(out), hint="Rename one of them.")
     if table:
         check_folder(table)
+    wanted = {name: how.pop(name) for name in ("events", "kinds", "process", "pages", "seconds")}
+    if any(wanted.values()) and (len(paths) > 1 or out or not wanted["events"]):
+        raise click.UsageError("--events, with or without filters, takes one FILE and goes without --out.")
+    wanted["file"] = wanted.pop("events")
     alone = progress if len(paths) == 1 else None
-    task = partial(_simulate, overrides=overrides, progress=alone, several=len(paths) > 1, table=table, **how)
+    task = partial(
+        _simulate, overrides=overrides, progress=alone, several=len(paths) > 1, table=table, wanted=wanted, **how
+    )
     tables = []
     for path, (text, rows) in _results(task, paths, jobs, None if alone else progress):
         _say(text)
@@ -199,6 +213,7 @@ def _simulate(
 ) -> tuple[str, Any]:
     """Return what to print of a run, or the file to which its prediction was written; and its samples for --table."""
     from mmlab.results import trace as traces
+    from mmlab.results.decisions import Events
     from mmlab.results.run import Interrupted, defer_ctrl_c
     from mmlab.results.run import simulate as run_scenario
 
@@ -211,6 +226,10 @@ def _simulate(
         scenario = traces.load(path, **{**limits, **overrides})
         times = _times(shown["at"], shown["every"], scenario.horizon_seconds)
         how: Any = {"variant": variant, "maps_at": "end" if out else None, "samples_at": times, "progress": bar}
+        if shown["wanted"]["file"]:
+            how["events"] = Events(
+                **{name: value for name, value in shown["wanted"].items() if value not in (None, ())}
+            )
         try:
             with defer_ctrl_c() as pressed:
                 run = run_scenario(scenario, **how, interrupted=pressed)

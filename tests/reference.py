@@ -27,6 +27,29 @@ ZP_CLEAN, ZP_KSM, POISON = "ZP_CLEAN", "ZP_KSM", "POISON"
 TABLE, HUGE_ZP = "TABLE", "HUGE_ZP"
 # The merge target of ksm-merge M3.
 ZEROPAGE = "ZEROPAGE"
+# Who asks for a split (fix-variants 5.1), and what becomes of a collapse, in the order of their numbers in decisions.
+CALLERS = ("ksm", "underused", "partially_mapped", "other")
+STATUS = (
+    "nothing to collapse",
+    "collapsed",
+    "huge",
+    "no page table",
+    "large already",
+    "too many none",
+    "too many swap",
+    "too many shared",
+    "lazy",
+    "not writable",
+    "not referenced",
+    "pinned",
+    "not on LRU",
+    "locked",
+)
+
+
+def status(result: str) -> int:
+    return 0 if result == "poisoned" else STATUS.index(result)
+
 
 BATCH = 31  # pages in a CPU's batch: of mlock work (ksm-merge M15), on their way to the LRU (khugepaged K10)
 ITEM_BYTES, PAGE_BYTES = 64, 4096  # ksm-merge C2
@@ -258,6 +281,7 @@ class Folio:
 
     __slots__ = (
         "dirty",
+        "family",
         "first",
         "lazy",
         "mlocks",
@@ -292,6 +316,7 @@ class Folio:
 
     def entries_came(self, mm: Mm, count: int) -> None:
         """thp-split W5, exact: a third process is not remembered."""
+        self.family = mm.oldest
         if mm in self.owners:
             self.owners[mm] += count
         elif len(self.owners) < 2:
@@ -388,11 +413,17 @@ class Mm:
         self.anon = self.huge = self.ksm_mapped = self.ksm_zero = self.swapped = 0  # in pages, huge in PMDs
         self.swapped_exclusive: set[int] = set()  # pages that were exclusive when they were swapped out (W7)
         self.parent: Mm | None = None
+        self.number = 0
         self.exiting = False
         # What ksmd keeps of a registered mm (ksm-scan S21): items in one list, by address; the mm is its head.
         self.registered = False
         self.next: RmapItem | None = None
         self.rmap_items = self.merging = 0
+
+    @property
+    def oldest(self) -> Mm:
+        """The first of the processes that were forked from one another."""
+        return self.parent.oldest if self.parent else self
 
     def vma_at(self, address: int) -> Vma | None:
         for vma in self.vmas:
@@ -439,6 +470,12 @@ class Memory:
         self.now = 0  # simulated time, ms
         self.mms: list[Mm] = []
         self.seen: collections.Counter[str] = collections.Counter()
+        self.full_scans = 0
+        self.place = 0, 0  # batch and rank of the next sample
+        self.decisions: list[dict] = []  # in order; equal ones on neighbouring pages are one
+        self.in_tree: dict[
+            tuple[Mm, int], int
+        ] = {}  # items in the unstable tree, and the full scan that put them there
 
     def pass_time(self, millisecs: int) -> None:
         self.now += millisecs
@@ -448,6 +485,33 @@ class Memory:
         """Who decides about remaps: the first name of two, mainline beside a variant of ksmd alone."""
         name = self.variant.partition("+")[0]
         return "mainline" if name in KSMD_VARIANTS else name
+
+    # -- decisions --------------------------------------------------------------------------------------------
+
+    def decide(
+        self, what: str, mm: Mm | None = None, page: int = -1, count: int = 1, other=None, value: int = 0
+    ) -> None:
+        """Note a decision; `other` is the mm and the page of a partner, or an item."""
+        if isinstance(other, RmapItem):
+            other = other.mm, other.address
+        partner = (other[0].number, other[1]) if other else (-1, -1)
+        where = (*self.place, self.full_scans + 1, what, mm.number if mm else -1)
+        new = {"where": where, "page": page, "count": count, "other": partner, "value": value}
+        if self.decisions and page >= 0 and count == 1 and partner == (-1, -1):
+            last = self.decisions[-1]
+            if last | {"page": page, "count": count} == new and last["page"] + last["count"] == page:
+                last["count"] += count
+                return
+        self.decisions.append(new)
+
+    def decide_folio(self, what: str, folio: Folio, value: int = 0) -> None:
+        self.decide(what, folio.family, folio.first, len(folio.pages), value=value)
+
+    def lost(self, mm: Mm, addresses: list[int]) -> None:
+        """Nothing is mapped here any more: an item of the current unstable tree becomes a dead node (ksm-merge D1)."""
+        for address in addresses:
+            if self.in_tree.get((mm, address)) == self.full_scans:
+                self.decide("DEAD_MADE", mm, address)
 
     # -- references, mappings ---------------------------------------------------------------------------------
 
@@ -531,6 +595,7 @@ class Memory:
         if folio.order < 2 or folio.partially_mapped:
             return
         folio.partially_mapped = True
+        self.decide_folio("QUEUE_PARTIAL", folio)
         self.count(folio, "nr_anon_partially_mapped")
         self.count(folio, "split_deferred", "thp_deferred_split_page")
         self.enqueue(folio)
@@ -540,6 +605,7 @@ class Memory:
         folio, first = mm.blocks[block], block * self.pages_per_thp
         mm.blocks[block] = TABLE
         self.vm["thp_split_pmd"] += 1
+        self.decide("SPLIT_PMD", mm, first, self.pages_per_thp)
         if folio is HUGE_ZP:
             mm.ptes.update(dict.fromkeys(range(first, first + self.pages_per_thp), ZP_CLEAN))
             return
@@ -591,7 +657,9 @@ class Memory:
         if folio.pins != 1 or not folio.mapcount:  # H7: refcount != mapcount + 1, or nobody maps it
             self.count(folio, "split_failed", "thp_split_page_failed")
             self.seen["refused split"] += 1
+            self.decide_folio("SPLIT_FAILED", folio, CALLERS.index(caller))
             return False
+        self.decide_folio("SPLIT", folio, CALLERS.index(caller))
         merging = bool(self.run & 1)  # KSMON
         areas = self.areas_of(folio)
         mapped = self.unmap_for_split(folio, areas)
@@ -602,16 +670,20 @@ class Memory:
             part.folio.dirty, part.folio.lazy, part.folio.referenced = folio.dirty, folio.lazy, folio.referenced
             part.folio.pins = int(part is page)
             part.index = 0
+        zeros: list[tuple[int, int, str]] = []  # by area, as they are told
         for part, number in zip(folio.pages, range(folio.first, folio.first + len(folio.pages)), strict=True):
             mlocked = False
-            for vma, mm in areas:
+            for n, (vma, mm) in enumerate(areas):
                 address = number + vma.moved
                 if not vma.start <= address < vma.end or (mm, address) not in mapped:
                     continue
                 mm.anon -= 1
                 asked = Remap(caller, merging and vma.mergeable, bool(self.knobs["shrink_underused"]))
                 held = mlocked or vma.locked or part.poisoned or mm.forbids_zeropages
-                if part.key == 0 and not held and VARIANTS[self.split_variant](asked):  # Z1, Z3
+                remap = part.key == 0 and not held and VARIANTS[self.split_variant](asked)  # Z1, Z3
+                if part.key == 0:
+                    zeros.append((n, address, "REMAP" if remap else "KEEP"))
+                if remap:
                     mm.ptes[address] = ZP_CLEAN
                 else:
                     old = mapped[mm, address]
@@ -619,6 +691,10 @@ class Memory:
                     mlocked |= vma.locked  # Z4
             if not part.alive:
                 self.gone(part.folio)
+        for n, address, what in sorted(zeros):
+            if what == "REMAP":
+                self.lost(areas[n][1], [address])
+            self.decide(what, areas[n][1], address, value=CALLERS.index(caller))
         if any(mm.vma_at(address).locked for mm, address in mapped):  # M15
             self.drain_mlock_batch()
         return True
@@ -647,6 +723,7 @@ class Memory:
             first = folio.first + vma.moved
             if mm in folio.pmds and vma.start <= first < vma.end and mm.blocks[first // self.pages_per_thp] is folio:
                 self.vm["thp_split_pmd"] += 1
+                self.decide("SPLIT_PMD", mm, first, self.pages_per_thp)
                 mm.blocks[first // self.pages_per_thp] = TABLE
                 entry = folio.pmds.pop(mm)
                 folio.dirty |= entry.dirty
@@ -725,6 +802,7 @@ class Memory:
             return self.new_small_page(mm, address, key=0)
         page = entry.page
         if page.ksm:  # F1
+            self.decide("UNSHARE_WRITE", mm, address)
             self.vm["cow_ksm"] += 1
             return self.copy_page(mm, address)
         if not page.exclusive:  # F7
@@ -771,6 +849,7 @@ class Memory:
         mm.anon += self.pages_per_thp
         mm.huge += 1
         if self.knobs["shrink_underused"] and folio.order >= 2:
+            self.decide_folio("QUEUE_NEW", folio)
             self.enqueue(folio)
 
     def new_small_page(self, mm: Mm, address: int, key: int, dirty: bool = True) -> Page:
@@ -793,6 +872,7 @@ class Memory:
         if type(entry) is Pte and entry.page.ksm:
             old = entry.page
             self.pin(old)
+            self.decide("UNSHARE_BREAK", mm, address)
             self.vm["cow_ksm"] += 1
             self.copy_page(mm, address, dirty=False)
             if mm.vma_at(address).locked:  # both pages go to the batch of mlock work (M15)
@@ -876,6 +956,7 @@ class Memory:
                     if what is HUGE_ZP:
                         mm.blocks[block] = None
                     else:
+                        self.lost(mm, list(range(first, last)))
                         self.unmap_pmd(mm, block)
                 else:
                     self.split_pmd(mm, block)
@@ -891,6 +972,7 @@ class Memory:
         for address in range(start, end):
             entry = mm.ptes.get(address)
             if run and not (type(entry) is Pte and entry.page.folio is mm.ptes[run[0]].page.folio):
+                self.lost(mm, run)
                 self.unmap_ptes(mm, run)
                 run = []
             if type(entry) is Pte:
@@ -898,12 +980,14 @@ class Memory:
             else:
                 self.clear_entry(mm, address)
         if run:
+            self.lost(mm, run)
             self.unmap_ptes(mm, run)
 
     def clear_entry(self, mm: Mm, address: int) -> None:
         """Take away an entry that maps no page."""
         entry = mm.ptes.pop(address, None)
         if entry is ZP_KSM:
+            self.decide("ZERO_GONE", mm, address)
             mm.ksm_zero -= 1
             self.ksm_zero -= 1
         elif type(entry) is Slot:
@@ -989,11 +1073,11 @@ class StableNode(RbNode):
     It is alone in the tree `nid`, or a dup of a chain there (T5), or on the migrated side list (M1a).
     """
 
-    __slots__ = ("chain", "items", "migrated", "nid", "page")
+    __slots__ = ("chain", "items", "key", "migrated", "nid", "page")
 
     def __init__(self, page: Page, nid: int) -> None:
         super().__init__()
-        self.page, self.nid = page, nid
+        self.page, self.nid, self.key = page, nid, page.key
         self.migrated = False
         self.items: list[RmapItem] = []
         self.chain: Chain | None = None
@@ -1002,11 +1086,11 @@ class StableNode(RbNode):
 class Chain(RbNode):
     """The head of a chain: it holds the tree slot of one content (ksm-merge T5)."""
 
-    __slots__ = ("dups", "nid", "pruned")
+    __slots__ = ("dups", "key", "nid", "pruned")
 
-    def __init__(self, now: int, nid: int) -> None:
+    def __init__(self, now: int, nid: int, key: int) -> None:
         super().__init__()
-        self.nid = nid
+        self.nid, self.key = nid, key
         self.dups: list[StableNode] = []
         self.pruned = now  # ms, the last full walk (T6)
 
@@ -1024,7 +1108,7 @@ class Ksm(Memory):
         self.stable: dict[int, RbTree] = collections.defaultdict(RbTree)
         self.unstable: dict[int, RbTree] = collections.defaultdict(RbTree)
         self.migrated: list[StableNode] = []  # the side list of M1a
-        self.full_scans = self.pages_scanned = self.pages_skipped = 0
+        self.pages_scanned = self.pages_skipped = 0
         self.pages_shared = self.pages_sharing = self.pages_unshared = 0
         self.rmap_items = self.chains = self.dups = 0
         self.dups_walked = 0  # a step that costs time (costs)
@@ -1053,6 +1137,7 @@ class Ksm(Memory):
         """scan_get_next_rmap_item: S9 to S18."""
         if self.cursor is None:
             self.scan_started = self.now  # S10.1
+            self.decide("START_SCAN", value=self.rmap_items)
             self.drain_mlock_batch()  # S10.2
             if not self.knobs["merge_across_nodes"]:  # S10.3
                 for node in self.migrated[:]:
@@ -1078,6 +1163,7 @@ class Ksm(Memory):
             self.leave_mm(mm)
         if self.knobs["advisor_mode"] == "scan-time":
             self.advise_pages_to_scan()
+        self.decide("STOP_SCAN", value=self.rmap_items)
         self.full_scans += 1  # S18
         return None
 
@@ -1092,6 +1178,7 @@ class Ksm(Memory):
         pages = min((pages * 100 // factor) * change // 100, cost * self.knobs["advisor_max_cpu"])
         self.knobs["pages_to_scan"] = min(max(pages, cost * 10), self.knobs["advisor_max_pages_to_scan"])
         self.advisor_change, self.advisor_time = change, seconds
+        self.decide("ADVISOR", value=self.knobs["pages_to_scan"] | seconds << 26 | cpu << 44)
 
     def set_advisor(self, mode: str) -> None:
         """S29; the mode that is set already changes nothing."""
@@ -1135,6 +1222,7 @@ class Ksm(Memory):
         item = before.next
         before.next = item.next
         self.leave_tree(item)
+        self.decide("ITEM_FREED", item.mm, item.address)
         item.mm.rmap_items -= 1
         self.rmap_items -= 1
 
@@ -1156,57 +1244,65 @@ class Ksm(Memory):
         self.pages_skipped += 1
         item.skips -= 1
         self.leave_tree(item)
+        self.decide("SKIP", item.mm, item.address)
         return True
 
     # -- one visited page (ksm-merge 2.1) ---------------------------------------------------------------------
 
     def visit(self, item: RmapItem, page: Page) -> None:
-        """cmp_and_merge_page."""
+        outcome, other = self.outcome_of_visit(item, page)
+        self.decide(f"VISIT_{outcome}", item.mm, item.address, other=other)
+
+    def outcome_of_visit(self, item: RmapItem, page: Page) -> tuple[str, RmapItem | None]:
+        """cmp_and_merge_page: how it ends, and the item of the page it ends at."""
         first = page.folio.pages[0]
         node = page.node if page.ksm else None
         if node is not None:  # M1
             if not node.migrated and self.nid(page) != node.nid:
                 self.move_aside(node)
             if not node.migrated and item.tree == "stable" and item.node is node:
-                return
+                return "MERGED", None
         else:  # M2 (M14: also a KSM page without a node)
             self.leave_tree(item)
             if item.checksum != page.key:
-                item.checksum = page.key
-                return
+                first_time, item.checksum = item.checksum is None, page.key
+                return "FIRST" if first_time else "CHANGED", None
             if self.leaves_alone(page):
-                return
+                return "LEFT", None
             if self.variant.endswith("zero-only"):  # fix-variants 5.7
-                if page.key == 0:
-                    self.seen["zero-only merge"] += self.merge_one(item, page, ZEROPAGE)
-                return
+                if page.key:
+                    return "LEFT", None
+                merged = self.merge_with_zeropage(item, page)
+                self.seen["zero-only merge"] += merged
+                return "ZERO" if merged else "ZERO_ONLY", None
             if self.knobs["use_zero_pages"] and page.key == 0:  # M3
-                if self.merge_one(item, page, ZEROPAGE):
-                    return
+                if self.merge_with_zeropage(item, page):
+                    return "ZERO", None
                 if self.split_variant == "skip-zeropage" and item.mm.ptes.get(item.address) is ZP_CLEAN:
-                    return  # M3b, fix-variants 5.1
-        found = self.stable_search(page)  # M4
+                    return "ZERO_STOP", None  # M3b, fix-variants 5.1
+        found = self.stable_search(item, page)  # M4
         if found is page and item.tree == "stable" and item.node is node:
-            return
+            return "OWN", None
         self.leave_tree(item)
         if found is not None:
-            if self.merge_one(item, page, found):
-                self.attach(item, found.node)
-            return
-        match = self.unstable_search_or_insert(item, page)  # M5
-        if match is None:
-            return
+            sharer = found.node.items[-1] if found.node.items else None
+            self.decide("SEARCH_STABLE", item.mm, item.address, other=sharer)
+            if not self.merge_with_ksm_page(item, page, found, sharer):
+                return "STABLE_FAILED", sharer
+            self.attach(item, found.node)
+            return "STABLE", sharer
+        match, failure = self.unstable_search_or_insert(item, page)  # M5
+        if failure:
+            return failure, match
+        self.decide("SEARCH_UNSTABLE", item.mm, item.address, other=match)
         other = match.mm.page_at(match.address)
         if self.leaves_alone(other) or self.variant.endswith("zero-only"):
-            return
+            return "PARTNER_LEFT", match
         self.pin(other)
-        merged = self.merge_one(item, page, None)  # M5a
+        merged = self.merge_with_ksm_page(item, page, None, match)  # M5a
         if merged:
-            self.leave_tree(item)
-            merged = self.merge_one(match, other, page)  # M5b
-            if merged:
-                self.leave_tree(match)  # M10
-            else:
+            merged = self.merge_with_ksm_page(match, other, page, item)  # M5b
+            if not merged:
                 self.break_cow(item)
                 self.forget(item)
         same_folio = page.folio.order > 0 and page.folio is other.folio
@@ -1215,12 +1311,31 @@ class Ksm(Memory):
             node = self.stable_insert(page)
             self.attach(match, node)
             self.attach(item, node)
-        elif same_folio:  # M5d
+            return "PAIR", match
+        if same_folio:  # M5d
             self.seen["same-THP split"] += 1
             self.split_folio(page, "ksm")
-        elif other is first and self.has["same_folio_is_old"] and not first.locked:  # M5d: M3 has split it, a bug
+            return "SAME_FOLIO", match
+        if other is first and self.has["same_folio_is_old"] and not first.locked:  # M5d: M3 has split it, a bug
             self.seen["kernel bug"] += 1
             first.locked, page.locked = True, not page.locked
+            return "BUG", match
+        return "PAIR_FAILED", match
+
+    def merge_with_zeropage(self, item: RmapItem, page: Page) -> bool:
+        """M3b."""
+        merged = self.merge_one(item, page, ZEROPAGE)
+        self.decide("MERGE_ZERO", item.mm, item.address, value=0 if merged else -EFAULT)
+        return merged
+
+    def merge_with_ksm_page(self, item: RmapItem, page: Page, target: Page | None, other: RmapItem | None) -> bool:
+        """try_to_merge_with_ksm_page: M10; without a target the page becomes a KSM page."""
+        merged = self.merge_one(item, page, target)
+        if merged:
+            self.leave_tree(item)
+        what = "MERGE_KSM" if target else "MERGE_NEW"
+        self.decide(what, item.mm, item.address, other=other, value=0 if merged else -EFAULT)
+        return merged
 
     def leaves_alone(self, page: Page) -> bool:
         """fix-variants 5.7: a huge PMD maps the page's folio."""
@@ -1234,11 +1349,11 @@ class Ksm(Memory):
         if page is target:
             return True
         if page.locked:
-            return False
+            return self.fail("LOCKED", item)
         if page.folio.order and not self.split_folio(page, "ksm"):
-            return False
-        if not self.write_protect(mm, address, page, target):
-            return False
+            return self.fail("SPLIT", item)
+        if failure := self.write_protect(mm, address, page, target):
+            return self.fail(failure, item)
         if target is None:
             page.ksm, page.node = True, None
             page.folio.dirty = page.folio.referenced = True
@@ -1246,9 +1361,11 @@ class Ksm(Memory):
                 sharer.ksm_mapped += 1
             return True
         if page.key != (0 if target is ZEROPAGE else target.key):
-            return False
+            return self.fail("DIFFERENT", item)
         locked = mm.vma_at(address).locked
         self.pin(page)
+        if target is ZEROPAGE:
+            self.lost(mm, [address])
         self.unmap_ptes(mm, [address])
         if target is ZEROPAGE:
             mm.ptes[address] = ZP_KSM
@@ -1263,22 +1380,29 @@ class Ksm(Memory):
         self.unpin(page)
         return True
 
-    def write_protect(self, mm: Mm, address: int, page: Page, target: Page | str | None) -> bool:
-        """M7.5; a KSM page can't be found by reverse mapping (M14), but on its new NUMA node it merges (2.12)."""
+    def fail(self, why: str, item: RmapItem) -> bool:
+        self.decide(f"FAIL_{why}", item.mm, item.address)
+        return False
+
+    def write_protect(self, mm: Mm, address: int, page: Page, target: Page | str | None) -> str:
+        """M7.5: why it fails, or "".
+
+        A KSM page can't be found by reverse mapping (M14), but on its new NUMA node it merges (2.12).
+        """
         entry = mm.ptes.get(address)
         if type(entry) is not Pte or entry.page is not page:
-            return False
+            return "GONE"
         if page.ksm:
             migrated = page.node is not None and page.node.migrated
             if not (migrated and isinstance(target, Page) and target.node is not None):
-                return False
+                return "NO_NODE"
             self.seen["migrated KSM page merges"] += 1
         if entry.dirty or page.exclusive:
             if page.folio.pins != 1:
-                return False
+                return "PINNED"
             page.folio.dirty |= entry.dirty
             page.exclusive = entry.dirty = entry.writable = False
-        return True
+        return ""
 
     def break_cow(self, item: RmapItem) -> None:
         """B1 for one item, by ksmd itself."""
@@ -1297,6 +1421,8 @@ class Ksm(Memory):
             self.pages_sharing += 1
         else:
             self.pages_shared += 1
+        what = "ATTACH_SHARING" if node.items else "ATTACH_SHARED"
+        self.decide(what, item.mm, item.address, other=node.items[-1] if node.items else None)
         self.seen["merged again after the stable tree"] += item.was_merged
         node.items.append(item)
         item.tree, item.node = "stable", node
@@ -1311,6 +1437,8 @@ class Ksm(Memory):
                     self.pages_sharing -= 1
                 else:
                     self.pages_shared -= 1
+                left = item.node.items[-1] if item.node.items else None
+                self.decide("LEAVE_SHARING" if left else "LEAVE_SHARED", item.mm, item.address, other=left)
                 item.mm.merging -= 1
                 self.forget(item)
         elif item.tree == "unstable":
@@ -1319,6 +1447,7 @@ class Ksm(Memory):
                     self.seen["erase above a dead node"] += 1
                 self.unstable[item.nid].erase(item)
             self.pages_unshared -= 1
+            self.in_tree.pop((item.mm, item.address), None)
         item.tree, item.node = "", None
 
     # -- stable tree (ksm-merge 2.6) --------------------------------------------------------------------------
@@ -1334,11 +1463,13 @@ class Ksm(Memory):
         if node.items:
             self.pages_shared -= 1
             self.pages_sharing -= len(node.items) - 1
-        for item in node.items:
+        for item in reversed(node.items):  # the kernel's list has the latest first
+            self.decide("LEAVE_SHARED" if item is node.items[0] else "REMOVE_RMAP_ITEM", item.mm, item.address)
             item.mm.merging -= 1
             item.tree = ""
             self.forget(item)
         node.items = []
+        self.decide("REMOVE_KSM_PAGE", value=node.key)
         self.unlink(node)
 
     def unlink(self, node: StableNode) -> None:
@@ -1352,6 +1483,7 @@ class Ksm(Memory):
             node.chain.dups.remove(node)
             node.chain = None
             self.dups -= 1
+            self.decide("DUP_REMOVED", value=node.key)
 
     def nid(self, page: Page) -> int:
         """The number of the trees that the page belongs to."""
@@ -1359,6 +1491,7 @@ class Ksm(Memory):
 
     def move_aside(self, node: StableNode) -> None:
         """M1a: to the side list, until a search finds a place for it."""
+        self.decide("NODE_ASIDE", value=node.key)
         self.unlink(node)
         self.set_aside(node)
 
@@ -1371,7 +1504,7 @@ class Ksm(Memory):
         """T3."""
         return bool(node.items) and len(node.items) + more < self.knobs["max_page_sharing"]
 
-    def stable_search(self, page: Page) -> Page | None:
+    def stable_search(self, item: RmapItem, page: Page) -> Page | None:
         """T4."""
         migrated = page.node if page.ksm else None
         if migrated is not None and not migrated.migrated:
@@ -1386,7 +1519,7 @@ class Ksm(Memory):
                     break
                 slot = node.chain or node
                 if page.key == node.page.key:
-                    return self.equal_found(page, migrated, slot, node)
+                    return self.equal_found(item, page, migrated, slot, node)
                 parent, left = slot, page.key < node.page.key
                 slot = slot.left if left else slot.right
             if not restart:
@@ -1401,7 +1534,7 @@ class Ksm(Memory):
         return page if self.has_room(migrated) else None
 
     def equal_found(
-        self, page: Page, migrated: StableNode | None, slot: StableNode | Chain, node: StableNode
+        self, item: RmapItem, page: Page, migrated: StableNode | None, slot: StableNode | Chain, node: StableNode
     ) -> Page | None:
         """T4, equal content; `migrated` is the page's own node on the side list, which may find its place here."""
         nid = self.nid(page)
@@ -1412,11 +1545,13 @@ class Ksm(Memory):
             self.seen["stable node joins equal ones in another tree"] += 1
         else:
             if not self.has_room(node):
+                self.decide("SEARCH_FULL", item.mm, item.address, other=node.items[-1] if node.items else None)
                 return None
             if self.nid(node.page) == node.nid:
                 self.seen["page with a node on the side list finds another"] += migrated is not None
                 return node.page
             # the node in the tree has itself been migrated away: it goes, the page's own node takes its place
+            self.decide("NODE_ASIDE", value=node.key)
             if node.chain is None and migrated is not None:
                 self.unlink(migrated)
                 migrated.nid = nid
@@ -1453,12 +1588,14 @@ class Ksm(Memory):
         if best is None:
             self.stable[slot.nid].erase(slot)
             self.chains -= 1
+            self.decide("CHAIN_GONE", value=slot.key)
         elif len(slot.dups) == 1:  # in every walk, full or not
             self.seen["chain dissolved"] += 1
             self.stable[slot.nid].replace(slot, best)
             best.chain = None
             self.chains -= 1
             self.dups -= 1
+            self.decide("CHAIN_DISSOLVED", value=slot.key)
         elif slot.dups[0] is not best and self.has_room(best, 1):
             self.seen["chain reordered"] += 1
             slot.dups.remove(best)
@@ -1490,7 +1627,8 @@ class Ksm(Memory):
     def add_dup(self, slot: StableNode | Chain, new: StableNode) -> None:
         if isinstance(slot, StableNode):
             self.seen["chain made"] += 1
-            chain, first = Chain(self.now, slot.nid), slot
+            chain, first = Chain(self.now, slot.nid, slot.key), slot
+            self.decide("CHAIN_MADE", value=slot.key)
             self.stable[slot.nid].replace(first, chain)
             self.chains += 1
             self.dups += 1
@@ -1500,11 +1638,12 @@ class Ksm(Memory):
         slot.dups.insert(0, new)
         new.chain = slot
         self.dups += 1
+        self.decide("DUP_ADDED", value=slot.key)
 
     def remove_all_nodes(self) -> bool:
         """remove_all_stable_nodes (R2, R4); False if a node's page is still mapped."""
         done = True
-        for tree in self.stable.values():
+        for _, tree in sorted(self.stable.items()):
             while tree.root is not None:
                 slot = tree.root
                 nodes = slot.dups[:] if isinstance(slot, Chain) else [slot]
@@ -1514,6 +1653,7 @@ class Ksm(Memory):
                 if isinstance(slot, Chain):
                     tree.erase(slot)
                     self.chains -= 1
+                    self.decide("CHAIN_GONE", value=slot.key)
         removed = [self.remove_unmapped(node) for node in self.migrated[:]]
         return done and all(removed)
 
@@ -1534,8 +1674,8 @@ class Ksm(Memory):
         vma = mm.vma_at(item.address)
         return mm.page_at(item.address) if vma is not None and vma.mergeable else None
 
-    def unstable_search_or_insert(self, item: RmapItem, page: Page) -> RmapItem | None:
-        """U2."""
+    def unstable_search_or_insert(self, item: RmapItem, page: Page) -> tuple[RmapItem | None, str]:
+        """U2: the item that the search ended at, and how the visit ends unless the two may merge."""
         nid, key = self.nid(page), page.key
         parent, left, node = None, False, self.unstable[nid].root
         while node is not None:
@@ -1543,17 +1683,20 @@ class Ksm(Memory):
             if other is None:  # D2
                 leaf = node.left is None and node.right is None
                 self.seen["dead root" if node.up is None else "dead leaf" if leaf else "dead inner node"] += 1
-                return None
+                return node, "DEAD"
             if other is page:
-                return None
+                return node, "SAME_PAGE"
             if key == other.key:
-                return node if self.nid(other) == nid else None
+                return node, "" if self.nid(other) == nid else "OTHER_NODE"
             parent, left = node, key < other.key
             node = node.left if left else node.right
         self.unstable[nid].insert(item, parent, left)
         item.tree, item.seq, item.nid = "unstable", self.full_scans, nid
+        self.in_tree[item.mm, item.address] = self.full_scans
+        if self.mergeable_page(item) is None:  # M11: dead at birth
+            self.decide("DEAD_MADE", item.mm, item.address)
         self.pages_unshared += 1
-        return None
+        return None, "INSERTED"
 
     # -- registering, fork, exit, run = 2 (ksm-scan S12, ksm-merge 2.10, 2.11) --------------------------------
 
@@ -1562,12 +1705,14 @@ class Ksm(Memory):
         at_tail = self.cursor is None or self.run == 2
         self.slots.insert(len(self.slots) if at_tail else self.slots.index(self.cursor), mm)
         mm.registered = True
+        self.decide("ENTER", mm)
 
     def fork(self, parent: Mm) -> Mm:
         """F4."""
         child = Mm(parent.pages, parent.pages_per_thp, parent.nid)
         child.parent, child.merge_any = parent, parent.merge_any
         child.forbids_zeropages = parent.forbids_zeropages
+        child.number = len(self.mms)
         self.mms.append(child)
         self.seen["fork in mid-scan"] += self.cursor is not None
         if parent.registered:
@@ -1588,7 +1733,9 @@ class Ksm(Memory):
                 child.anon += self.pages_per_thp
                 for page in what.pages:
                     page.exclusive = False
-        for address, entry in parent.ptes.items():
+        for address, entry in sorted(parent.ptes.items(), key=lambda pair: pair[0]):
+            if entry is ZP_KSM:
+                self.decide("ZERO_COPIED", child, address)
             if type(entry) is Pte and entry.page.folio.pins and entry.page.exclusive:
                 self.new_small_page(child, address, entry.page.key)
                 self.seen["pinned page copied at fork"] += 1
@@ -1608,6 +1755,8 @@ class Ksm(Memory):
     def exit(self, mm: Mm) -> None:
         """F5."""
         mm.exiting = True
+        if mm.registered:
+            self.decide("EXIT", mm)
         if mm.registered and self.cursor is not mm:
             self.slots.remove(mm)
             if mm.next is None:
@@ -1720,7 +1869,10 @@ class Reclaim(Ksm):
             underused = not folio.partially_mapped
             if underused and not self.underused(folio):
                 self.seen["folio judged used"] += 1
+                self.decide_folio("USED", folio)
                 continue
+            if underused:
+                self.decide_folio("UNDERUSED", folio)
             if self.split_pinned(folio.pages[0], "underused" if underused else "partially_mapped"):
                 self.vm["thp_underused_split_page"] += underused
                 self.seen["underused split" if underused else "partially mapped split by the shrinker"] += 1
@@ -1870,6 +2022,7 @@ class Reclaim(Ksm):
             folio.dirty |= folio.pmds[mm].dirty
             folio.lazy = not folio.dirty
             if folio.lazy:
+                self.lost(mm, list(self.addresses(block)))
                 self.unmap_pmd(mm, block)
                 self.seen["lazy huge PMD cleared"] += 1
             return
@@ -1883,6 +2036,7 @@ class Reclaim(Ksm):
             if folio.dirty:
                 folio.lazy = False
                 return
+            self.lost(mm, group)
             self.unmap_ptes(mm, group)
             self.seen["lazy page discarded"] += step
 
@@ -1900,6 +2054,7 @@ class Reclaim(Ksm):
         for slot in slots:
             slot.users += 1
         mm.swapped_exclusive |= {address for address in addresses if mm.ptes[address].page.exclusive}
+        self.lost(mm, addresses)
         self.unmap_ptes(mm, addresses)
         mm.ptes |= zip(addresses, slots, strict=True)
         mm.swapped += len(slots)
@@ -2013,9 +2168,16 @@ class Reclaim(Ksm):
 
     def collapse_block(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> tuple[str, int, bool]:
         """K4, then mthp E2: what became of it, how many entries were looked at, and whether they allowed a collapse."""
-        result, looked, swapped, present = self.scan_range(mm, vma, block, khugepaged)
-        if result:
-            return result, looked, False
+        result, looked, present, counts = self.scan_range(mm, vma, block, khugepaged)
+        allowed = not result
+        if allowed:
+            result = self.collapse_ranges(mm, vma, block, khugepaged, counts["swapped"], present)
+        value = status(result) | counts["referenced"] << 16 | counts["none"] << 32 | counts["swapped"] << 48
+        self.decide("SCAN_PMD", mm, block * self.pages_per_thp, self.pages_per_thp, value=value)
+        return result, looked, allowed
+
+    def collapse_ranges(self, mm: Mm, vma: Vma, block: int, khugepaged: bool, swapped: int, present: set[int]) -> str:
+        """mthp E2."""
         orders, nid, start = self.collapse_orders(khugepaged), self.target_node(mm, block), block * self.pages_per_thp
         done, last = False, "nothing to collapse"
         at, order = start, self.thp_order
@@ -2026,6 +2188,7 @@ class Reclaim(Ksm):
             passed = False
             if order in orders and found >= size - self.none_limit(order, khugepaged):
                 last = self.collapse_range(mm, vma, at, order, khugepaged, nid, swapped)
+                self.decide("COLLAPSE", mm, at, size, value=status(last))
                 done |= last == "collapsed"
                 if last == "poisoned":
                     break
@@ -2035,7 +2198,7 @@ class Reclaim(Ksm):
                 continue
             at += size
             order = next(o for o in range(self.thp_order, -1, -1) if at % (1 << o) == 0)
-        return "collapsed" if done else last, looked, True
+        return "collapsed" if done else last
 
     def collapse_range(self, mm: Mm, vma: Vma, first: int, order: int, khugepaged: bool, nid: int, swapped: int) -> str:
         """K6 for 2**order pages from `first` on; returns what became of it."""
@@ -2060,16 +2223,19 @@ class Reclaim(Ksm):
     def addresses(self, block: int) -> range:
         return range(block * self.pages_per_thp, (block + 1) * self.pages_per_thp)
 
-    def scan_range(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> tuple[str, int, int, set[int]]:
+    def scan_range(
+        self, mm: Mm, vma: Vma, block: int, khugepaged: bool
+    ) -> tuple[str, int, set[int], collections.Counter[str]]:
         """hpage_collapse_scan_pmd: K4, K7.
 
-        Returns why the block can't be collapsed, "" if it can; how many entries were looked at; how many are swapped;
-        and which are present.
+        Returns why the block can't be collapsed, "" if it can; how many entries were looked at; which are present; and
+        how many are swapped, none, shared, referenced.
         """
         present: set[int] = set()
+        n: collections.Counter[str] = collections.Counter()
         if mm.blocks[block] is not TABLE:
-            return "no page table" if mm.blocks[block] is None else "huge", 1, 0, present
-        swapped = none = shared = referenced = looked = 0
+            return "no page table" if mm.blocks[block] is None else "huge", 1, present, n
+        looked = 0
         writable = False
         limit = 0 if vma.uffd else self.none_limit(self.thp_order, khugepaged)
         if self.collapse_orders(khugepaged) != {self.thp_order}:
@@ -2078,39 +2244,40 @@ class Reclaim(Ksm):
             looked += 1
             entry = mm.ptes.get(address)
             if type(entry) is Slot or entry is POISON:
-                swapped += 1
-                if khugepaged and swapped > self.knobs["max_ptes_swap"]:
-                    return self.exceeded(self.thp_order, "swap"), looked, swapped, present
+                n["swapped"] += 1
+                if khugepaged and n["swapped"] > self.knobs["max_ptes_swap"]:
+                    return self.exceeded(self.thp_order, "swap"), looked, present, n
                 continue
             if type(entry) is not Pte:
-                none += 1
-                if none > limit:
-                    return self.exceeded(self.thp_order, "none"), looked, swapped, present
+                n["none"] += 1
+                if n["none"] > limit:
+                    return self.exceeded(self.thp_order, "none"), looked, present, n
                 continue
             folio = entry.page.folio
             if khugepaged and self.has["collapse_skips_lazyfree"] and folio.lazy and not entry.dirty:
                 self.seen["lazy page keeps khugepaged away"] += 1
-                return "lazy", looked, swapped, present
-            shared += folio.likely_shared(self.has["shared_is_exact"])
-            if khugepaged and shared > self.knobs["max_ptes_shared"]:
-                return self.exceeded(self.thp_order, "shared"), looked, swapped, present
+                return "lazy", looked, present, n
+            n["shared"] += folio.likely_shared(self.has["shared_is_exact"])
+            if khugepaged and n["shared"] > self.knobs["max_ptes_shared"]:
+                return self.exceeded(self.thp_order, "shared"), looked, present, n
             if entry.page in self.lru_batch:
-                return "not on LRU", looked, swapped, present
+                return "not on LRU", looked, present, n
             if entry.page.locked:
-                return "locked", looked, swapped, present
+                return "locked", looked, present, n
             if folio.pins:
-                return "pinned", looked, swapped, present
+                return "pinned", looked, present, n
             present.add(address)
             writable |= entry.writable
-            referenced += entry.young or folio.referenced
+            n["referenced"] += entry.young or folio.referenced
         if not writable and not self.has["collapse_needs_no_writable"]:
-            return "not writable", looked, swapped, present
-        if khugepaged and (not referenced or (swapped and referenced < self.pages_per_thp // 2)):
-            return "not referenced", looked, swapped, present
-        return "", looked, swapped, present
+            return "not writable", looked, present, n
+        if khugepaged and (not n["referenced"] or (n["swapped"] and n["referenced"] < self.pages_per_thp // 2)):
+            return "not referenced", looked, present, n
+        return "", looked, present, n
 
     def swap_in_range(self, mm: Mm, vma: Vma, first: int, order: int) -> str:
         """K10; a poisoned entry can't be read in, and nothing is for a smaller size than a THP (mthp E2)."""
+        done = 0
         for address in range(first, first + (1 << order)):
             entry = mm.ptes.get(address)
             if (type(entry) is Slot or entry is POISON) and order != self.thp_order:
@@ -2120,6 +2287,9 @@ class Reclaim(Ksm):
             if type(entry) is Slot:
                 self.swap_in(mm, vma, address, write=False)
                 self.drain_lru_batch()
+                done += 1
+        if order == self.thp_order:
+            self.decide("SWAPIN", mm, first, 1 << order, value=done)
         return ""
 
     def isolate_range(self, mm: Mm, vma: Vma, first: int, order: int, khugepaged: bool) -> str:
@@ -2162,6 +2332,8 @@ class Reclaim(Ksm):
             result = "not writable"
         if khugepaged and not result and not referenced:
             result = "not referenced"
+        value = status(result or "collapsed") | none << 16 | referenced << 32
+        self.decide("ISOLATE", mm, first, 1 << order, value=value)
         if result:
             for page in reversed(isolated):  # K10
                 self.add_to_lru_batch(page)
@@ -2219,6 +2391,7 @@ class Machine(Reclaim):
             self.start(process, nid, late=bool(scenario["late"]))
         self.luck = numpy.random.default_rng((0, 8))  # of events with a share, in a trace: seed 0, stream 8
         self.note_huge_areas()
+        self.decisions.clear()  # those from here on count
         self.vm.clear()
         for order, name in list(self.mthp):
             if not name.startswith("nr_"):
@@ -2234,6 +2407,7 @@ class Machine(Reclaim):
             self.enabled = {self.thp_order}
         mm = Mm(process["pages"], self.pages_per_thp, nid)
         mm.forbids_zeropages = bool(process.get("forbids_zeropages", 0))
+        mm.number = len(self.mms)
         self.mms.append(mm)
         stamp = self.stamp()
         mm.vmas = [Vma(0, mm.pages, huge=False, anon_vma=stamp, stamp=stamp)]
@@ -2351,10 +2525,15 @@ class Machine(Reclaim):
 
     def op_unmergeable(self, mm: Mm, page: int, count: int) -> int:
         """R3."""
+        result = 0
         for vma, start, end in self.parts(mm, page, page + count):
-            if vma is not None and vma.mergeable:
+            if vma is None:
+                result = ENOMEM
+                continue
+            if vma.mergeable:
                 self.unmerge(mm, start, end)
-        return self.madvise(mm, page, count, mergeable=False)
+            self.change(mm, vma, start, end, mergeable=False)
+        return result
 
     def op_dontneed(self, mm: Mm, page: int, count: int) -> int:
         result = 0
@@ -2437,6 +2616,7 @@ class Machine(Reclaim):
             block, there = address // size, new // size
             whole = (address % size, new % size) == (0, 0) and page + count - address >= size
             if whole and mm.blocks[block] is not TABLE:
+                self.lost(mm, list(range(address, address + size)) if type(mm.blocks[block]) is Folio else [])
                 mm.blocks[there], mm.blocks[block] = mm.blocks[block], None
             elif type(mm.blocks[block]) is Folio or mm.blocks[block] is HUGE_ZP:
                 self.split_pmd(mm, block)
@@ -2444,6 +2624,7 @@ class Machine(Reclaim):
                 mm.blocks[there] = TABLE
             if address in mm.ptes:
                 self.seen["entry moved"] += 1
+                self.lost(mm, [address] if type(mm.ptes[address]) is Pte else [])
                 entry = mm.ptes[new] = mm.ptes.pop(address)
                 if type(entry) is Pte:
                     entry.page.maps[mm, new] = entry.page.maps.pop((mm, address))
@@ -2589,7 +2770,8 @@ class Machine(Reclaim):
         if target.folio.order and not self.split_pinned(target, "other"):
             return EBUSY
         self.pin(target)
-        for sharer, address in list(target.maps):
+        for sharer, address in sorted(target.maps, key=lambda at: (at[0].number, at[1])):
+            self.lost(sharer, [address])
             self.unmap_ptes(sharer, [address])
             sharer.ptes[address] = POISON
         self.seen["page poisoned"] += 1
@@ -2708,6 +2890,7 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
         due = [e for e in waiting if e["after"] in ({"batch": batch}, {"full_scan": full_scan})]
         for rank, event in enumerate(due, start=1):
             waiting.remove(event)  # once: after run = 2 the same full scan comes again
+            machine.place = batch, rank
             event["result"] = machine.event(event)
             event["sample"] = len(out["samples"])
             sample(batch, rank)
@@ -2717,9 +2900,11 @@ def predict(trace: dict, *, every_map: bool = False) -> dict:
     events(0, None)
     machine.op_set("run", 1)
     for batch in range(1, scenario["batches"] + 1):
+        machine.place = batch, 0
         completed = machine.batch()
         sample(batch, 0)
         events(batch, machine.full_scans if completed else None)
     out["seen"] = machine.seen
+    out["decisions"] = machine.decisions
     out["steps"] = {"dup_walk": machine.dups_walked, "skip": machine.pages_skipped}
     return out

@@ -135,9 +135,9 @@ class Clock:
                     heapq.heappush(self.timed, (event_ns + round(every * SECOND), i))
                 self._event(i)
             elif timer is not None and timer.next_ns <= system.now and not self.scenario.stepped:
-                stat["freed_by_batch"] = 0
-                timer.act()
+                stat["freed_by_batch"], stat["time_ns"] = 0, system.now
                 stat["rank"] += 1
+                timer.act()
                 self._sample()
             elif due:
                 i = due.pop(0)
@@ -153,10 +153,11 @@ class Clock:
         return bool(stat["full_scans"] >= (after.full_scan or 0))
 
     def _event(self, i: int) -> None:
+        stat = self.system.m.stat[0]
+        stat["rank"], stat["time_ns"] = stat["rank"] + 1, self.system.now
         with located(f"events {i}"):
             self.results[i] = happen(self.system, self.scenario.events[i])
         self.event_ids[i] = self.recorder.total
-        self.system.m.stat[0]["rank"] += 1
         self._sample()
 
     # --- ksmd -------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def happen(system: System, event: ops.Event) -> int:
     touched = 2 * touched + len(system.spaces.pins)
     system.reserve(touched + int(stat["ksm_entries"] + stat["ksm_zero_pages"]) + (2 << system.order))
     stat["freed_by_batch"] = 0
+    lru_add_drain_all(m)
     results = [act(event, system, *pages) for pages in _ranges(event, system)] if alive else [errno.ESRCH]
     lru_add_drain_all(m)
     system.spaces.publish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 from mmlab.engine.costs import CostSet
 from mmlab.engine.system import FOREVER, SECOND, System
 from mmlab.kernel import pagemap
-from mmlab.kernel.state import FIRST, KNOBS, Machine
+from mmlab.kernel.decisions import log_rows
+from mmlab.kernel.state import FIRST, KNOBS, Machine, event_t
 from mmlab.scenario import Scenario
 
 __all__ = ["Outcome", "Place", "Places", "Recorder", "page_letters"]
@@ -85,8 +86,10 @@ class Recorder:
     """Collects samples, page maps and frame counts of a system.
 
     Beyond the scenario's `sample_limit` rows are thinned evenly. The first and the last one always stay, as does
-    the last one up to each of the times `samples_at` (s).
+    the last one up to each of the times `samples_at` (s). With `keep_log`, decisions are handed on before each sample.
     """
+
+    log: Callable[[np.ndarray], object] | None = None
 
     def __init__(self, system: System, maps_at: Places, samples_at: Iterable[float] = ()) -> None:
         self.system, self.limit = system, system.scenario.sample_limit
@@ -106,8 +109,18 @@ class Recorder:
         self._last: tuple[np.ndarray, ...] = ()
         self._knobs: list[list[int]] = []
 
+    def keep_log(self, log: Callable[[np.ndarray], object]) -> None:
+        """Call `log` with the decisions, event_t[n], that lead to each sample from now on."""
+        self.log, m = log, self.system.m
+        m.log = np.zeros(log_rows(len(m.page)), event_t)
+
     def add(self, rows: np.ndarray, mthp: np.ndarray) -> None:
         """Record rows of counters, and those of folio sizes, in order; the system is in the state of the last one."""
+        if self.log:
+            m = self.system.m
+            assert m.state[0]["logged"] <= len(m.log), "more decisions in one step than a log holds"
+            self.log(m.log[: m.state[0]["logged"]])
+            m.state[0]["logged"] = 0
         ids = np.arange(self.total, self.total + len(rows))
         knobs = self.system.m.state.view(np.int64)[: len(KNOBS)].tolist()
         if not self._knobs or knobs != self._knobs[-1][2:]:

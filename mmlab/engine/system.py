@@ -218,7 +218,7 @@ class System:
         """Let time pass, in which timers act but ksmd does not run."""
         end = self.now + millisecs * 1_000_000
         while (timer := self.next_timer()) and timer.next_ns <= end:
-            self.now = max(self.now, timer.next_ns)
+            self.now = self.m.stat[0]["time_ns"] = max(self.now, timer.next_ns)
             timer.act()
         self.now = end
         self.wake = max(self.wake, self.now)

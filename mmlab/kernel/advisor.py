@@ -1,5 +1,6 @@
 """The scan-time advisor, which sets pages_to_scan (mm/ksm.c; ksm-scan S29 to S32)."""
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import ksmd_cpu_ns
@@ -79,10 +80,11 @@ def advisor_stop_scan(m):
     if not s.advisor_mode:
         return
     cpu_ns = s.ksmd_cpu_before_ns + ksmd_cpu_ns(m)
+    cpu_ms = (cpu_ns - s.advisor_cpu_ns) // 1_000_000
     s.pages_to_scan, s.advisor_scan_time, s.advisor_change = advised_pages(
         s.pages_to_scan,
         (_now_ns(m) - s.advisor_start_ns) // 1_000_000,
-        (cpu_ns - s.advisor_cpu_ns) // 1_000_000,
+        cpu_ms,
         s.advisor_target_scan_time,
         s.advisor_max_cpu,
         s.advisor_max_pages_to_scan,
@@ -90,3 +92,5 @@ def advisor_stop_scan(m):
         s.advisor_change,
     )
     s.advisor_cpu_ns = cpu_ns
+    percent = max(1, cpu_ms * 100 // (s.advisor_scan_time * 1000))
+    emit(m, Decision.ADVISOR, -1, 1, -1, s.pages_to_scan | s.advisor_scan_time << 26 | percent << 44)

@@ -1,5 +1,6 @@
 """The deferred split queue: folios that are partially mapped or may be underused (mm/huge_memory.c; thp-split 3.5)."""
 
+from mmlab.kernel.decisions import Decision, emit_folio
 from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import *
 
@@ -25,6 +26,7 @@ def deferred_split_folio(m, f, partially_mapped):
         return
     if partially_mapped and not m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 1
+        emit_folio(m, Decision.QUEUE_PARTIAL, f, 0)
         m.mthp[order].split_deferred += 1
         m.mthp[order].nr_anon_partially_mapped += 1
         if order == s.hpage_order:
@@ -32,6 +34,8 @@ def deferred_split_folio(m, f, partially_mapped):
     if not folio_is_queued(m, f):
         _list_add_tail(m, f)
         m.stat[0].deferred_queue_len += 1
+        if not partially_mapped:
+            emit_folio(m, Decision.QUEUE_NEW, f, 0)
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mmlab.kernel.decisions import Decision, emit, emit_folio
 from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
 from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
@@ -25,6 +26,7 @@ def clear_huge_pmd(m, b):
     m.block[b].pmd = PMD_TABLE
     m.stat[0].huge_pmds -= 1
     m.stat[0].thp_split_pmd += 1
+    emit(m, Decision.SPLIT_PMD, b << m.state[0].hpage_order, 1 << m.state[0].hpage_order, -1, 0)
 
 
 @compiled
@@ -70,6 +72,7 @@ def split_huge_pmd(m, b):
         m.stat[0].zeropage_entries += n
         m.block[b].pmd = PMD_TABLE
         m.stat[0].thp_split_pmd += 1
+        emit(m, Decision.SPLIT_PMD, first, n, -1, 0)
 
 
 # --- splitting a folio ----------------------------------------------------------------------------------------------
@@ -148,6 +151,7 @@ def _remap_folio(m, caller, family, head, index, n):
                 m.stat[0].anon_pages -= 1
                 m.stat[0].zeropage_entries += 1
                 m.steps[REMAP] += 1
+                emit(m, Decision.REMAP, v, 1, -1, caller)
                 if caller == CALLER_KSM:
                     m.stat[0].zeropages_by_ksm += 1
                 elif caller == CALLER_OTHER:
@@ -158,6 +162,8 @@ def _remap_folio(m, caller, family, head, index, n):
                 m.frame[frame].mapcount += 1
                 if locked:
                     m.frame[frame].flags |= MLOCKED
+                if m.page[v].key == 0:
+                    emit(m, Decision.KEEP, v, 1, -1, caller)
 
 
 @compiled
@@ -170,6 +176,7 @@ def split_huge_page(m, frame, caller):
     f = m.frame[frame].folio
     order = m.folio[f].order
     huge = order == m.state[0].hpage_order
+    emit_folio(m, Decision.SPLIT if m.folio[f].pins == 1 else Decision.SPLIT_FAILED, f, caller)
     if m.folio[f].pins != 1:
         m.mthp[order].split_failed += 1
         if huge:
@@ -269,7 +276,10 @@ def _judge(m, f):
     partial = m.folio[f].partially_mapped
     split = False
     mlocked = m.state[0].shrinker_skips_mlocked and m.folio[f].mlocks > 0
-    if partial or (not mlocked and thp_underused(m, f)):
+    underused = not partial and not mlocked and thp_underused(m, f)
+    if not partial:
+        emit_folio(m, Decision.UNDERUSED if underused else Decision.USED, f, 0)
+    if partial or underused:
         split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
         if split and not partial:
             m.stat[0].thp_underused_split_page += 1

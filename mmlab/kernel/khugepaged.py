@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, lru_add_drain_all
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
@@ -12,7 +13,7 @@ from mmlab.kernel.unstable_tree import set_content
 
 __all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
 
-SCAN_SUCCEED, SCAN_FAIL, SCAN_PMD_MAPPED, SCAN_PMD_NONE, SCAN_PTE_MAPPED_HUGEPAGE = range(5)
+SCAN_FAIL, SCAN_SUCCEED, SCAN_PMD_MAPPED, SCAN_PMD_NONE, SCAN_PTE_MAPPED_HUGEPAGE = range(5)
 SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE, SCAN_PAGE_LAZYFREE = range(5, 9)
 SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(9, 14)
 EBUSY, EAGAIN, EINVAL = 16, 11, 22
@@ -83,7 +84,7 @@ def _walk(m, first, order, khugepaged, isolate):
     The scan of a block tests whether a page is on an LRU list, and notes which pages are present. With `isolate`, for
     a range that is being collapsed, small pages are locked instead (`__collapse_huge_page_isolate`); a KSM page met a
     second time is locked already (K8). KSM pages are judged like all others (K5). The limits hold for khugepaged only
-    (K7). Return the result, the number of swapped entries, and the page at which the walk ended.
+    (K7). Return the result, the numbers of swapped, empty and referenced entries, and the page where the walk ended.
     """
     s = m.state[0]
     n = np.int64(1) << order
@@ -93,9 +94,9 @@ def _walk(m, first, order, khugepaged, isolate):
         most_none = n  # judged for each size later
     elif m.pte[first].vm & VM_UFFD:
         most_none = 0
-    none = shared = unmapped = referenced = 0
+    none = shared = unmapped = referenced = np.int64(0)
     writable = False
-    v = first
+    v, result = first, np.int64(SCAN_SUCCEED)
     while v < first + n:
         kind = m.pte[v].kind
         if not isolate:
@@ -104,39 +105,44 @@ def _walk(m, first, order, khugepaged, isolate):
         if kind in (SWAP, POISON):
             unmapped += 1
             if khugepaged and unmapped > s.max_ptes_swap:
-                return _exceeded(m, SCAN_EXCEED_SWAP_PTE, order), unmapped, v
+                result = _exceeded(m, SCAN_EXCEED_SWAP_PTE, order)
+                break
         elif kind != ANON:
             none += 1
             if none > most_none:
-                return _exceeded(m, SCAN_EXCEED_NONE_PTE, order), unmapped, v
+                result = _exceeded(m, SCAN_EXCEED_NONE_PTE, order)
+                break
         else:
             frame = m.page[v].frame
             f = m.frame[frame].folio
             if khugepaged and s.collapse_skips_lazyfree and _is_lazy(m, v, frame):
-                return SCAN_PAGE_LAZYFREE, unmapped, v
-            if _is_shared(m, frame):
-                shared += 1
-                if khugepaged and shared > (s.max_ptes_shared if huge else 0):
-                    return _exceeded(m, SCAN_EXCEED_SHARED_PTE, order), unmapped, v
-            if not huge and f >= 0 and m.folio[f].order >= order:
-                return SCAN_PTE_MAPPED_HUGEPAGE, unmapped, v
-            if not isolate and m.frame[frame].flags & NO_LRU:
-                return SCAN_PAGE_LRU, unmapped, v
-            if m.frame[frame].flags & LOCKED:
-                return SCAN_PAGE_LOCK, unmapped, v
-            if _pinned(m, frame):
-                return SCAN_PAGE_COUNT, unmapped, v
+                result = SCAN_PAGE_LAZYFREE
+                break
+            shared += _is_shared(m, frame)
+            if khugepaged and shared > (s.max_ptes_shared if huge else 0):
+                result = _exceeded(m, SCAN_EXCEED_SHARED_PTE, order)
+            elif not huge and f >= 0 and m.folio[f].order >= order:
+                result = SCAN_PTE_MAPPED_HUGEPAGE
+            elif not isolate and m.frame[frame].flags & NO_LRU:
+                result = SCAN_PAGE_LRU
+            elif m.frame[frame].flags & LOCKED:
+                result = SCAN_PAGE_LOCK
+            elif _pinned(m, frame):
+                result = SCAN_PAGE_COUNT
+            if result != SCAN_SUCCEED:
+                break
             if isolate and f < 0:
                 m.frame[frame].flags |= LOCKED
             writable = writable or pte_writable(m, v)
             if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
                 referenced += 1
         v += 1
-    if not writable and not s.collapse_needs_no_writable:
-        return SCAN_PAGE_RO, unmapped, v
-    if khugepaged and (referenced == 0 or (unmapped > 0 and referenced < n // 2)):
-        return SCAN_LACK_REFERENCED_PAGE, unmapped, v
-    return SCAN_SUCCEED, unmapped, v
+    if result == SCAN_SUCCEED and not writable and not s.collapse_needs_no_writable:
+        result = SCAN_PAGE_RO
+    lacking = khugepaged and (referenced == 0 or (unmapped > 0 and referenced < n // 2))
+    if result == SCAN_SUCCEED and lacking:
+        result = SCAN_LACK_REFERENCED_PAGE
+    return result, unmapped, none, referenced, v
 
 
 @compiled
@@ -147,14 +153,15 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
     """
     s = m.state[0]
     n = np.int64(1) << s.hpage_order
-    if m.block[b].pmd != PMD_TABLE:
-        cost = 1 if s.scan_counts_entries else n
-        return SCAN_PMD_NONE if m.block[b].pmd == PMD_NONE else SCAN_PMD_MAPPED, cost, False
-    result, unmapped, end = _walk(m, b * n, s.hpage_order, khugepaged, False)
-    cost = min(end + 1 - b * n, n) if s.scan_counts_entries else n
-    if result != SCAN_SUCCEED:
-        return result, cost, False
-    return _collapse_ranges(m, b, khugepaged, unmapped), cost, True
+    unmapped = none = referenced = np.int64(0)
+    result, end = np.int64(SCAN_PMD_NONE if m.block[b].pmd == PMD_NONE else SCAN_PMD_MAPPED), b * n
+    if m.block[b].pmd == PMD_TABLE:
+        result, unmapped, none, referenced, end = _walk(m, b * n, s.hpage_order, khugepaged, False)
+    allowed = result == SCAN_SUCCEED
+    if allowed:
+        result = _collapse_ranges(m, b, khugepaged, unmapped)
+    emit(m, Decision.SCAN_PMD, b * n, n, -1, result | referenced << 16 | none << 32 | unmapped << 48)
+    return result, min(end + 1 - b * n, n) if s.scan_counts_entries else n, allowed
 
 
 @compiled
@@ -163,7 +170,8 @@ def _isolate(m, first, order, khugepaged):
 
     After a failure they return through the CPU's LRU batch, last first.
     """
-    result, _, end = _walk(m, first, order, khugepaged, True)
+    result, _, none, referenced, end = _walk(m, first, order, khugepaged, True)
+    emit(m, Decision.ISOLATE, first, 1 << order, -1, result | none << 16 | referenced << 32)
     large = False
     for v in range(end - 1, first - 1, -1):
         if m.pte[v].kind == ANON:
@@ -215,6 +223,7 @@ def _collapse_ranges(m, b, khugepaged, unmapped):
         done = False
         if orders >> order & 1 and present >= n - _max_ptes_none(m, order, khugepaged):
             last = collapse_huge_page(m, (b << top) + at, order, khugepaged, unmapped, nid)
+            emit(m, Decision.COLLAPSE, (b << top) + at, n, -1, last)
             collapsed = collapsed or last == SCAN_SUCCEED
             if last == SCAN_FAIL:
                 break
@@ -239,6 +248,7 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
     huge = order == m.state[0].hpage_order
     m.mthp[order].collapse_alloc += 1
     m.stat[0].thp_collapse_alloc += huge
+    swapped_in = 0
     for v in range(first, end if unmapped > 0 else first):
         if m.pte[v].kind in (SWAP, POISON) and not huge:
             return _exceeded(m, SCAN_EXCEED_SWAP_PTE, order)
@@ -246,7 +256,9 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
             return SCAN_FAIL
         if m.pte[v].kind == SWAP:
             do_swap_page(m, v, False)
+            swapped_in += 1
     if unmapped > 0 and huge:
+        emit(m, Decision.SWAPIN, first, 1 << order, -1, swapped_in)
         folio_batch_drain(m, LRU)
     result = _isolate(m, first, order, khugepaged)
     if result != SCAN_SUCCEED:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mmlab.kernel.advisor import advisor_start_scan, advisor_stop_scan
+from mmlab.kernel.decisions import HELD, Decision, emit
 from mmlab.kernel.folio import folio_batch_add, folio_get, folio_put, lru_add_drain_all, put_frame, vm_mm
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.jit import compiled, entry, inlined, trailing_zeros
@@ -34,6 +35,7 @@ __all__ += ["unmerge_and_remove_all_rmap_items"]
 
 # In place of a KSM page's frame: merge with the shared zeropage; become a KSM page without a node
 ZEROPAGE, NO_PAGE = -2, -1
+EFAULT = 14
 
 
 # --- merging one page -----------------------------------------------------------------------------------------------
@@ -47,12 +49,17 @@ def write_protect_page(m, v, frame, kframe):
     whose node is on the side list may merge into another one with a node (2.12).
     """
     if m.pte[v].kind != ANON or m.page[v].frame != frame:
+        emit(m, Decision.FAIL_GONE, v, 1, -1, 0)
         return False  # a split has put the zeropage there
     if m.pte[v].bits & KSM_PAGE:
         node = m.frame[frame].node
-        return node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0 and m.frame[kframe].node >= 0
+        moved = node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0 and m.frame[kframe].node >= 0
+        if not moved:
+            emit(m, Decision.FAIL_NO_NODE, v, 1, -1, 0)
+        return moved
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
+            emit(m, Decision.FAIL_PINNED, v, 1, -1, 0)
             return False
         if m.pte[v].bits & DIRTY:
             m.frame[frame].flags |= PG_DIRTY
@@ -111,8 +118,10 @@ def try_to_merge_one_page(m, v, frame, kframe, kkey):
     if frame == kframe:
         return True
     if m.frame[frame].flags & LOCKED:
+        emit(m, Decision.FAIL_LOCKED, v, 1, -1, 0)
         return False
     if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
+        emit(m, Decision.FAIL_SPLIT, v, 1, -1, 0)
         return False
     if not write_protect_page(m, v, frame, kframe):
         return False
@@ -120,18 +129,21 @@ def try_to_merge_one_page(m, v, frame, kframe, kkey):
         _become_ksm_page(m, v, frame)
         return True
     if m.page[v].key != kkey:
+        emit(m, Decision.FAIL_DIFFERENT, v, 1, -1, 0)
         return False
     replace_page(m, v, frame, kframe)
     return True
 
 
 @compiled
-def try_to_merge_with_ksm_page(m, v, frame, kframe, kkey):
+def try_to_merge_with_ksm_page(m, v, frame, kframe, kkey, other):
     """Merge as `try_to_merge_one_page` does; on success also remove the item from its tree (ksm-merge M10)."""
-    if not try_to_merge_one_page(m, v, frame, kframe, kkey):
-        return False
-    remove_rmap_item_from_tree(m, v)
-    return True
+    merged = try_to_merge_one_page(m, v, frame, kframe, kkey)
+    if merged:
+        remove_rmap_item_from_tree(m, v)
+    what = Decision.MERGE_NEW if kframe == NO_PAGE else Decision.MERGE_KSM
+    emit(m, what, v, 1, other, 0 if merged else -EFAULT)
+    return merged
 
 
 @compiled
@@ -140,9 +152,9 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
 
     If the second step fails, the first is undone (`break_cow`). Return whether both succeeded.
     """
-    if not try_to_merge_with_ksm_page(m, v, frame, NO_PAGE, key):
+    if not try_to_merge_with_ksm_page(m, v, frame, NO_PAGE, key, tree_v):
         return False
-    if try_to_merge_with_ksm_page(m, tree_v, tree_frame, frame, key):
+    if try_to_merge_with_ksm_page(m, tree_v, tree_frame, frame, key, v):
         return True
     if m.pte[v].vm & VM_MERGEABLE:
         break_ksm(m, v)
@@ -169,22 +181,23 @@ def _visit(m, v, frame):
 
 @inlined
 def _nothing_to_merge(m, v, frame):
-    """Return whether the visit ends here, as most do: the page is merged already, or its checksum has changed.
+    """Return how the visit ends, as most do: the page is merged already, or its checksum has changed; or SEARCH_STABLE.
 
     These are the first steps of the kernel's `cmp_and_merge_page` (ksm-merge M1, M2).
     """
     node = m.frame[frame].node
     if node >= 0:  # M1
         aside = not m.state[0].merge_across_nodes and node_is_aside(m, node, frame)
-        return m.pte[v].item & STABLE and m.page[v].parent == node and not aside
+        merged = m.pte[v].item & STABLE and m.page[v].parent == node and not aside
+        return Decision.VISIT_MERGED if merged else Decision.SEARCH_STABLE
     if m.pte[v].item & (STABLE | UNSTABLE):  # M2
         remove_rmap_item_from_tree(m, v)
     item = m.pte[v].item
     if item & CHECKSUM and not (item & REWRITTEN and m.oldchecksum[v] != m.page[v].key):
-        return False
+        return Decision.SEARCH_STABLE
     m.pte[v].item = (item | CHECKSUM) & ~REWRITTEN
     m.stat[0].changed_checksums += 1
-    return True
+    return Decision.VISIT_CHANGED if item & CHECKSUM else Decision.VISIT_FIRST
 
 
 @compiled
@@ -201,8 +214,6 @@ def _unlock_wrong_page(m, v, frame, head):
     The folio is split already, so the split is refused, the first page stays locked for good, and the visited one is
     locked and freed so: "Bad page state" (ksm-merge M5d, kernel-7 7.10).
     """
-    if m.frame[head].flags & LOCKED:
-        return
     m.frame[head].flags |= LOCKED
     m.frame[frame].flags ^= LOCKED
     if m.stat[0].kernel_bugs == 0:
@@ -212,40 +223,44 @@ def _unlock_wrong_page(m, v, frame, head):
 
 
 @compiled
-def cmp_and_merge_page(m, v, frame):
-    """Merge a visited page if it can be, or insert it in the unstable tree, after `_nothing_to_merge` said no.
+def _merge_with_zeropage(m, v, frame, only):
+    """Merge a zero-filled page with the shared zeropage (ksm-merge M3).
 
-    First comes the zeropage, then the stable tree, then the unstable tree (ksm-merge M3, M4, M5). Two equal pages of
-    one folio, whatever its order, are not merged: the folio is split (M5d, mthp E13). `frame` carries the scan's
-    reference. A variant of ksmd may leave the page, or the equal one that was found, alone (fix-variants 5.7).
+    Return how the visit ends, VISIT_ZERO to VISIT_ZERO_STOP, or MERGE_ZERO: it goes on.
     """
-    key = m.page[v].key
-    head = _folio_head(m, frame)
-    if m.frame[frame].node < 0:
-        may = _visit(m, v, frame)
-        if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
-            return
-        if key == 0 and (m.state[0].use_zero_pages or may == ZEROPAGE_ONLY):  # M3
-            if try_to_merge_one_page(m, v, frame, ZEROPAGE, key) or may == ZEROPAGE_ONLY:
-                return
-            if m.state[0].early_stop and m.pte[v].kind != ANON:
-                return  # the variant skip-zeropage
-    above = m.steps[TREE_LEVEL] + CACHED_LEVELS
-    kframe = stable_tree_search(m, key, frame)  # M4
-    m.steps[TREE_COLD] += max(0, m.steps[TREE_LEVEL] - above)
-    if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
-        return
-    remove_rmap_item_from_tree(m, v)
-    if kframe >= 0:
-        if try_to_merge_with_ksm_page(m, v, frame, kframe, key):
-            stable_tree_append(m, v, m.frame[kframe].node)
-        return
-    tree_v = unstable_tree_search_insert(m, v, frame, key)  # M5
-    if tree_v < 0:
-        return
+    merged = try_to_merge_one_page(m, v, frame, ZEROPAGE, np.uint64(0))
+    emit(m, Decision.MERGE_ZERO, v, 1, -1, 0 if merged else -EFAULT)
+    if merged:
+        return Decision.VISIT_ZERO
+    if only:
+        return Decision.VISIT_ZERO_ONLY
+    if m.state[0].early_stop and m.pte[v].kind != ANON:
+        return Decision.VISIT_ZERO_STOP
+    return Decision.MERGE_ZERO
+
+
+@compiled
+def _merge_with_stable(m, v, frame, kframe, key):
+    """Merge a page with an equal KSM page (ksm-merge M4d). Return how the visit ends, and a page that maps that one."""
+    other = np.int64(m.node[m.frame[kframe].node].first)
+    emit(m, Decision.SEARCH_STABLE, v, 1, other, 0)
+    if try_to_merge_with_ksm_page(m, v, frame, kframe, key, other):
+        stable_tree_append(m, v, m.frame[kframe].node)
+        return Decision.VISIT_STABLE, other
+    return Decision.VISIT_STABLE_FAILED, other
+
+
+@compiled
+def _merge_with_unstable(m, v, frame, head, tree_v, key):
+    """Merge a page with the equal one of the unstable tree (ksm-merge M5). Return how the visit ends.
+
+    Two equal pages of one folio, whatever its order, are not merged: the folio is split (M5d, mthp E13). `head` is the
+    first frame of the folio that the visit began with.
+    """
+    emit(m, Decision.SEARCH_UNSTABLE, v, 1, tree_v, 0)
     tree_frame = m.page[tree_v].frame
     if _visit(m, tree_v, tree_frame) != MAY_MERGE:
-        return
+        return Decision.VISIT_PARTNER_LEFT
     folio_get(m, tree_frame)
     merged = try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key)
     large = m.frame[frame].folio >= 0
@@ -255,10 +270,46 @@ def cmp_and_merge_page(m, v, frame):
         node = stable_tree_insert(m, key, frame)
         stable_tree_append(m, tree_v, node)
         stable_tree_append(m, v, node)
-    elif same and large:
+        return Decision.VISIT_PAIR
+    if same and large:
         split_huge_page(m, frame, CALLER_KSM)  # M5d
-    elif same:
+        return Decision.VISIT_SAME_FOLIO
+    if same and not m.frame[head].flags & LOCKED:
         _unlock_wrong_page(m, v, frame, head)
+        return Decision.VISIT_BUG
+    return Decision.VISIT_PAIR_FAILED
+
+
+@compiled
+def cmp_and_merge_page(m, v, frame):
+    """Merge a visited page if it can be, or insert it in the unstable tree, after `_nothing_to_merge` said no.
+
+    First comes the zeropage, then the stable tree, then the unstable tree (ksm-merge M3, M4, M5). `frame` carries the
+    scan's reference. A variant of ksmd may leave the page, or the equal one that was found, alone (fix-variants 5.7).
+    Return how the visit ends, and the page that it ends at or -1.
+    """
+    key = m.page[v].key
+    head = _folio_head(m, frame)
+    if m.frame[frame].node < 0:
+        may = _visit(m, v, frame)
+        if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
+            return Decision.VISIT_LEFT, np.int64(-1)
+        if key == 0 and (m.state[0].use_zero_pages or may == ZEROPAGE_ONLY):
+            ends = _merge_with_zeropage(m, v, frame, may == ZEROPAGE_ONLY)
+            if ends != Decision.MERGE_ZERO:
+                return ends, np.int64(-1)
+    above = m.steps[TREE_LEVEL] + CACHED_LEVELS
+    kframe = stable_tree_search(m, v, key, frame)  # M4
+    m.steps[TREE_COLD] += max(0, m.steps[TREE_LEVEL] - above)
+    if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
+        return Decision.VISIT_OWN, np.int64(-1)
+    remove_rmap_item_from_tree(m, v)
+    if kframe >= 0:
+        return _merge_with_stable(m, v, frame, kframe, key)
+    ends, at = unstable_tree_search_insert(m, v, frame, key)
+    if ends == Decision.SEARCH_UNSTABLE:
+        ends = _merge_with_unstable(m, v, frame, head, at, key)
+    return ends, at
 
 
 # --- scanning -------------------------------------------------------------------------------------------------------
@@ -284,6 +335,7 @@ def ksm_enter(m, mm):
     at = 0 if m.state[0].run == 2 else m.state[0].cursor_mm
     _list_add(m, mm, m.mm[at].prev, at)
     m.mm[mm].registered = 1
+    emit(m, Decision.ENTER, -1 - mm, 1, -1, 0)
 
 
 @compiled
@@ -295,11 +347,13 @@ def _drop_mm(m, mm):
 
 @entry
 def ksm_exit(m, mm):
-    """Handle the exit of a process whose pages are unmapped already (`__ksm_exit`, ksm-merge F5).
+    """Handle the exit of a process before its pages are unmapped (`__ksm_exit`, ksm-merge F5).
 
     One that has items waits behind the cursor's process for ksmd to free them.
     """
     cursor = m.state[0].cursor_mm
+    if m.mm[mm].registered:
+        emit(m, Decision.EXIT, -1 - mm, 1, -1, 0)
     if not m.mm[mm].registered or mm == cursor:
         return
     if m.mm[mm].rmap_items == 0:
@@ -332,6 +386,7 @@ def _start_full_scan(m):
     """Drain the CPU's batches, empty the unstable trees, and move the cursor to the first process (ksm-scan S10)."""
     s = m.state[0]
     advisor_start_scan(m)
+    emit(m, Decision.START_SCAN, -1, 1, -1, m.stat[0].rmap_items)
     lru_add_drain_all(m)
     empty_unstable_trees(m)
     if not s.merge_across_nodes:  # S10.3
@@ -377,6 +432,7 @@ def scan_pages(m, mm, budget):
             if should_skip_rmap_item(m, v):
                 at = skip_on(m, at, end)
                 skipped += at - v
+                emit(m, Decision.SKIP, v, at - v, -1, 0)
                 continue
             frame = m.page[v].frame
             if m.pte[v].bits & KSM_PAGE:
@@ -384,9 +440,11 @@ def scan_pages(m, mm, budget):
             elif m.frame[frame].folio >= 0:
                 thp += 1
             budget -= 1
-            if not _nothing_to_merge(m, v, frame):
+            ends = _nothing_to_merge(m, v, frame)
+            if ends == Decision.SEARCH_STABLE:
                 found = v
                 break
+            emit(m, ends, v, 1, -1, 0)
             if budget == 0:
                 break
         elif m.pte[v].item:
@@ -423,8 +481,9 @@ def ksm_do_scan(m):
         if v >= 0:
             frame = m.page[v].frame
             folio_get(m, frame)
-            cmp_and_merge_page(m, v, frame)
+            ends, other = cmp_and_merge_page(m, v, frame)
             folio_put(m, frame)
+            emit(m, ends, v, 1, other, 0)
         elif budget > 0:
             if not s.found_vma and not m.mm[mm].mergeable:  # S17
                 _drop_mm(m, mm)
@@ -437,6 +496,7 @@ def ksm_do_scan(m):
         return
     m.steps[END_OF_PASS] += 1
     advisor_stop_scan(m)
+    emit(m, Decision.STOP_SCAN, -1, 1, -1, m.stat[0].rmap_items)
     m.stat[0].full_scans += 1
 
 
@@ -523,9 +583,10 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
     most_freed = 0
     while done < batches and wake_ns < until_ns and s.run & 1 and m.mm[0].next != 0:
         room = batch_room(m)
-        if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room:
+        if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room or s.logged > HELD:
             break
         stat.time_ns = wake_ns
+        stat.batch += 1
         s.jiffies = jiffies(m, wake_ns)
         s.prune_before = s.jiffies - (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
         frames, passes = stat.frames, stat.full_scans
@@ -535,7 +596,6 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
         cpu = ksmd_cpu_ns(m) - cpu
         stat.time_ns += cpu
         stat.ksmd_cpu_ns += cpu
-        stat.batch += 1
         stat.freed_by_batch = frames - stat.frames
         most_freed = max(most_freed, frames - stat.frames)
         stat.pages_to_scan = s.pages_to_scan

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.deferred_split import deferred_split_folio
 from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_batch_add, folio_free_swap, folio_get, folio_put, vm_mm
 from mmlab.kernel.huge_memory import split_huge_pmd
@@ -93,6 +94,7 @@ def count_zeropage(m, v, n):
     """Count n zeropage entries more like the one at v; -1: the caller replaces it."""
     m.stat[0].zeropage_entries += n
     if m.pte[v].kind == ZP_KSM:
+        emit(m, Decision.ZERO_COPIED if n > 0 else Decision.ZERO_GONE, v, 1, -1, 0)
         m.stat[0].ksm_zero_pages += n
         m.mm[vm_mm(m, v)].zero_pages += n
 
@@ -114,6 +116,7 @@ def wp_page_copy(m, v, bits):
     """Map a copy of the page at v in its place; the old page loses this mapping."""
     old = m.page[v].frame
     if m.frame[old].flags & KSM:
+        emit(m, Decision.UNSHARE_WRITE if bits & DIRTY else Decision.UNSHARE_BREAK, v, 1, -1, 0)
         m.stat[0].cow_ksm += 1
         m.stat[0].ksm_entries -= 1
     map_new_page(m, v, bits)

@@ -414,18 +414,18 @@ class AddressSpaces:
             ]
         )
         lru_add_drain_all(m)  # pins are those of I/O then
-        copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
+        copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
         return 0
 
     def exit(self, process: int) -> int:
         """exit: memory is freed at once, rmap_items when ksmd gets there (ksm-merge F5)."""
         m, mm, stat = self.m, self.m.mm[process + 1], self.m.stat[0]
+        ksm_exit(m, process + 1)
         self.munmap(process, 0, int(mm["pages"]))
         self.unpin(process)
         mm["exited"] = 1
         stat["proc_ksm_rmap_items"] -= mm["rmap_items"]
         stat["proc_ksm_merging_pages"] -= mm["merging_pages"]
-        ksm_exit(m, process + 1)
         return 0

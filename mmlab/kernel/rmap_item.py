@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.folio import vm_mm
 from mmlab.kernel.jit import compiled, inlined, words
 from mmlab.kernel.stable_tree import detach, hlist_del, ksm_get_folio, set_rmap_hlist_len
@@ -31,10 +32,12 @@ def remove_rmap_item_from_tree(m, v):
         if not ksm_get_folio(m, node):
             return
         hlist_del(m, m.page, v, node)
-        if m.node[node].first >= 0:
+        first = m.node[node].first
+        if first >= 0:
             m.stat[0].pages_sharing -= 1
         else:
             m.stat[0].pages_shared -= 1
+        emit(m, Decision.LEAVE_SHARED if first < 0 else Decision.LEAVE_SHARING, v, 1, first, 0)
         set_rmap_hlist_len(m, node, m.node[node].len - 1)
         detach(m, v)
     elif item & UNSTABLE:
@@ -49,6 +52,7 @@ def free_rmap_item(m, v):
     """Free an item (ksm-scan S21)."""
     mm = vm_mm(m, v)
     remove_rmap_item_from_tree(m, v)
+    emit(m, Decision.ITEM_FREED, v, 1, -1, 0)
     m.pte[v].item = 0
     m.mm[mm].rmap_items -= 1
     m.stat[0].rmap_items -= 1

@@ -1,5 +1,6 @@
 """The stable tree: KSM pages by content, chains of equal ones, and their items (mm/ksm.c; ksm-merge 2.6)."""
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.folio import vm_mm
 from mmlab.kernel.jit import compiled, entry, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
@@ -119,8 +120,10 @@ def remove_node_from_stable_tree(m, node):
         m.stat[0].pages_sharing -= m.node[node].len - 1
     while v >= 0:
         following = m.page[v].left
+        emit(m, Decision.REMOVE_RMAP_ITEM if following >= 0 else Decision.LEAVE_SHARED, v, 1, -1, 0)
         detach(m, v)
         v = following
+    emit(m, Decision.REMOVE_KSM_PAGE, -1, 1, -1, m.node[node].key)
     if m.node[node].kind != MIGRATED:
         _unlink(m, node)
     frame = m.node[node].frame
@@ -199,6 +202,7 @@ def _unlink(m, node):
     if m.node[node].kind == DUP:
         stable_node_dup_del(m, node)
         m.stat[0].stable_node_dups -= 1
+        emit(m, Decision.DUP_REMOVED, -1, 1, -1, m.node[node].key)
     else:
         _erase(m, node)
 
@@ -229,6 +233,7 @@ def _free_chain(m, chain):
     """Free a chain without dups and its tree slot."""
     _erase(m, chain)
     m.stat[0].stable_node_chains -= 1
+    emit(m, Decision.CHAIN_GONE, -1, 1, -1, m.node[chain].key)
     free_stable_node(m, chain)
 
 
@@ -269,6 +274,7 @@ def stable_node_dup(m, chain, prune):
         _replace(m, chain, found)
         m.stat[0].stable_node_chains -= 1
         m.stat[0].stable_node_dups -= 1
+        emit(m, Decision.CHAIN_DISSOLVED, -1, 1, -1, m.node[found].key)
         free_stable_node(m, chain)
     else:
         if m.node[chain].first != found and is_page_sharing_candidate(m, found, 1):
@@ -293,10 +299,12 @@ def _add_dup(m, node, n):
         m.stat[0].stable_node_chains += 1
         stable_node_chain_add_dup(m, n, chain)
         m.stat[0].stable_node_dups += 1
+        emit(m, Decision.CHAIN_MADE, -1, 1, -1, m.node[n].key)
         n = chain
     m.node[node].nid = m.node[n].nid
     stable_node_chain_add_dup(m, node, n)
     m.stat[0].stable_node_dups += 1
+    emit(m, Decision.DUP_ADDED, -1, 1, -1, m.node[n].key)
 
 
 # --- NUMA nodes -----------------------------------------------------------------------------------------------------
@@ -317,6 +325,7 @@ def node_is_aside(m, node, frame):
 @compiled
 def _put_aside(m, node):
     """Move a node to the side list of migrated nodes (ksm-merge M1)."""
+    emit(m, Decision.NODE_ASIDE, -1, 1, -1, m.node[node].key)
     _unlink(m, node)
     m.node[node].kind = MIGRATED
 
@@ -335,6 +344,7 @@ def _replace_migrated(m, n, dup, own):
         _replace(m, dup, own)
         m.node[own].kind = NODE
         m.node[dup].kind = MIGRATED
+        emit(m, Decision.NODE_ASIDE, -1, 1, -1, m.node[dup].key)
     else:
         _put_aside(m, dup)
     return m.node[own].frame if own >= 0 and is_page_sharing_candidate(m, own, 0) else -1
@@ -388,7 +398,7 @@ def _descend(m, nid, key, prune):
 
 
 @compiled
-def stable_tree_search(m, key, frame):
+def stable_tree_search(m, v, key, frame):
     """Return the KSM page that a page may merge with, or -1 (ksm-merge T4). Contents compare as their keys do (M13).
 
     A KSM page with a node finds itself. One whose node is on the side list, because the page has migrated, looks for
@@ -401,6 +411,7 @@ def stable_tree_search(m, key, frame):
     n, dup, parent, left = _descend(m, nid, key, True)
     if n >= 0 and (own < 0 or m.frame[frame].mapcount <= 1):
         if not is_page_sharing_candidate(m, dup, 0):
+            emit(m, Decision.SEARCH_FULL, v, 1, m.node[dup].first, 0)
             return -1
         if page_nid(m, m.node[dup].frame) == m.node[dup].nid:
             return m.node[dup].frame
@@ -432,10 +443,12 @@ def stable_tree_insert(m, key, frame):
 @compiled
 def stable_tree_append(m, v, node):
     """Attach an item to its KSM page's node, at the head of the list (ksm-merge M9)."""
-    if m.node[node].first < 0:
+    first = m.node[node].first
+    if first < 0:
         m.stat[0].pages_shared += 1
     else:
         m.stat[0].pages_sharing += 1
+    emit(m, Decision.ATTACH_SHARED if first < 0 else Decision.ATTACH_SHARING, v, 1, first, 0)
     _hlist_add_head(m, m.page, v, node)
     m.page[v].parent = node
     m.pte[v].item |= STABLE

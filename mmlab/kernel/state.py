@@ -255,6 +255,7 @@ def _variables_t() -> None:
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
     hugepages: int64                            orders of folios that are enabled, as bits
     bug_visit, bug_page: int64                  the first kernel bug: number of ksmd's visit, visited page
+    logged: int64                               events in `Machine.log`
     jiffies: int64                              time of the current batch
     prune_before: int64                         chains last walked in full before this time are walked in full
     batch_cpu_ns: int64                         ksmd's CPU time when the batch started
@@ -312,6 +313,17 @@ def pass_t() -> None:
 
 
 @_record
+def event_t() -> None:
+    """Describe a decision that was logged (see `decisions`).
+
+    time_ns, value: int64
+    batch, rank, full_scan: int32                       the sample that it leads to; the full scan under way, from 1
+    process, page, count, other_process, other_page: int32      -1: none
+    what: int32                                         its number in `Decision`
+    """
+
+
+@_record
 def mthp_t() -> None:
     """Describe the kernel's statistics of one folio size.
 
@@ -350,7 +362,7 @@ __all__ += [
 ]
 __all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
 __all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
-__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "mthp_t", "pass_t", "stat_t", "state_t"]
+__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "event_t", "mthp_t", "pass_t", "stat_t", "state_t"]
 
 
 class Machine(Tables):
@@ -408,6 +420,8 @@ class Machine(Tables):
     """which pages of the block that khugepaged has scanned are present"""
     listed: Annotated[np.ndarray, np.dtype(np.int32)]
     """pages that `memory.write_listed_pages` writes"""
+    log: Annotated[np.ndarray, event_t]
+    """events since the last sample; of length 0 unless they are asked for"""
 
 
 Tables.parameters.update(

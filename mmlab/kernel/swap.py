@@ -149,17 +149,17 @@ def _discard_folio(m, f, v):
         m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
         if at_once:
             clean = 0
-    for w in range(v, v + clean):
-        unmap_pte(m, w, NONE, -1)
     m.stat[0].anon_pages -= clean
+    run = n if at_once else 1
+    for i in range(0, clean, run):
+        for w in range(v + i, v + i + run):
+            unmap_pte(m, w, NONE, -1)
+        if not whole:
+            folio_remove_rmap_ptes(m, v + i, head + i, run)
     if whole and clean > 0:
         m.block[b].pmd = PMD_NONE
         m.stat[0].huge_pmds -= 1
         folio_remove_rmap_pmd(m, v, f)
-        return
-    run = n if at_once else 1
-    for i in range(0, clean, run):
-        folio_remove_rmap_ptes(m, v + i, head + i, run)
 
 
 @compiled

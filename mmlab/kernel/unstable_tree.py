@@ -13,6 +13,7 @@ Measured: for 262,144 unique pages in random order, a search takes 350 ns in the
 
 import numpy as np
 
+from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.jit import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
 from mmlab.kernel.state import *
@@ -118,6 +119,8 @@ def _shape_matters(m, v):
 def unmap_pte(m, v, kind, frame):
     """Replace the entry of the page at v by one of `kind` without a page (`frame` < 0). An item there becomes dead."""
     _shape_matters(m, v)
+    if m.pte[v].item & UNSTABLE and m.pte[v].seq == m.stat[0].full_scans & 255 and m.page[v].frame >= 0:
+        emit(m, Decision.DEAD_MADE, v, 1, -1, 0)
     m.pte[v].kind = kind
     m.page[v].frame = frame
 
@@ -161,8 +164,9 @@ def _levels(m, nid, key):
 
 @inlined
 def unstable_tree_search_insert(m, v, frame, key):
-    """Return the item whose page has the same content, or -1: v was inserted, or the search was aborted (ksm-merge U2).
+    """Search the item of a page with the same content, and insert v if there is none (ksm-merge U2).
 
+    Return SEARCH_UNSTABLE and that item, or how the visit ends, VISIT_INSERTED to VISIT_OTHER_NODE, and the item where.
     A dead node ends the search (D1, D2) and stays in place until the trees are emptied (D3). The search compares
     current contents, by their keys (U3, M13), and splits no folio for that (U4). An inserted item records the number of
     the full scan (ksm-scan S19).
@@ -176,17 +180,17 @@ def unstable_tree_search_insert(m, v, frame, key):
     indexed = s.indexed and s.direct == 0 and p[v].frame >= 0  # not if its own split has put the zeropage there
     if not indexed and s.index_first >= 0:
         _build_tree(m)
-    levels, inserted = _levels(m, nid, key), True
+    levels, ends = _levels(m, nid, key), Decision.VISIT_INSERTED
     n, parent, left, met = np.int64(m.tree[nid].unstable), np.int64(-1), False, np.int64(0)
     while n >= 0:
         met += 1
         if p[n].frame < 0 or (unmerged and not m.pte[n].vm & VM_MERGEABLE):
             m.stat[0].wasted_visits += 1
             levels = met + m.tree[nid].depth - m.tree[nid].built  # indexed items would lie above it
-            inserted, n = False, np.int64(-1)
+            ends = Decision.VISIT_DEAD
             break
         if p[n].frame == frame:
-            inserted, n = False, np.int64(-1)
+            ends = Decision.VISIT_SAME_PAGE
             break
         parent = n
         if key < p[n].key:
@@ -196,21 +200,20 @@ def unstable_tree_search_insert(m, v, frame, key):
             left = False
             n = np.int64(p[n].right)
         else:
-            inserted = False
+            ends = Decision.SEARCH_UNSTABLE
             if not s.merge_across_nodes and page_nid(m, p[n].frame) != nid:
-                n = np.int64(-1)  # the item's page has moved to another NUMA node
+                ends = Decision.VISIT_OTHER_NODE  # the item's page has moved
             break
-    if inserted and indexed:
+    if n < 0 and indexed:
         n = _index_search_insert(m, v, key)
-        inserted = n < 0
-        if n >= 0 and p[n].frame == frame:
-            n = np.int64(-1)
-    elif inserted:
+        if n >= 0:
+            ends = Decision.VISIT_SAME_PAGE if p[n].frame == frame else Decision.SEARCH_UNSTABLE
+    elif n < 0:
         m.tree[nid].unstable = rb_insert(p, m.tree[nid].unstable, v, parent, left)
     m.steps[TREE_LEVEL] += levels
     if CACHED_LEVELS < levels <= m.tree[nid].depth:  # the path along the edge is always the same, so it stays cached
         m.steps[TREE_COLD] += levels - CACHED_LEVELS
-    if inserted:
+    if n < 0:
         m.pte[v].item |= UNSTABLE
         m.pte[v].seq = m.stat[0].full_scans & 255
         m.pte[v].nid = nid
@@ -219,7 +222,9 @@ def unstable_tree_search_insert(m, v, frame, key):
         if not indexed:
             m.tree[nid].built = m.tree[nid].depth
             s.direct = max(0, s.direct - 1)
-    return n
+            if p[v].frame < 0:
+                emit(m, Decision.DEAD_MADE, v, 1, -1, 0)
+    return ends, n
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,12 @@ from mmlab.engine.clock import Clock, Observer
 from mmlab.engine.costs import CostSet
 from mmlab.engine.outcome import Outcome, Places, page_letters
 from mmlab.engine.system import SECOND
-from mmlab.errors import KSM_COUNTERS
+from mmlab.errors import KSM_COUNTERS, UserError
 from mmlab.kernel.state import ADVISOR_MODES, KNOBS, mthp_t
 from mmlab.kernel.versions import release
 from mmlab.policies import PolicyLike
 from mmlab.policies import resolve as resolve_policy
+from mmlab.results.decisions import Events
 from mmlab.results.metrics import METRICS, PAGES_PER_MIB, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
@@ -47,6 +48,8 @@ BESIDE = 6
 
 class Run(Outcome):
     """One simulated run: an `Outcome` with its samples as a table, its page maps and its metrics."""
+
+    log: Events | None = None
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return every counter of every sample, under the kernel's names (trace-format.md; ksm-merge C1, C2, C3, C5).
@@ -156,6 +159,19 @@ class Run(Outcome):
             tables.append(dict(enumerate([names, *beside, units, *[mib] * (times is None)])))
         return "\n\n".join(text_table(table, header=False) for table in tables)
 
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """What happened to which page and by which rule; see `mmlab.results.decisions.frame`.
+
+        Raises
+        ------
+        UserError
+            The run did not keep them.
+        """
+        if self.log is None:
+            raise UserError("this run kept no events", hint="simulate(…, events=True) does.")
+        return self.log.table()
+
     def page_map(self, process: int = 0) -> np.ndarray:
         """Return uint8[pages]: the letters of trace-format.md at the end of the run."""
         return page_letters(self.machine, process)
@@ -216,6 +232,7 @@ def simulate(
     samples_at: Iterable[float] = (),
     progress: Callable[[float], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
+    events: bool | Events = False,
 ) -> Run:
     """Run a scenario to its horizon.
 
@@ -242,12 +259,14 @@ def simulate(
         Called now and then with the share of the run that is done, 0 to 1.
     interrupted
         Asked now and then whether to stop; see `defer_ctrl_c`.
+    events
+        Keep every decision for `Run.events`, or those that an `Events` wants, or write them to its file.
 
     Raises
     ------
     UserError
-        The variant, the policy or the cost set is not known, an event names a process that was not born yet, or the
-        run would never end.
+        The variant, the policy or the cost set is not known, an event names a process that was not born yet, the
+        run would never end, or no decision matches `events`.
     Interrupted
         `interrupted` said so; the attribute ``run`` is the run up to then.
 
@@ -260,9 +279,14 @@ def simulate(
     """
     chosen = resolve(scenario.variant if variant is None else variant)
     tuner = resolve_policy(scenario.policy if policy is None else policy)
+    log = Events() if events is True else events or None
     clock = Clock(scenario, chosen, tuner, costs, maps_at, observe, samples_at)
-    outcome, stopped = clock.run(progress, interrupted)
+    if log:
+        clock.recorder.keep_log(log)
+    with log or nullcontext():
+        outcome, stopped = clock.run(progress, interrupted)
     run = Run(**vars(outcome))
+    run.__dict__["log"] = log
     if stopped:
         raise Interrupted(run)
     return run

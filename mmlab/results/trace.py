@@ -277,8 +277,9 @@ def rerun(
     variant: AnyVariant | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
+    events: bool = False,
 ) -> tuple[Run, Trace]:
-    """Return the model's run, which knows more than a trace can express, and its prediction; see `predict`."""
+    """Return the model's run, with its `events` if wanted, and its prediction; see `predict`."""
     overrides = dict(overrides or {})
     allowed = {*SETTABLE, "horizon_batches", "sleep_millisecs", "costs", "hz", "kernel", "kernel_changes"}
     for name in sorted(overrides.keys() - allowed):
@@ -298,7 +299,7 @@ def rerun(
     maps = [(m["batch"], m["rank"], m["process"]) for m in trace["maps"]]
     frames = [(f["batch"], f["rank"]) for f in trace["frames"]]
     places = {place[:2] for place in maps} | set(frames)
-    run = simulate(scenario, variant=variant, maps_at=places or "end", progress=progress)
+    run = simulate(scenario, variant=variant, maps_at=places or "end", progress=progress, events=events)
     return run, _answer(run, asked, maps, frames)
 
 

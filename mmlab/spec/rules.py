@@ -34,7 +34,7 @@ CITATION = re.compile(rf"(?:\b({'|'.join(FILES)})(?:\.md)? |(?<![\w.-]))({NUMBER
 SECTION = re.compile(r"(?ms)^##? ((\S+)[^\n]*)\n(.*?)(?=^##? |\Z)")
 """Title, number and body of a section."""
 STATED = {
-    r"fix-variants 5\.[1-4]|kernel-7 7\.\d+": re.compile(r"(?s)\A()(.*)"),
+    r"fix-variants 5\.[1-47]|kernel-7 7\.\d+": re.compile(r"(?s)\A()(.*)"),
     r"fix-variants 5\.5": re.compile(r"(?ms)^(\d+)\. (.*?)(?=^\d+\. |\Z)"),
     r".*": re.compile(r"(?ms)^([A-Z]\d+)\. (.*?)(?=^[A-Z]\d+\. |^#|\Z)"),
 }
