@@ -880,6 +880,44 @@ def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progre
 
 
 @cli.command()
+@click.argument("scenario", metavar="SCENARIO", type=FILE)
+@click.option("--page", type=AT_LEAST_0, metavar="N", help="The page, from 0 on.")
+@click.option("--process", default=0, show_default=True, type=AT_LEAST_0, metavar="N", help="Its process, from 0 on.")
+@click.option("--from", "since", metavar="TIME", help="Only from this simulated time on, e.g. 6s.")
+@click.option("--not-merged", is_flag=True, help="Instead of a page: for which reasons duplicates are not merged.")
+@variant_option
+@set_option
+@computes
+def why(
+    scenario: Path, page: Any, process: int, since: Any, not_merged: bool, variant: Any, settings: Any, progress: Any
+) -> None:
+    """Say what happened to a page of a scenario (*.yaml) or of a recording's (*.json.gz), each sentence with its rule.
+
+    With --not-merged, count the pages that hold duplicates or zeros and are not merged at the end, by the last decision
+    about each. `mmlab rule M5d` prints a rule.
+
+    \b
+    Examples:
+      mmlab why params/regression_uzp0.yaml --page 123
+      mmlab why params/regression_uzp0.yaml --page 123 --from 6s --variant ksm-opt-out
+      mmlab why params/shared_image.yaml --not-merged --set pages_to_scan=1000
+    """
+    from mmlab.results import trace, why
+    from mmlab.results.run import simulate as run_scenario
+    from mmlab.results.table import text_table
+
+    if not_merged == (page is not None):
+        raise click.UsageError("Ask for a --page, or for --not-merged.")
+    asked = trace.load(scenario, **_checked(_parse(settings), variant))
+    start = seconds(since, "--from") if since else 0.0
+    bar = (lambda share: progress(share, 1.0, "")) if progress else None
+    run = run_scenario(asked, variant=variant, events=why.PageEvents(page), progress=bar)
+    left = run.not_merged() if not_merged else None
+    everything = "Every page with duplicates and every zero-filled one is merged."
+    _say(str(run.why(page, process, start)) if left is None else text_table(left) if len(left) else everything)
+
+
+@cli.command()
 @click.argument("words", nargs=-1, metavar="[RULE | WORDS]…")
 @click.option("--list", "every", is_flag=True, help="All rules, a line each.")
 def rule(words: tuple[str, ...], every: bool) -> None:

@@ -24,6 +24,7 @@ from mmlab.results.decisions import Events
 from mmlab.results.metrics import METRICS, PAGES_PER_MIB, Metrics, Value
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
+from mmlab.results.why import History, history, not_merged
 from mmlab.scenario import KSM_KNOBS, Scenario
 from mmlab.variants import AnyVariant, resolve
 
@@ -171,6 +172,14 @@ class Run(Outcome):
         if self.log is None:
             raise UserError("this run kept no events", hint="simulate(…, events=True) does.")
         return self.log.table()
+
+    def why(self, page: int, process: int = 0, since: float = 0.0) -> History:
+        """Return what happened to a page, in sentences, each with its rule; see `mmlab.results.why.history`."""
+        return history(self, self.events, page, process, since)
+
+    def not_merged(self) -> pd.DataFrame:
+        """Return why pages with duplicates are not merged; see `mmlab.results.why.not_merged`."""
+        return not_merged(self, self.events)
 
     def page_map(self, process: int = 0) -> np.ndarray:
         """Return uint8[pages]: the letters of trace-format.md at the end of the run."""
