@@ -42,7 +42,9 @@ def standard(out: Path = Path("reports")) -> list[Request]:
     """
     declaration, requests = shipped_folder("notebooks") / DECLARED, []
     with located(declaration):
-        for name, files in ({name: [OWN] for name in notebooks()} | read_yaml(declaration)).items():
+        declared = read_yaml(declaration)
+        names = sorted({**notebooks(), **declared}, key=lambda name: (name[:2], name not in declared, name))
+        for name, files in ((name, declared.get(name, [OWN])) for name in names):
             if not isinstance(files, list) or not files:
                 allowed = f"a list of params files, such as [{OWN}, all_zero]"
                 raise UserError(parameter=name, value=files, allowed=allowed)
