@@ -91,7 +91,8 @@ def bargain(runs: Mapping[str, Run]) -> Answer:
         pd.DataFrame({saved: saved_mib(run), lost: run.rows["thp_split_page"] * run.scenario.host_scale, "where": at})
         for at, run in runs.items()
     ]
-    said = ", ".join(f"{n:.2g} if duplicates lie {where}" for where, n in found.data["THPs lost per MiB"].items())
+    prices = found.data["THPs lost per MiB"].dropna().items()
+    said = ", ".join(f"{n:.2g} if duplicates lie {where}" for where, n in prices) or "nothing is saved"
     figure = steps(pd.concat(ways), saved, lost, "where")
     return found.found(f"THPs lost for each MiB saved: {said}.", figure, title="The two ends", digits=2)
 

@@ -413,9 +413,13 @@ def test_a_host_of_a_tebibyte() -> None:
     dump = Dump(
         {name: 128 * value for name, value in NODE.items()} | {"pages_unshared": 700, "pages_shared": 4_000_037}
     )
+    dump.values |= {"pages_to_scan": 30_000, "sleep_millisecs": 1, "stable_node_dups": 6000, "stable_node_chains": 1}
     made = reproduce(dump)
     assert made.factor > 40
     assert made.exact, made.text()
+    told = dict(zip(made.rows["counter"], made.rows["predicted"], strict=True))
+    assert told["stable_node_chains"] == 1
+    assert 50 < made.cpu_percent < 100, "it cannot do more"
 
 
 def test_knobs_and_kernel() -> None:
