@@ -295,6 +295,12 @@ def test_files_beside(tmp_path: Path) -> None:
     assert "13,107 MiB, and a batch every 30 ms" in said
     assert "Huge pages hold 2,000 MiB now" in said
     assert "5 merged pages were written" in said
+    for free, does in ((9000, "KSM is to run"), (16_000_000, "it stops KSM, as long as")):
+        info.write_text(f"MemTotal: 16777216 kB\nMemFree: {free} kB\nCached: 400 kB\n")
+        (found,) = read([info, DATA / "node.txt", DATA / "ksmtuned.conf"])
+        assert f"Free are {(free + 400) / 1024:,.0f} MiB (MemFree, Buffers, Cached), so {does}" in " ".join(
+            found.words()
+        )
     (plain,) = read([DATA / "node.txt", DATA / "ksmtuned.conf"])
     assert "less than 20 % of memory is free" in " ".join(plain.words())
 
