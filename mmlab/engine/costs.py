@@ -28,7 +28,7 @@ STEPS: dict[str, str] = {
     "visit_ksm": "visit of a KSM page",
     "skip": "page skipped by smart scan",
     "pass_over": "entry passed over (zeropage, hole)",
-    "tree_level": "one level of a search in either tree",
+    "tree_level": "one level of a search in the unstable tree",
     "tree_cold": "extra cost of a level below the first 2^10 nodes",
     "dup_walk": "KSM page that the walk of a chain of equal ones looks at",
     "merge": "item attached to a KSM page",
@@ -38,14 +38,15 @@ STEPS: dict[str, str] = {
     "remap": "extra cost of a page remapped to the shared zeropage",
     "end_of_pass": "end of a full scan, and LRU drain of the next one",
     "wake_up": "start of a batch",
+    "stable_level": "one level of a search in the stable tree",
     "khugepaged_pte": "khugepaged looks at an entry",
     "khugepaged_copy": "khugepaged copies or clears a page of a collapse",
     "merge_running_owner": "item attached to a KSM page whose owner runs on another CPU",
-    "compare_byte": "byte in which two different pages are equal, at a level of a search",
+    "compare_kib": "1,024 bytes in which two different pages are equal, at a level of a search",
 }
 """Name and meaning of each step, in the order of the model's counters. The model does not count the last two: they are
-part of a merge and of a tree level (`CostSet.of`)."""
-ADDED: dict[str, float] = {"merge_running_owner": 5000, "compare_byte": 0.12}
+part of a merge and of a level (`CostSet.of`)."""
+ADDED: dict[str, float] = {"stable_level": 110, "merge_running_owner": 5000, "compare_kib": 60}
 """Estimates, ns, of the steps that a file may leave out; each is its own standard error."""
 
 FREE = "free"
@@ -105,7 +106,7 @@ def parts(scenario: Scenario) -> np.ndarray:
     for step in ("merge", "merge_zero"):  # the one as well as the other has to flush the owner's TLB
         part[at[step], at["merge_running_owner"]] += running
         part[at[step], at["merge"]] -= running
-    part[at["tree_level"], at["compare_byte"]] = scenario.equal_bytes
+    part[[at["tree_level"], at["stable_level"]], at["compare_kib"]] = scenario.equal_bytes / 1024
     return part
 
 
@@ -153,7 +154,8 @@ def _checked(values: dict[str, Any]) -> CostSet:
             raise unknown(what, name, allowed)
     if not isinstance(estimated, list | dict) or not set(estimated) <= set(STEPS):
         raise UserError(parameter="estimated", value=estimated, allowed=f"a list of steps: {', '.join(STEPS)}")
-    added = {step: estimate for step, estimate in ADDED.items() if step not in ns}
+    either = {"stable_level": ns["tree_level"]} if "tree_level" in ns else {}  # once one step
+    added = {step: estimate for step, estimate in (ADDED | either).items() if step not in ns}
     ns = ns | added
     own: dict[str, Any] = (
         estimated if isinstance(estimated, dict) else {step: ns.get(step) for step in estimated}

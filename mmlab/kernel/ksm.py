@@ -298,9 +298,9 @@ def cmp_and_merge_page(m, v, frame):
             ends = _merge_with_zeropage(m, v, frame, may == ZEROPAGE_ONLY)
             if ends != Decision.MERGE_ZERO:
                 return ends, np.int64(-1)
-    above = m.steps[TREE_LEVEL] + CACHED_LEVELS
+    above = m.steps[STABLE_LEVEL] + CACHED_LEVELS
     kframe = stable_tree_search(m, v, key, frame)  # M4
-    m.steps[TREE_COLD] += max(0, m.steps[TREE_LEVEL] - above)
+    m.steps[TREE_COLD] += max(0, m.steps[STABLE_LEVEL] - above)
     if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
         return Decision.VISIT_OWN, np.int64(-1)
     remove_rmap_item_from_tree(m, v)

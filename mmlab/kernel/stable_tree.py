@@ -381,7 +381,7 @@ def _descend(m, nid, key, prune):
     """
     n, dup, parent, left = m.tree[nid].stable, -1, -1, False
     while n >= 0:
-        m.steps[TREE_LEVEL] += 1
+        m.steps[STABLE_LEVEL] += 1
         if not _passes(m, n, key):
             dup = _dup_at(m, n, prune)
             if dup < 0:

@@ -334,8 +334,8 @@ def mthp_t() -> None:
 
 # Steps that ksmd and khugepaged do, counted for their CPU time; `mmlab.engine.costs` has the cost of each
 VISIT, VISIT_THP, VISIT_KSM, SKIP, PASS_OVER, TREE_LEVEL, TREE_COLD, DUP_WALK, MERGE, MERGE_ZERO = range(10)
-SPLIT, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP, KHUGEPAGED_PTE, KHUGEPAGED_COPY = range(10, 17)
-NR_KSMD_STEPS, NR_STEPS = 15, 19  # the last two are parts of others
+SPLIT, SPLIT_PAGE, REMAP, END_OF_PASS, WAKE_UP, STABLE_LEVEL, KHUGEPAGED_PTE, KHUGEPAGED_COPY = range(10, 18)
+NR_KSMD_STEPS, NR_STEPS = 16, 20  # the last two are parts of others
 
 CACHED_LEVELS = 10
 """Upper levels of a tree, 2^10 nodes, that stay in the CPU's caches: deeper levels were measured to cost more."""
@@ -362,7 +362,7 @@ __all__ += [
 ]
 __all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
 __all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
-__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "event_t", "mthp_t", "pass_t", "stat_t", "state_t"]
+__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "STABLE_LEVEL", "event_t", "mthp_t", "pass_t", "stat_t", "state_t"]
 
 
 class Machine(Tables):
