@@ -531,11 +531,11 @@ def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, ag
     from mmlab.host import capture as capturing
     from mmlab.params import quantity, seconds
 
-    found, limit = capturing.find(pids, qemu, all_mergeable), quantity(rate, "kB")
+    found, limit = capturing.find(pids, qemu, all_mergeable), quantity(rate, "bytes")
     if isinstance(limit, str) or limit <= 0:
         raise UserError(parameter="--rate", value=rate, allowed="an amount above 0, such as 50M or 1G")
     with _progress() as progress:
-        _say(capturing.capture(found, out, limit * 1024, seconds(again, "--again") if again else None, progress))
+        _say(capturing.capture(found, out, limit, seconds(again, "--again") if again else None, progress))
 
 
 @cli.command()

@@ -3,7 +3,8 @@
 No content is stored. A page's content is a rank: 0 is a page of zeroes, equal pages have equal ranks, and ranks are in
 memcmp order over all processes of a file. A page that is not there is not read, since reading would make it, and
 neither are pages in swap, of files, and of shared memory. The processes go on meanwhile, so pages are seen at different
-times. Distinct pages are in a temporary file without a name, beside the result, until they are put in order.
+times. Distinct pages are in a temporary file without a name, beside the result, until they are put in order; it takes
+their size on the disk, and a quarter of it in memory.
 
 The result is a Parquet file, a row a run of pages, sorted by process and page; what it says of processes is JSON in the
 file's metadata (``mmlab``).
@@ -13,7 +14,7 @@ process                index into the metadata's list ``processes``
 page, count            first page, from 0 within the process, and number of pages; places within 2 MiB blocks are those
                        of the process, and between two VMAs whole blocks are left out
 kind                   anon; zeropage: maps the shared zeropage; swap; unread: could not be read; hole: is not there
-rank, step             rank of the first page, and by how much it grows from page to page (0 or 1); -1 if not known
+rank, step             rank of the first page, and by how much it grows from page to page (0 or 1); -1: not known
 order                  of the folio, if all of it is mapped here, in one piece and aligned; otherwise 0
 mergeable              MADV_MERGEABLE or PR_SET_MEMORY_MERGE
 hugepage, nohugepage   MADV_HUGEPAGE, MADV_NOHUGEPAGE
@@ -60,6 +61,8 @@ SMAPS = re.compile(r"(?ms)^(\w+)-(\w+) ...(.) .*?^Rss: +(\d+).*?^Anonymous: +(\d
 NOT_OWN = {"io", "pf", "ht"}
 """VmFlags of devices' memory and of hugetlbfs."""
 FLAGS = {"mergeable": "mg", "hugepage": "hg", "nohugepage": "nh"}
+TYPES = {"int64": ["process", "page", "count", "rank"], "int8": ["step", "order"], "bool": [*FLAGS]}
+"""Types of columns."""
 Progress = Callable[[float, float, str], None] | None
 Lookup = Callable[[memoryview], int]
 
@@ -107,6 +110,16 @@ class _Contents:
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _permitted() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        problem = f"{error.filename} may not be read ({error.strerror})"
+        raise UserError(problem, hint="It needs root, in the user namespace of the process.") from None
+
+
+@_permitted()
 def find(pids: Sequence[int], qemu: bool = False, all_mergeable: bool = False) -> list[int]:
     """Return the processes that are asked for, each once: those given, QEMUs, and those with mergeable memory.
 
@@ -159,7 +172,7 @@ class _Process:
                 page, before = page + end - start, end
         if not vmas:
             raise UserError("is a thread of the kernel, or has no memory of its own", parameter="PID", value=pid)
-        self.pages, self.zero_pages = page, ksm_stat(pid).get("ksm_zero_pages", 0)
+        self.ksm_zero_pages = ksm_stat(pid).get("ksm_zero_pages", 0)
         self.vmas = pd.DataFrame(vmas, columns=["vma", "start", "end", "page", *FLAGS])
 
 
@@ -290,9 +303,8 @@ def capture(
             raise UserError("there is nothing to capture: all of the processes have exited", parameter="PID")
         known = pages.kind.isin([ANON, ZERO])
         rows = _rows(pages.assign(rank=np.where(known, contents.ranks()[pages.content], -1)), asked)
-        about = [
-            {"pid": one.pid, "name": one.name, "pages": one.pages, "ksm_zero_pages": one.zero_pages} for one in asked
-        ]
+        names = "pid", "name", "ksm_zero_pages"
+        about = [{name: getattr(one, name) for name in names} for one in asked]
         thp = (Path("/sys/kernel/mm/transparent_hugepage") / "enabled").read_text()
         told = {"format": FORMAT, "contents": CONTENTS, "kernel": platform.release(), "thp_enabled": thp.strip()}
         table = pa.Table.from_pandas(rows, preserve_index=False)
@@ -303,22 +315,15 @@ def capture(
     return _summary(rows, asked, len(contents.known))
 
 
-@contextmanager
-def _permitted() -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        problem = f"{error.filename} may not be read ({error.strerror})"
-        raise UserError(problem, hint="It needs root, in the user namespace of the process.") from None
-
-
 def _rows(pages: pd.DataFrame, asked: Sequence[_Process]) -> pd.DataFrame:
     """Return pages as runs (see the module), with the holes of their VMAs."""
     import pandas as pd
 
     same = pages[["process", "vma", "kind", "order", "volatile"]]
-    alike = (same == same.shift()).all(axis=1) & (pages.page.diff() == 1) & pages["rank"].diff().isin([0, 1])
-    step = pages["rank"].diff().where(alike, -1).to_numpy(int)
+    alike = (same == same.shift()).all(axis=1) & (pages.page.diff() == 1)
+    change = pages["rank"].diff()
+    alike &= (change == 0) | ((change == 1) & (pages["rank"] > 1))  # zeroes are no part of a row that ascends
+    step = change.where(alike, -1).to_numpy(int)
     starts = np.flatnonzero((step < 0) | np.r_[False, (step[1:] != step[:-1]) & (step[:-1] >= 0)])
     count = np.diff(starts, append=len(pages))
     rows = pages.iloc[starts].assign(
@@ -326,41 +331,35 @@ def _rows(pages: pd.DataFrame, asked: Sequence[_Process]) -> pd.DataFrame:
     )
     keys = ["process", "vma"]
     vmas = pd.concat([one.vmas.assign(process=i) for i, one in enumerate(asked)])
-    borders = pd.concat([vmas, vmas.assign(page=vmas.page + vmas.end - vmas.start)])[[*keys, "page"]]
+    lead = pd.DataFrame({"process": range(len(asked)), "vma": -1, "page": 0})
+    borders = pd.concat([lead, vmas, vmas.assign(page=vmas.page + vmas.end - vmas.start)])[[*keys, "page"]]
     rows = pd.concat([rows, borders.assign(count=0)]).sort_values([*keys, "page", "count"], kind="stable")
     end, again = rows.page + rows["count"], rows.shift(-1)
-    holes = rows.assign(page=end, count=again.page - end)[(rows[keys] == again[keys]).all(axis=1)]
+    holes = rows.assign(page=end, count=again.page - end, vma=rows.vma.where(rows.vma == again.vma, -1))
     empty = {"kind": HOLE, "order": 0, "rank": -1, "step": 0, "volatile": -1}
-    rows = (
-        pd.concat([rows, holes.assign(**empty)])
-        .query("count > 0")
-        .sort_values(["process", "page"])
-        .merge(vmas[[*keys, *FLAGS]])
-    )
+    rows = pd.concat([rows, holes[rows.process == again.process].assign(**empty)]).query("count > 0")
+    rows = rows.sort_values(["process", "page"]).merge(vmas[[*keys, *FLAGS]], "left", keys)
     rows["kind"] = rows.kind.map(dict(enumerate(KINDS))).astype("category")
     rows["volatile"] = rows.volatile.map({0: False, 1: True}).astype("boolean")
-    return rows.astype(dict.fromkeys(("page", "count", "rank"), "int64") | dict.fromkeys(("step", "order"), "int8"))[
-        [*"process page count kind rank step order".split(), *FLAGS, "volatile"]
-    ]
+    types = {name: kind for kind in TYPES for name in TYPES[kind]}
+    return rows.fillna(dict.fromkeys(FLAGS, False)).astype(types)[[*types, "kind", "volatile"]]
 
 
 def _summary(rows: pd.DataFrame, asked: Sequence[_Process], contents: int) -> str:
     """Return what was captured, a row a process, MiB."""
-    mib = rows["count"] / 256
-    anon, known = rows.kind == "anon", rows.volatile.notna()
-    parts = {
-        "MiB": anon,
-        "in THPs": anon & (rows.order == 9),
-        "zero-filled": anon & (rows["rank"] == 0),
-        "mergeable": anon & rows.mergeable,
-        "zeropage": rows.kind == "zeropage",
-        "in swap": rows.kind == "swap",
-        "unread": rows.kind == "unread",
-    } | ({"volatile": rows.volatile.fillna(False)} if known.any() else {})
-    table: dict[str, list[object]] = {"process": [f"{one.pid} {one.name}" for one in asked]}
-    for name, chosen in parts.items():
-        table[name] = [float(mib[chosen & (rows.process == i)].sum()) for i in range(len(asked))]
-    table["left out: files, shared"] = [one.others / 256 for one in asked]
+    import pandas as pd
+
+    anon = rows.kind == "anon"
+    parts = {"MiB": anon, "in THPs": anon & (rows.order == 9), "zero-filled": anon & (rows["rank"] == 0)}
+    parts |= {"mergeable": anon & rows.mergeable} | {kind: rows.kind == kind for kind in KINDS[ZERO:]}
+    parts |= {"volatile": rows.volatile.fillna(False)} if rows.volatile.notna().any() else {}
+    table = pd.DataFrame(parts).mul(rows["count"] / 256, axis=0).groupby(rows.process).sum()
+    table = table.reindex(range(len(asked)), fill_value=0.0).assign(files=[one.others / 256 for one in asked])
+    table.insert(0, "process", [f"{one.pid} {one.name}" for one in asked])
     said = [f"MiB by process; {contents:,} distinct contents besides zeroes, of which the file has ranks only."]
+    said += ["Not captured: pages of files and shared memory, in swap, and unread ones."]
+    if "volatile" in table:
+        share = 100 * table.volatile.sum() / table.MiB.sum()
+        said += [f"Volatile: {share:.1f} % of the pages had another content when they were read again."]
     said += [f"{one.pid} {one.name} exited while it was read." for one in asked if not _text(one.pid, "maps")]
     return "\n".join([text_table(table, digits=1), "", *said])

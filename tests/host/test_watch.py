@@ -210,6 +210,18 @@ def test_zeropages_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_ksm
+def test_what_needs_root_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(watch, "mergeable", denied)
+    sampler = watch.Sampler()
+    assert "zeropage_entries" not in sampler()
+    assert sampler.missing[-1] == "zeropage outside KSM's counters: needs root"
+    assert "not shown: zeropage" in str(watch.table([sampler()], sampler.missing).caption)
+
+
+@needs_ksm
 def test_what_a_sample_costs() -> None:
     """A sample and its table take well below 1 % of a CPU at one a second."""
     from rich.console import Console
