@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
@@ -32,6 +33,7 @@ from pydantic import (
     Tag,
     TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -84,6 +86,8 @@ KeyOrder = Literal["ascending", "random"]
 DuplicateLayout = Literal["spread", "clustered", "blocks"]
 Granularity = Literal["4K", "2M"]
 Range = tuple[Index, Count]
+Ranges = tuple[tuple[int, int], ...]
+"""Runs of pages or blocks: [first, end)."""
 
 
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -183,82 +187,24 @@ class Write(RangeEvent):
     (read, then written)"""
 
 
+class Touch(RangeEvent):
+    """Touch each page for the first time, as a process that grows does: write the content that is dealt to it. Holes,
+    pages that are touched already, and those that cannot be written are left out."""
+
+    op: Literal["touch"]
+
+
 class Read(RangeEvent):
     """Read each page."""
 
     op: Literal["read"]
 
 
-class Dontneed(RangeEvent):
-    """madvise(MADV_DONTNEED)"""
-
-    op: Literal["dontneed"]
-
-
-class Free(RangeEvent):
-    """madvise(MADV_FREE)"""
-
-    op: Literal["free"]
-
-
-class Cold(RangeEvent):
-    """madvise(MADV_COLD)"""
-
-    op: Literal["cold"]
-
-
-class Pageout(RangeEvent):
-    """madvise(MADV_PAGEOUT)"""
-
-    op: Literal["pageout"]
-
-
-class Collapse(RangeEvent):
-    """madvise(MADV_COLLAPSE)"""
-
-    op: Literal["collapse"]
-
-
-class Mergeable(RangeEvent):
-    """madvise(MADV_MERGEABLE)"""
-
-    op: Literal["mergeable"]
-
-
-class Unmergeable(RangeEvent):
-    """madvise(MADV_UNMERGEABLE)"""
-
-    op: Literal["unmergeable"]
-
-
-class Hugepage(RangeEvent):
-    """madvise(MADV_HUGEPAGE)"""
-
-    op: Literal["hugepage"]
-
-
-class Nohugepage(RangeEvent):
-    """madvise(MADV_NOHUGEPAGE)"""
-
-    op: Literal["nohugepage"]
-
-
-class Mlock(RangeEvent):
-    """mlock: lock the range and populate it."""
-
-    op: Literal["mlock"]
-
-
-class Munlock(RangeEvent):
-    """munlock"""
-
-    op: Literal["munlock"]
-
-
-class Munmap(RangeEvent):
-    """munmap"""
-
-    op: Literal["munmap"]
+_ADVICE = "dontneed free cold pageout collapse mergeable unmergeable hugepage nohugepage".split()
+_CALLS = {op: f"madvise(MADV_{op.upper()})" for op in _ADVICE}
+_CALLS |= {"mlock": "mlock: lock the range and populate it.", "munlock": "munlock", "munmap": "munmap"}
+for _op, _about in _CALLS.items():  # a class like `Read` for each
+    globals()[_op.title()] = create_model(_op.title(), __base__=RangeEvent, __doc__=_about, op=(Literal[_op], ...))  # type: ignore[arg-type,valid-type]
 
 
 class Mmap(RangeEvent):
@@ -479,6 +425,8 @@ class Workload(_Strict):
 
 
 WORKLOAD_FIELDS = tuple(Workload.model_fields)
+USE_FIELDS = ("touched_fraction", "growth_seconds", "hot_fraction")
+"""Fields that a process may have of its own whether it has contents or not."""
 
 
 class ProcessSpec(Workload):
@@ -489,8 +437,9 @@ class ProcessSpec(Workload):
 
     pages: Count | None = None
     """size (pages); goes with `contents`"""
-    contents: tuple[tuple[Key, Count, int], ...] | None = None
-    """[[first key, count, step], …], one key for each page: 0 is the zero page; goes with `pages`"""
+    contents: tuple[tuple[Key | Literal["hole"], Count, int], ...] | None = None
+    """[[first key, count, step], …], one key for each page: 0 is the zero page, `hole` in place of a key means pages
+    that are never touched; goes with `pages`"""
     thp: tuple[Range, ...] | None = None
     """[[first page, count], …]: ranges with MADV_HUGEPAGE; default: thp_coverage"""
     mergeable: tuple[Range, ...] | None = None
@@ -509,6 +458,10 @@ class ProcessSpec(Workload):
     """when it boots (s); default: its number × boot_interval_seconds"""
     exits_at_seconds: Seconds | None = None
     """when it exits (s); default: lifetime_seconds after its boot"""
+    touched_fraction: Share | None = None
+    """share of its memory that it has touched when it starts; default: the scenario's"""
+    growth_seconds: Seconds | None = None
+    """how long after its boot it touches the rest; 0: never; default: the scenario's (s)"""
     hot_fraction: Share | None = None
     """share of its non-zero pages that are hot; default: the scenario's"""
 
@@ -522,8 +475,12 @@ class ProcessSpec(Workload):
         if (total := sum(count for _, count, _ in self.contents)) != self.pages:
             raise _refusal("pages", self.pages, allowed=f"{total}, the length of contents")
         for first, count, step in self.contents:
-            if not 0 <= first + (count - 1) * step <= MAX_KEY:
+            if first != "hole" and not 0 <= first + (count - 1) * step <= MAX_KEY:
                 raise _refusal("contents", [first, count, step], "its keys leave 0 … 2^64 - 1")
+
+    def lead(self, size: int) -> int:
+        """Return how many pages lie ahead of the first block: whole blocks with the stray zero-filled pages."""
+        return -(-(self.stray_zero_pages or 0) // size) * size
 
 
 def _repeated(entries: Any) -> Any:
@@ -684,6 +641,12 @@ class Scenario(_Strict):
     have no MADV_HUGEPAGE"""
     merge_any: Switch = _workload(0, source="ksm-scan S12")
     """1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE"""
+    touched_fraction: Share = _workload(1.0, step=0.01)
+    """share of its memory that each process has touched when it starts, from the first page on"""
+    growth_seconds: Seconds = _workload(0.0, "s")
+    """how long after its boot each process touches the rest, at an even pace in order of addresses; 0: never, and the
+    shares above are those of the blocks that it has touched. Where thp_coverage gives MADV_HUGEPAGE, a first touch
+    brings a THP, or a folio of a size in hugepages_enabled"""
     hot_fraction: Share = _workload(0.0, step=0.01)
     """share of the non-zero pages that are written once in every hot_period_seconds, each time with new content"""
     hot_period_seconds: Period = _workload(1.0, "s", log=True)
@@ -850,20 +813,45 @@ class Scenario(_Strict):
     @cached_property
     def specs(self) -> tuple[ProcessSpec, ...]:
         """The processes one by one, with every workload field filled in (unless they have contents)."""
-        own = {name: getattr(self, name) for name in WORKLOAD_FIELDS}
+        own = {name: getattr(self, name) for name in (*WORKLOAD_FIELDS, *USE_FIELDS)}
         if not self.process_list:
             return (ProcessSpec.model_construct(None, **own),) * self.processes
-        return tuple(
-            p.model_copy(update={n: v for n, v in own.items() if p.contents is None and getattr(p, n) is None})
-            for p in self.process_list
-        )
+        names = [USE_FIELDS if p.contents else own for p in self.process_list]
+        given = zip(self.process_list, names, strict=True)
+        return tuple(p.model_copy(update={n: own[n] for n in fill if getattr(p, n) is None}) for p, fill in given)
 
     def pages_of(self, spec: ProcessSpec) -> int:
         """Return the number of pages of one of `specs`, including the blocks with stray zero pages."""
         if spec.pages is not None:
             return spec.pages
-        assert spec.memory_mib is not None and spec.stray_zero_pages is not None
-        return spec.memory_mib * 256 + -(-spec.stray_zero_pages // self.pages_per_thp) * self.pages_per_thp
+        assert spec.memory_mib is not None
+        return spec.memory_mib * 256 + spec.lead(self.pages_per_thp)
+
+    def holes_of(self, spec: ProcessSpec) -> Ranges:
+        """Return the ranges of pages, [first, end), of one of `specs` to which no content is dealt."""
+        pages, size = self.pages_of(spec), self.pages_per_thp
+        if spec.contents is not None:
+            runs = zip(accumulate(n for _, n, _ in spec.contents), spec.contents, strict=True)
+            return tuple((end - n, end) for end, (key, n, _) in runs if key == "hole")
+        touched = -(-max(spec.lead(size) + 1, round((spec.touched_fraction or 0.0) * pages)) // size) * size
+        return () if spec.growth_seconds or touched >= pages else ((touched, pages),)
+
+    @cached_property
+    def gaps(self) -> tuple[Ranges, ...]:
+        """Runs of blocks, [first, end), of each process that are holes in which no event and no range of advice begins
+        or ends, or is: the model keeps the first block of each, which stands for all.
+        """
+        return tuple(self._gaps(i, spec, h) if (h := self.holes_of(spec)) else () for i, spec in enumerate(self.specs))
+
+    def _gaps(self, process: int, spec: ProcessSpec, holes: Ranges) -> Ranges:
+        size, events = self.pages_per_thp, (vars(event) for event in self.events if "page" in vars(event))
+        used = [(0, self.pages_of(spec))] if self.balloon_fraction else []
+        own = (e for e in events if e["process"] == process or e["process"] >= len(self.specs))
+        used += [(e[at], e[at] + e.get("count", 1)) for e in own for at in ("page", "to") if at in e]
+        advised = (*(spec.thp or ()), *(spec.mergeable or ()), *(spec.orders or ()))
+        used += [(border, border) for first, count, *_ in advised for border in (first, first + count)]
+        blocks = ((-(-first // size), end // size) for first, end in holes)
+        return tuple((a, b) for a, b in blocks if b - a > 1 and not any(u < b * size and v > a * size for u, v in used))
 
     @property
     def total_pages(self) -> int:
@@ -878,7 +866,8 @@ class Scenario(_Strict):
         UserError
             About 56 bytes a page are more than `mmlab.limits.free_memory`.
         """
-        need = self.total_pages * BYTES_PER_PAGE
+        gaps = sum(end - first - 1 for gaps in self.gaps for first, end in gaps)
+        need = (self.total_pages - gaps * self.pages_per_thp) * BYTES_PER_PAGE
         free = free_memory() if need > ALWAYS_FREE else None
         if free is not None and need > free:
             fits = max(2, free // BYTES_PER_PAGE // 256 // len(self.specs) // 2 * 2)
@@ -1105,7 +1094,8 @@ _PROBLEMS |= dict.fromkeys(("greater", "less", "finite"), "is out of range")
 def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel], list[int | str]]:
     """Return where a finding is: the element of a list, its model, and the path of the field within it."""
     model: type[BaseModel] = Scenario
-    where, path = [], [x for x in loc if x not in ("int", "str")]
+    kinds = ("int", "str", "constrained-int", "literal")  # pydantic names the kind of a union's member, too
+    where, path = [], [x for x in loc if str(x).partition("[")[0] not in kinds]
     if path[:1] == ["policy"]:  # pydantic names the kind of union and the class before the field
         where, model, path = path[:1], TUNERS.get(str(path[2]), Scenario) if path[2:] else Scenario, path[3:]
         return (where, model, path) if path or loc[1:] == ("settings",) else ([], Scenario, where)

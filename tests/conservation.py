@@ -330,6 +330,7 @@ def _rows(run: Run) -> None:
     if len(rows) < scenario.sample_limit:  # no row is missing
         assert (rows["freed_by_batch"][1:] == -np.diff(rows["frames"]))[batches == 1].all()
     others = "events hot_fraction warm_fraction khugepaged balloon_fraction boot_interval_seconds lifetime_seconds"
+    others += " growth_seconds"
     if not scenario.process_list and not any(getattr(scenario, name) for name in others.split()):
         # ksmd maps and unmaps nothing: it only replaces
         assert (rows["anon_pages"] + rows["zeropage_entries"] == first["anon_pages"] + first["zeropage_entries"]).all()

@@ -96,12 +96,12 @@ class Draw:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.more = random.Random(rng.getstate()[1][0])  # what draws from here leaves everything else as it was
+        self.more = random.Random(rng.getstate()[1][1])  # what draws from here leaves everything else as it was
         self.thp = rng.choice([4, 8, 8, 16, 16, 16, 64, 64, 64])
         if rng.random() < 0.03:
             self.thp = 512
         self.orders = rng.random() < 0.15  # folios of several sizes (mthp)
-        self.sizes = rng.random() < 0.25  # that faults and khugepaged make
+        self.sizes = rng.random() < 0.29  # that faults and khugepaged make
         self.thp = rng.choice([16, 64, 64]) if self.sizes else self.thp
         self.clocked = rng.random() < 0.3  # khugepaged wakes up by its own clock
         self.zero = rng.choice([0.05, 0.2] if self.sizes else [0.05, 0.2, 0.4, 0.7, 0.9])  # share of zero pages
@@ -190,7 +190,37 @@ class Draw:
             spec["nohugepage_after_populate"] = True
         if rng.random() < 0.05:
             spec["forbids_zeropages"] = 1
+        self.leave_holes(spec)
         return spec
+
+    def leave_holes(self, spec: dict) -> None:
+        """Sometimes there are holes, also at the end, where events never come, and memory that is touched later."""
+        rng, pages = self.more, spec["pages"]
+        if rng.random() < 0.3:
+            keys = [first + n * step for first, count, step in spec["contents"] for n in range(count)]
+            for _ in range(rng.randint(1, 3)):
+                first = rng.randrange(pages)
+                end = min(pages, first + rng.choice([1, 3, self.thp, 3 * self.thp]))
+                keys[first:end] = ["hole"] * (end - first)
+            spec["contents"] = [[key, 1, 0] for key in keys]
+        elif rng.random() < 0.2:  # duplicates side by side
+            first, end = sorted(rng.sample(range(pages + 1), 2))
+            keys = [key + n * step for key, count, step in spec["contents"] for n in range(count)]
+            keys[first:end] = [self.pool[n % len(self.pool)] for n in range(end - first)]
+            spec["contents"] = [[key, 1, 0] for key in keys]
+        if rng.random() < 0.2:
+            spec["touched_fraction"] = rng.choice([0, 0.1, 0.5, 0.9])
+        if rng.random() < 0.3:
+            more = rng.choice([1, self.thp, 5 * self.thp + 1, 40 * self.thp])
+            more = more // self.thp * self.thp if self.orders else more
+            spec["pages"] += more
+            spec["contents"] += [["hole", more, 0]] if more else []
+            for name in ("mergeable", "thp"):
+                if spec[name] and spec[name][-1][0] + spec[name][-1][1] == pages and rng.random() < 0.7:
+                    spec[name][-1][1] += more
+            if "orders" in spec and more:
+                spec["orders"] = joined([*spec["orders"], [pages, more, 0]])
+                spec["thp"] = [[first, count] for first, count, order in spec["orders"] if order == 9]
 
     def hugepages_enabled(self) -> dict[str, str]:
         orders = [order for order in range(2, 9) if 1 << order < self.thp]
@@ -349,8 +379,13 @@ class Draw:
         return [event]
 
     def strided(self, events: list[dict]) -> list[dict]:
-        """Sometimes an event happens only to a part of the pages or blocks of its range."""
+        """Sometimes an event happens only to a part of the pages or blocks of its range, or memory is touched first."""
         rng = self.more
+        if rng.random() < 0.08:
+            n = rng.randrange(len(self.processes))
+            first = rng.randrange(self.processes[n].pages)
+            count = rng.randint(1, min(self.processes[n].pages - first, 2 * self.thp))
+            events = [*events, {"op": "touch", "process": n, "page": first, "count": count}]
         for event in events:
             if event.get("count", 0) > 1 and "page" in event and rng.random() < 0.06:
                 event["every_nth"] = rng.choice([1, 2, 2, 3, 7])

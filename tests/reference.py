@@ -410,6 +410,7 @@ class Mm:
         self.vmas: list[Vma] = []
         self.blocks: list = [None] * -(-pages // pages_per_thp)  # None, TABLE, HUGE_ZP or the Folio of a huge PMD
         self.ptes: dict[int, Pte | Slot | str] = {}
+        self.dealt: list[int | None] = []  # contents that are still to be written, by address; None: none
         self.anon = self.huge = self.ksm_mapped = self.ksm_zero = self.swapped = 0  # in pages, huge in PMDs
         self.swapped_exclusive: set[int] = set()  # pages that were exclusive when they were swapped out (W7)
         self.parent: Mm | None = None
@@ -1713,6 +1714,7 @@ class Ksm(Memory):
         child.parent, child.merge_any = parent, parent.merge_any
         child.forbids_zeropages = parent.forbids_zeropages
         child.number = len(self.mms)
+        child.dealt = [None] * parent.pages
         self.mms.append(child)
         self.seen["fork in mid-scan"] += self.cursor is not None
         if parent.registered:
@@ -2411,6 +2413,10 @@ class Machine(Reclaim):
         self.mms.append(mm)
         stamp = self.stamp()
         mm.vmas = [Vma(0, mm.pages, huge=False, anon_vma=stamp, stamp=stamp)]
+        for first, count, step in process["contents"]:
+            self.seen["hole"] += first == "hole"
+            mm.dealt += [None if first == "hole" else first + n * step for n in range(count)]
+        born = mm.dealt[: round(process.get("touched_fraction", 1) * mm.pages)]
         orders = process.get("orders")
         if orders is None:
             orders = [[first, count, self.thp_order] for first, count in process["thp"]]
@@ -2419,21 +2425,24 @@ class Machine(Reclaim):
                 self.madvise(mm, first, count, huge=True)
             elif order:
                 for start in range(first, first + count, 1 << order):
-                    self.populate(mm, start, order)
+                    if any(key is not None for key in born[start : start + (1 << order)]):
+                        self.populate(mm, start, order)
         # every area gets its own anon_vma at its first write, so areas that differ then never join
         mm.vmas = [dataclasses.replace(vma, anon_vma=self.stamp()) for vma in mm.vmas]
-        address = 0
-        for first, count, step in process["contents"]:
-            for n in range(count):
-                vma = mm.vma_at(address)
-                self.write_fault(mm, vma, address).key = first + n * step
-                address += 1
+        for address in range(round(process.get("touched_fraction", 1) * mm.pages)):
+            self.touch(mm, address)
         self.enabled = enabled
         if process.get("nohugepage_after_populate"):
             self.madvise(mm, 0, mm.pages, huge=False)
         if not late:
             for first, count in process["mergeable"]:
                 self.op_mergeable(mm, first, count)
+
+    def touch(self, mm: Mm, address: int) -> None:
+        """Write what is dealt to a page, if it can be written and was not yet; a hole has nothing."""
+        vma, key, mm.dealt[address] = mm.vma_at(address), mm.dealt[address], None
+        if key is not None and vma is not None and vma.writable and mm.ptes.get(address) is not POISON:
+            self.write_fault(mm, vma, address).key = key
 
     def populate(self, mm: Mm, start: int, order: int) -> None:
         """mthp E2, E18: a folio of orders 2 to 8, every page mapped by an entry of its own."""
@@ -2491,6 +2500,13 @@ class Machine(Reclaim):
             else:
                 self.write_fault(mm, vma, address).key = key
         return 0
+
+    def op_touch(self, mm: Mm, page: int, count: int) -> None:
+        for address in range(page, page + count):
+            if mm.dealt[address] is not None:
+                self.seen["first touch"] += 1
+                self.seen["first touch of a page that a folio brought"] += mm.page_at(address) is not None
+            self.touch(mm, address)
 
     def op_read(self, mm: Mm, page: int, count: int) -> int:
         for address in range(page, page + count):

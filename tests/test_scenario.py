@@ -104,6 +104,16 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"events": [{"after": {"batch": 1}, "op": "read", "page": 0, "count": 9, "granularity": "1G"}]},
         {"where": "events 0", "parameter": "granularity", "value": "1G", "allowed": "'4K' or '2M'"},
     ),
+    (
+        {"process_list": [{"pages": 8, "contents": [["hol", 8, 0]]}]},
+        {"where": "process_list 0", "parameter": "contents 0 0", "value": "hol"},
+    ),
+    (
+        {"process_list": [{"pages": 8, "contents": [["hole", 7, 0]]}]},
+        {"where": "process_list 0", "parameter": "pages", "value": 8, "allowed": "7, the length of contents"},
+    ),
+    ({"touched_fraction": 1.5}, {"parameter": "touched_fraction", "value": 1.5, "allowed": "0 … 1"}),
+    ({"growth_seconds": -1}, {"parameter": "growth_seconds", "value": -1, "allowed": "at least 0 (s)"}),
     ({"balloon_granularity": "64K"}, {"parameter": "balloon_granularity", "allowed": "one of 4K, 2M"}),
     ({"process_list": [{"pages": 8}]}, {"where": "process_list 0"}),
     (
@@ -433,6 +443,7 @@ def test_every_op_is_strict() -> None:
         "millisecs": 1,
         "node": 0,
         "huge": 1,
+        "to": 0,
     }
     for op, event_class in EVENTS.items():
         fields = event_class.model_fields

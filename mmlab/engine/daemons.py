@@ -9,19 +9,18 @@ was due. A sample follows each action.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmlab.engine.system import FOREVER, SECOND, System, Timer
+from mmlab.engine.system import FOREVER, GIVEN_BACK, SECOND, System, Timer
 from mmlab.errors import located
-from mmlab.kernel import memory
 from mmlab.kernel.huge_memory import deferred_split_scan
 from mmlab.kernel.khugepaged import khugepaged_do_scan
 from mmlab.kernel.migrate import migrate_pages
-from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, NONE, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
+from mmlab.kernel.state import ADVISOR_MODES, ANON, KNOBS, PMD_HUGE_ZP, PMD_NONE, ZP_CLEAN, ZP_KSM
 from mmlab.kernel.timer import schedule_timeout
 from mmlab.policies import Policy, View, scaled_pace
 from mmlab.scenario import check_knob
@@ -111,7 +110,7 @@ def _view(s: System, calls: int, own: dict[str, Any], real: dict[str, int | str]
     knobs["pages_to_scan"] = round(int(knobs["pages_to_scan"]) * asked.host_scale)
     counters = {name: int(stat[name]) for name in stat.dtype.names or ()} | {"time_ns": s.now}
     total, held = asked.host_mib * 1024, int(counters["frames"] * 4 * asked.host_scale)
-    boots = (asked.boots_at(process) for process in range(len(s.images)))
+    boots = (asked.boots_at(process) for process in range(len(asked.specs)))
     return View(
         time_s=s.now / SECOND,
         calls=calls,
@@ -151,10 +150,14 @@ def khugepaged(s: System) -> Iterator[int]:
 
 
 def guests(s: System) -> Iterator[int]:
-    """Let processes boot, give memory back and exit."""
+    """Let processes boot, grow, give memory back and exit.
+
+    A process that grows touches the rest of its memory in up to 20 ticks a second and 100 in all, each an equal part of
+    the addresses. Pages that were given back are skipped, and those outside of writable VMAs.
+    """
     asked = s.scenario
-    acts: tuple[Callable[[int], object], ...] = (s.spaces.exit, s.boot, lambda process: _balloon(s, process))
-    plan: list[tuple[int, int, int]] = []  # when, what (index of `acts`), process
+    acts: tuple[Callable[..., object], ...] = (s.spaces.exit, s.boot, lambda process: _balloon(s, process), s.touch)
+    plan: list[tuple[int, ...]] = []  # when, what (index of `acts`), process, for `touch` first and end
     for process in range(len(s.images)):
         boots, exits = asked.boots_at(process), asked.exits_at(process)
         if exits is not None:
@@ -163,10 +166,16 @@ def guests(s: System) -> Iterator[int]:
             plan.append((round(boots * SECOND), 1, process))
         if asked.balloon_fraction:
             plan.append((round((boots + asked.balloon_seconds) * SECOND), 2, process))
-    for when, what, process in sorted(plan):
+        if seconds := asked.specs[process].growth_seconds:
+            first, end = int(np.argmin(s.images[process].touched)), int(s.m.mm[process + 1]["pages"])
+            ticks = max(1, min(int(TICKS_PER_SECOND * seconds), TICKS_PER_PERIOD))
+            ends = [first + (end - first) * tick // ticks for tick in range(ticks + 1)]
+            times = [round((boots + seconds * (tick + 1) / ticks) * SECOND) for tick in range(ticks)]
+            plan += [(when, 3, process, *part) for when, part in zip(times, pairwise(ends), strict=True)]
+    for when, what, process, *pages in sorted(plan):
         yield when
         if not s.m.mm[process + 1]["exited"]:
-            acts[what](process)
+            acts[what](process, *pages)
             s.spaces.publish()
 
 
@@ -184,7 +193,7 @@ def _balloon(s: System, process: int) -> None:
     order = np.lexsort((luck, -zero.reshape(units, size).sum(1)))
     for first in np.sort(order[: round(s.scenario.balloon_fraction * units)] * size).tolist():
         s.spaces.dontneed(process, first, first + size)
-        s.given_back[base + first : base + first + size] = True
+        s.away[base + first : base + first + size] = GIVEN_BACK
 
 
 # --- migration ------------------------------------------------------------------------------------------------------
@@ -217,36 +226,30 @@ def writes(s: System) -> dict[str, Iterator[int]]:
 
     Hot and warm pages are a random share of those pages of each process that are not zero-filled at the start; nobody
     writes the others. A period has up to 20 ticks a second and 100 in all; each tick writes an equal part of the pages,
-    in random order over addresses and processes. Pages outside of writable VMAs, or given back by a balloon, are
-    skipped.
+    in random order over addresses and processes. Pages outside of writable VMAs, not touched yet, or given back by a
+    balloon are skipped.
 
     New contents never equal each other or any content of a generated workload: key = r × 2^40 + n, where n counts all
     writes of the run and r is random in 1 … 2^23 - 1 for each tick. In memcmp order they come after the contents of the
     start (explicit keys and keys of events should stay below 2^40), and the batches of pages of different ticks lie in
     random order among each other, as pages do whose first bytes have changed.
     """
-    asked, m = s.scenario, s.m
+    asked = s.scenario
     rng = np.random.default_rng((asked.seed, CONTENT))
     hot, warm, written = [], [], 0
     for i, image in enumerate(s.images):
-        used = np.flatnonzero(image.keys) + int(m.mm[i + 1]["base"])
+        used = np.flatnonzero(image.keys) + s.spaces.base(i)
         dealt = np.random.default_rng((asked.seed, CHOICE, i)).permutation(used)
-        own = asked.specs[i].hot_fraction
-        share = asked.hot_fraction if own is None else own
+        share = asked.specs[i].hot_fraction or 0.0
         n = [round(part * len(used)) for part in (share, share + asked.warm_fraction)]
         hot.append(dealt[: n[0]])
         warm.append(dealt[n[0] : n[1]])
 
     def write(pages: NDArray[np.int32]) -> None:
         nonlocal written
-        pages = pages[~s.given_back[pages]]
-        pmd = m.block["pmd"][pages >> s.order]
-        births = int(((pmd == PMD_NONE) | (pmd == PMD_HUGE_ZP)).sum())  # each fault there may bring a huge page
-        smaller = int((m.pte["kind"] == NONE).sum()) if len(asked.enabled_orders) > 1 else 0
-        s.reserve(len(pages) + (births << s.order) + (2 << s.order) + smaller)
-        m.listed = pages
+        pages = pages[s.away[pages] == 0]
         key = int(rng.integers(1, 1 << 23)) * WRITTEN + written
-        memory.write_listed_pages(m, len(pages), np.uint64(key))
+        s.write(pages, np.uint64(key) + np.arange(len(pages), dtype=np.uint64))
         written += len(pages)
 
     def daemon(stream: int, pages: NDArray[np.int64], period: float) -> Iterator[int]:

@@ -59,7 +59,7 @@ def _ranges(e: ops.Event, s: System) -> list[tuple[int, ...]]:
     """Return the ranges of pages, first and end, to which an event happens; one without pages happens once to ()."""
     if not isinstance(e, ops.RangeEvent):
         return [()]
-    first, end = e.page, e.page + e.count
+    first, end = s.place(e.process, e.page), s.place(e.process, e.page + e.count)
     if e.every_nth == 1 and e.share == 1:
         return [(first, end)]
     size = 1 if e.granularity == "4K" else 1 << s.order
@@ -93,13 +93,19 @@ def _write(e: ops.Write, s: System, first: int, end: int) -> int:
 
 
 @act.register
+def _touch(e: ops.Touch, s: System, first: int, end: int) -> int:
+    s.touch(e.process, first, end)
+    return 0
+
+
+@act.register
 def _read(e: ops.Read, s: System, first: int, end: int) -> int:
     return 0 if memory.read_pages(s.m, *_places(e, s, first, end)) else errno.EFAULT
 
 
 @act.register
 def _mremap(e: ops.Mremap, s: System, first: int, end: int) -> int:
-    return s.spaces.mremap(e.process, first, end, e.to + first - e.page)
+    return s.spaces.mremap(e.process, first, end, s.place(e.process, e.to) + first - s.place(e.process, e.page))
 
 
 @act.register
@@ -141,7 +147,7 @@ def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> int:
 
 @act.register
 def _poison(e: ops.MemoryFailure, s: System) -> int:
-    return int(memory_failure(s.m, *_places(e, s, e.page)))
+    return int(memory_failure(s.m, *_places(e, s, s.place(e.process, e.page))))
 
 
 @act.register

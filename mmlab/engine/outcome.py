@@ -79,7 +79,9 @@ def page_letters(m: Machine, process: int) -> np.ndarray:
     mm = m.mm[process + 1]
     letters = np.empty(int(mm["pages"]), np.uint8)
     pagemap.page_letters(m, int(mm["base"]), letters)
-    return letters
+    order = int(m.state[0]["hpage_order"])
+    more = m.block["more"][int(mm["base"]) >> order :][: -(-len(letters) >> order)]
+    return np.repeat(letters, np.repeat(1 + more, 1 << order)[: len(letters)]) if more.any() else letters
 
 
 class Recorder:

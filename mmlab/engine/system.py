@@ -15,19 +15,19 @@ import numpy as np
 from mmlab.engine import workload
 from mmlab.engine.costs import CostSet
 from mmlab.kernel import ksm, memory
+from mmlab.kernel import state as kernel
 from mmlab.kernel.advisor import set_advisor
 from mmlab.kernel.mmap import AddressSpaces, equal_runs
 from mmlab.kernel.stable_tree import remove_all_stable_nodes
-from mmlab.kernel.state import ADVISOR_MODES, KNOBS, VM_HUGEPAGE, VM_PRESENT, VM_WRITE, Machine, machine
 from mmlab.kernel.versions import flags
 from mmlab.scenario import THP_ORDER, Scenario
 from mmlab.variants import Variant, resolve
 
-__all__ = ["FOREVER", "SECOND", "System", "Timer"]
+__all__ = ["FOREVER", "GIVEN_BACK", "NOT_TOUCHED", "SECOND", "System", "Timer"]
 
 SECOND = 1_000_000_000
-EVENT_SHARE = 8  # a stream of random numbers, after those of `mmlab.engine.daemons`
 FOREVER = 1 << 62
+NOT_TOUCHED, GIVEN_BACK = 1, 2
 
 
 class Timer:
@@ -65,8 +65,8 @@ class System:
         Simulated time, and the time at which ksmd's sleep ends, ns.
     timers : dict
         Daemons by name; of those due at the same time the first acts first.
-    given_back : ndarray
-        bool[pages]: pages that a balloon took from their guest.
+    away : ndarray
+        uint8[pages]: whether a guest does not use a page: NOT_TOUCHED, GIVEN_BACK by a balloon, or 0.
     rng : Generator
         Draws the pages and blocks of events with a `share`.
     """
@@ -74,7 +74,7 @@ class System:
     def __init__(self, scenario: Scenario, variant: Variant, costs: CostSet) -> None:
         self.scenario, self.costs = scenario, costs
         self.now = self.wake = 0
-        self.rng = np.random.default_rng((scenario.seed, EVENT_SHARE))
+        self.rng = np.random.default_rng((scenario.seed, 8))  # the stream after those of `mmlab.engine.daemons`
         self.timers: dict[str, Timer] = {}
         self.unborn: set[int] = set()
         self.order = scenario.pages_per_thp.bit_length() - 1
@@ -83,7 +83,7 @@ class System:
         self._top_page = 0
         self.m = self._machine()
         self.spaces = AddressSpaces(self.m)
-        self.given_back = np.zeros(len(self.m.page), bool)
+        self.away = np.zeros(len(self.m.page), np.uint8)
         self.use_variant(variant)
         for process in range(len(self.images)):
             self._lay_out(process)
@@ -94,20 +94,20 @@ class System:
         self.m.stat[0]["thp_split_pmd"] = 0  # a VMA border may cut a huge PMD; events count from here
         self.spaces.publish()
 
-    def _machine(self) -> Machine:
+    def _machine(self) -> kernel.Machine:
         forks = sum(event.op == "fork" for event in self.scenario.events)
         sizes = [self._aligned(len(image.keys)) for image in self.images]
-        m = machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
+        m = kernel.machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
         m.costs[:] = self.costs.table
         state = m.state[0]
-        knobs = {name: getattr(self.scenario, name) for name in KNOBS}
+        knobs = {name: getattr(self.scenario, name) for name in kernel.KNOBS}
         state["ksmd_cpu_before_ns"] = round(self.scenario.ksmd_cpu_before_seconds * SECOND)
-        kernel = flags(self.scenario.kernel, self.scenario.kernel_changes)
-        for name, value in (knobs | kernel | {"hz": self.scenario.hz}).items():
+        rules = flags(self.scenario.kernel, self.scenario.kernel_changes)
+        for name, value in (knobs | rules | {"hz": self.scenario.hz}).items():
             state[name] = value if isinstance(value, int) else 0
         state["nodes"] = self.scenario.nodes
         state["hugepages"] = sum(1 << min(order, self.order) for order in self.scenario.enabled_orders)
-        set_advisor(m, ADVISOR_MODES.index(self.scenario.advisor_mode))
+        set_advisor(m, kernel.ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:
             state["run"] = 0
         return m
@@ -132,19 +132,24 @@ class System:
         mm["forbids_zeropages"] = spec.forbids_zeropages
         mm["nid"] = process % self.scenario.nodes if spec.node is None else spec.node
         m.block["mm"][base >> self.order : self._top_page >> self.order] = process + 1
+        for first, end in self.images[process].gaps:
+            at = base + self.place(process, first << self.order) >> self.order
+            m.block["more"][at] = end - first - 1
+            m.block["ahead"][at + 1 : self._top_page >> self.order] += end - first - 1
+        self.away[base : base + pages][self.images[process].dealt & ~self.images[process].touched] = NOT_TOUCHED
         self.spaces.vmas.append([])
 
     def _populate(self, process: int) -> None:
         m, image = self.m, self.images[process]
         base, pages = int(m.mm[process + 1]["base"]), len(image.keys)
-        if not (self.scenario.hot_fraction or self.scenario.warm_fraction):
-            self.images[process] = workload.NOTHING  # nobody asks for it again, and it is a quarter of all memory
+        if not (self.scenario.hot_fraction or self.scenario.warm_fraction or self.away[base : base + pages].any()):
+            self.images[process] = replace(workload.NOTHING, gaps=image.gaps)  # the rest is a quarter of all memory
         m.page["key"][base : base + pages] = image.keys
-        flags = np.where(image.huge, np.uint8(VM_HUGEPAGE | VM_PRESENT | VM_WRITE), np.uint8(VM_PRESENT | VM_WRITE))
+        flags = image.huge * np.uint8(kernel.VM_HUGEPAGE) + np.uint8(kernel.VM_PRESENT | kernel.VM_WRITE)
         m.pte["vm"][base : base + pages] = flags
-        image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge)
+        image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge, dealt=workload.NOTHING.dealt)
         orders = image.order if self.order >= THP_ORDER else np.minimum(image.order, self.order)
-        memory.populate(m, process + 1, orders)
+        memory.populate(m, process + 1, orders, image.touched)
         self.spaces.add(flags, image.born_huge)
         self.spaces.vmas[process] = self.spaces.vmas.pop()
         own = self._specs[process].merge_any
@@ -164,8 +169,28 @@ class System:
         self._populate(process)
         stat["thp_fault_alloc"] += stat["huge_pmds"] + stat["thp_split_pmd"] - before
 
+    def place(self, process: int, page: int) -> int:
+        """Return where a page of a process is within its region, which has only one block for each gap."""
+        return int(workload.places(page, self.images[process].gaps, 1 << self.order))
+
+    def write(self, pages: np.ndarray, keys: np.ndarray) -> None:
+        """Write contents to pages (indices of `Machine.page`); those that cannot be written are left out."""
+        empty = np.isin(self.m.block["pmd"], (kernel.PMD_NONE, kernel.PMD_HUGE_ZP)).sum()  # each may get a huge page
+        smaller = int((self.m.pte["kind"] == kernel.NONE).sum()) if len(self.scenario.enabled_orders) > 1 else 0
+        self.reserve(len(pages) + (min(len(pages), int(empty)) + 2 << self.order) + smaller)
+        self.m.listed = pages.astype(np.int32)
+        memory.write_listed_pages(self.m, keys)
+
+    def touch(self, process: int, first: int, end: int) -> None:
+        """Write what is dealt to them to those of pages [first, end) of a process that are not touched yet."""
+        base, image = self.spaces.base(process), self.images[process]
+        pages = first + np.flatnonzero(self.away[base + first : base + end] == NOT_TOUCHED)
+        self.away[base + pages] = 0
+        self.write(base + pages, image.keys[pages])
+
     def fork(self, parent: int) -> int:
         """Fork a process into a region of its own; return 0."""
+        self.images.append(self.images[parent])
         return self.spaces.fork(parent, self._take_region(int(self.m.mm[parent + 1]["pages"])))
 
     def alive(self, process: int) -> bool:
@@ -187,7 +212,7 @@ class System:
             self.use_variant(resolve(str(value)))
             return 0
         if knob == "advisor_mode":
-            set_advisor(self.m, ADVISOR_MODES.index(str(value)))
+            set_advisor(self.m, kernel.ADVISOR_MODES.index(str(value)))
             return 0
         if (knob == "pages_to_scan" and state["advisor_mode"]) or (knob == "advisor_target_scan_time" and not value):
             return errno.EINVAL  # S29

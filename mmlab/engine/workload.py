@@ -7,16 +7,17 @@ order is the page's order in memcmp; equal keys are equal pages; 0 is the page o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmlab.kernel.versions import flags
-from mmlab.scenario import THP_ORDER, ProcessSpec, Scenario
+from mmlab.scenario import THP_ORDER, ProcessSpec, Ranges, Scenario
 
-__all__ = ["FIRST_KEY", "NOTHING", "Image", "build"]
+__all__ = ["FIRST_KEY", "NOTHING", "Image", "build", "places"]
 
 FIRST_KEY = 1 << 32
 """Keys of generated contents start just above."""
@@ -46,6 +47,12 @@ class Image:
         MADV_HUGEPAGE in force once populated.
     mergeable
         MADV_MERGEABLE in force at the start.
+    dealt
+        Pages that have contents; the others are holes.
+    touched
+        Those of them that are populated at the start.
+    gaps
+        `Scenario.gaps`: the image has one block for each.
     """
 
     keys: NDArray[np.uint64]
@@ -53,10 +60,25 @@ class Image:
     born_huge: NDArray[np.bool_]
     huge: NDArray[np.bool_]
     mergeable: NDArray[np.bool_]
+    dealt: NDArray[np.bool_]
+    touched: NDArray[np.bool_]
+    gaps: Ranges = field(default=(), kw_only=True)
 
 
-NOTHING = Image(*(np.zeros(0, dtype) for dtype in (np.uint64, np.uint8, *[np.bool_] * 3)))
+NOTHING = Image(np.zeros(0, np.uint64), np.zeros(0, np.uint8), *[np.zeros(0, np.bool_)] * 5)
 """The image of no pages."""
+
+
+class _Process(NamedTuple):
+    spec: ProcessSpec
+    pages: int
+    holes: Ranges
+    gaps: Ranges
+
+
+def places(pages: Any, gaps: Ranges, size: int) -> Any:
+    """Return where pages of a process, an integer or an array, are in its image: one block stands for a gap."""
+    return pages - sum(np.clip(pages - (first + 1) * size, 0, (end - first - 1) * size) for first, end in gaps)
 
 
 def build(scenario: Scenario) -> list[Image]:
@@ -78,48 +100,48 @@ def build(scenario: Scenario) -> list[Image]:
     images = _images if few else _images.__wrapped__
     sizes = flags(scenario.kernel, scenario.kernel_changes)["faults_take_sizes"]
     orders = tuple(order for order in scenario.enabled_orders if sizes or order == THP_ORDER)
-    return list(images(scenario.specs, scenario.images, scenario.pages_per_thp, scenario.seed, scenario.late, orders))
+    memory = [(spec, scenario.pages_of(spec), scenario.holes_of(spec)) for spec in scenario.specs]
+    processes = tuple(_Process(*of, gaps) for of, gaps in zip(memory, scenario.gaps, strict=True))
+    return list(images(processes, scenario.images, scenario.pages_per_thp, scenario.seed, scenario.late, orders))
 
 
 @lru_cache(maxsize=2)
 def _images(
-    specs: tuple[ProcessSpec, ...], kinds: int, size: int, seed: int, late: bool, orders: tuple[int, ...]
+    processes: tuple[_Process, ...], kinds: int, size: int, seed: int, late: bool, orders: tuple[int, ...]
 ) -> tuple[Image, ...]:
     """Return the images, kept for the next run of the same memory under another variant: half of a run's set-up."""
-    groups = max(s.duplicate_groups or 0 for s in specs)
+    groups = max(p.spec.duplicate_groups or 0 for p in processes)
     contents, unique = [], FIRST_KEY + 1 + kinds * groups
-    for index, spec in enumerate(specs):
+    for index, p in enumerate(processes):
         first = FIRST_KEY + 1 + index % kinds * groups, unique
-        keys = _from_runs(spec) if spec.contents is not None else _generated(spec, size, (seed, 0, index), *first)
-        unique = max(unique, int(keys.max()) + 1) if spec.contents is None else unique
+        keys = _from_runs(p, size) if p.spec.contents is not None else _generated(p, size, (seed, 0, index), *first)
+        unique = max(unique, int(keys.max()) + 1) if p.spec.contents is None else unique
         contents.append(keys)
-    mixed = [keys for keys, spec in zip(contents, specs, strict=True) if spec.key_order == "random"]
+    mixed = [keys for keys, p in zip(contents, processes, strict=True) if p.spec.key_order == "random"]
     _shuffle(mixed, FIRST_KEY + kinds * groups, seed)
-    images = tuple(_image(spec, size, late, orders, keys) for spec, keys in zip(specs, contents, strict=True))
+    images = tuple(_image(p, size, late, orders, keys) for p, keys in zip(processes, contents, strict=True))
     for image in images:
-        for array in vars(image).values():
+        for array in filter(lambda value: isinstance(value, np.ndarray), vars(image).values()):
             array.setflags(write=False)
     return images
 
 
-def _from_runs(spec: ProcessSpec) -> NDArray[np.uint64]:
+def _from_runs(p: _Process, size: int) -> NDArray[np.uint64]:
     """Return the keys of ``[[first, count, step], …]``, modulo 2^64 so that descending runs need no special case."""
-    assert spec.contents is not None
-    first = np.array([r[0] for r in spec.contents], dtype=np.uint64)
-    count = np.array([r[1] for r in spec.contents], dtype=np.int64)
-    step = np.array([r[2] % 2**64 for r in spec.contents], dtype=np.uint64)
+    runs = [(0, n, 0) if first == "hole" else (first, n, step) for first, n, step in p.spec.contents or ()]
+    first = np.array([r[0] for r in runs], dtype=np.uint64)
+    count = np.diff(places(np.cumsum([r[1] for r in runs]), p.gaps, size), prepend=0)
+    step = np.array([r[2] % 2**64 for r in runs], dtype=np.uint64)
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     keys: NDArray[np.uint64] = np.repeat(first, count) + within.astype(np.uint64) * np.repeat(step, count)
     return keys
 
 
 def _generated(
-    spec: ProcessSpec, size: int, seed: tuple[int, ...], first_shared: int, first_unique: int
+    p: _Process, size: int, seed: tuple[int, ...], first_shared: int, first_unique: int
 ) -> NDArray[np.uint64]:
     """Return the keys of a process described by workload fields, shared and unique ones, which count up from these."""
-    assert spec.memory_mib is not None and spec.stray_zero_pages is not None
-    lead = -(-spec.stray_zero_pages // size) * size
-    pages = lead + spec.memory_mib * 256
+    spec, lead, pages = p.spec, p.spec.lead(size), p.holes[0][0] if p.holes else p.pages
     rng = np.random.default_rng(seed)
     zero = np.zeros(pages, dtype=np.bool_)
     zero[: spec.stray_zero_pages] = True
@@ -132,10 +154,11 @@ def _generated(
     is_duplicate = np.zeros(pages, dtype=np.bool_)
     if dealt:
         is_duplicate[eligible[_duplicates(spec.duplicate_layout, eligible // size, dealt)]] = True
-    keys = np.zeros(pages, dtype=np.uint64)
-    keys[is_duplicate] = first_shared + _dealt(dealt, spec.duplicate_groups or 1, spec.duplicate_skew or 0.0)
+    keys = np.zeros(places(p.pages, p.gaps, size), dtype=np.uint64)
+    used = keys[:pages]
+    used[is_duplicate] = first_shared + _dealt(dealt, spec.duplicate_groups or 1, spec.duplicate_skew or 0.0)
     unique = ~zero & ~is_duplicate
-    keys[unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
+    used[unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
     return keys
 
 
@@ -209,27 +232,32 @@ def _shuffle(contents: list[NDArray[np.uint64]], above: int, seed: int) -> None:
         keys[mask], dealt = np.split(dealt, [mask.sum()])
 
 
-def _image(spec: ProcessSpec, size: int, late: bool, enabled: tuple[int, ...], keys: NDArray[np.uint64]) -> Image:
+def _image(p: _Process, size: int, late: bool, enabled: tuple[int, ...], keys: NDArray[np.uint64]) -> Image:
     """Return the image of a process: its keys with the folios and advice that its specification asks for.
 
     Without `orders`, memory with MADV_HUGEPAGE has folios of the largest `enabled` orders that fit (mthp E2).
     """
-    pages = keys.size
+    spec, pages = p.spec, keys.size
     huge = np.zeros(pages, dtype=np.bool_)
     order = np.zeros(pages, dtype=np.uint8)
+
+    def part(first: int, count: int) -> slice:
+        return slice(*places(np.array([first, first + count]), p.gaps, size))
+
     if spec.thp is not None:
         for first, count in spec.thp:
-            huge[first : first + count] = True
+            huge[part(first, count)] = True
     elif spec.contents is None:
-        assert spec.memory_mib is not None
-        lead = pages - spec.memory_mib * 256
-        covered = int((spec.thp_coverage or 0.0) * ((pages - lead) // size) + 1e-9)
-        huge[lead : lead + covered * size] = True
+        blocks = ((p.holes[0][0] if p.holes else p.pages) - spec.lead(size)) // size
+        n = int((spec.thp_coverage or 0.0) * blocks + 1e-9)
+        covered = slice(spec.lead(size), spec.lead(size) + n * size if n < blocks else None)
+        huge[covered] = True
         if (small := spec.folio_order) not in (None, THP_ORDER):
-            order[lead : lead + covered * size] = small
+            order[covered] = small
             huge[:] = False
     if spec.orders is not None:
-        order = np.repeat(np.array([o for *_, o in spec.orders], dtype=np.uint8), [n for _, n, _ in spec.orders])
+        for first, count, small in spec.orders:
+            order[part(first, count)] = small
     else:
         for of in enabled:
             n = min(1 << of, size)
@@ -237,9 +265,14 @@ def _image(spec: ProcessSpec, size: int, late: bool, enabled: tuple[int, ...], k
             order[: whole.size * n][np.repeat(whole, n)] = of
     mergeable = np.zeros(pages, dtype=np.bool_)
     if not late:
-        for first, count in ((0, pages),) if spec.mergeable is None else spec.mergeable:
-            mergeable[first : first + count] = True
+        for first, count in ((0, p.pages),) if spec.mergeable is None else spec.mergeable:
+            mergeable[part(first, count)] = True
+    dealt = np.ones(pages, dtype=np.bool_)
+    for first, end in p.holes:
+        dealt[part(first, end - first)] = False
+    touched = dealt.copy()
+    touched[part(0, round((spec.touched_fraction or 0.0) * p.pages)).stop :] = False
     born_huge = huge.copy() if spec.orders is None else order == THP_ORDER
     if spec.nohugepage_after_populate:
         huge[:] = False
-    return Image(keys=keys, order=order, born_huge=born_huge, huge=huge, mergeable=mergeable)
+    return Image(keys, order, born_huge, huge, mergeable, dealt, touched, gaps=p.gaps)

@@ -93,6 +93,8 @@ def plan(
     free = options.get("mode") == "free"
     for event, source in zip(asked["events"], scenario.events, strict=True):
         del event["result"], event["sample"]
+        for name in {"every_nth", "share"} & event.keys():
+            raise UserError("cannot be recorded", parameter=name, value=event[name], where=f"op {event['op']}")
         if free or source.after.seconds is None:
             event["after"] = source.after.model_dump(exclude_none=True)
         if event["op"] == "shrink" and event["count"] < scenario.total_pages // 512:

@@ -8,6 +8,7 @@ that is constant for the whole call. What a decision means, its kernel tracepoin
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
 from numba import extending
 
 from mmlab.kernel.jit import compiled, seldom
@@ -68,12 +69,22 @@ def _append(m, what, mm, page, count, other_mm, other_page, value):
 
 
 @compiled
+def _page(m, v):
+    """Return the number of a page in its process, -1 of none; only khugepaged looks at blocks that stand for others."""
+    if v < 0:
+        return np.int64(-1)
+    order = m.state[0].hpage_order
+    block = m.block[v >> order]
+    left_out = block.ahead + (m.state[0].khugepaged_more if block.more > 0 else 0)
+    return np.int64(v - m.mm[block.mm].base + (left_out << order))
+
+
+@compiled
 def _emit(m, what, v, count, other, value):
     order = m.state[0].hpage_order
     mm = m.block[v >> order].mm if v >= 0 else -1 - v
-    page = v - m.mm[mm].base if v >= 0 else -1
     other_mm = m.block[other >> order].mm if other >= 0 else 0
-    _append(m, what, mm, page, count, other_mm, other - m.mm[other_mm].base if other >= 0 else -1, value)
+    _append(m, what, mm, _page(m, v), count, other_mm, _page(m, other), value)
 
 
 @extending.intrinsic
@@ -90,4 +101,4 @@ def emit_folio(m, what, f, value):
     """Log a decision about a large folio, as pages of the oldest process that can map it, before mremap moved them."""
     if len(m.log) > 0:
         x = m.folio[f]
-        _append(m, what, x.family, x.index, 1 << x.order, 0, -1, value)
+        _append(m, what, x.family, _page(m, m.mm[x.family].base + x.index), 1 << x.order, 0, -1, value)

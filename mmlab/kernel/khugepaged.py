@@ -338,7 +338,7 @@ def khugepaged_scan_mm_slot(m, pages):
     n = 1 << s.hpage_order
     if s.khugepaged_mm == 0:
         s.khugepaged_mm = _next_mm(m, 0)
-        s.khugepaged_address = 0
+        s.khugepaged_address = s.khugepaged_more = 0
     mm = s.khugepaged_mm
     base = m.mm[mm].base
     progress = 1
@@ -353,12 +353,15 @@ def khugepaged_scan_mm_slot(m, pages):
         while s.khugepaged_address < end:
             result, cost, tried = hpage_collapse_scan_pmd(m, (base + s.khugepaged_address) // n, True)
             m.stat[0].pages_collapsed += result == SCAN_SUCCEED
-            s.khugepaged_address += n
+            s.khugepaged_more += 1
+            if s.khugepaged_more > m.block[(base + s.khugepaged_address) // n].more:
+                s.khugepaged_address += n
+                s.khugepaged_more = 0
             progress += cost
             if tried or progress >= pages:
                 return progress
     s.khugepaged_mm = _next_mm(m, mm)
-    s.khugepaged_address = 0
+    s.khugepaged_address = s.khugepaged_more = 0
     if s.khugepaged_mm == 0:
         m.stat[0].khugepaged_full_scans += 1
     return progress

@@ -301,13 +301,13 @@ def write_pages(m, first, end, key, read_first):
 
 
 @entry
-def write_listed_pages(m, n, key):
-    """Write content key + i to page i of `Machine.listed`, for the first n; pages that cannot be written are left."""
-    for i in range(n):
+def write_listed_pages(m, keys):
+    """Write each of the contents to a page of `Machine.listed`; pages that cannot be written are left."""
+    for i in range(len(keys)):
         v = m.listed[i]
         if m.pte[v].vm & VM_WRITE and m.pte[v].kind != POISON:
             _write_fault(m, v)
-            set_content(m, v, key + np.uint64(i))
+            set_content(m, v, keys[i])
 
 
 @entry
@@ -416,6 +416,7 @@ def copy_page_range(m, src, dst, pages):
     for i in range(pages):
         v, w = src + i, dst + i
         m.page[w].key = m.page[v].key
+        m.page[w].frame = -1
         m.pte[w].vm = m.pte[v].vm & ~(VM_LOCKED | VM_UFFD)
         if m.pte[v].kind == ANON and _copied_at_fork(m, v):
             map_new_page(m, w, DIRTY | EXCLUSIVE)
@@ -495,20 +496,30 @@ def unmerge_ksm_pages(m, first, end):
 
 
 @entry
-def populate(m, mm, orders):
-    """Map a process's whole region before the start, each page in a folio of its order (mthp E18).
+def populate(m, mm, orders, touched):
+    """Map the touched pages of a process's region before the start, each in a folio of its order (mthp E18).
+
+    The other pages of these folios are zero-filled.
 
     Parameters
     ----------
     orders
         uint8[pages]: the order of the folio of each page.
+    touched
+        bool[pages]
     """
     base = m.mm[mm].base
     i = 0
     while i < m.mm[mm].pages:
-        if orders[i] > 0:
+        n = 1 << orders[i]
+        found = False
+        for k in range(i, i + n):
+            found |= touched[k]
+            if not touched[k]:
+                m.page[base + k].key = np.uint64(0)
+                m.page[base + k].frame = -1
+        if found and n > 1:
             map_folio(m, base + i, orders[i], m.mm[mm].nid)
-            i += 1 << orders[i]
-        else:
+        elif found:
             map_new_page(m, base + i, DIRTY | EXCLUSIVE)
-            i += 1
+        i += n

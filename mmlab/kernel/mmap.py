@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partialmethod
 from itertools import pairwise
 from operator import attrgetter
 
@@ -242,13 +243,10 @@ class AddressSpaces:
         self._set(process, start, end, VM_UFFD if value else 0, VM_UFFD)
         return 0 if self._in_range(process, start, end) else errno.EINVAL
 
-    def hugepage(self, process: int, start: int, end: int) -> int:
-        """MADV_HUGEPAGE"""
-        return self._set(process, start, end, on=VM_HUGEPAGE)
-
-    def nohugepage(self, process: int, start: int, end: int) -> int:
-        """MADV_NOHUGEPAGE"""
-        return self._set(process, start, end, off=VM_HUGEPAGE)
+    hugepage = partialmethod(_set, on=VM_HUGEPAGE)
+    """MADV_HUGEPAGE"""
+    nohugepage = partialmethod(_set, off=VM_HUGEPAGE)
+    """MADV_NOHUGEPAGE"""
 
     def dontneed(self, process: int, start: int, end: int) -> int:
         """MADV_DONTNEED: unmap, up to the first VM_LOCKED VMA (ksm-merge F8)."""
@@ -388,9 +386,8 @@ class AddressSpaces:
             self._populate(process, start, end)
         return error
 
-    def munlock(self, process: int, start: int, end: int) -> int:
-        """munlock: the pages stay as they are."""
-        return self._set(process, start, end, off=VM_LOCKED, holes=False)
+    munlock = partialmethod(_set, off=VM_LOCKED, holes=False)
+    """munlock: the pages stay as they are."""
 
     def fork(self, parent: int, child_base: int) -> int:
         """fork: the child inherits all flags but VM_LOCKED and userfaultfd's, and is registered if the parent is.
@@ -407,6 +404,8 @@ class AddressSpaces:
         order = int(m.state[0]["hpage_order"])
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
+        for name in ("more", "ahead"):
+            m.block[name][blocks] = m.block[name][self.base(parent) >> order :][: blocks.stop - blocks.start]
         self.vmas.append(
             [
                 replace(v, vm=v.vm & ~(VM_LOCKED | VM_UFFD), anon_vma=self._next_stamp(), stamp=self._next_stamp())

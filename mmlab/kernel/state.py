@@ -83,6 +83,8 @@ def block_t() -> None:
 
     mm: int32       process
     pmd: uint8      what the entry is, PMD_NONE to PMD_HUGE_ZP
+    more: int32     how many blocks after it, all of them holes, it stands for besides itself
+    ahead: int32    how many blocks before it are left out so
     """
 
 
@@ -253,6 +255,7 @@ def _variables_t() -> None:
     top_slot, free_slot, swap_used: int64
     queue_first, queue_last: int64              deferred split queue
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
+    khugepaged_more: int64                      blocks that it has scanned of those for which one at the cursor stands
     hugepages: int64                            orders of folios that are enabled, as bits
     bug_visit, bug_page: int64                  the first kernel bug: number of ksmd's visit, visited page
     logged: int64                               events in `Machine.log`
@@ -429,6 +432,8 @@ Tables.parameters.update(
     kkey=[types.uint64],
     t=[TableType(from_dtype(page_t)), TableType(from_dtype(node_t))],
     orders=[types.Array(types.uint8, 1, "C", readonly=True)],
+    touched=[types.Array(types.boolean, 1, "C", readonly=True)],
+    keys=[types.uint64[::1]],
     letters=[types.uint8[::1]],
     seen=[types.uint8[::1]],
     rows=[from_dtype(stat_t)[::1]],

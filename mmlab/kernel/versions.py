@@ -106,6 +106,12 @@ def advisor_exists() -> None:
     """ksmd has an advisor. Before, `advisor_mode` has no effect."""
 
 
+@_row("ksm-scan S14", (6, 1), "range-walk function to jump over holes", (6, 12, 117), (6, 18), from_text_only=True)
+def scan_looks_up_each_page() -> None:
+    """ksmd looks up each page of a VMA by itself, so that a hole costs time page by page. Otherwise, a walk jumps over
+    what has no page table."""
+
+
 @_row("ksm-merge F3", (6, 13), "1ced09e0331f mm: allocate THP on hugezeropage wp-fault; measured on 6.18.44")
 def wp_fault_allocates_thp() -> None:
     """A write to the huge zeropage allocates a huge page. Before, it splits the PMD and allocates one small page."""

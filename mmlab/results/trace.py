@@ -321,9 +321,12 @@ def from_run(run: Run) -> Trace:
     if (np.diff(batch) > 1).any():
         problem = "rows were thinned out, and a trace has one a batch"
         raise UserError(problem, parameter="sample_limit", value=scenario.sample_limit, hint="Raise it.")
+    images = build(scenario)
     clocks = [] if scenario.stepped else [name for name in CLOCKS if name in scenario.changed()]
+    clocks += [] if all(image.touched.all() for image in images) else ["touched_fraction"]
     if clocks:
-        raise UserError("a trace has events, but no clocks beside ksmd's", parameter=", ".join(clocks))
+        problem = "a trace has events, but no clocks beside ksmd's and no memory that is touched later"
+        raise UserError(problem, parameter=", ".join(clocks))
     events = []
     for event, row in zip(scenario.events, run.event_rows, strict=True):
         last = int(batch.max()) if row is None else int(batch[row])
@@ -333,7 +336,7 @@ def from_run(run: Run) -> Trace:
         knobs["hugepages_enabled"] = {str(kb): value for kb, value in scenario.hugepages_enabled.items()}
     asked = {
         "knobs": knobs,
-        "processes": [_process(*of) for of in zip(build(scenario), scenario.specs, strict=True)],
+        "processes": [_process(*of) for of in zip(images, scenario.specs, strict=True)],
         "late": int(scenario.late),
         "events": events,
         "batches": int(batch.max()),

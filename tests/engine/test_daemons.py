@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -242,12 +244,73 @@ def test_balloon_of_single_pages() -> None:
     conservation.check(run)
 
 
+# --- growth ---------------------------------------------------------------------------------------------------------
+
+GROWS: dict[str, Any] = {"touched_fraction": 0.25, "growth_seconds": 8.0, "memory_mib": 8, "layout": "random"}
+
+
+def test_growth_is_a_row_of_first_touches() -> None:
+    """100 ticks in 8 s, each 15.36 pages: the same as events that touch as many pages at these times."""
+    grown = simulate(scenario(**GROWS))
+    assert acted(grown) == ms(*range(80, 8001, 80))
+    times = [{"after": {"seconds": 0.08 * (k + 1)}, "op": "touch"} for k in range(100)]
+    ranges = [(512 + 1536 * k // 100, 512 + 1536 * (k + 1) // 100) for k in range(100)]
+    events = [{**at, "page": a, "count": b - a} for at, (a, b) in zip(times, ranges, strict=True)]
+    touched = simulate(scenario(*events, **{**GROWS, "growth_seconds": 1e6}))
+    assert grown.rows["anon_pages"].tolist() == touched.rows["anon_pages"].tolist()
+    assert grown.page_map(0).tobytes() == touched.page_map(0).tobytes() == b"H" * 2048
+    whole = simulate(scenario(memory_mib=8, layout="random"))
+    assert (grown.machine.page["key"] == whole.machine.page["key"]).all()
+    conservation.check(grown)
+
+
+def test_first_touches_bring_what_a_fault_brings() -> None:
+    """Half of 4 blocks are advised; the third and fourth come page by page."""
+    run = simulate(scenario(**{**GROWS, "thp_coverage": 0.5}))
+    pages = run.rows["anon_pages"].tolist()
+    assert pages[:3] == [512, 1024, 1024] and pages[-1] == 2048
+    assert (run.rows["huge_pmds"][-1], run.rows["thp_fault_alloc"][-1]) == (2, 1)
+    assert max({b - a for a, b in pairwise(pages)} - {512}) == 16
+    sizes = {"hugepages_enabled": {2048: "never", 64: "inherit"}, "kernel": "6.18"}
+    run = simulate(scenario(**GROWS, **sizes))
+    assert run.mthp is not None and run.mthp["anon_fault_alloc"][-1].tolist() == [0] * 4 + [96] + [0] * 5
+
+
+def test_growth_begins_at_the_boot_and_ends_with_the_process() -> None:
+    specs = [{"boots_at_seconds": 2, "growth_seconds": 1}, {"exits_at_seconds": 4}, {"touched_fraction": 0}]
+    run = simulate(scenario(process_list=specs, **GROWS))
+    time, pages = run.rows["time_ns"] / SECOND, run.rows["anon_pages"]
+    assert pages[time < 2][-1] == 1024 + 512 and pages[-1] == 2 * 2048
+    assert [int(pages[time <= at][-1]) for at in (2.0, 3.0, 3.99, 4.0)] == [2048, 4608, 4608, 3072]
+    conservation.check(run)
+
+
+def test_nobody_writes_to_what_is_not_touched_yet_or_was_given_back() -> None:
+    hot = simulate(scenario(**{**GROWS, "growth_seconds": 1e6, "hot_fraction": 1.0}))
+    assert hot.rows["anon_pages"].max() == 512
+    taken = simulate(scenario(**GROWS, balloon_fraction=1.0, balloon_seconds=2.0))
+    assert taken.rows["anon_pages"][-1] == 0 == (taken.machine.pte["kind"] != NONE).sum()
+
+
 def test_start_of_ksm() -> None:
     """run becomes 1 then: the same as by an event."""
     by_field = simulate(scenario(run=1, ksm_start_seconds=3.0))
     by_event = simulate(scenario(put(3.0, "run", 1)))
     assert by_field.rows.tobytes() == by_event.rows.tobytes()
     assert by_field.rows["pages_scanned"][-1] > 0
+
+
+def test_thirty_guests_that_grow_are_few_lines_and_some_seconds() -> None:
+    path = ROOT / "params" / "growing_guests.yaml"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 25
+    asked = Scenario.load(path)
+    assert (asked.processes, asked.images, asked.memory_mib, asked.duplicate_layout) == (30, 2, 512, "clustered")
+    assert asked.growth_seconds and asked.touched_fraction < 1
+    start = process_time()
+    run = simulate(asked)
+    assert process_time() - start < 10
+    promised = asked.total_pages
+    assert run.rows["anon_pages"].max() > 0.7 * promised > 0.7 * 0.35 * promised > run.rows["anon_pages"][0]
 
 
 # --- order, determinism ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmlab import scenario as scenario_module
-from mmlab.engine.workload import FIRST_KEY, Image, build
+from mmlab.engine.workload import FIRST_KEY, Image, build, places
 from mmlab.errors import UserError
 from mmlab.scenario import THP_ORDER, Scenario
 
@@ -210,3 +210,42 @@ def test_a_gigabyte_takes_no_time() -> None:
     start = time.perf_counter()
     build(Scenario(zero_fraction=0.9, duplicate_fraction=0.5, layout="bimodal", key_order="random"))
     assert time.perf_counter() - start < 0.5  # some 10 ms; generous, for a busy machine
+
+
+# --- holes, and memory that is touched later ------------------------------------------------------------------------
+
+
+def test_a_terabyte_with_one_page_needs_memory_for_two_blocks() -> None:
+    tebibyte = 2**28
+    contents = [["hole", tebibyte - 600, 0], [7, 1, 0], ["hole", 599, 0]]
+    asked = Scenario(process_list=[{"pages": tebibyte, "contents": contents}])
+    asked.check_memory()
+    (image,) = build(asked)
+    assert asked.gaps == (((0, tebibyte // 512 - 2),),)
+    assert len(image.keys) == 3 * 512 and np.flatnonzero(image.touched).tolist() == [3 * 512 - 600]
+    assert image.keys.sum() == 7 and places(tebibyte - 600, image.gaps, 512) == 3 * 512 - 600
+
+
+@pytest.mark.parametrize("page", [0, 512, 1024, 4000])
+def test_where_an_event_comes_the_memory_is_there(page: int) -> None:
+    """It lies in the hole of 8 blocks after the first one, or in none."""
+    event = {"after": {"batch": 1}, "op": "read", "page": page, "count": 1}
+    process = {"pages": 9 * 512, "contents": [[7, 512, 1], ["hole", 8 * 512, 0]]}
+    asked = Scenario(process_list=[process], events=[event])
+    assert asked.gaps == ((((1, 9),) if page < 512 else ()),)
+
+
+def test_what_is_never_touched_has_no_share_in_the_fractions() -> None:
+    """A quarter of 64 blocks: their pages are those of a process of that size, but for keys of their own."""
+    fields = {"zero_fraction": 0.3, "duplicate_fraction": 0.5, "duplicate_groups": 7, "layout": "random"}
+    part, small = one(memory_mib=128, touched_fraction=0.25, **fields), one(memory_mib=32, **fields)
+    assert part.gaps == ((16, 64),) and len(part.keys) == 17 * 512
+    assert (part.keys[: 16 * 512] == small.keys).all() and part.touched.sum() == 16 * 512 == part.dealt.sum()
+    assert part.huge.all()
+
+
+def test_what_grows_is_dealt_from_the_start() -> None:
+    fields: dict[str, Any] = {"memory_mib": 128, "zero_fraction": 0.3, "layout": "random"}
+    image, whole = one(**fields, touched_fraction=0.3, growth_seconds=5), one(**fields)
+    assert (image.keys == whole.keys).all() and not image.gaps
+    assert np.flatnonzero(image.touched).tolist() == list(range(round(0.3 * 128 * 256)))

@@ -80,6 +80,8 @@ def test_plan_is_the_question_of_a_trace() -> None:
         ({"kernel_changes": {"queue_per_node": 1}}, "kernel_changes"),
         ({"process_list": [{"forbids_zeropages": 1}]}, "process_list 0: forbids_zeropages"),
         ({"events": [{"after": {"batch": 1}, "op": "shrink", "count": 1}]}, "count = 1"),
+        ({"events": [{"after": {"batch": 1}, "op": "read", "page": 0, "count": 9, "share": 0.5}]}, "op read: share"),
+        ({"touched_fraction": 0.5}, "touched_fraction"),
     ],
 )
 def test_what_no_plan_can_have(fields: dict[str, Any], told: str) -> None:

@@ -35,6 +35,23 @@ def test_worked_example(name: str, variant: str, knob: int) -> None:
     assert worked_examples.measure(trace.predict(asked), list(expected[0])) == expected
 
 
+# --- holes (ksm-scan S14) ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocks", "by_walk"), [(8, 7 + 7), (1 + 512, 7 + 512), (1 + 3 * 512 + 5, 7 + 3 + 5)])
+def test_holes_cost_time_only(blocks: int, by_walk: int) -> None:
+    """One page, then nothing: 7 entries of its page table, then a step for each block without one, and each 512 of
+    those that an image leaves out; or a look-up of each page."""
+    hole = 8 * blocks - 1
+    process = {"pages": 8 * blocks, "contents": [[5, 1, 0], ["hole", hole, 0]]}
+    asked = Scenario(process_list=[process], pages_per_thp=8, horizon_full_scans=4, smart_scan=0, costs="free")
+    steps = list(STEPS).index("pass_over")
+    for kernel, entries in (("6.12", by_walk), ("6.17", hole), ("6.1", hole), ("6.18", by_walk)):
+        run = simulate(asked.replace(kernel=kernel))
+        assert (run.rows["pages_scanned"][-1], run.machine.steps[steps]) == (4, 4 * entries), kernel
+    assert len(run.machine.page) == 2 * 8 and len(run.page_map(0)) == 8 * blocks
+
+
 # --- walks of chains (costs, dup_walk) --------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ def test_a_release_between() -> None:
     assert versions.differing("6.12.1", "6.14") == ["wp_fault_allocates_thp", "dontneed_frees_page_table"]
     assert versions.differing("6.18.15", "6.18.44") == ["lazy_pmd_goes_whole"]
     assert versions.differing("6.1", "6.8") == ["smart_scan_exists", "advisor_exists", "faults_take_sizes"]
-    assert versions.flags("6.8") == versions.flags("6.12")
+    assert versions.flags("6.8") == versions.flags("6.12") | {"scan_looks_up_each_page": 1}
 
 
 def test_a_row_may_end() -> None:
@@ -125,6 +125,7 @@ SHOWN = {
     "collapse_to_sizes": "test_khugepaged.py::test_only_newer_kernels_collapse_to_sizes",
     "queue_per_node": "test_huge_memory.py::test_each_node_has_a_queue",
     "same_folio_is_old": "k73-stale-folio",
+    "scan_looks_up_each_page": "test_ksm.py::test_holes_cost_time_only",
     "swapin_keeps_shared": "test_versions.py::test_swap_in_of_a_page_that_was_shared",
     "forget_age": "k73-cow-same-ss1",
 }
