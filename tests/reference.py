@@ -2345,8 +2345,13 @@ class Reclaim(Ksm):
 
     def copy_range(self, mm: Mm, vma: Vma, first: int, new: Folio) -> None:
         """K6; mthp E2: a smaller folio is mapped by entries, and not queued (E5)."""
+        run: list[int] = []  # entries of one folio, which go at once
         for address, page in enumerate(new.pages, start=first):
             entry = mm.ptes.get(address)
+            together = self.has["collapse_goes_by_runs"] and type(entry) is Pte
+            if run and not (together and entry.page.folio is mm.ptes[run[0]].page.folio):
+                self.unmap_ptes(mm, run)
+                run = []
             if type(entry) is not Pte:
                 self.seen["ZP_KSM collapsed"] += entry is ZP_KSM
                 self.clear_entry(mm, address)
@@ -2358,7 +2363,9 @@ class Reclaim(Ksm):
                 self.add_to_lru_batch(entry.page)
             if vma.locked:
                 self.add_to_mlock_batch(entry.page)
-            self.unmap_ptes(mm, [address])
+            run.append(address)
+        if run:
+            self.unmap_ptes(mm, run)
         if new.order == self.thp_order:
             self.map_pmd(mm, first // self.pages_per_thp, new, vma.writable)
         else:

@@ -22,7 +22,7 @@ from mmlab.host import runner
 from mmlab.kernel.versions import release
 from mmlab.results.run import simulate
 from mmlab.results.trace import Trace, from_run
-from mmlab.scenario import ProcessSpec, Scenario
+from mmlab.scenario import ProcessSpec, RangeEvent, Scenario
 
 __all__ = ["RUNNER", "check", "plan", "record", "running_kernel"]
 
@@ -90,6 +90,7 @@ def plan(
     scenario = scenario.replace(kernel=kernel, variant=own, events=_repeated(scenario), sample_limit=10**8)
     run = simulate(scenario, progress=progress)
     asked = from_run(run)["scenario"]
+    asked["batches"] = max(1, asked["batches"])  # if no mm is registered, the model makes none
     free = options.get("mode") == "free"
     for event, source in zip(asked["events"], scenario.events, strict=True):
         del event["result"], event["sample"]
@@ -97,6 +98,14 @@ def plan(
             raise UserError("cannot be recorded", parameter=name, value=event[name], where=f"op {event['op']}")
         if free or source.after.seconds is None:
             event["after"] = source.after.model_dump(exclude_none=True)
+        if isinstance(source, RangeEvent) and source.share < 1:
+            raise UserError(
+                "cannot be recorded: what it draws is not in a trace", parameter="share", value=source.share
+            )
+        if isinstance(source, RangeEvent) and source.every_nth > 1:
+            size, end = 1 if source.granularity == "4K" else 512, source.page + source.count
+            starts = range(source.page, end, size * source.every_nth)
+            event["parts"] = [{"page": page, "count": min(size, end - page)} for page in starts]
         if event["op"] == "shrink" and event["count"] < scenario.total_pages // 512:
             allowed = f"at least {scenario.total_pages // 512}, as drop_caches scans the whole queue"
             raise UserError(parameter="count", value=event["count"], allowed=allowed, where="op shrink")

@@ -593,13 +593,10 @@ class Process:
 
     def smaps(self) -> Iterator[tuple[str, str]]:
         """Yield the lines of the region's VMAs."""
-        inside = False
-        for row in (self.proc / "smaps").read_text().splitlines() if self.alive else ():
-            if found := re.match(r"([0-9a-f]+)-[0-9a-f]+ ", row):
-                inside = self.base <= int(found[1], 16) < self.base + self.pages * PAGE
-            elif inside:
-                name, _, value = row.partition(":")
-                yield name, value
+        text = (self.proc / "smaps").read_text() if self.alive else ""
+        for start, lines in zip(*[iter(re.split(r"^([0-9a-f]+)-.*\n", text, flags=re.M)[1:])] * 2, strict=True):
+            if self.base <= int(start, 16) < self.base + self.pages * PAGE:
+                yield from re.findall(r"^(\w+): +(\d+) kB", lines, re.M)
 
     def entries(self) -> list[tuple[str, int, int]]:
         """Return letter, frame number and flags of each page."""
@@ -644,6 +641,7 @@ class Recorder:
         self.frames: list[dict[str, Any]] = []
         self.lines: list[dict[str, Any]] = []
         self.opened: dict[str, int] = {}
+        self.enabled: set[str] = set()
         self.start: dict[str, int] = {}
         self.fields: list[str] = []
         self.clock = 0.0  # when khugepaged was woken, and the sleeps since then
@@ -724,7 +722,7 @@ class Recorder:
         for process in self.processes:
             for name, value in process.smaps():
                 if name in SMAPS:
-                    row[SMAPS[name]] += int(value.split()[0])
+                    row[SMAPS[name]] += int(value)
             stat = table(process.proc / "ksm_stat") if process.alive else {}
             for name in KSM_STAT:
                 row[f"proc_{name}"] += int(stat.get(name, 0))
@@ -811,11 +809,14 @@ class Recorder:
                 self._latest()
                 event["after"] = {"batch": self.batch}
             self.rank += 1
-            order = {name: value for name, value in event.items() if name not in ("after", "op", "process")}
+            which = ("after", "op", "process", "parts", "every_nth", "granularity", "share")
+            order = {name: value for name, value in event.items() if name not in which}
             waking = event.get("knob") == "khugepaged_scan_sleep_millisecs"  # khugepaged has not run yet in this sample
             sample = self.sample() if waking else None
             with self._window():
-                event["result"] = self.do(event["op"], event.get("process", 0), **order)
+                parts = event.pop("parts", None) or [{}]
+                results = [self.do(event["op"], event.get("process", 0), **order | part) for part in parts]
+                event["result"] = next(filter(None, results), 0)
                 self._drain()
             event["sample"] = self.sample() if sample is None else sample
             if event["op"] != "set" and self.options["maps"] == "events":
@@ -840,7 +841,7 @@ class Recorder:
         if op == "shrink":  # the slab shrinkers until they free next to nothing: the whole queue
             ours = self.samples[-1][self.fields.index("anonhugepages_kb")]
             if int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours:
-                self.moved |= {name for name in self.wide if "split" in name}
+                self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and "split" in name}
             return put(VM / "drop_caches", 2)
         if op == "compact":
             return put(VM / "compact_memory", 1)
@@ -873,7 +874,10 @@ class Recorder:
 
     def collapse_all(self, full_scans: int) -> int:
         """Let khugepaged make full scans at once, whatever its budget is."""
-        khugepaged, budget = thread("khugepaged"), get(KHUGEPAGED / "pages_to_scan")
+        try:
+            khugepaged, budget = thread("khugepaged"), get(KHUGEPAGED / "pages_to_scan")
+        except RefusedError:  # no size is enabled for it
+            return 0
         must(KHUGEPAGED / "pages_to_scan", 10**9)
         for _ in range(full_scans):
             before = self._still(khugepaged)[1]
@@ -885,9 +889,12 @@ class Recorder:
 
     def _sizes(self, enabled: dict[str, str]) -> None:
         """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others."""
+        if self.enabled == (enabled := {kb for kb, how in enabled.items() if how != "never"}):
+            return
+        self.enabled = enabled
         sizes = {file: re.sub(r"\D", "", file.parent.name) for file in THP.glob("hugepages-*kB/enabled")}
-        for file, kb in sorted(sizes.items(), key=lambda item: enabled.get(item[1], "never") == "never"):
-            must(file, "never" if enabled.get(kb, "never") == "never" else "madvise")
+        for file, kb in sorted(sizes.items(), key=lambda item: item[1] not in enabled):
+            must(file, "madvise" if kb in enabled else "never")
         self._quiet()  # without any size there is no khugepaged; later there is a new one
 
     def _populate(self, spec: dict[str, Any]) -> None:
@@ -895,7 +902,7 @@ class Recorder:
         process = self.processes[-1]
         orders = spec.get("orders") or layout(spec)
         for order in sorted({order for *_, order in orders}):
-            if 0 < order < 9 or "hugepages_enabled" in self.knobs:
+            if order:
                 self._sizes({str(4 << order): "madvise"})
             ranges = [[page, count] for page, count, each in orders if each == order]
             process.do("populate", ranges=ranges, contents=spec["contents"], huge=order > 0)
@@ -903,6 +910,9 @@ class Recorder:
                 process.do("nohugepage", page=page, count=count)
         self._drain()
         entries = process.entries()
+        for _, count, order in orders:
+            if (name := f"mthp_{4 << order}kB_nr_anon") in self.wide:
+                self.wide[name] += count >> order
         for page, count, order in orders:
             for at in range(page, page + count, 1 << order):
                 head, frame = entries[at][2] >> 15 & 1, entries[at][1]
@@ -924,18 +934,19 @@ class Recorder:
             self.listener.listen()
             try:
                 self._prepare()
-                with self._window():
-                    for spec in self.asked["processes"]:
-                        if not os.fork():
-                            with contextlib.suppress(Exception):
-                                Worker(address, spec["pages"], self.options["key_offset"]).serve()
-                            os._exit(1)
-                        self._populate(spec)
-                self._sizes({"2048": "inherit"} | self.knobs.get("hugepages_enabled", {}))
+                for spec in self.asked["processes"]:
+                    if not os.fork():
+                        try:
+                            Worker(address, spec["pages"], self.options["key_offset"]).serve()
+                        except Exception:
+                            sys.excepthook(*sys.exc_info())
+                        os._exit(1)
+                    self._populate(spec)
+                self._sizes({"2048": "madvise"} | self.knobs.get("hugepages_enabled", {}))
                 put(KHUGEPAGED / "max_ptes_none", self.knobs.get("max_ptes_none", 511))
                 self._drain()
-                self.wide = {name: value * ("_nr_" in name) for name, value in self.wide.items()}
-                self.lines.clear()
+                if self.options["tracepoints"]:
+                    put(TRACE / "trace", "")
                 self._alone()
                 self._go()
                 self._alone()
@@ -974,7 +985,7 @@ class Recorder:
         self._park()
         must(THP / "enabled", "madvise")
         must(THP / "defrag", "madvise")
-        self._sizes({"2048": "inherit"})
+        self._sizes({"2048": "madvise"})
         if any(event["op"] == "shrink" for event in self.events):
             must(VM / "drop_caches", 2)  # underused THPs of others are split now, not in the scenario
         last = (
@@ -1019,6 +1030,9 @@ class Recorder:
         self.look()
 
     def _trace(self) -> dict[str, Any]:
+        for event in self.events:  # some never came
+            event |= {"result": event.get("result"), "sample": event.get("sample")}
+            event.pop("parts", None)
         how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
         for event in self.asked["events"]:  # null where it never came
             event |= {"result": event.get("result"), "sample": event.get("sample")}

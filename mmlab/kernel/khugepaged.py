@@ -6,7 +6,7 @@ from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, lru_add_drain_all
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
-from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_remove_rmap_ptes
+from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_pte_batch, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content
@@ -263,21 +263,27 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
     result = _isolate(m, first, order, khugepaged)
     if result != SCAN_SUCCEED:
         return result
-    for v in range(first, end):
-        m.steps[KHUGEPAGED_COPY] += 1
+    m.steps[KHUGEPAGED_COPY] += end - first
+    v = first
+    while v < end:
+        run = 1
         if m.pte[v].kind == ANON:
             frame = m.page[v].frame
             if m.frame[frame].flags & KSM:
                 m.stat[0].ksm_entries -= 1
             if m.frame[frame].folio < 0:
                 folio_batch_add(m, LRU, frame)
-            m.pte[v].kind = NONE
-            m.stat[0].anon_pages -= 1
-            folio_remove_rmap_ptes(m, v, frame, 1)
+            elif m.state[0].collapse_goes_by_runs:
+                run = folio_pte_batch(m, v, end)
+            for i in range(v, v + run):
+                m.pte[i].kind = NONE
+            m.stat[0].anon_pages -= run
+            folio_remove_rmap_ptes(m, v, frame, run)
         else:
             if m.pte[v].kind != NONE:
                 count_zeropage(m, v, -1)
             set_content(m, v, np.uint64(0))
+        v += run
     map_folio(m, first, order, nid)
     if not m.pte[first].vm & VM_LOCKED:
         folio_batch_drain(m, LRU)  # a large folio empties the batch that it is put into

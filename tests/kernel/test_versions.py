@@ -116,6 +116,7 @@ SHOWN = {
     "lazy_pmd_goes_whole": "k618-live-swap-free-cold",
     "cut_thp_stays_mlocked": "k618-mlock-shrink",
     "shrinker_skips_mlocked": "k618-mlock-shrink",
+    "collapse_goes_by_runs": "live618-collapse-runs",
     "collapse_needs_no_writable": "live618-swap-khugepaged",
     "mremap_moves_several": "live618-mremap-several",
     "faults_take_sizes": "test_khugepaged.py::test_fault_takes_the_largest_size_that_fits",

@@ -24,6 +24,7 @@ SHOWN = {
     "lazy_pmd_goes_whole": {"thp_split_pmd": (1, 0)},
     "cut_thp_stays_mlocked": {"thp_split_page": (2, 1)},
     "shrinker_skips_mlocked": {"thp_underused_split_page": (2, 1), "huge_pmds": (0, 1)},
+    "collapse_goes_by_runs": {"thp_deferred_split_page": (1, 0)},
     "collapse_needs_no_writable": {"huge_pmds": (0, 2), "failed events": (1, 0)},
     "mremap_moves_several": {"anon_pages": (984, 994), "failed events": (1, 0)},
     "faults_take_sizes": {"anon_pages": (1, 16)},
