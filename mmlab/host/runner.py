@@ -889,12 +889,13 @@ class Recorder:
 
     def _sizes(self, enabled: dict[str, str]) -> None:
         """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others."""
-        if self.enabled == (enabled := {kb for kb, how in enabled.items() if how != "never"}):
+        wanted = {kb for kb, how in enabled.items() if how != "never"}
+        if self.enabled == wanted:
             return
-        self.enabled = enabled
+        self.enabled = wanted
         sizes = {file: re.sub(r"\D", "", file.parent.name) for file in THP.glob("hugepages-*kB/enabled")}
-        for file, kb in sorted(sizes.items(), key=lambda item: item[1] not in enabled):
-            must(file, "madvise" if kb in enabled else "never")
+        for file, kb in sorted(sizes.items(), key=lambda item: item[1] not in wanted):
+            must(file, "madvise" if kb in wanted else "never")
         self._quiet()  # without any size there is no khugepaged; later there is a new one
 
     def _populate(self, spec: dict[str, Any]) -> None:

@@ -160,8 +160,8 @@ def shrinker_skips_mlocked() -> None:
 
 @_row("khugepaged K6", (6, 17), "khugepaged: optimize __collapse_huge_page_copy_succeeded() by PTE batching; 6.18.44")
 def collapse_goes_by_runs() -> None:
-    """A collapse unmaps the pages of a large folio by runs of consecutive entries. Before, it unmaps them one by one, so
-    a folio that goes as a whole counts as partially mapped."""
+    """A collapse unmaps the pages of a large folio by runs of consecutive entries. Before, it unmaps them one by one,
+    so a folio that goes as a whole counts as partially mapped."""
 
 
 @_row("khugepaged K4", (6, 18), "mm: enable khugepaged anonymous collapse on non-writable regions; 6.18.44")

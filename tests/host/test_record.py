@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import liverandom
 from mmlab.errors import UserError
 from mmlab.host import runner
 from mmlab.host.calibrate import calibration_set, observe, read, record_one
 from mmlab.host.record import check, plan, record
 from mmlab.results.run import simulate
-from mmlab.results.trace import compare, from_run, predict, write
+from mmlab.results.trace import Comparison, compare, from_run, predict, scenario_of, write
 from mmlab.scenario import Scenario
 
 SMALL: dict[str, Any] = {
@@ -168,3 +176,81 @@ def test_an_owner_that_runs_beside_ksmd(live: dict[str, Any], tmp_path: Path) ->
     seen = observe(again, samples)
     assert seen.differs == "" and seen.cpu_ns.min() > 0
     assert runner.save() == live
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MMLAB_LIVE", "10"))))
+def test_random_scenario_recorded_equals_predicted(live: dict[str, Any], seed: int) -> None:
+    asked = plan(scenario_of(liverandom.scenario(seed, 20)), times=1)
+    recording = record(asked)
+    found = compare(recording, predict(recording))
+    assert found.exact or busy(recording, found), found
+
+
+def busy(recording: dict[str, Any], found: Comparison) -> bool:
+    """Whether only machine-wide counters differ: other processes moved them, in a scenario that was recorded once."""
+    calm = compare(recording | {"moved": recording["machine_wide"]}, predict(recording))
+    return calm.exact and found.maps_exact == found.maps
+
+
+def family(pid: int) -> list[int]:
+    """The descendants of a process, without itself."""
+    out = [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return out + [below for child in out for below in family(child)]
+
+
+KILLED = """
+import sys
+from mmlab.host.record import record
+from mmlab.scenario import Scenario
+record(Scenario(memory_mib=4, zero_fraction=0.5, swap_mib=8, pages_to_scan=7, processes=2, horizon_seconds=0,
+       horizon_batches=1000, max_page_sharing=5, smart_scan=0, use_zero_pages=1))
+"""
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_at_any_moment_the_machine_is_as_before(live: dict[str, Any], signal_: int) -> None:
+    """mmlab, the watcher, the recorder or a worker: one of them, drawn at random, gets SIGKILL at a random moment."""
+    rng = random.Random(signal_)
+    for _ in range(int(os.environ.get("MMLAB_KILLS", "2"))):
+        mmlab = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while mmlab.poll() is None and runner.get(runner.KSM / "max_page_sharing") != "5":
+            time.sleep(0.01)  # it begins to set knobs
+        time.sleep(rng.random() / 2)
+        all_of_it = [mmlab.pid, *family(mmlab.pid)]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(all_of_it) if signal_ == signal.SIGKILL else mmlab.pid, signal_)
+        mmlab.wait(30)
+        os.close(runner.lock(30))  # once nobody holds it, none of the processes is left
+        assert runner.save() == live
+        assert not [pid for pid in all_of_it if Path(f"/proc/{pid}/exe").exists()]
+
+
+def test_refusals(live: dict[str, Any]) -> None:
+    """Whatever forbids a recording is named before anything is changed."""
+    scenario = Scenario(**SMALL)
+    with mergeable_process() as pid, pytest.raises(UserError, match=rf"process {pid} \(python.*\) has 2\.0 MiB"):
+        record(scenario)
+    handle = runner.lock(5)
+    try:
+        with pytest.raises(UserError, match="another recording is running"):
+            record(scenario)
+    finally:
+        os.close(handle)
+    with pytest.raises(UserError, match="op migrate cannot be done"):
+        record(Scenario(**SMALL, events=[{"after": {"batch": 1}, "op": "migrate", "page": 0, "count": 1}]))
+    with pytest.raises(UserError, match="op compact compacts all memory: `mmlab vm`"):
+        record(Scenario(**SMALL, events=[{"after": {"batch": 1}, "op": "compact"}]))
+    with pytest.raises(UserError, match=r"may need 1,.* MiB, and MemAvailable leaves"):
+        record(plan(scenario) | {"scenario": {"knobs": {}, "events": [], "processes": [{"pages": 1 << 28}]}})
+    assert runner.save() == live
+
+
+@contextlib.contextmanager
+def mergeable_process() -> Iterator[int]:
+    code = "import mmap; m = mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    code += "m.madvise(mmap.MADV_MERGEABLE); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
