@@ -178,10 +178,13 @@ def test_an_owner_that_runs_beside_ksmd(live: dict[str, Any], tmp_path: Path) ->
     assert runner.save() == live
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("MMLAB_LIVE", "10"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MMLAB_LIVE", "5"))))
 def test_random_scenario_recorded_equals_predicted(live: dict[str, Any], seed: int) -> None:
     asked = plan(scenario_of(liverandom.scenario(seed, 20)), times=1)
-    recording = record(asked)
+    try:
+        recording = record(asked)
+    except UserError as error:  # no huge page is free, or somebody else began to use KSM
+        pytest.skip(str(error))
     found = compare(recording, predict(recording))
     assert found.exact or busy(recording, found), found
 
