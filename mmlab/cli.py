@@ -284,15 +284,17 @@ def _summary(title: str, text: str, run: Any) -> str:
 def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progress: Progress) -> None:
     """Predict recorded kernel traces and compare: every counter of every sample, every map, every frame count.
 
-    Prints a line for each trace, then the totals. Exit status 0 only when everything is exact. The prediction reads
-    the recording's scenario, variant, kernel and the places of its maps, nothing else.
+    Tracepoints are held against the model's decisions, where a recording has them. Prints a line for each trace, then
+    the totals. Exit status 0 only when everything is exact. The prediction reads the recording's scenario, variant,
+    kernel and the places of its maps, nothing else.
 
     
     Examples:
       mmlab compare mmlab/recordings
       mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
     """
-    from mmlab.results.trace import Comparison, compare_file
+    from mmlab.host.tracepoints import compare_file
+    from mmlab.results.trace import Comparison
 
     paths = _expand(files, only, (TRACE,))
     found: list[Comparison] = []
@@ -301,7 +303,8 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
         if not (result.exact and quiet):
             _say("\n    ".join([f"{path.name}: {result}", *map(str, result.differences * verbose)]))
     total = {name: sum(getattr(one, name) for one in found) for name in ("exact", *vars(Comparison()))[:-1]}
-    counts = (f"{name} exact {total[f'{name}_exact']}/{total[name]}" for name in ("samples", "maps", "frames"))
+    kinds = ["samples", "maps", "frames"] + ["tracepoints"] * bool(total["tracepoints"])
+    counts = (f"{name} exact {total[f'{name}_exact']}/{total[name]}" for name in kinds)
     _say(", ".join([f"traces exact {total['exact']}/{len(paths)}", *counts]))
     sys.exit(2 if len(found) < len(paths) else total["exact"] != len(paths))
 
@@ -314,6 +317,7 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
 @click.option("--variant", metavar="NAME", help="The fix that the running kernel has [none: mainline].")
 @set_option
 @click.option("--compare", "compares", is_flag=True, help="Predict each recording at once, and compare.")
+@click.option("--tracepoints", is_flag=True, help="Keep what the kernel's tracepoints of KSM and THPs say, too.")
 @click.option("--free", is_flag=True, help="Let ksmd run by its own clock, instead of a batch at a time.")
 @click.option("--times", default=2, show_default=True, type=AT_LEAST_1, help="Recordings of each that must agree.")
 @click.option("--check", "checks", is_flag=True, help="Only say what this machine can record.")
@@ -344,6 +348,7 @@ def record(
         return
     paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
     overrides, exact = _checked(_parse(settings), variant), True
+    how["tracepoints"] = ["ksm", "huge_memory"] * how["tracepoints"]
     how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", "alone": bool(guest), **how}
     how["kernel"] = str(overrides.get("kernel") or (guest.release if guest else ""))
     plans = [recorder.plan(traces.load(path, **overrides), **how) | {"name": _name(path)} for path in paths]

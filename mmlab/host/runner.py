@@ -703,6 +703,9 @@ class Recorder:
         self.opened = now
         if self.options["tracepoints"]:
             lines = [line for line in (TRACE / "trace").read_text().splitlines() if not line.startswith("#")]
+            said = "".join(cpu.read_text() for cpu in TRACE.glob("per_cpu/*/stats"))
+            if any(map(int, re.findall(r"(?:overrun|dropped events): (\d+)", said))):
+                raise RefusedError("the kernel's tracepoints said more than their buffer holds: use smaller batches")
             put(TRACE / "trace", "")
             if lines:
                 self.lines.append({"batch": self.batch, "rank": self.rank, "lines": lines})

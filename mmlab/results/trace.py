@@ -441,6 +441,8 @@ class Comparison:
     maps_exact: int = 0
     frames: int = 0
     frames_exact: int = 0
+    tracepoints: int = 0
+    tracepoints_exact: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -452,7 +454,7 @@ class Comparison:
         text = (
             f"samples exact {self.samples_exact}/{self.samples}, maps exact {self.maps_exact}/{self.maps}, "
             f"frame counts exact {self.frames_exact}/{self.frames}"
-        )
+        ) + (f", tracepoints exact {self.tracepoints_exact}/{self.tracepoints}" if self.tracepoints else "")
         return text if self.exact else f"{text}; first: {str(self.differences[0])[:300]}"
 
 
