@@ -532,6 +532,8 @@ def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, ag
     Examples:
       mmlab capture 4711 -o guest.parquet
       mmlab capture --qemu --rate 50M --again 60s -o guests.parquet
+    In a scenario, the path relative to its file:
+      process_list: [{workload: guest.parquet, count: 20}]
     """
     from mmlab.host import capture as capturing
     from mmlab.params import quantity, seconds

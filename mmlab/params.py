@@ -6,12 +6,15 @@ Numbers, wherever they are given, may be written 1e3, and with a unit: `quantity
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, get_args
@@ -20,8 +23,9 @@ import yaml
 
 from mmlab.errors import KSM_COUNTERS, UserError, unknown
 
-__all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", "parse_yaml", "quantity", "read_yaml"]
-__all__ += ["save_new", "seconds", "shipped_folder", "units", "write_atomically", "writing", "written", "yaml_lines"]
+__all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", "parse_yaml", "quantity"]
+__all__ += ["read_image", "read_yaml", "save_new", "seconds", "shipped_folder", "units"]
+__all__ += ["write_atomically", "writing", "written", "yaml_lines"]
 
 KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 KINDS |= {"dumps": "dump"}
@@ -213,7 +217,70 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         problem = "a scenario file holds `name: value` lines, one for each parameter"
         raise UserError(problem, where=str(path), hint=hint)
+    for entry in data.get("process_list") or ():
+        if isinstance(entry, dict) and isinstance(entry.get("workload"), str):
+            entry["workload"] = str(path.parent / entry["workload"])
     return data
+
+
+def read_image(entry: Mapping[str, Any], key: int) -> list[dict[str, Any]]:
+    """Return an entry of `process_list` with a `workload`, a file of `mmlab capture`, once for each of its processes.
+
+    Pages that are not there, in swap or unread are holes. So are zeropage entries, unless ksmd has placed most of those
+    that lie in the process's mergeable memory: then they are what they were before, pages of zeroes.
+
+    Parameters
+    ----------
+    entry
+        Its other fields are those of each process.
+    key
+        Contents become keys above this one.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or is another kind of file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, own = Path(str(entry["workload"])), {name: value for name, value in entry.items() if name != "workload"}
+    columns = "process count kind rank step order mergeable hugepage nohugepage".split()
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file, columns=columns)
+        about = json.loads(table.schema.metadata[b"mmlab"])
+        always, asked = "[always]" in about["thp_enabled"], about["processes"]
+    except OSError as error:
+        raise UserError(error.strerror or str(error), where=str(path)) from None
+    except (pa.ArrowException, KeyError, TypeError, ValueError):
+        raise UserError("is no file of `mmlab capture`", where=str(path)) from None
+    out = []
+    for process, part in groupby(zip(*table.to_pydict().values(), strict=True), itemgetter(0)):
+        rows = list(part)
+        zeroes = sum(count for _, count, kind, *_, mergeable, _, _ in rows if kind == "zeropage" and mergeable)
+        known = ("anon", "zeropage") if 2 * asked[process]["ksm_zero_pages"] > zeroes else ("anon",)
+        contents = [
+            (key + rank if rank else 0, count, step) if kind in known else ("hole", count, 0)
+            for _, count, kind, rank, step, *_ in rows
+        ]
+        image = {"pages": sum(row[1] for row in rows), "contents": contents}
+        image["orders"] = _runs((row[5], row[1]) for row in rows)
+        huge = _runs((row[7] or (always and not row[8]), row[1]) for row in rows)
+        for name, runs in (("mergeable", _runs((row[6], row[1]) for row in rows)), ("thp", huge)):
+            image[name] = [(page, count) for page, count, given in runs if given]
+        out.append(image | own)
+    return out
+
+
+def _runs(values: Iterable[tuple[Any, int]]) -> list[tuple[int, int, Any]]:
+    """Return (page, count, value) for each run of equal values, which are given with their counts."""
+    out, page = [], 0
+    for value, same in groupby(values, itemgetter(0)):
+        count = sum(each for _, each in same)
+        out.append((page, count, value))
+        page += count
+    return out
 
 
 def yaml_lines(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:

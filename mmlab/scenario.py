@@ -41,7 +41,7 @@ from pydantic_core import ErrorDetails
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
-from mmlab.params import in_units, quantity, read_yaml, units, written, yaml_lines
+from mmlab.params import in_units, quantity, read_image, read_yaml, units, written, yaml_lines
 from mmlab.policies import TUNERS, Tuner
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
@@ -63,6 +63,8 @@ BYTES_PER_PAGE = 56
 """Memory that a run needs for each simulated page (arrays of the model and of the workload), with room to spare."""
 ALWAYS_FREE = 2**23
 """Bytes for which the system is not asked, which takes 2 ms: as long as a small run."""
+CAPTURED = 2**36
+"""Keys of the first captured file are above this, those of the n-th above n times as much: generated ones are below."""
 MAX_KEY = 2**64 - 1
 UINT_MAX = 2**32 - 1
 
@@ -484,16 +486,20 @@ class ProcessSpec(Workload):
 
 
 def _repeated(entries: Any) -> Any:
-    """Return a list of processes in which an entry with a count stands there as often."""
+    """Return a list of processes in which an entry with a count stands there as often, one with a workload for all of
+    the processes in that file."""
     if not isinstance(entries, list | tuple):
         return entries
     out: list[Any] = []
+    files: dict[Any, int] = {}
     for i, entry in enumerate(entries):
         count = entry.get("count", 1) if isinstance(entry, Mapping) else 1
         if not (isinstance(count, int) and 1 <= count <= 10_000):
             raise ValueError(_refusal("count", count, allowed="1 … 10000"), i)
-        own = {name: value for name, value in entry.items() if name != "count"} if count > 1 else entry
-        out += [own] * count
+        own = {n: v for n, v in entry.items() if n != "count"} if isinstance(entry, Mapping) else entry
+        image = isinstance(own, Mapping) and own.get("workload")
+        made = read_image(own, CAPTURED * (1 + files.setdefault(image, len(files)))) if image else [own]
+        out += made * count
     return out
 
 
@@ -697,7 +703,8 @@ class Scenario(_Strict):
     transparent_hugepage/hugepages-*kB/enabled; 2048 is inherit unless it is given, the others are never. All but never
     mean: where MADV_HUGEPAGE holds; memory without it counts as MADV_NOHUGEPAGE"""
     process_list: Annotated[tuple[ProcessSpec, ...], BeforeValidator(_repeated)] = ()
-    """processes one by one, instead of `processes`; an entry with `count: 20` stands for 20 of them"""
+    """processes one by one, instead of `processes`; an entry with `count: 20` stands for 20 of them, one
+    with `workload: FILE.parquet` for the processes in a file of `mmlab capture`, relative to the scenario's file"""
     late: bool = False
     """memory becomes mergeable only by events"""
     events: tuple[AnyEvent, ...] = ()

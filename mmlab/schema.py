@@ -57,6 +57,10 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
         words = f"{fields[name]['description']}; default: the scenario's"
         process["properties"][name] = {k: v for k, v in fields[name].items() if k != "default"} | {"description": words}
     process["properties"]["count"] = {"type": "integer", "minimum": 1, "description": "how many such processes"}
+    process["properties"]["workload"] = {
+        "type": "string",
+        "description": "memory of processes, a file of mmlab capture",
+    }
     process["dependencies"] = {
         "pages": ["contents"],
         "contents": {"required": ["pages"], "properties": dict.fromkeys(WORKLOAD_FIELDS, False)},

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mmlab.errors import UserError
 from mmlab.host import capture as capturing
+from mmlab.host import runner
 from mmlab.host.capture import capture
 from mmlab.host.pagemap import PAGE, PRESENT, open_pagemap, scan
+from mmlab.results.run import simulate
+from mmlab.scenario import Scenario
 
 
 def why_not() -> str:
@@ -228,6 +234,104 @@ def test_rate(owner: subprocess.Popen[str], tmp_path: Path) -> None:
         patch.setattr(capturing.time, "sleep", slept.append)
         capture([owner.pid], tmp_path / "image.parquet", rate=1 << 20)
     assert max(slept) > 3, "4 MiB and more, at 1 MiB a second"
+
+
+# -- as a workload --------------------------------------------------------------------------------------------------
+
+COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "ksm_zero_pages")
+
+
+@pytest.fixture
+def ksm() -> Iterator[Path]:
+    """KSM of this machine, for one test alone; afterwards everything is as it was."""
+    if os.geteuid() or not runner.KSM.exists():
+        pytest.skip("it needs root and a kernel with KSM")
+    handle = runner.lock(60)
+    try:
+        if lacks := [*runner.lacking({"scenario": {"processes": [], "events": [], "knobs": {}}})]:
+            pytest.skip("; ".join(lacks))
+        state = runner.save()
+        os.pwrite(handle, json.dumps(state).encode(), 0)  # restored by the next one if this process is killed
+        try:
+            yield runner.KSM
+        finally:
+            runner.restore(state)
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("use_zero_pages", [0, 1])
+def test_ksmd_on_the_same_process(ksm: Path, owner: subprocess.Popen[str], tmp_path: Path, use_zero_pages: int) -> None:
+    """What the model says of the captured memory is what the running kernel does with the real one."""
+    base_of(owner)
+    tell(owner, 0, "mergeable")
+    capture([owner.pid], tmp_path / "image.parquet")
+    knobs = {"use_zero_pages": use_zero_pages, "smart_scan": 0, "pages_to_scan": 1000, "sleep_millisecs": 1}
+    for name, value in {**knobs, "run": 1}.items():
+        runner.must(ksm / name, value)
+    history: list[dict[str, int]] = []
+    scans = int(runner.get(ksm / "full_scans"))
+    while len(history) < 6 or history[-1] != history[-4]:
+        while int(runner.get(ksm / "full_scans")) == scans:
+            time.sleep(0.001)
+        scans = int(runner.get(ksm / "full_scans"))
+        history.append({name: int(runner.get(ksm / name)) for name in COUNTERS})
+    (tmp_path / "scenario.yaml").write_text("process_list: [{workload: image.parquet}]")
+    release = ".".join(platform.release().split(".")[:2])
+    scenario = Scenario.load(tmp_path / "scenario.yaml", kernel=release, until_settled=True, **knobs)
+    assert history[-1] == {name: int(simulate(scenario).rows[-1][name]) for name in COUNTERS}
+    assert history[-1]["pages_sharing"] > 200
+
+
+def written(path: Path, rows: list[tuple[object, ...]], **about: object) -> Path:
+    names = "process page count kind rank step order mergeable hugepage nohugepage".split()
+    table = pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+    processes = [{"ksm_zero_pages": 0} | about, {"ksm_zero_pages": 0}]
+    told = {"thp_enabled": "always [madvise] never", "processes": processes}
+    pq.write_table(table.replace_schema_metadata({"mmlab": json.dumps(told)}), path)
+    return path
+
+
+ROWS = [
+    (0, 0, 512, "anon", 7, 1, 9, True, True, False),
+    (0, 512, 2, "anon", 0, 0, 0, True, False, True),
+    (0, 514, 3, "zeropage", 0, 0, 0, True, False, True),
+    (0, 517, 1, "swap", -1, 0, 0, True, False, True),
+    (0, 518, 6, "hole", -1, 0, 0, False, False, False),
+    (1, 0, 4, "anon", 7, 0, 2, False, False, False),
+]
+KEY = 1 << 36
+
+
+def test_file_as_processes(tmp_path: Path) -> None:
+    image = str(written(tmp_path / "image.parquet", ROWS))
+    again = str(written(tmp_path / "again.parquet", ROWS, ksm_zero_pages=3))
+    listed = [{"workload": image, "count": 2, "merge_any": 0}, {"workload": again}, {"memory_mib": 2}]
+    processes = Scenario(process_list=listed).process_list
+    assert len(processes) == 7
+    first, second = processes[:2]
+    assert (first.pages, first.merge_any) == (524, 0)
+    assert first.contents == ((KEY + 7, 512, 1), (0, 2, 0), ("hole", 3, 0), ("hole", 1, 0), ("hole", 6, 0))
+    assert first.thp == ((0, 512),)
+    assert first.mergeable == ((0, 518),)
+    assert first.orders == ((0, 512, 9), (512, 12, 0))
+    assert (second.contents, second.orders, second.mergeable) == (((KEY + 7, 4, 0),), ((0, 4, 2),), ())
+    assert processes[2:4] == (first, second)
+    other = processes[4].contents
+    assert other is not None
+    assert other[:3] == ((2 * KEY + 7, 512, 1), (0, 2, 0), (0, 3, 0)), "contents of two files are different ones"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1"])
+def test_workload_that_is_none(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "image.parquet").write_bytes(content)
+    (tmp_path / "scenario.yaml").write_text("process_list: [{workload: image.parquet}]")
+    problem = "No such file" if content is None else "is no file of `mmlab capture`"
+    with pytest.raises(UserError, match=problem) as raised:
+        Scenario.load(tmp_path / "scenario.yaml")
+    assert str(tmp_path / "image.parquet") in str(raised.value)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
