@@ -802,10 +802,10 @@ class Recorder:
 
     def happen(self, elapsed: float = 0.0) -> None:
         """Make the events that are due, each with its sample; ksmd does not run meanwhile."""
+        now = {"batch": self.batch, "full_scan": self.full_scans, "seconds": elapsed}  # run=2 sets full_scans to 0
         for event in self.events:
             after = event["after"]
-            due = ("batch", self.batch), ("full_scan", self.full_scans), ("seconds", elapsed)
-            if "result" in event or not any(name in after and value >= after[name] for name, value in due):
+            if "result" in event or not any(name in after and value >= after[name] for name, value in now.items()):
                 continue
             if self.free:
                 must(KSM / "run", 0)

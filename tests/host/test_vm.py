@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,7 +150,13 @@ def test_fetched_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_maps_are_left_out_where_the_kernel_marks_every_page() -> None:
     """KPF_KSM is wrong in some releases: a page has it before ksmd has run."""
-    parts = {"free": False, "plan": PLAN | {"variant": "mainline"}, "asked": {}, "fields": [], "samples": []}
+    parts = {
+        "free": False,
+        "plan": PLAN | {"variant": "mainline"},
+        "asked": {"events": []},
+        "fields": [],
+        "samples": [],
+    }
     for wrong in (0, 512):
         frames = [{"frames": 512, "ksm_frames": wrong}, {"frames": 512, "ksm_frames": 512}]
         recorder = SimpleNamespace(**parts, options=runner.OPTIONS, maps=[{"pages": "K512"}], frames=frames)
@@ -157,6 +164,32 @@ def test_maps_are_left_out_where_the_kernel_marks_every_page() -> None:
         assert (len(made["maps"]), len(made["frames"]), "KPF_KSM" in made["how"]) == (
             (0, 0, True) if wrong else (1, 2, False)
         )
+
+
+def test_events_are_due_together() -> None:
+    """`run` = 2 sets the kernel's full_scans to 0: later events of that full scan happen all the same."""
+
+    class Fake(runner.Recorder):
+        free, batch, rank, full_scans, options = False, 5, 0, 2, runner.OPTIONS
+
+        def __init__(self) -> None:
+            self.events = [
+                {"after": {"full_scan": scan}, "op": op} for scan, op in ((2, "set"), (2, "read"), (3, "read"))
+            ]
+
+        def do(self, *_: Any, **__: Any) -> int:
+            self.full_scans = 0
+            return 0
+
+        def sample(self) -> int:
+            return 7
+
+        _window = lambda _: nullcontext()  # type: ignore[assignment]  # noqa: E731
+        _drain = look = lambda _: None  # type: ignore[assignment]
+
+    recorder = Fake()
+    recorder.happen()
+    assert ["result" in event for event in recorder.events] == [True, True, False]
 
 
 # -- a QEMU that plays its part -------------------------------------------------------------------------------------
