@@ -1038,8 +1038,6 @@ class Recorder:
             event |= {"result": event.get("result"), "sample": event.get("sample")}
             event.pop("parts", None)
         how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
-        for event in self.asked["events"]:  # null where it never came
-            event |= {"result": event.get("result"), "sample": event.get("sample")}
         release = re.match(r"[\d.]+\d", os.uname().release)
         trace = {
             "format": "kernel-trace-1",

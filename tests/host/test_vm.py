@@ -153,7 +153,8 @@ def test_maps_are_left_out_where_the_kernel_marks_every_page() -> None:
     parts = {
         "free": False,
         "plan": PLAN | {"variant": "mainline"},
-        "asked": {"events": []},
+        "asked": {},
+        "events": [],
         "fields": [],
         "samples": [],
     }
