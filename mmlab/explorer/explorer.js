@@ -226,13 +226,14 @@ class Chart {
 }
 
 class PageMap {
-  constructor(name, tip) {
+  constructor(name, tip, clicked) {
     this.caption = make("figcaption");
     this.canvas = make("canvas", {role: "img"});
     this.legend = make("div", {class: "mmlab-legend"});
     this.node = make("figure", {class: "mmlab-map"}, this.caption, this.canvas, this.legend);
     this.canvas.addEventListener("pointermove", event => tip.show(event, this.tell(event)));
     this.canvas.addEventListener("pointerleave", () => tip.hide());
+    this.canvas.addEventListener("click", event => this.context && clicked(this.place(event)));
   }
 
   async show(map) {
@@ -252,9 +253,9 @@ class PageMap {
       [words, () => make("span", {class: "mmlab-chip", style: `background:${colour}`})]));
   }
 
-  tell(event) {
-    if (!this.context) return [];
-    const box = this.canvas.getBoundingClientRect(), {width, height} = this.canvas, {kinds, blocks} = this.data;
+  // The page at the pointer, and its colour.
+  place(event) {
+    const box = this.canvas.getBoundingClientRect(), {width, height} = this.canvas, {blocks} = this.data;
     const place = (share, size) => Math.min(size - 1, Math.max(0, Math.floor(share * size)));
     const column = place((event.clientX - box.left) / box.width, width);
     const row = place((event.clientY - box.top) / box.height, height);
@@ -262,8 +263,14 @@ class PageMap {
       .map(part => part.toString(16).padStart(2, "0")).join("")}`;
     let block = Math.floor(row * blocks.reduce((sum, each) => sum + each) / height), process = 0;
     while (block >= blocks[process]) block -= blocks[process++];
-    const [words] = kinds.find(([, each]) => each.toLowerCase() === colour) ?? ["not present"];
-    return [`process ${process}, page ${(block * width + column).toLocaleString("en")}`, `block ${block}`, words];
+    return {process, page: block * width + column, block, colour};
+  }
+
+  tell(event) {
+    if (!this.context) return [];
+    const {process, page, block, colour} = this.place(event);
+    const [words] = this.data.kinds.find(([, each]) => each.toLowerCase() === colour) ?? ["not present"];
+    return [`process ${process}, page ${page.toLocaleString("en")}`, `block ${block}`, words, "click: why?"];
   }
 }
 
@@ -338,12 +345,13 @@ function render({model, el}) {
   const summary = make("div", {class: "mmlab-summary", role: "status", "aria-live": "polite"});
   const bar = make("progress", {max: 1, "aria-label": "progress of the simulation"}), status = make("span");
   const charts = Object.fromEntries(["memory 0", "memory 1", "batches", "counters", "cpu"].map(name => [name, new Chart(name, tip)]));
-  const maps = [0, 1].map(i => new PageMap(`map ${i}`, tip));
+  const maps = [0, 1].map(run => new PageMap(`map ${run}`, tip, ({page, process}) => model.send({why: {run, page, process}})));
+  const history = make("div", {class: "mmlab-note mmlab-history", role: "status", hidden: ""});
   const grid = make("div", {class: "mmlab-grid"}, charts["memory 0"].node, charts["memory 1"].node, ...maps.map(map => map.node),
     charts.batches.node, charts.counters.node, charts.cpu.node);
   const table = make("div", {class: "mmlab-metrics"}), explained = make("div", {class: "mmlab-note"});
   const error = make("div", {class: "mmlab-error", role: "alert"});
-  const view = make("div", {class: "mmlab-view"}, summary, make("div", {class: "mmlab-status"}, status, bar), error, grid, explained, table);
+  const view = make("div", {class: "mmlab-view"}, summary, make("div", {class: "mmlab-status"}, status, bar), error, grid, history, explained, table);
   root.append(make("div", {class: "mmlab-controls"}, scene, ...groups, keep), view, tip.node);
   for (const each of root.querySelectorAll("input, select, button"))  // JupyterLab leaves their keys to them
     each.setAttribute("data-lm-suppress-shortcuts", "true");
@@ -359,7 +367,7 @@ function render({model, el}) {
       }
     },
     told() {
-      const {wrong = {}, explained: words = "", message: said = "", error: problem = ""} = model.get("told");
+      const {wrong = {}, explained: words = "", message: said = "", error: problem = "", history: why = ""} = model.get("told");
       for (const [name, made] of Object.entries(controls)) {
         made.wrong.textContent = wrong[name] ?? "";
         made.input.toggleAttribute("aria-invalid", name in wrong);
@@ -367,6 +375,8 @@ function render({model, el}) {
       explained.innerHTML = words;
       message.textContent = said;
       error.textContent = problem;
+      history.textContent = why;
+      history.hidden = !why;
     },
     shown() {
       const found = model.get("shown");

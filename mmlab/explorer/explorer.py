@@ -33,6 +33,7 @@ from mmlab.kernel.jit import announced
 from mmlab.params import find_params, params_files, read_yaml, save_new
 from mmlab.results.run import Run, simulate
 from mmlab.results.trace import load
+from mmlab.results.why import History, PageEvents
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, AnyVariant, Variant, resolve
 from mmlab.workers import keep_freed_memory
@@ -111,6 +112,7 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         self.found: Comparison | None = None
         self.seconds, self.serial = (0.0, 0.0), 0
         self.requests = Requests(self._show, self._show_status, self._show_error)
+        self.histories = Requests(self._show_history, lambda _: None, self._show_error)
         fields = {}
         for field in (flat_fields()[name] for name in self.controls):
             fields[field.name] = {**vars(field), "default": None, "type": field.type.__name__, "allowed": field.allowed}
@@ -180,7 +182,7 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         self._take(self.chosen | change["new"]["values"])
 
     def _told(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        """Answer a button: a file of ``params/`` or (the empty name) the start, or saving as a new params file."""
+        """Answer a button: a file of ``params/`` or (the empty name) the start, saving, or a click on a page map."""
         self.serial = content.get("serial", self.serial)
         try:
             if "preset" in content:
@@ -189,8 +191,19 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
                 about = f"Saved by mmlab's explorer, where it was compared with {self.chosen['compare']}."
                 path = save_new(content["save"], self.scenario.as_yaml(self.controls, about))
                 self.told = self.told | {"message": f"Saved as {path}"}
+            if "why" in content:
+                self.histories.ask(partial(self._history, **content["why"]))
         except UserError as error:
             self.told = self.told | {"message": f"Not done: {error}"}
+
+    def _history(self, job: Job, run: int, page: int, process: int) -> History:
+        """Simulate the first or second run again, and return the history of a page."""
+        shown = [*self.runs.values()][run]
+        how: Any = {"variant": self.known[shown.variant], "progress": partial(job.report, "")}
+        return simulate(shown.scenario, **how, events=PageEvents(page)).why(page, process)
+
+    def _show_history(self, found: History) -> None:
+        self.told = self.told | {"history": str(found), "error": ""}
 
     def _work(self) -> Callable[[Job], Any] | None:
         """Return what computes the controls' comparison; None, with a message beside the control, after a mistake."""

@@ -253,6 +253,17 @@ def test_explains_the_variants(explorer: Explorer) -> None:
         assert words in text(explorer.told["explained"])
 
 
+def test_tells_the_history_of_a_page(explorer: Explorer) -> None:
+    """… of the run whose map was clicked, until a control moves."""
+    explorer.set(compare="ksm-opt-out")
+    explorer._told(None, {"why": {"run": 1, "page": 3, "process": 0}}, [])
+    assert explorer.told["history"].startswith("page 3 of process 0 under ksm-opt-out; at the end: ")
+    explorer._told(None, {"why": {"run": 0, "page": 10**6, "process": 0}}, [])
+    assert "page = 1000000 is not allowed" in explorer.told["error"]
+    explorer.set(pages_to_scan=700)
+    assert "history" not in explorer.told and "error" not in explorer.told
+
+
 # --- taking it along ------------------------------------------------------------------------------------------------
 
 

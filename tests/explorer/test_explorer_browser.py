@@ -23,6 +23,7 @@ import mmlab
 from conftest import ROOT
 from mmlab import Scenario
 from mmlab.explorer.explorer import Explorer
+from mmlab.explorer.requests import Job
 from mmlab.scenario import flat_fields
 
 if TYPE_CHECKING:
@@ -209,13 +210,34 @@ def test_hovering_tells_values(front: Page, explorer: Explorer) -> None:
     assert box is not None
     for row, column in ((0, 0.5), (31, 0.99)):
         canvas.hover(position={"x": column * box["width"], "y": (row + 0.5) / 32 * box["height"]})
-        place, block, state = tip.inner_text().split("\n")
+        place, block, state, _ = tip.inner_text().split("\n")
         page = int(place.removeprefix("process 0, page ").replace(",", ""))
         assert block == f"block {row}"
         assert page // 512 == row
         assert state == mmlab.figures.theme.LETTERS[chr(run.page_map()[page])][0]
     front.mouse.move(0, 0)
     assert tip.is_hidden()
+
+
+def test_a_click_on_a_page_map_tells_why(front: Page, explorer: Explorer) -> None:
+    """The browser names the page; Python's answer is below the figures, until something newer is shown."""
+    front.wait_for_function("document.querySelector('.mmlab-map canvas').width === 512")
+    box = front.locator(".mmlab-map canvas").nth(1).bounding_box()
+    assert box is not None
+    front.mouse.click(box["x"] + 7.5 / 512 * box["width"], box["y"] + 1.5 / 32 * box["height"])
+    asked = last(front)
+    assert (asked["why"]["run"], asked["why"]["process"]) == (1, 0)
+    assert asked["why"]["page"] == pytest.approx(519, abs=1)
+    before = explorer.told
+    explorer._show_history(explorer._history(Job(), run=1, page=519, process=0))
+    told(front, "told", explorer.told)
+    explorer.told = before
+    shown = front.locator(".mmlab-history")
+    history = mmlab.simulate(explorer.runs["ksm-opt-out"].scenario, variant="ksm-opt-out", events=True).why(519)
+    assert shown.inner_text().split("\n") == str(history).split("\n")
+    assert "merged with the shared zeropage (M3b)" in " ".join(shown.inner_text().split())
+    told(front, "told", before)
+    assert shown.is_hidden()
 
 
 def test_one_legend_for_two_neighbours(front: Page, explorer: Explorer) -> None:
