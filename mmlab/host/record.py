@@ -94,14 +94,10 @@ def plan(
     free = options.get("mode") == "free"
     for event, source in zip(asked["events"], scenario.events, strict=True):
         del event["result"], event["sample"]
-        for name in {"every_nth", "share"} & event.keys():
-            raise UserError("cannot be recorded", parameter=name, value=event[name], where=f"op {event['op']}")
         if free or source.after.seconds is None:
             event["after"] = source.after.model_dump(exclude_none=True)
         if isinstance(source, RangeEvent) and source.share < 1:
-            raise UserError(
-                "cannot be recorded: what it draws is not in a trace", parameter="share", value=source.share
-            )
+            raise UserError("cannot be recorded", parameter="share", value=source.share, where=f"op {source.op}")
         if isinstance(source, RangeEvent) and source.every_nth > 1:
             size, end = 1 if source.granularity == "4K" else 512, source.page + source.count
             starts = range(source.page, end, size * source.every_nth)
