@@ -18,7 +18,7 @@ from mmlab.report.request import Request
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PAGES = ["index.html", "01_regression.html"]
+PAGES = ["index.html", "00_tour.html", "01_regression.html"]
 VIEWS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
