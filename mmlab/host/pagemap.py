@@ -16,7 +16,7 @@ import numpy as np
 from mmlab.errors import UserError
 
 __all__ = ["PAGE", "PRESENT", "PROC", "SWAPPED", "ZEROPAGE"]
-__all__ += ["ksm_stat", "mapped", "mergeable", "open_pagemap", "processes", "scan"]
+__all__ += ["ksm_stat", "mapped", "mergeable", "open_pagemap", "proc", "processes", "scan"]
 
 PRESENT, SWAPPED, ZEROPAGE = 1 << 3, 1 << 4, 1 << 5
 """Categories of pages of `scan`."""
@@ -31,12 +31,17 @@ def processes() -> Iterator[int]:
     yield from sorted(int(path.name) for path in PROC.glob("[0-9]*"))
 
 
+def proc(*where: int | str) -> str:
+    """Return the text of a file of /proc; of a process that is gone, nothing."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return PROC.joinpath(*map(str, where)).read_text()
+    return ""
+
+
 def ksm_stat(pid: int) -> dict[str, int]:
     """Return what /proc/PID/ksm_stat counts, yes as 1 and no as 0; nothing if the process is gone."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        rows = (line.split() for line in (PROC / str(pid) / "ksm_stat").read_text().splitlines())
-        return {name.rstrip(":"): int(value == "yes" if value in ("yes", "no") else value) for name, value in rows}
-    return {}
+    rows = (line.split() for line in proc(pid, "ksm_stat").splitlines())
+    return {name.rstrip(":"): int(value == "yes" if value in ("yes", "no") else value) for name, value in rows}
 
 
 def mergeable(pid: int) -> bool:
@@ -47,7 +52,7 @@ def mergeable(pid: int) -> bool:
 
 def mapped(pid: int) -> tuple[int, int]:
     """Return where the first mapping of a process starts and the last one ends; x86's vsyscall page is the kernel's."""
-    found = re.findall(r"(?m)^(\w+)-(\w+) (?!.*vsyscall)", (PROC / str(pid) / "maps").read_text())
+    found = re.findall(r"(?m)^(\w+)-(\w+) (?!.*vsyscall)", proc(pid, "maps"))
     return (int(found[0][0], 16), int(found[-1][1], 16)) if found else (0, 0)
 
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from mmlab.errors import UserError
-from mmlab.host.pagemap import PAGE, PROC, ZEROPAGE, ksm_stat, mapped, mergeable, open_pagemap, processes, scan
+from mmlab.host.pagemap import PAGE, ZEROPAGE, ksm_stat, mapped, mergeable, open_pagemap, proc, processes, scan
 from mmlab.params import check_folder, read_yaml, write_atomically, writing
 from mmlab.results.table import number
 
@@ -77,7 +77,7 @@ class Sampler:
             raise UserError("there is no KSM in this kernel", parameter=str(KSM), hint="It needs CONFIG_KSM.")
         self._threads: dict[str, int] = {}
         self._zeropages: Sample = {}
-        self._problem = ""
+        self._problems: list[str] = []
         self._next_look = 0.0
         self()
 
@@ -85,42 +85,32 @@ class Sampler:
     def missing(self) -> list[str]:
         """What cannot be read here, and why."""
         gone = {"ksmd", "khugepaged"} - self._threads.keys()
-        return [f"CPU of {name}: no such thread is seen" for name in sorted(gone)] + [self._problem] * bool(
-            self._problem
-        )
+        return [f"CPU of {name}: no such thread is seen" for name in sorted(gone)] + self._problems
 
     def __call__(self) -> Sample:
         out: Sample = {"time_ns": time.time_ns()}
         for path in KSM.iterdir():
             text = path.read_text().strip()
             out[path.name] = int(text) if text.lstrip("-").isdigit() else re.sub(r".*\[(.+)\].*", r"\1", text)
-        for name in ("vmstat", "meminfo"):
-            out |= {key: int(value) for key, value in BESIDE.findall(_read(PROC / name))}
+        out |= {key: int(value) for key, value in BESIDE.findall(proc("vmstat") + proc("meminfo"))}
         if time.monotonic() >= self._next_look:
             self._look()
         for name, pid in self._threads.items():
-            if told := _read(PROC / str(pid) / "schedstat").split():
+            if told := proc(pid, "schedstat").split():
                 out[f"{name}_cpu_ns"] = int(told[0])
         return out | self._zeropages
 
     def _look(self) -> None:
         """Look at all processes, which takes longer than all the rest."""
         start = time.thread_time()
-        found = ((pid, THREAD.match(_read(PROC / str(pid) / "status"))) for pid in processes())
+        found = ((pid, THREAD.match(proc(pid, "status"))) for pid in processes())
         self._threads = {match[1]: pid for pid, match in found if match}  # khugepaged is another thread after a pause
         try:
-            self._zeropages = {} if self._problem else _count_zeropages()
+            self._zeropages = {} if self._problems else _count_zeropages()
         except (PermissionError, UserError) as error:
             why = "needs root" if isinstance(error, PermissionError) else str(error)
-            self._problem = f"zeropage outside KSM's counters: {why}"
+            self._problems = [f"zeropage outside KSM's counters: {why}"]
         self._next_look = time.monotonic() + SHARE * (time.thread_time() - start)
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file of /proc; of a process that is gone, nothing."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return path.read_text()
-    return ""
 
 
 def _count_zeropages() -> Sample:
