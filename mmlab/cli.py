@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
-from mmlab.params import check_folder, find_params, parse_yaml, seconds, write_atomically
-from mmlab.workers import each, executor, keep_freed_memory
+from mmlab.params import check_folder, find_params, parse_yaml, quantity, seconds, write_atomically
+from mmlab.workers import Progress, each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
     from mmlab.report.request import Request
@@ -38,7 +38,6 @@ PATH = click.Path(path_type=Path)
 MOST_TIMES = 100_000
 FIGURES = (".png", ".svg", ".pdf")
 FILE = click.Path(path_type=Path, dir_okay=False)
-Progress = Callable[[float, float, str], None] | None
 AT_LEAST_0, AT_LEAST_1, JOBS = click.IntRange(0), click.IntRange(1), click.IntRange(1, 1024)
 
 
@@ -124,7 +123,7 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @click.option("--sysfs", is_flag=True, help="Print what `grep . /sys/kernel/mm/ksm/*` would, for `mmlab host`.")
 @click.option("--table", type=FILE, metavar="FILE.csv", help="Write the samples, or those at the times.")
 @click.option(
-    "--events", type=FILE, metavar="FILE.parquet", help="Write what is decided for each page, a row an event."
+    "--events", "file", type=FILE, metavar="FILE.parquet", help="Write what is decided for each page, a row an event."
 )
 @many("--kind", "kinds", metavar="EVENT", help="Of --events: only these, e.g. visit, split, remap; repeatable.")
 @click.option("--process", type=int, help="Of --events: only those of this process.")
@@ -171,14 +170,13 @@ def simulate(
         raise UserError(problem, parameter="--out", value=str(out), hint="Rename one of them.")
     if table:
         check_folder(table)
-    wanted = {name: how.pop(name) for name in ("events", "kinds", "process", "pages", "seconds")}
-    if any(wanted.values()) and (len(paths) > 1 or out or not wanted["events"]):
+    given = {name: how.pop(name) for name in ("file", "kinds", "process", "pages", "seconds")}
+    wanted = {name: value for name, value in given.items() if value not in (None, ())}
+    if wanted and (len(paths) > 1 or out or "file" not in wanted):
         raise click.UsageError("--events, with or without filters, takes one FILE and goes without --out.")
-    wanted["file"] = wanted.pop("events")
     alone = progress if len(paths) == 1 else None
-    task = partial(
-        _simulate, overrides=overrides, progress=alone, several=len(paths) > 1, table=table, wanted=wanted, **how
-    )
+    how |= {"overrides": overrides, "several": len(paths) > 1, "table": table, "wanted": wanted}
+    task = partial(_simulate, progress=alone, **how)
     tables = []
     for path, (text, rows) in _results(task, paths, jobs, None if alone else progress):
         _say(text)
@@ -226,10 +224,8 @@ def _simulate(
         scenario = traces.load(path, **{**limits, **overrides})
         times = _times(shown["at"], shown["every"], scenario.horizon_seconds)
         how: Any = {"variant": variant, "maps_at": "end" if out else None, "samples_at": times, "progress": bar}
-        if shown["wanted"]["file"]:
-            how["events"] = Events(
-                **{name: value for name, value in shown["wanted"].items() if value not in (None, ())}
-            )
+        if shown["wanted"]:
+            how["events"] = Events(**shown["wanted"])
         try:
             with defer_ctrl_c() as pressed:
                 run = run_scenario(scenario, **how, interrupted=pressed)
@@ -494,9 +490,9 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
 
 @cli.command()
 @click.option("--every", default="1s", show_default=True, metavar="TIME", help="Time between samples.")
-@click.option("--for", "seconds", metavar="TIME", help="How long, e.g. 60s or 8h. Default: until Ctrl-C.")
+@click.option("--for", "length", metavar="TIME", help="How long, e.g. 60s or 8h. Default: until Ctrl-C.")
 @click.option("-o", "out", type=FILE, metavar="FILE.parquet", help="Keep the samples: added to those of the file.")
-def watch(every: str, seconds: str | None, out: Path | None) -> None:
+def watch(every: str, length: str | None, out: Path | None) -> None:
     """Watch KSM and THPs of the running kernel: a live table, or a line a sample where stdout is no terminal.
 
     Among the rates is what no counter of KSM shows: zero-filled pages that a split of a huge page, or a read fault,
@@ -509,9 +505,8 @@ def watch(every: str, seconds: str | None, out: Path | None) -> None:
       mmlab watch --every 10s --for 8h -o night.parquet; mmlab host night.parquet
     """
     from mmlab.host import watch as watching
-    from mmlab.params import seconds as parsed
 
-    watching.show(parsed(every, "--every"), parsed(seconds, "--for") if seconds else None, out)
+    watching.show(seconds(every, "--every"), seconds(length, "--for") if length else None, out)
 
 
 @cli.command()
@@ -536,7 +531,6 @@ def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, ag
       process_list: [{workload: guest.parquet, count: 20}]
     """
     from mmlab.host import capture as capturing
-    from mmlab.params import quantity, seconds
 
     found, limit = capturing.find(pids, qemu, all_mergeable), quantity(rate, "bytes")
     if isinstance(limit, str) or limit <= 0:

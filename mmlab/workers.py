@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 
 from mmlab.errors import UserError
 
-__all__ = ["each", "end_with_parent", "executor", "keep_freed_memory", "size"]
+__all__ = ["Progress", "each", "end_with_parent", "executor", "keep_freed_memory", "size"]
 
 ANSWER_S = 10
 """Seconds within which a Dask scheduler must answer and have a worker."""
 
+Progress = Callable[[float, float, str], None] | None
+"""What is told of long work: how much is done, of how much, and what; None: nobody listens."""
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -34,7 +36,7 @@ def each(
     function: Callable[[In], Out],
     items: Iterable[In],
     jobs: int = 1,
-    progress: Callable[[float, float, str], object] | None = None,
+    progress: Progress = None,
 ) -> Iterator[Out]:
     """Yield the result for every item, in order: from `jobs` processes, or from this one if one is enough.
 

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import MAGIC_NUMBER
 from modulefinder import ModuleFinder
@@ -29,6 +29,7 @@ from typing import Any
 
 from mmlab.errors import UserError
 from mmlab.results.trace import Trace
+from mmlab.workers import Progress
 
 __all__ = ["Kernel", "cpio", "fetch", "find", "python_files"]
 
@@ -66,9 +67,7 @@ class Kernel:
     release: str
     modules: Mapping[str, bytes] = field(repr=False)
 
-    def carry_out(
-        self, plans: Sequence[Mapping[str, Any]], progress: Callable[[float, float, str], object] | None = None
-    ) -> Iterator[Trace | UserError]:
+    def carry_out(self, plans: Sequence[Mapping[str, Any]], progress: Progress = None) -> Iterator[Trace | UserError]:
         """Boot, and yield the recording of each plan in turn, or the error that says why there is none.
 
         KVM is used where it works, emulation elsewhere; the recording's `how` says which. `progress` is called with the

@@ -44,7 +44,7 @@ from mmlab.report import page
 from mmlab.report.provenance import DEPENDS, digest, exactness, software
 from mmlab.report.request import Request, as_yaml
 from mmlab.scenario import Scenario
-from mmlab.workers import end_with_parent
+from mmlab.workers import Progress, end_with_parent
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -58,7 +58,7 @@ MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 def make_all(
     requests: Sequence[Request],
     jobs: int = 1,
-    progress: Callable[[float, float, str], object] | None = None,
+    progress: Progress = None,
     made_of: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Make reports, `jobs` at a time, and yield for each, in order, what failed in its notebook, empty if nothing did.

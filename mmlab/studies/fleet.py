@@ -43,9 +43,9 @@ from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.goals import BY_THE_CLOCK, MEASURES, Reference, four_digits, listed
-from mmlab.studies.grid import Grid, Progress, Strict, with_params
+from mmlab.studies.grid import Grid, Strict, with_params
 from mmlab.variants import resolve
-from mmlab.workers import each
+from mmlab.workers import Progress, each
 
 __all__ = ["UNITS", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
 

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,12 +30,11 @@ from mmlab.params import find_params, in_units, quantity, read_yaml
 from mmlab.scenario import Parameter, Scenario, check_value, flat_fields
 from mmlab.variants import resolve
 
-__all__ = ["Grid", "Point", "Progress", "Range", "Strict", "varying", "with_params"]
+__all__ = ["Grid", "Point", "Range", "Strict", "varying", "with_params"]
 
 MOST = 1_000_000
 """Scenarios of one grid."""
 
-Progress = Callable[[float, float, str], object] | None
 """What reports progress: called with the things done, all things, and a remark."""
 Point = dict[str, Any]
 """Values of parameters, by name."""

@@ -48,8 +48,8 @@ from mmlab.results.metrics import METRICS, UNSURE
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.fleet import Host
-from mmlab.studies.grid import Grid, Point, Progress, varying
-from mmlab.workers import executor, size
+from mmlab.studies.grid import Grid, Point, varying
+from mmlab.workers import Progress, executor, size
 
 __all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
 

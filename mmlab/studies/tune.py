@@ -38,8 +38,8 @@ from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.studies.fleet import SCALED, Host
 from mmlab.studies.goals import MEASURES, NOT_MET, Goals, Limit, Reference, four_digits
-from mmlab.studies.grid import Progress
 from mmlab.studies.settings import Setting, spaces
+from mmlab.workers import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
