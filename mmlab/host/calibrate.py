@@ -19,9 +19,10 @@ import gzip
 import json
 import os
 import platform
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,35 +33,20 @@ from mmlab.engine.costs import ADDED, STEPS, parts
 from mmlab.engine.system import System
 from mmlab.errors import UserError, located
 from mmlab.host import record as recorder
+from mmlab.host.pagemap import proc
 from mmlab.params import read_yaml, write_atomically, writing
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.scenario import Scenario
+from mmlab.workers import Progress
 
 __all__ = ["Calibration", "Fit", "Observed", "calibrate", "calibration_set", "fit", "observe", "processor", "read"]
 __all__ += ["record_all", "record_one", "write"]
 
-ESTIMATES: dict[str, float] = {
-    "visit": 1000,
-    "visit_thp": 770,
-    "visit_ksm": 340,
-    "skip": 400,  # 270 to 530, measured later (costs.md)
-    "pass_over": 25,
-    "tree_level": 200,
-    "tree_cold": 200,
-    "dup_walk": 47,  # 44 to 50, as skip
-    "merge": 1700,
-    "merge_zero": 1700,
-    "split": 10_000,  # reverse mapping, locks and a TLB flush
-    "split_page": 590,
-    "remap": 500,
-    "end_of_pass": 32_000,
-    "wake_up": 3000,
-    "khugepaged_pte": 10,  # a warm page table entry
-    "khugepaged_copy": 500,  # 4 KiB at 8 GB/s
-    **ADDED,
-}
+DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
+"""What is recorded, and what is assumed of steps that a recording does not determine."""
+ESTIMATES: dict[str, float] = DATA["estimates"] | ADDED
 """Assumed cost of each step, ns, where a recording does not determine it."""
 ERRORS = {"skip": 75, "dup_walk": 2, "compare_kib": 20}
 """Standard errors, ns, of those that were measured: of a uniform distribution between the bounds. Of the others it is
@@ -184,8 +170,7 @@ def calibration_set() -> list[Scenario]:
 
     Without a second CPU no owner runs while ksmd does.
     """
-    listed = read_yaml(Path(__file__).with_suffix(".yaml"))
-    found = [Scenario(name=name, **listed["common"] | own) for name, own in listed["scenarios"].items()]
+    found = [Scenario(name=name, **DATA["common"] | own) for name, own in DATA["scenarios"].items()]
     return [scenario for scenario in found if not scenario.owner_running_fraction or len(_cpus()) > 1]
 
 
@@ -208,9 +193,7 @@ def record_one(scenario: Scenario) -> traces.Trace:
     return trace | {"name": scenario.name, "moved": trace["machine_wide"]}  # ksmd's own counters tell enough
 
 
-def record_all(
-    folder: Path, times: int = 3, progress: Callable[[float, float, str], object] | None = None
-) -> list[Path]:
+def record_all(folder: Path, times: int = 3, progress: Progress = None) -> list[Path]:
     """Record the calibration set into a folder, all of it `times` times, and return its files.
 
     The recordings of a scenario lie far apart in time, so that the load of the machine at one moment matters little.
@@ -221,9 +204,7 @@ def record_all(
     UserError
         The machine cannot record; what was recorded before stays.
     """
-    asked = [
-        (scenario, folder / f"{scenario.name}-{n}.json.gz") for n in range(times) for scenario in calibration_set()
-    ]
+    asked = [(one, folder / f"{one.name}-{n}.json.gz") for n in range(times) for one in calibration_set()]
     for done, (scenario, file) in enumerate(asked):
         if progress:
             progress(done, len(asked), f"recording {scenario.name}")
@@ -386,10 +367,12 @@ class Calibration:
             "only here": [", ".join(np.array(list(STEPS))[steps]) for steps in only],
         }
         batches = len(np.concatenate(self.predicted_ns))
-        lines = [text_table(costs, digits=0), "(± -: the recording does not determine it, so it is an estimate)", ""]
-        lines.append(text_table(left_out, digits=1))
-        lines += [f"{one.name} is not used: {one.differs}" for one in self.dropped]
-        lines += [
+        lines = [
+            text_table(costs, digits=0),
+            "(± -: the recording does not determine it, so it is an estimate)",
+            "",
+            text_table(left_out, digits=1),
+            *(f"{one.name} is not used: {one.differs}" for one in self.dropped),
             "",
             f"Predicted from the costs of the others, scenarios are off by {100 * self.median_error:.1f} % (median of "
             f"{len(self.observed)}); rank correlation over {batches} batches {self.rank_correlation:.3f}.",
@@ -428,12 +411,8 @@ class Calibration:
 
 def processor() -> str:
     """Return the name of this computer's processor, as /proc/cpuinfo has it, and the number of CPUs."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} CPUs"
+    named = re.search(r"(?m)^model name\s*:[ \t]*(.*\S)", proc("cpuinfo"))
+    return f"{named[1] if named else platform.machine()}, {os.cpu_count()} CPUs"
 
 
 def origin(found: Calibration, recordings: Sequence[Path], machine: str | None = None) -> dict[str, str]:
@@ -458,10 +437,7 @@ def write(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
 
 
-def calibrate(
-    recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]],
-    progress: Callable[[float, float, str], object] | None = None,
-) -> Calibration:
+def calibrate(recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]], progress: Progress = None) -> Calibration:
     """Fit the costs of ksmd's steps to recorded scenarios.
 
     A step that occurs in one scenario only is predicted to cost nothing there: the others know nothing of it.
