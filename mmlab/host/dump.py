@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +44,6 @@ MOST_PAGES = 1 << 22
 """A host with more scanned pages (16 GiB) is simulated smaller."""
 RMAP_ITEM, PAGE, MIB = 64, 4096, 256
 """Bytes of an rmap_item and of a page; pages of a MiB."""
-FORMS = (
-    "grep . /sys/kernel/mm/ksm/*, names and values, virsh node-memory-tune, node_exporter's node_ksmd_*, JSON of these"
-)
 
 # --- the forms ------------------------------------------------------------------------------------------------------
 
@@ -179,12 +176,10 @@ class Dump:
         if missing := [name for name in NEEDED if name not in self.values]:
             raise UserError("is missing in the dump: without it the memory is unknown", parameter=", ".join(missing))
         numbers = [(n, value) for n, value in self.values.items() if not isinstance(value, str)]
-        found = [
-            (n, "it counts something, and is never negative") for n, x in numbers if x < 0 and n != "general_profit"
-        ]
+        counters = [(n, x) for n, x in numbers if n != "general_profit"]
+        found = [(n, "it counts something, and is never negative") for n, x in counters if x < 0]
         found += [(n, "it is a whole number of 64 bits") for n, x in numbers if x != int(x) or abs(x) >= 2**64]
-        known = self._known()
-        found += [(n, self._sentence(why, known)) for n, when, why in SAID["impossible"] if eval(when, known)]
+        found += self._said("impossible")
         if found:
             errors = [UserError(f"is impossible: {why}", parameter=n, value=self.values.get(n)) for n, why in found]
             errors[0].others = tuple(errors[1:])
@@ -192,25 +187,17 @@ class Dump:
 
     def words(self) -> list[str]:
         """Return what the dump means, a sentence each (tuners I1–I6)."""
-        known = self._known()
-        return [self._sentence(text, known) for when, text in SAID["words"] if eval(when, known)]
+        return [text for (text,) in self._said("words")]
 
-    def _known(self) -> dict[str, Any]:
-        """Return the names in which the sentences of dump.yaml are written."""
+    def _said(self, kind: str) -> list[Any]:
+        """Return the sentences of dump.yaml that hold, with what their braces come to, behind what they are about."""
         tuner, total = Ksmtuned(**self.conf or {}), self.beside.get("MemTotal", 0)
-        known = dict.fromkeys((*KSM_COUNTERS, *KSM_KNOBS), 0) | {
-            "ceil": math.ceil,
-            "inf": math.inf,
-            "duration": _duration,
-        }
+        known: dict[str, Any] = dict.fromkeys((*KSM_COUNTERS, *KSM_KNOBS), 0)
+        known |= {"ceil": math.ceil, "inf": math.inf, "duration": _duration}
         known |= {"d": self, "v": self.values, "beside": self.beside, "tuner": tuner, "total": total}
         known["threshold"] = max(total * tuner.thres_coef // 100, tuner.thres_const)
-        return known | {"free": sum(self.beside.get(n, 0) for n in ("MemFree", "Buffers", "Cached"))} | self.values
-
-    @staticmethod
-    def _sentence(text: str, known: dict[str, Any]) -> str:
-        """Return a sentence with what its braces come to."""
-        return str(eval(f'f"""{text}"""', known))
+        known |= {"free": sum(self.beside.get(n, 0) for n in ("MemFree", "Buffers", "Cached"))} | self.values
+        return [(*about, eval(f'f"""{text}"""', known)) for *about, when, text in SAID[kind] if eval(when, known)]
 
 
 def _duration(seconds: float) -> str:
@@ -219,9 +206,9 @@ def _duration(seconds: float) -> str:
     >>> _duration(4606), _duration(43)
     ('77 min', '43 s')
     """
-    for size, unit in ((86400, "days"), (7200, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    for least, size, unit in ((86400, 86400, "days"), (7200, 3600, "h"), (120, 60, "min")):
+        if seconds >= least:
+            return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
@@ -251,17 +238,16 @@ def read(paths: Iterable[str | Path]) -> list[Dump]:
         if CONF.search(text) and not found:
             conf = read_conf(path)
             continue
-        if not found and not (lines := dict(_beside(text))):
-            raise UserError(
-                f"this is none of the known forms; it is {_kind(content)}", where=str(path), hint=f"Known: {FORMS}."
-            )
+        if not found and not (lines := _beside(text)):
+            problem = f"this is none of the known forms; it is {_kind(content)}"
+            raise UserError(problem, where=str(path), hint=SAID["known"])
         beside |= {} if found else lines
         for dump in found:
             with located(path):
                 dump.check()
         dumps += found
     if not dumps:
-        raise UserError("there is no dump beside these files", parameter="DUMP", hint=f"Known: {FORMS}.")
+        raise UserError("there is no dump beside these files", parameter="DUMP", hint=SAID["known"])
     for dump in dumps:
         dump.beside, dump.conf = beside | dump.beside, conf
     return dumps
@@ -307,17 +293,15 @@ def parse(text: str) -> list[Dump]:
             latest[where].values[name] = value
     found = [dump for dump in found if KSM_COUNTERS & dump.values.keys()]  # a scenario has knobs only
     for dump in found:
-        dump.beside = dict(_beside(text))
+        dump.beside = _beside(text)
         known = {"general_profit", "pages_volatile", "pages_shared", "pages_sharing"} <= dump.values.keys()
         if known and "pages_unshared" not in dump.values:
             dump.values["pages_unshared"] = dump.rmap_items - sum(dump[name] for name in (*NEEDED, "pages_volatile"))
     return found
 
 
-def _beside(text: str) -> Iterator[tuple[str, int]]:
-    for line in text.splitlines():
-        if match := BESIDE.match(line.strip()):
-            yield match[1], int(match[2])
+def _beside(text: str) -> dict[str, int]:
+    return {found[1]: int(found[2]) for found in map(BESIDE.match, map(str.strip, text.splitlines())) if found}
 
 
 def _value(text: str) -> Any:
@@ -361,9 +345,8 @@ def rates(first: Dump, second: Dump) -> list[str]:
     for name in COMPARED:
         if name in first.values and name in second.values and first[name] != second[name]:
             change = second[name] - first[name]
-            hourly = (
-                f" ({change * 3600 / seconds / MIB:+,.0f} MiB/h)" if seconds > 0 and name.startswith("pages_") else ""
-            )
+            timed = seconds > 0 and name.startswith("pages_")
+            hourly = f" ({change * 3600 / seconds / MIB:+,.0f} MiB/h)" if timed else ""
             said.append(f"{name} {first[name]:,} → {second[name]:,}: {change:+,}{hourly} {', '.join(over)}.")
     if seconds > 0 and scans > 0:
         batch = seconds / scans * second["pages_to_scan"] / second.pages if second.pages else 0
@@ -405,15 +388,10 @@ class Reproduction:
         names, columns = [name for name in COMPARED if name in asked], self.run.columns()
         same = {"stable_node_chains": 1.0}  # a chain is shorter, not several
         predicted = [round(int(columns[name][self.row]) * same.get(name, self.factor)) for name in names]
-        pairs = [(int(asked[name]), value) for name, value in zip(names, predicted, strict=True)]
-        return {
-            "counter": names,
-            "dump": [told for told, _ in pairs],
-            "predicted": predicted,
-            "difference, %": [
-                100 * (value - told) / abs(told) if told else math.nan if value else 0.0 for told, value in pairs
-            ],
-        }
+        told = [int(asked[name]) for name in names]
+        pairs = zip(told, predicted, strict=True)
+        off = [100 * (value - was) / abs(was) if was else math.nan if value else 0.0 for was, value in pairs]
+        return {"counter": names, "dump": told, "predicted": predicted, "difference, %": off}
 
     @property
     def exact(self) -> bool:
@@ -503,7 +481,8 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     lone = max(0, 2 * contents - mappings)  # merged pages whose other mappings are gone
     emptied = dups * most - (shared + sharing - mappings)  # mappings that are gone from the dups
     rounds, rest = divmod(mappings + lone, max(1, contents))
-    chain = [most * share for share in _split(dups, max(1, dump["stable_node_chains"]))]
+    chains = max(1, dump["stable_node_chains"])  # of nearly as many dups
+    chain = (most * np.diff(np.arange(chains + 1) * dups // chains)).tolist()
     zero_filled = 0 if "use_zero_pages" not in knobs else MERGED - 1
     processes = [
         _process([[zero_filled if i == 0 else i, count, 0] for i, count in enumerate(chain)]),
@@ -513,7 +492,8 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
         _process([[VOLATILE, volatile * bool(written), 1]], hot_fraction=1.0),
     ]
     processes = [process for process in processes if process]
-    gone = [(0, dup * most + 1, count) for dup, count in enumerate(_filled(emptied, most - 1))]
+    fewer = [min(most - 1, emptied - done) for done in range(0, emptied, most - 1)]  # of each dup
+    gone = [(0, dup * most + 1, count) for dup, count in enumerate(fewer)]
     gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
     event = {"after": {"full_scan": 2}, "op": "dontneed"}
     hot = {"hot_fraction": 1.0, "hot_period_seconds": max(0.05, round(scan / 3, 3))} if written else {}
@@ -539,16 +519,6 @@ def _factor(dump: Dump) -> float:
     counts = np.array([[dump[name]] for name in NEEDED])
     off = (np.abs(np.round(counts / factors) * factors - counts) / np.maximum(1, counts)).max(axis=0)
     return float(factors[np.argmax(off <= max(TOLERANCE / 400, off.min()))])
-
-
-def _split(total: int, parts: int) -> list[int]:
-    """Return a number in nearly equal parts."""
-    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
-
-
-def _filled(total: int, most: int) -> list[int]:
-    """Return a number as parts that are as large as they may be."""
-    return [min(most, total - done) for done in range(0, total, most)]
 
 
 def _process(contents: Sequence[list[int]], **own: Any) -> dict[str, Any]:
