@@ -35,17 +35,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mmlab.errors import UserError
-from mmlab.host.pagemap import PAGE, PRESENT, PROC, SWAPPED, ksm_stat, mergeable, open_pagemap, processes, scan
+from mmlab.host.pagemap import PAGE, PRESENT, PROC, SWAPPED, ksm_stat, mergeable, open_pagemap, proc, processes, scan
 from mmlab.params import check_folder, write_atomically, writing
 from mmlab.results.table import text_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from mmlab.workers import Progress
 
 __all__ = ["FORMAT", "capture", "find"]
 
@@ -61,9 +62,9 @@ SMAPS = re.compile(r"(?ms)^(\w+)-(\w+) ...(.) .*?^Rss: +(\d+).*?^Anonymous: +(\d
 NOT_OWN = {"io", "pf", "ht"}
 """VmFlags of devices' memory and of hugetlbfs."""
 FLAGS = {"mergeable": "mg", "hugepage": "hg", "nohugepage": "nh"}
-TYPES = {"int64": ["process", "page", "count", "rank"], "int8": ["step", "order"], "bool": [*FLAGS]}
+TYPES = dict.fromkeys(["process", "page", "count", "rank"], "int64") | dict.fromkeys(["step", "order"], "int8")
+TYPES |= dict.fromkeys(FLAGS, "bool")
 """Types of columns."""
-Progress = Callable[[float, float, str], None] | None
 Lookup = Callable[[memoryview], int]
 
 
@@ -128,18 +129,12 @@ def find(pids: Sequence[int], qemu: bool = False, all_mergeable: bool = False) -
     UserError
         There are none.
     """
-    found = [*pids, *(pid for pid in processes() if qemu and re.match("qemu|kvm$", _text(pid, "comm")))]
+    found = [*pids, *(pid for pid in processes() if qemu and re.match("qemu|kvm$", proc(pid, "comm")))]
     found += [pid for pid in processes() if all_mergeable and mergeable(pid)]
     if not found:
         kind = "QEMU" if qemu else "process with mergeable memory" if all_mergeable else "process"
         raise UserError(f"there is no {kind} to capture", hint="Name PIDs, or use --qemu or --all-mergeable.")
     return [*dict.fromkeys(found)]
-
-
-def _text(pid: int, name: str) -> str:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return (PROC / str(pid) / name).read_text()
-    return ""
 
 
 class _Process:
@@ -155,13 +150,11 @@ class _Process:
     """
 
     def __init__(self, pid: int) -> None:
-        import pandas as pd
-
         if not (PROC / str(pid)).exists():
             raise UserError("there is no such process", parameter="PID", value=pid)
-        self.pid, self.name, self.own, self.others = pid, _text(pid, "comm").strip(), 0, 0
+        self.pid, self.name, self.own, self.others = pid, proc(pid, "comm").strip(), 0, 0
         vmas, page, before = list[list[int]](), 0, 0
-        for low, high, share, rss, anonymous, swap, text in SMAPS.findall(_text(pid, "smaps")):
+        for low, high, share, rss, anonymous, swap, text in SMAPS.findall(proc(pid, "smaps")):
             flags, start, end = set(text.split()), int(low, 16) // PAGE, int(high, 16) // PAGE
             private = share == "p" and not flags & NOT_OWN
             own = int(anonymous) * private
@@ -186,8 +179,6 @@ class _Reader:
 
     def read(self, process: _Process, lookup: Lookup) -> pd.DataFrame:
         """Return the pages of a process that are there: page, vma, kind, order, content (`lookup`; 0: zeroes)."""
-        import pandas as pd
-
         windows = [pd.DataFrame(columns=["page", "vma", "kind", "order", "content"], dtype=int)]
         with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
             self.pagemap, self.memory = open_pagemap(process.pid), (PROC / str(process.pid) / "mem").open("rb", 0)
@@ -202,8 +193,6 @@ class _Reader:
         return pd.concat(windows[len(windows) > 1 :])
 
     def _window(self, at: int, end: int, lookup: Lookup) -> pd.DataFrame:
-        import pandas as pd
-
         entries = np.zeros(end - at, np.uint64)
         os.preadv(self.pagemap.fileno(), [entries.data], 8 * at)  # nothing, if the process has exited
         there, frame = entries >> 63 == 1, (entries & (1 << 55) - 1).astype(np.int64)
@@ -283,10 +272,6 @@ def capture(
     UserError
         There is no such process, it has no memory of its own, or it may not be read; the file cannot be written.
     """
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     check_folder(out)
     with writing(out), TemporaryFile(dir=out.parent) as file, _permitted():
         contents, start, asked = _Contents(file), time.monotonic(), [_Process(pid) for pid in pids]
@@ -303,8 +288,7 @@ def capture(
             raise UserError("there is nothing to capture: all of the processes have exited", parameter="PID")
         known = pages.kind.isin([ANON, ZERO])
         rows = _rows(pages.assign(rank=np.where(known, contents.ranks()[pages.content], -1)), asked)
-        names = "pid", "name", "ksm_zero_pages"
-        about = [{name: getattr(one, name) for name in names} for one in asked]
+        about = [{"pid": one.pid, "name": one.name, "ksm_zero_pages": one.ksm_zero_pages} for one in asked]
         thp = (Path("/sys/kernel/mm/transparent_hugepage") / "enabled").read_text()
         told = {"format": FORMAT, "contents": CONTENTS, "kernel": platform.release(), "thp_enabled": thp.strip()}
         table = pa.Table.from_pandas(rows, preserve_index=False)
@@ -317,8 +301,6 @@ def capture(
 
 def _rows(pages: pd.DataFrame, asked: Sequence[_Process]) -> pd.DataFrame:
     """Return pages as runs (see the module), with the holes of their VMAs."""
-    import pandas as pd
-
     same = pages[["process", "vma", "kind", "order", "volatile"]]
     alike = (same == same.shift()).all(axis=1) & (pages.page.diff() == 1)
     change = pages["rank"].diff()
@@ -326,9 +308,8 @@ def _rows(pages: pd.DataFrame, asked: Sequence[_Process]) -> pd.DataFrame:
     step = change.where(alike, -1).to_numpy(int)
     starts = np.flatnonzero((step < 0) | np.r_[False, (step[1:] != step[:-1]) & (step[:-1] >= 0)])
     count = np.diff(starts, append=len(pages))
-    rows = pages.iloc[starts].assign(
-        count=count, step=np.where(count > 1, step[np.minimum(starts + 1, len(step) - 1)], 0)
-    )
+    second = np.minimum(starts + 1, len(step) - 1)
+    rows = pages.iloc[starts].assign(count=count, step=np.where(count > 1, step[second], 0))
     keys = ["process", "vma"]
     vmas = pd.concat([one.vmas.assign(process=i) for i, one in enumerate(asked)])
     lead = pd.DataFrame({"process": range(len(asked)), "vma": -1, "page": 0})
@@ -341,14 +322,11 @@ def _rows(pages: pd.DataFrame, asked: Sequence[_Process]) -> pd.DataFrame:
     rows = rows.sort_values(["process", "page"]).merge(vmas[[*keys, *FLAGS]], "left", keys)
     rows["kind"] = rows.kind.map(dict(enumerate(KINDS))).astype("category")
     rows["volatile"] = rows.volatile.map({0: False, 1: True}).astype("boolean")
-    types = {name: kind for kind in TYPES for name in TYPES[kind]}
-    return rows.fillna(dict.fromkeys(FLAGS, False)).astype(types)[[*types, "kind", "volatile"]]
+    return rows.fillna(dict.fromkeys(FLAGS, False)).astype(TYPES)[[*TYPES, "kind", "volatile"]]
 
 
 def _summary(rows: pd.DataFrame, asked: Sequence[_Process], contents: int) -> str:
     """Return what was captured, a row a process, MiB."""
-    import pandas as pd
-
     anon = rows.kind == "anon"
     parts = {"MiB": anon, "in THPs": anon & (rows.order == 9), "zero-filled": anon & (rows["rank"] == 0)}
     parts |= {"mergeable": anon & rows.mergeable} | {kind: rows.kind == kind for kind in KINDS[ZERO:]}
@@ -361,5 +339,5 @@ def _summary(rows: pd.DataFrame, asked: Sequence[_Process], contents: int) -> st
     if "volatile" in table:
         share = 100 * table.volatile.sum() / table.MiB.sum()
         said += [f"Volatile: {share:.1f} % of the pages had another content when they were read again."]
-    said += [f"{one.pid} {one.name} exited while it was read." for one in asked if not _text(one.pid, "maps")]
+    said += [f"{one.pid} {one.name} exited while it was read." for one in asked if not proc(one.pid, "maps")]
     return "\n".join([text_table(table, digits=1), "", *said])
