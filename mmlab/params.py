@@ -32,9 +32,7 @@ KINDS |= {"dumps": "dump"}
 """Folders within ``params/``, and what to call a file of each."""
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?")
 _TIMES = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
-_LARGE = {
-    f"{letter}{ending}": 1 << power for letter, power in zip("MGT", (20, 30, 40), strict=True) for ending in ("", "iB")
-}
+_LARGE = {"M": 1 << 20, "MiB": 1 << 20, "G": 1 << 30, "GiB": 1 << 30, "T": 1 << 40, "TiB": 1 << 40}
 _BYTES = {"K": 1 << 10, "KiB": 1 << 10, **_LARGE}
 UNITS = {
     "s": (_TIMES, 1000, "30s, 5m or 2h"),
@@ -166,8 +164,8 @@ def in_units(model: Any, given: Any) -> Any:
     """Return what a pydantic model is given with each number in its field's unit: a validator of mode "before"."""
     if not isinstance(given, dict):
         return given
-    known, texts = units(model), [n for n, value in given.items() if isinstance(value, str) and NUMBER.match(value)]
-    return given | {n: quantity(given[n], known[n]) for n in texts if n in known} if texts else given
+    known = units(model)
+    return given | {name: quantity(value, known[name]) for name, value in given.items() if name in known}
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------

@@ -76,10 +76,8 @@ def composition(made: Reproduction) -> Answer:
     parts |= {"saved: other duplicates": sharing - chained, "unique": unique, "volatile": volatile}
     figure = bars(pd.DataFrame(parts, ["dump", "simulated"]), "scanned memory (MiB)", stacked=True)
     total, zero = made.dump.whole / PAGES_PER_MIB, chained[0] + zeroes[0]
-    words = (
-        f"Saved: {made.dump.saved_mib:,.0f} of {total:,.0f} MiB, at least {zero:,.0f} MiB of that by zero-filled pages"
-    )
-    finding = f"{words}. The simulation is {'' if made.exact else 'not '}exact."
+    saved = f"{made.dump.saved_mib:,.0f} of {total:,.0f} MiB, at least {zero:,.0f} MiB of that by zero-filled pages"
+    finding = f"Saved: {saved}. The simulation is {'' if made.exact else 'not '}exact."
     return Answer(table, finding, figure, "Dump and simulation", digits=2)
 
 

@@ -41,15 +41,12 @@ def full_scan(run: Run, number: int) -> Answer:
     names = dict(zip(sorted({*keys} - {0}, key=keys.index), "abcdefghijklmnopqrstuvwxyz", strict=False)) | {0: "0"}
     for row, batch in enumerate([None, *batches]):
         for page, key in enumerate(keys):
-            bold = (batch, page) in data.index
-            box, weight = (LOOK["letter"], "bold") if bold else (LOOK["box"], "normal")
+            box, weight = (LOOK["letter"], "bold") if (batch, page) in data.index else (LOOK["box"], "normal")
             ax.text(page + 0.5, row + 0.5, names[key], ha="center", va="center", size=8, weight=weight, bbox=box)
     ax.set(xlabel="page", ylabel="after batch")
     ax.set_yticks(np.arange(len(maps)) + 0.5, ["before", *map(str, batches)])
     ax.set_xticks(np.arange(maps.shape[1]) + 0.5, [*map(str, range(maps.shape[1]))])
     freed = -np.diff([run.frames[batch, 0][0] for batch in (batches[0] - 1, *batches)])
     asked = f"{run.variant}, use_zero_pages={run.scenario.use_zero_pages}"
-    said = (
-        f"{len(data)} visits, {freed.sum()} of {len(keys)} pages of memory given back, at most {freed.max()} by a batch"
-    )
-    return Answer(data, f"{asked}: {said}.", ax, f"Full scan {number} under {asked}")
+    given_back = f"{freed.sum()} of {len(keys)} pages of memory given back, at most {freed.max()} by a batch"
+    return Answer(data, f"{asked}: {len(data)} visits, {given_back}.", ax, f"Full scan {number} under {asked}")
