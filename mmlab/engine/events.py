@@ -81,14 +81,9 @@ def act(e: ops.Event, s: System, *pages: int) -> int:
     return result
 
 
-def _places(e: ops.ProcessEvent, s: System, *pages: int) -> list[int]:
-    """Return pages of the event's process as indices of `Machine.page`."""
-    return [s.spaces.base(e.process) + page for page in pages]
-
-
 @act.register
 def _write(e: ops.Write, s: System, first: int, end: int) -> int:
-    done = memory.write_pages(s.m, *_places(e, s, first, end), np.uint64(e.key or 0), e.key is None)
+    done = memory.write_pages(s.m, *s.spaces.places(e.process, first, end), np.uint64(e.key or 0), e.key is None)
     return 0 if done else errno.EFAULT
 
 
@@ -100,7 +95,7 @@ def _touch(e: ops.Touch, s: System, first: int, end: int) -> int:
 
 @act.register
 def _read(e: ops.Read, s: System, first: int, end: int) -> int:
-    return 0 if memory.read_pages(s.m, *_places(e, s, first, end)) else errno.EFAULT
+    return 0 if memory.read_pages(s.m, *s.spaces.places(e.process, first, end)) else errno.EFAULT
 
 
 @act.register
@@ -110,7 +105,7 @@ def _mremap(e: ops.Mremap, s: System, first: int, end: int) -> int:
 
 @act.register
 def _split(e: ops.Split, s: System, first: int, end: int) -> int:
-    split_huge_pages(s.m, *_places(e, s, first, end), CALLER_OTHER, True)
+    split_huge_pages(s.m, *s.spaces.places(e.process, first, end), CALLER_OTHER, True)
     return 0
 
 
@@ -141,19 +136,19 @@ def _compact(_e: ops.Compact, _s: System) -> int:
 
 @act.register
 def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> int:
-    migrate_pages(s.m, *_places(e, s, first, end), -1 if e.node is None else e.node, e.huge)
+    migrate_pages(s.m, *s.spaces.places(e.process, first, end), -1 if e.node is None else e.node, e.huge)
     return 0
 
 
 @act.register
 def _poison(e: ops.MemoryFailure, s: System) -> int:
-    return int(memory_failure(s.m, *_places(e, s, s.place(e.process, e.page))))
+    return int(memory_failure(s.m, *s.spaces.places(e.process, s.place(e.process, e.page))))
 
 
 @act.register
 def _populate_write(e: ops.PopulateWrite, s: System, first: int, end: int) -> int:
     """Touch each page as mlock does (ksm-merge F8), up to the first that cannot be written (`madvise_populate`)."""
-    first, end = _places(e, s, first, end)
+    first, end = s.spaces.places(e.process, first, end)
     pte = s.m.pte[first:end]
     causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
     errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])

@@ -91,6 +91,10 @@ class AddressSpaces:
         """Return the first page of a process's region in `Machine.page`."""
         return int(self.m.mm[process + 1]["base"])
 
+    def places(self, process: int, *pages: int) -> list[int]:
+        """Return pages of a process as indices of `Machine.page`."""
+        return [self.base(process) + page for page in pages]
+
     def publish(self) -> None:
         """Give the compiled code the tables of all VMAs."""
         rows = [
@@ -108,19 +112,23 @@ class AddressSpaces:
     def _in_range(self, process: int, start: int, end: int) -> list[Vma]:
         return [v for v in self.vmas[process] if v.start < end and v.end > start]
 
-    def _split(self, process: int, at: int) -> None:
-        """Make `at` a VMA border. A huge PMD that it cuts is split (thp-split H6)."""
-        vmas = self.vmas[process]
-        for i, v in enumerate(vmas):
-            if v.start < at < v.end:
-                vmas.insert(i + 1, Vma(at, v.end, v.vm, v.anon_vma, self._next_stamp(), v.moved))
-                v.end = at
-                v.stamp = self._next_stamp()
+    def _cut(self, process: int, start: int, end: int) -> list[Vma]:
+        """Make both pages VMA borders and return the VMAs between. A huge PMD that is cut is split (thp-split H6)."""
+        vmas, order = self.vmas[process], int(self.m.state[0]["hpage_order"])
+        for at in (start, end):
+            for i, v in [(i, v) for i, v in enumerate(vmas) if v.start < at < v.end]:
+                vmas.insert(i + 1, replace(v, start=at, stamp=self._next_stamp()))
+                v.end, v.stamp = at, self._next_stamp()
                 page = self.base(process) + at
-                order = int(self.m.state[0]["hpage_order"])
                 if page & ((1 << order) - 1):
                     split_huge_pmd(self.m, page >> order)
-                return
+        return self._in_range(process, start, end)
+
+    def _insert(self, process: int, vma: Vma) -> None:
+        """Add a VMA where there is none."""
+        self.vmas[process].append(vma)
+        self.vmas[process].sort(key=attrgetter("start"))
+        self.m.pte["vm"][slice(*self.places(process, vma.start, vma.end))] = vma.vm
 
     def _join(self, process: int) -> None:
         """Join neighbours that the present call has made equal (thp-split H10)."""
@@ -129,36 +137,35 @@ class AddressSpaces:
             last = joined[-1] if joined else v
             equal = (last.end, last.vm, last.anon_vma, last.moved) == (v.start, v.vm, v.anon_vma, v.moved)
             if equal and v.start in self._changed:
-                joined[-1].end = v.end
-                joined[-1].stamp = self._next_stamp()
+                last.end, last.stamp = v.end, self._next_stamp()
             else:
                 joined.append(v)
         self.vmas[process] = joined
         self._changed = set()
 
     def _change(self, process: int, vma: Vma, start: int, end: int, vm: int) -> int:
-        """Give the part of a VMA that lies in [start, end) other flags. Return 0."""
-        if vma.vm == vm:
+        """Give pages [start, end) of a VMA other flags. Return 0."""
+        if (was := vma.vm) == vm:
             return 0
-        start, end, was = max(start, vma.start), min(end, vma.end), vma.vm
-        self._split(process, start)
-        self._split(process, end)
-        for v in self._in_range(process, start, end):
+        for v in self._cut(process, start, end):
             v.vm = vm
         self._changed |= {start, end}
-        if was & ~vm & VM_MERGEABLE:
-            self.m.state[0]["unmerged"] = 1
-        base = self.base(process)
+        pages = self.places(process, start, end)
         if (was ^ vm) & VM_LOCKED:
-            mlock_vma_pages_range(self.m, base + start, base + end, bool(vm & VM_LOCKED))
-        self.m.pte["vm"][base + start : base + end] = vm
+            mlock_vma_pages_range(self.m, *pages, bool(vm & VM_LOCKED))
+        self.m.pte["vm"][slice(*pages)] = vm
         return 0
+
+    def _unmerge(self, process: int, vma: Vma, start: int, end: int) -> None:
+        """Unshare what is merged in pages [start, end) of a VMA, which ceases to be mergeable."""
+        if vma.vm & VM_MERGEABLE:
+            unmerge_ksm_pages(self.m, *self.places(process, start, end))
+            self.m.state[0]["unmerged"] = 1
 
     def _populate(self, process: int, start: int, end: int) -> None:
         """Touch each page (`__mm_populate`), for which faults need the table of VMAs."""
         self.publish()
-        base = self.base(process)
-        populate_vma_page_range(self.m, base + start, base + end)
+        populate_vma_page_range(self.m, *self.places(process, start, end))
 
     def _walk(
         self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool = True
@@ -184,14 +191,13 @@ class AddressSpaces:
             process, start, end, lambda v, a, b: self._change(process, v, a, b, v.vm & ~off | on), holes=holes
         )
 
-    def _unlocked(self, process: int, start: int, end: int, act: Callable[[int, int], object]) -> int:
+    def _unlocked(self, process: int, start: int, end: int, act: Callable[[Machine, int, int], object]) -> int:
         """Act on the pages of each VMA of [start, end), up to the first VM_LOCKED one: EINVAL (ksm-merge F8)."""
-        base = self.base(process)
 
         def visit(v: Vma, a: int, b: int) -> int:
             if v.vm & VM_LOCKED:
                 return errno.EINVAL
-            act(base + a, base + b)
+            act(self.m, *self.places(process, a, b))
             return 0
 
         return self._walk(process, start, end, visit)
@@ -212,9 +218,7 @@ class AddressSpaces:
         """MADV_UNMERGEABLE: unshare what is merged, then clear the flag (ksm-merge R3)."""
 
         def visit(v: Vma, a: int, b: int) -> int:
-            if v.vm & VM_MERGEABLE:
-                base = self.base(process)
-                unmerge_ksm_pages(self.m, base + a, base + b)
+            self._unmerge(process, v, a, b)
             return self._change(process, v, a, b, v.vm & ~VM_MERGEABLE)
 
         return self._walk(process, start, end, visit)
@@ -224,18 +228,17 @@ class AddressSpaces:
 
         VMAs that become equal stay apart. The flag stays when the process leaves ksmd's list.
         """
-        mm, base = self.m.mm[process + 1], self.base(process)
+        mm = self.m.mm[process + 1]
         if bool(value) == bool(mm["merge_any"]):
             return 0
         mm["merge_any"] = value
         if value and not mm["registered"]:
             ksm_enter(self.m, process + 1)
         for v in self.vmas[process]:
-            if not value and v.vm & VM_MERGEABLE:
-                unmerge_ksm_pages(self.m, base + v.start, base + v.end)
-                self.m.state[0]["unmerged"] = 1
+            if not value:
+                self._unmerge(process, v, v.start, v.end)
             v.vm = v.vm | VM_MERGEABLE if value else v.vm & ~VM_MERGEABLE
-            self.m.pte["vm"][base + v.start : base + v.end] = v.vm
+            self.m.pte["vm"][slice(*self.places(process, v.start, v.end))] = v.vm
         return 0
 
     def uffd(self, process: int, start: int, end: int, value: int) -> int:
@@ -248,55 +251,42 @@ class AddressSpaces:
     nohugepage = partialmethod(_set, off=VM_HUGEPAGE)
     """MADV_NOHUGEPAGE"""
 
-    def dontneed(self, process: int, start: int, end: int) -> int:
-        """MADV_DONTNEED: unmap, up to the first VM_LOCKED VMA (ksm-merge F8)."""
-        return self._unlocked(process, start, end, lambda a, b: zap_page_range(self.m, a, b, True))
-
-    def cold(self, process: int, start: int, end: int) -> int:
-        """MADV_COLD (thp-split W5)"""
-        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_COLD, a, b))
-
-    def pageout(self, process: int, start: int, end: int) -> int:
-        """MADV_PAGEOUT (thp-split W1, W2)"""
-        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_PAGEOUT, a, b))
-
-    def free(self, process: int, start: int, end: int) -> int:
-        """MADV_FREE (thp-split W6)"""
-        return self._unlocked(process, start, end, lambda a, b: madvise_folios(self.m, MADV_FREE, a, b))
+    dontneed = partialmethod(_unlocked, act=lambda m, a, b: zap_page_range(m, a, b, True))
+    """MADV_DONTNEED: unmap, up to the first VM_LOCKED VMA (ksm-merge F8)."""
+    cold = partialmethod(_unlocked, act=lambda m, a, b: madvise_folios(m, MADV_COLD, a, b))
+    """MADV_COLD (thp-split W5)"""
+    pageout = partialmethod(_unlocked, act=lambda m, a, b: madvise_folios(m, MADV_PAGEOUT, a, b))
+    """MADV_PAGEOUT (thp-split W1, W2)"""
+    free = partialmethod(_unlocked, act=lambda m, a, b: madvise_folios(m, MADV_FREE, a, b))
+    """MADV_FREE (thp-split W6)"""
 
     def collapse(self, process: int, start: int, end: int) -> int:
         """MADV_COLLAPSE: VMA by VMA, up to one in which a block fails (khugepaged K11)."""
-        base, size = self.base(process), 1 << int(self.m.state[0]["hpage_order"])
+        size = 1 << int(self.m.state[0]["hpage_order"])
 
         def visit(v: Vma, a: int, b: int) -> int:
             if not v.vm & VM_HUGEPAGE or -(-v.start // size) * size + size > v.end:
                 return errno.EINVAL
             if -(-a // size) > b // size:
                 return 0 if self.m.state[0]["part_of_block_is_done"] else errno.EINVAL
-            return int(collapse_range(self.m, base + a, base + b))
+            return int(collapse_range(self.m, *self.places(process, a, b)))
 
         return self._walk(process, start, end, visit)
 
     def munmap(self, process: int, start: int, end: int) -> int:
         """munmap: VMA by VMA (thp-split H11)."""
-        self._split(process, start)
-        self._split(process, end)
-        base = self.base(process)
-        for v in self._in_range(process, start, end):
-            zap_page_range(self.m, base + v.start, base + v.end, False)
+        for v in self._cut(process, start, end):
+            zap_page_range(self.m, *self.places(process, v.start, v.end), False)
         self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
-        self.m.pte["vm"][base + start : base + end] = 0
+        self.m.pte["vm"][slice(*self.places(process, start, end))] = 0
         return 0
 
     def mmap(self, process: int, start: int, end: int) -> int:
         """mmap with MAP_FIXED and MAP_POPULATE; with MERGE_ANY the new VMA is mergeable (ksm-scan S12)."""
         self.munmap(process, start, end)
         self.m.state[0]["unmerged"] = 1  # rmap_items may be left of what was here
-        base, vm = self.base(process), VM_PRESENT | VM_WRITE
-        vm |= VM_MERGEABLE if self.m.mm[process + 1]["merge_any"] else 0
-        self.vmas[process].append(Vma(start, end, vm, self._next_stamp(), self._next_stamp()))
-        self.vmas[process].sort(key=attrgetter("start"))
-        self.m.pte["vm"][base + start : base + end] = vm
+        vm = VM_PRESENT | VM_WRITE | (VM_MERGEABLE if self.m.mm[process + 1]["merge_any"] else 0)
+        self._insert(process, Vma(start, end, vm, self._next_stamp(), self._next_stamp()))
         self._populate(process, start, end)
         return 0
 
@@ -324,34 +314,29 @@ class AddressSpaces:
 
     def _move(self, process: int, start: int, end: int, to: int) -> None:
         """Move a part of a VMA; what is merged in it is unshared first."""
-        new = slice(self.base(process) + to, self.base(process) + to + end - start)
         self.munmap(process, to, to + end - start)
-        vma, old = self._in_range(process, start, end)[0], self.base(process) + start
-        if vma.vm & VM_MERGEABLE:
-            unmerge_ksm_pages(self.m, old, old + end - start)
-            self.m.state[0]["unmerged"] = 1
+        vma, (old, new) = self._in_range(process, start, end)[0], self.places(process, start, to)
+        self._unmerge(process, vma, start, end)
         order = int(self.m.state[0]["hpage_order"])
-        self.m.block["pmd"][-(-new.start >> order) : new.stop >> order] = PMD_NONE
-        move_page_tables(self.m, old, new.start, end - start)
-        vm, moved = vma.vm & ~VM_UFFD, vma.moved + to - start
-        self.m.pte["vm"][new] = vm
-        there = Vma(to, to + end - start, vm, vma.anon_vma, self._next_stamp(), moved)
+        self.m.block["pmd"][-(-new >> order) : new + end - start >> order] = PMD_NONE
+        move_page_tables(self.m, old, new, end - start)
+        stamp, moved = self._next_stamp(), vma.moved + to - start
+        there = replace(vma, start=to, end=to + end - start, vm=vma.vm & ~VM_UFFD, stamp=stamp, moved=moved)
         self.munmap(process, start, end)
-        self.vmas[process].append(there)
-        self.vmas[process].sort(key=attrgetter("start"))
+        self._insert(process, there)
         self._changed = {there.start, there.end}
         self._join(process)
 
     def pin(self, process: int, start: int, end: int) -> int:
         """pin_user_pages: touch each page as mlock does and hold it, or none if one is not writable (thp-split H5)."""
-        base = self.base(process)
-        pte = self.m.pte[base + start : base + end]
+        pages = slice(*self.places(process, start, end))
+        pte = self.m.pte[pages]
         barred = (pte["vm"] & VM_WRITE == 0) | (pte["kind"] == POISON)
-        reached = start + int(np.argmax(np.append(barred, True)))
-        populate_vma_page_range(self.m, base + start, base + reached)
-        if reached < end:
+        reached = pages.start + int(np.argmax(np.append(barred, True)))
+        populate_vma_page_range(self.m, pages.start, reached)
+        if reached < pages.stop:
             return errno.EFAULT
-        held = self.m.page["frame"][base + start : base + end].tolist()
+        held = self.m.page["frame"][pages].tolist()
         self.pins += [(process, frame) for frame in held]
         for frame in held:
             folio_get(self.m, frame)
@@ -368,9 +353,9 @@ class AddressSpaces:
         """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
 
         def visit(v: Vma, a: int, b: int) -> int:
-            base, becomes_writable, locked = self.base(process), prot & 2 and not v.vm & VM_WRITE, v.vm & VM_LOCKED
+            becomes_writable, locked = prot & 2 and not v.vm & VM_WRITE, v.vm & VM_LOCKED
             if becomes_writable:  # exclusive pages are writable at once (khugepaged K9)
-                self.m.pte["bits"][base + a : base + b] &= ~READ_ONLY & 255
+                self.m.pte["bits"][slice(*self.places(process, a, b))] &= ~READ_ONLY & 255
             self._change(process, v, a, b, v.vm | VM_WRITE if prot & 2 else v.vm & ~VM_WRITE)
             if becomes_writable and locked:  # a locked VMA is copied at once, not at a fault
                 self._join(process)
@@ -394,24 +379,17 @@ class AddressSpaces:
 
         ksm-merge F4, ksm-scan S12
         """
-        m = self.m
-        child = len(self.vmas)
-        mm = m.mm[child + 1]
-        mm["base"], mm["pages"] = child_base, m.mm[parent + 1]["pages"]
-        mm["parent"] = parent + 1
-        for name in ("family", "merge_any", "forbids_zeropages", "nid"):
+        m, child = self.m, len(self.vmas)
+        mm, order = m.mm[child + 1], int(m.state[0]["hpage_order"])
+        mm["base"], mm["parent"] = child_base, parent + 1
+        for name in ("pages", "family", "merge_any", "forbids_zeropages", "nid"):
             mm[name] = m.mm[parent + 1][name]
-        order = int(m.state[0]["hpage_order"])
         blocks = slice(child_base >> order, (child_base + int(mm["pages"]) + (1 << order) - 1) >> order)
         m.block["mm"][blocks] = child + 1
         for name in ("more", "ahead"):
             m.block[name][blocks] = m.block[name][self.base(parent) >> order :][: blocks.stop - blocks.start]
-        self.vmas.append(
-            [
-                replace(v, vm=v.vm & ~(VM_LOCKED | VM_UFFD), anon_vma=self._next_stamp(), stamp=self._next_stamp())
-                for v in self.vmas[parent]
-            ]
-        )
+        off, stamp = VM_LOCKED | VM_UFFD, self._next_stamp
+        self.vmas.append([replace(v, vm=v.vm & ~off, anon_vma=stamp(), stamp=stamp()) for v in self.vmas[parent]])
         lru_add_drain_all(m)  # pins are those of I/O then
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
