@@ -6,6 +6,7 @@ Simulated time is an integer of ns; wall-clock time never enters a result.
 from __future__ import annotations
 
 import heapq
+import operator
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmlab.errors import UserError, located
 from mmlab.kernel import ksm
 from mmlab.kernel.state import LAST, SETTLED, mthp_t, stat_t
 from mmlab.policies import Policy
-from mmlab.scenario import Event, Scenario
+from mmlab.scenario import Scenario
 from mmlab.variants import Variant
 
 __all__ = ["Clock", "Observer"]
@@ -72,7 +73,9 @@ class Clock:
         if policy is not None:
             self.system.timers["policy"] = Timer(daemons.tuner(self.system, policy))
         self.recorder = Recorder(self.system, maps_at, samples_at)
-        self.horizon = round(scenario.horizon_seconds * SECOND) or FOREVER
+        ends = round(scenario.horizon_seconds * SECOND), scenario.horizon_batches, scenario.horizon_full_scans
+        self.ends = [end or FOREVER for end in ends]
+        """Time (ns), batches and full scans that end the run."""
         self.most_freed = 0
         times = [(event.after.seconds, i) for i, event in enumerate(scenario.events)]
         self.timed = sorted((round(seconds * SECOND), i) for seconds, i in times if seconds is not None)
@@ -107,7 +110,7 @@ class Clock:
                 break
             self._catch_up()
             if progress:
-                progress(min(1.0, self._share()))
+                progress(min(1.0, max(map(operator.truediv, self._reached(), self.ends))))
         if self.system.now > int(m.stat[0]["time_ns"]):  # time passed with nothing to do
             self._sample()
         outcome = self.recorder.finish(self.variant.name, self.results, self.event_ids, self.most_freed)
@@ -125,7 +128,8 @@ class Clock:
         """Do what is due: first, in order of time, what has a time (at the same time events before timers); then, in
         list order, the events after this batch or full scan."""
         system, stat = self.system, self.system.m.stat[0]
-        due = [i for i in self.pending if self._due(self.scenario.events[i])]
+        waiting = ((i, self.scenario.events[i].after) for i in self.pending)
+        due = [i for i, a in waiting if stat["batch"] >= (a.batch or 0) and stat["full_scans"] >= (a.full_scan or 0)]
         while True:
             event_ns = self.timed[0][0] if self.timed else FOREVER
             timer = system.next_timer()
@@ -146,12 +150,6 @@ class Clock:
             else:
                 return
 
-    def _due(self, event: Event) -> bool:
-        stat, after = self.system.m.stat[0], event.after
-        if after.batch is not None:
-            return bool(stat["batch"] >= after.batch)
-        return bool(stat["full_scans"] >= (after.full_scan or 0))
-
     def _event(self, i: int) -> None:
         stat = self.system.m.stat[0]
         stat["rank"], stat["time_ns"] = stat["rank"] + 1, self.system.now
@@ -164,17 +162,14 @@ class Clock:
 
     def _advance(self) -> bool:
         """Let ksmd run until something else is due, or time pass if it does not; False if nothing can ever happen."""
-        s, system, batch = self.scenario, self.system, int(self.system.m.stat[0]["batch"])
+        s, system, (_, batch, full_scans) = self.scenario, self.system, self._reached()
         timer = None if s.stepped else system.next_timer()  # in a trace timers act during a sleep event
         events_ns = self.timed[0][0] if self.timed else FOREVER
-        until = min(self.horizon, events_ns, timer.next_ns if timer else FOREVER)
+        until = min(self.ends[0], events_ns, timer.next_ns if timer else FOREVER)
         waiting = [s.events[i].after for i in self.pending]
         batches = [max(after.batch, batch + 1) for after in waiting if after.batch is not None]
-        most = min([*batches, s.horizon_batches or FOREVER]) - batch
-        full_scans = s.horizon_full_scans - self._full_scans() if s.horizon_full_scans else FOREVER
-        if any(after.full_scan is not None for after in waiting):
-            full_scans = 1
-        if self._batches(until, most, full_scans):
+        scans = 1 if any(after.full_scan is not None for after in waiting) else self.ends[2] - full_scans
+        if self._batches(until, min([*batches, self.ends[1]]) - batch, scans):
             return True
         if s.stepped and system.wake < until:
             self._idle_batch()
@@ -224,26 +219,14 @@ class Clock:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _full_scans(self) -> int:
-        """Return the full scans completed since the start; the kernel's counter restarts with run=2."""
-        return int(self.system.m.passes[LAST]["full_scan"])
-
-    def _share(self) -> float:
-        s, batch = self.scenario, float(self.system.m.stat[0]["batch"])
-        return max(
-            self.system.now / SECOND / s.horizon_seconds if s.horizon_seconds else 0.0,
-            batch / s.horizon_batches if s.horizon_batches else 0.0,
-            self._full_scans() / s.horizon_full_scans if s.horizon_full_scans else 0.0,
-        )
+    def _reached(self) -> tuple[int, int, int]:
+        """Return the time (ns), the batches and the full scans up to now; the kernel's counter restarts with run=2."""
+        m = self.system.m
+        return self.system.now, int(m.stat[0]["batch"]), int(m.passes[LAST]["full_scan"])
 
     def _ended(self) -> bool:
-        s, m = self.scenario, self.system.m
-        return bool(
-            (s.horizon_seconds and self.system.now >= self.horizon)
-            or (s.horizon_batches and m.stat[0]["batch"] >= s.horizon_batches)
-            or (s.horizon_full_scans and self._full_scans() >= s.horizon_full_scans)
-            or (s.until_settled and m.passes[SETTLED]["full_scan"] > 0)
-        )
+        settled = self.scenario.until_settled and self.system.m.passes[SETTLED]["full_scan"] > 0
+        return bool(settled) or any(map(operator.ge, self._reached(), self.ends))
 
 
 def _check_end(scenario: Scenario, policy: Policy | None, costs: CostSet) -> None:

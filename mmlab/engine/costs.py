@@ -84,8 +84,7 @@ class CostSet:
     @property
     def table(self) -> np.ndarray:
         """int64[len(STEPS)]: whole ns a step, as the model takes them."""
-        table: np.ndarray = np.rint(self.ns).astype(np.int64)
-        return table
+        return self.ns.round().astype(np.int64)
 
     def of(self, scenario: Scenario) -> CostSet:
         """Return the costs in a scenario: by its cost_factor and the `parts` of its steps."""
@@ -157,13 +156,12 @@ def _checked(values: dict[str, Any]) -> CostSet:
     either = {"stable_level": ns["tree_level"]} if "tree_level" in ns else {}  # once one step
     added = {step: estimate for step, estimate in (ADDED | either).items() if step not in ns}
     ns = ns | added
-    own: dict[str, Any] = (
-        estimated if isinstance(estimated, dict) else {step: ns.get(step) for step in estimated}
-    ) | added
-    numbers: list[tuple[str, Any, float, str]] = [(step, ns.get(step), 1e12, "ns") for step in STEPS] + [
-        ("error", error, 1, "")
-    ]
-    for name, value, most, where in numbers + [(step, value, 1e12, "estimated") for step, value in own.items()]:
+    if isinstance(estimated, list):
+        estimated = {step: ns.get(step) for step in estimated}
+    own: dict[str, Any] = estimated | added
+    numbers: list[tuple[str, Any, float, str]] = [(step, ns.get(step), 1e12, "ns") for step in STEPS]
+    numbers += [("error", error, 1, ""), *((step, value, 1e12, "estimated") for step, value in own.items())]
+    for name, value, most, where in numbers:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
             unit = "(ns)" if where else "(a relative standard error)"
             raise UserError(parameter=name, value=value, allowed=f"0 … {most:g} {unit}", where=where)

@@ -135,10 +135,8 @@ def khugepaged(s: System) -> Iterator[int]:
     do not take.
     """
     state = s.m.state[0]
-    if not s.scenario.khugepaged:
-        yield FOREVER  # until the knob is set
-    else:
-        yield int(schedule_timeout(s.m, 0, state["khugepaged_scan_sleep_millisecs"]))
+    first = int(schedule_timeout(s.m, 0, state["khugepaged_scan_sleep_millisecs"]))
+    yield first if s.scenario.khugepaged else FOREVER  # until the knob is set
     while True:
         pages = min(int(state["khugepaged_pages_to_scan"]), len(s.m.page))
         s.reserve(2 * pages + (2 << s.order))
@@ -160,12 +158,8 @@ def guests(s: System) -> Iterator[int]:
     plan: list[tuple[int, ...]] = []  # when, what (index of `acts`), process, for `touch` first and end
     for process in range(len(s.images)):
         boots, exits = asked.boots_at(process), asked.exits_at(process)
-        if exits is not None:
-            plan.append((round(exits * SECOND), 0, process))
-        if boots:
-            plan.append((round(boots * SECOND), 1, process))
-        if asked.balloon_fraction:
-            plan.append((round((boots + asked.balloon_seconds) * SECOND), 2, process))
+        moments = exits, boots or None, boots + asked.balloon_seconds if asked.balloon_fraction else None
+        plan += [(round(when * SECOND), what, process) for what, when in enumerate(moments) if when is not None]
         if seconds := asked.specs[process].growth_seconds:
             first, end = int(np.argmin(s.images[process].touched)), int(s.m.mm[process + 1]["pages"])
             ticks = max(1, min(int(TICKS_PER_SECOND * seconds), TICKS_PER_PERIOD))
@@ -236,14 +230,13 @@ def writes(s: System) -> dict[str, Iterator[int]]:
     """
     asked = s.scenario
     rng = np.random.default_rng((asked.seed, CONTENT))
-    hot, warm, written = [], [], 0
+    parts, written = [], 0
     for i, image in enumerate(s.images):
         used = np.flatnonzero(image.keys) + s.spaces.base(i)
         dealt = np.random.default_rng((asked.seed, CHOICE, i)).permutation(used)
         share = asked.specs[i].hot_fraction or 0.0
-        n = [round(part * len(used)) for part in (share, share + asked.warm_fraction)]
-        hot.append(dealt[: n[0]])
-        warm.append(dealt[n[0] : n[1]])
+        parts.append(np.split(dealt, [round(part * len(used)) for part in (share, share + asked.warm_fraction)])[:2])
+    hot, warm = map(np.concatenate, zip(*parts, strict=True))
 
     def write(pages: NDArray[np.int32]) -> None:
         nonlocal written
@@ -262,6 +255,6 @@ def writes(s: System) -> dict[str, Iterator[int]]:
             write(order[at * n // ticks : (at + 1) * n // ticks])
 
     return {
-        "hot": daemon(HOT, np.concatenate(hot), asked.hot_period_seconds),
-        "warm": daemon(WARM, np.concatenate(warm), asked.warm_period_seconds),
+        "hot": daemon(HOT, hot, asked.hot_period_seconds),
+        "warm": daemon(WARM, warm, asked.warm_period_seconds),
     }

@@ -20,12 +20,9 @@ from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import deferred_split_scan, split_huge_pages
 from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
-from mmlab.kernel.state import CALLER_OTHER, POISON, VM_PRESENT, VM_WRITE
+from mmlab.kernel.state import CALLER_OTHER
 
 __all__ = ["act", "happen"]
-
-EHWPOISON = 133
-"""Linux's number; `errno` of Python 3.11 has no name for it."""
 
 
 def happen(system: System, event: ops.Event) -> int:
@@ -143,18 +140,6 @@ def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> int:
 @act.register
 def _poison(e: ops.MemoryFailure, s: System) -> int:
     return int(memory_failure(s.m, *s.spaces.places(e.process, s.place(e.process, e.page))))
-
-
-@act.register
-def _populate_write(e: ops.PopulateWrite, s: System, first: int, end: int) -> int:
-    """Touch each page as mlock does (ksm-merge F8), up to the first that cannot be written (`madvise_populate`)."""
-    first, end = s.spaces.places(e.process, first, end)
-    pte = s.m.pte[first:end]
-    causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
-    errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])
-    reached = int(np.argmax(np.append(errors, 1) != 0))
-    memory.populate_vma_page_range(s.m, first, first + reached)
-    return int(np.append(errors, 0)[reached])
 
 
 @act.register

@@ -7,6 +7,7 @@ order is the page's order in memcmp; equal keys are equal pages; 0 is the page o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -143,22 +144,16 @@ def _generated(
     """Return the keys of a process described by workload fields, shared and unique ones, which count up from these."""
     spec, lead, pages = p.spec, p.spec.lead(size), p.holes[0][0] if p.holes else p.pages
     rng = np.random.default_rng(seed)
-    zero = np.zeros(pages, dtype=np.bool_)
-    zero[: spec.stray_zero_pages] = True
-    zero[lead:] = _zero_pages(spec, pages - lead, size, rng)
+    unique = np.arange(pages) >= (spec.stray_zero_pages or 0)
+    unique[lead:] = ~_zero_pages(spec, pages - lead, size, rng)
 
-    others = np.flatnonzero(~zero)
-    eligible = others[np.searchsorted(others, lead) :]
-    n = eligible.size
-    dealt = round((spec.duplicate_fraction or 0.0) * n)
-    is_duplicate = np.zeros(pages, dtype=np.bool_)
-    if dealt:
-        is_duplicate[eligible[_duplicates(spec.duplicate_layout, eligible // size, dealt)]] = True
+    eligible = lead + np.flatnonzero(unique[lead:])
     keys = np.zeros(places(p.pages, p.gaps, size), dtype=np.uint64)
-    used = keys[:pages]
-    used[is_duplicate] = first_shared + _dealt(dealt, spec.duplicate_groups or 1, spec.duplicate_skew or 0.0)
-    unique = ~zero & ~is_duplicate
-    used[unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
+    if dealt := round((spec.duplicate_fraction or 0.0) * eligible.size):
+        duplicates = np.sort(eligible[_duplicates(spec.duplicate_layout, eligible // size, dealt)])
+        keys[duplicates] = first_shared + _dealt(dealt, spec.duplicate_groups or 1, spec.duplicate_skew or 0.0)
+        unique[duplicates] = False
+    keys[:pages][unique] = first_unique + np.arange(int(unique.sum()), dtype=np.uint64)
     return keys
 
 
@@ -238,16 +233,17 @@ def _image(p: _Process, size: int, late: bool, enabled: tuple[int, ...], keys: N
     Without `orders`, memory with MADV_HUGEPAGE has folios of the largest `enabled` orders that fit (mthp E2).
     """
     spec, pages = p.spec, keys.size
-    huge = np.zeros(pages, dtype=np.bool_)
     order = np.zeros(pages, dtype=np.uint8)
 
-    def part(first: int, count: int) -> slice:
-        return slice(*places(np.array([first, first + count]), p.gaps, size))
+    def of(ranges: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
+        """Return which pages are in one of these ranges, first and count."""
+        found = np.zeros(pages, dtype=np.bool_)
+        for first, count in ranges:
+            found[slice(*places(np.array([first, first + count]), p.gaps, size))] = True
+        return found
 
-    if spec.thp is not None:
-        for first, count in spec.thp:
-            huge[part(first, count)] = True
-    elif spec.contents is None:
+    huge = of(spec.thp or ())
+    if spec.thp is None and spec.contents is None:
         blocks = ((p.holes[0][0] if p.holes else p.pages) - spec.lead(size)) // size
         n = int((spec.thp_coverage or 0.0) * blocks + 1e-9)
         covered = slice(spec.lead(size), spec.lead(size) + n * size if n < blocks else None)
@@ -257,21 +253,16 @@ def _image(p: _Process, size: int, late: bool, enabled: tuple[int, ...], keys: N
             huge[:] = False
     if spec.orders is not None:
         for first, count, small in spec.orders:
-            order[part(first, count)] = small
+            order[of([(first, count)])] = small
     else:
-        for of in enabled:
-            n = min(1 << of, size)
+        for large in enabled:
+            n = min(1 << large, size)
             whole = huge[: pages // n * n].reshape(-1, n).all(axis=1)  # a folio needs its whole aligned range
-            order[: whole.size * n][np.repeat(whole, n)] = of
-    mergeable = np.zeros(pages, dtype=np.bool_)
-    if not late:
-        for first, count in ((0, p.pages),) if spec.mergeable is None else spec.mergeable:
-            mergeable[part(first, count)] = True
-    dealt = np.ones(pages, dtype=np.bool_)
-    for first, end in p.holes:
-        dealt[part(first, end - first)] = False
-    touched = dealt.copy()
-    touched[part(0, round((spec.touched_fraction or 0.0) * p.pages)).stop :] = False
+            order[: whole.size * n][np.repeat(whole, n)] = large
+    everywhere = ((0, p.pages),)
+    mergeable = of(() if late else everywhere if spec.mergeable is None else spec.mergeable)
+    dealt = ~of((first, end - first) for first, end in p.holes)
+    touched = dealt & of([(0, round((spec.touched_fraction or 0.0) * p.pages))])
     born_huge = huge.copy() if spec.orders is None else order == THP_ORDER
     if spec.nohugepage_after_populate:
         huge[:] = False

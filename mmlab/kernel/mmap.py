@@ -32,6 +32,9 @@ from mmlab.kernel.state import *
 
 __all__ = ["AddressSpaces", "Vma", "equal_runs"]
 
+EHWPOISON = 133
+"""Linux's number; `errno` of Python 3.11 has no name for it."""
+
 
 def equal_runs(values: np.ndarray) -> list[tuple[int, int, int]]:
     """Return (start, end, value) of each run of equal neighbours."""
@@ -97,14 +100,11 @@ class AddressSpaces:
 
     def publish(self) -> None:
         """Give the compiled code the tables of all VMAs."""
-        rows = [
-            (int(self.m.mm[i + 1]["family"]), self.base(i), v.start, v.end, v.moved, v.vm)
-            for i, vmas in enumerate(self.vmas)
-            for v in vmas
-        ]
+        mm, owned = self.m.mm, [(i, v) for i, vmas in enumerate(self.vmas) for v in vmas]
+        rows = [(mm[i + 1]["family"], mm[i + 1]["base"], v.start, v.end, v.moved, v.vm) for i, v in owned]
         area = self.m.area = np.array(rows, vma_t)
-        stamps = [v.stamp for vmas in self.vmas for v in vmas]
-        self.m.vma = area[sorted(range(len(rows)), key=lambda i: (rows[i][0], rows[i][2] - rows[i][4], stamps[i]))]
+        stamps = np.array([v.stamp for _, v in owned])
+        self.m.vma = area[np.lexsort((stamps, area["start"] - area["moved"], area["family"]))]
         for i, vmas in enumerate(self.vmas):
             self.m.mm[i + 1]["khugepaged"] |= any(v.vm & VM_HUGEPAGE for v in vmas)
             self.m.mm[i + 1]["mergeable"] = sum(v.end - v.start for v in vmas if v.vm & VM_MERGEABLE)
@@ -327,16 +327,21 @@ class AddressSpaces:
         self._changed = {there.start, there.end}
         self._join(process)
 
+    def populate_write(self, process: int, start: int, end: int) -> int:
+        """MADV_POPULATE_WRITE: touch each page as mlock does, up to the first that cannot be written (ksm-merge F8)."""
+        first, end = self.places(process, start, end)
+        pte = self.m.pte[first:end]
+        causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
+        errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])
+        reached = int(np.argmax(np.append(errors, 1) != 0))
+        populate_vma_page_range(self.m, first, first + reached)
+        return int(np.append(errors, 0)[reached])
+
     def pin(self, process: int, start: int, end: int) -> int:
         """pin_user_pages: touch each page as mlock does and hold it, or none if one is not writable (thp-split H5)."""
-        pages = slice(*self.places(process, start, end))
-        pte = self.m.pte[pages]
-        barred = (pte["vm"] & VM_WRITE == 0) | (pte["kind"] == POISON)
-        reached = pages.start + int(np.argmax(np.append(barred, True)))
-        populate_vma_page_range(self.m, pages.start, reached)
-        if reached < pages.stop:
+        if self.populate_write(process, start, end):
             return errno.EFAULT
-        held = self.m.page["frame"][pages].tolist()
+        held = self.m.page["frame"][slice(*self.places(process, start, end))].tolist()
         self.pins += [(process, frame) for frame in held]
         for frame in held:
             folio_get(self.m, frame)

@@ -71,19 +71,15 @@ class Run(Outcome):
         merging = r["proc_ksm_merging_pages"] + r["ksm_zero_pages"]
         c["proc_ksm_process_profit"] = merging * 4096 - r["proc_ksm_rmap_items"] * 64
         at = np.searchsorted(self.knobs["row"], np.arange(len(r)), "right") - 1
-        c |= {name: self.knobs[name][at] for name in KNOBS if name not in c} | {"run_ns": self._run_ns()}
+        c |= {name: self.knobs[name][at] for name in KNOBS if name not in c}
+        since = np.append(self.knobs["time_ns"], r["time_ns"][-1])
+        ran = np.append(0, np.cumsum(np.diff(since) * (self.knobs["run"] == 1)))
+        c["run_ns"] = np.interp(r["time_ns"], since, ran).round().astype(np.int64)
         if self.mthp is not None:
             for order, size in MTHP_SIZES.items():
                 for name in mthp_t.names or ():
                     c[f"{size}_{name}"] = self.mthp[name][:, order]
         return c
-
-    def _run_ns(self) -> np.ndarray:
-        """Return int64[samples]: how long KSM has run (run = 1)."""
-        since = np.append(self.knobs["time_ns"], self.rows["time_ns"][-1])
-        ran = np.append(0, np.cumsum(np.diff(since) * (self.knobs["run"] == 1)))
-        total: np.ndarray = np.interp(self.rows["time_ns"], since, ran).round().astype(np.int64)
-        return total
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -113,9 +109,7 @@ class Run(Outcome):
 
     def rows_at(self, times: Iterable[float]) -> np.ndarray:
         """Return int64[times]: the number of the last sample up to each time (s); see `simulate(samples_at=…)`."""
-        times_ns = [round(seconds * SECOND) for seconds in times]
-        found: np.ndarray = np.searchsorted(self.rows["time_ns"], times_ns, "right") - 1
-        return found
+        return np.searchsorted(self.rows["time_ns"], [round(seconds * SECOND) for seconds in times], "right") - 1
 
     def sysfs(self, time_s: float | None = None) -> str:
         """Return what ``grep . /sys/kernel/mm/ksm/*`` prints at a time, or at the end; `mmlab host` reads it.
