@@ -247,10 +247,10 @@ def _image(p: _Process, size: int, late: bool, enabled: tuple[int, ...], keys: N
         blocks = ((p.holes[0][0] if p.holes else p.pages) - spec.lead(size)) // size
         n = int((spec.thp_coverage or 0.0) * blocks + 1e-9)
         covered = slice(spec.lead(size), spec.lead(size) + n * size if n < blocks else None)
-        huge[covered] = True
-        if (small := spec.folio_order) not in (None, THP_ORDER):
-            order[covered] = small
-            huge[:] = False
+        if spec.folio_order in (None, THP_ORDER):
+            huge[covered] = True
+        else:
+            order[covered] = spec.folio_order
     if spec.orders is not None:
         for first, count, small in spec.orders:
             order[of([(first, count)])] = small
@@ -259,8 +259,7 @@ def _image(p: _Process, size: int, late: bool, enabled: tuple[int, ...], keys: N
             n = min(1 << large, size)
             whole = huge[: pages // n * n].reshape(-1, n).all(axis=1)  # a folio needs its whole aligned range
             order[: whole.size * n][np.repeat(whole, n)] = large
-    everywhere = ((0, p.pages),)
-    mergeable = of(() if late else everywhere if spec.mergeable is None else spec.mergeable)
+    mergeable = of(() if late else ((0, p.pages),) if spec.mergeable is None else spec.mergeable)
     dealt = ~of((first, end - first) for first, end in p.holes)
     touched = dealt & of([(0, round((spec.touched_fraction or 0.0) * p.pages))])
     born_huge = huge.copy() if spec.orders is None else order == THP_ORDER

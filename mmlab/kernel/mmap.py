@@ -147,6 +147,10 @@ class AddressSpaces:
         """Give pages [start, end) of a VMA other flags. Return 0."""
         if (was := vma.vm) == vm:
             return 0
+        if not vm & VM_MERGEABLE:
+            self._unmerge(process, vma, start, end)
+        elif not was & VM_MERGEABLE and not self.m.mm[process + 1]["registered"]:
+            ksm_enter(self.m, process + 1)
         for v in self._cut(process, start, end):
             v.vm = vm
         self._changed |= {start, end}
@@ -204,24 +208,10 @@ class AddressSpaces:
 
     # --- system calls -----------------------------------------------------------------------------------------------
 
-    def mergeable(self, process: int, start: int, end: int) -> int:
-        """MADV_MERGEABLE: an advice that changes a VMA registers the process (ksm-scan S12)."""
-
-        def visit(v: Vma, a: int, b: int) -> int:
-            if not v.vm & VM_MERGEABLE and not self.m.mm[process + 1]["registered"]:
-                ksm_enter(self.m, process + 1)
-            return self._change(process, v, a, b, v.vm | VM_MERGEABLE)
-
-        return self._walk(process, start, end, visit)
-
-    def unmergeable(self, process: int, start: int, end: int) -> int:
-        """MADV_UNMERGEABLE: unshare what is merged, then clear the flag (ksm-merge R3)."""
-
-        def visit(v: Vma, a: int, b: int) -> int:
-            self._unmerge(process, v, a, b)
-            return self._change(process, v, a, b, v.vm & ~VM_MERGEABLE)
-
-        return self._walk(process, start, end, visit)
+    mergeable = partialmethod(_set, on=VM_MERGEABLE)
+    """MADV_MERGEABLE: an advice that changes a VMA registers the process (ksm-scan S12)."""
+    unmergeable = partialmethod(_set, off=VM_MERGEABLE)
+    """MADV_UNMERGEABLE: unshare what is merged, then clear the flag (ksm-merge R3)."""
 
     def merge_any(self, process: int, value: int) -> int:
         """prctl PR_SET_MEMORY_MERGE: make every VMA mergeable, or none (ksm-scan S12, S17).

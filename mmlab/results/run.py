@@ -320,16 +320,14 @@ def defer_ctrl_c() -> Iterator[Callable[[], bool]]:
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
-    pressed = False
+    pressed = threading.Event()
 
     def handler(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        pressed.set()
 
     signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: pressed
+        yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

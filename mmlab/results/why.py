@@ -123,18 +123,16 @@ def history(run: Outcome, e: pd.DataFrame, page: int, process: int = 0, since: f
     remap = (e["event"] == "remap") & step.isin(step[own & (e["event"] == "split")])
     rows = e.assign(own=own, step=step)[about & (own | visit | remap)]
     told = [row for group in _steps(rows) for row in _sentences(group, page, process)]
+    last, held = e["time_s"][own].max(), _held(run, page, process)
     if not told:
-        last = e["time_s"][own].max()
-        there = (
-            f"The last event is at {last:g} s." if last == last else f"It has no events; {_held(run, page, process)}."
-        )
+        there = f"The last event is at {last:g} s." if last == last else f"It has no events; {held}."
         raise UserError(f"nothing happened to it from {since:g} s on", parameter="page", value=page, hint=there)
     table = pd.DataFrame(told)
     if run.processes == 1:
         table["sentence"] = table["sentence"].str.replace(" of process 0", "")
     same = table.groupby((table["sentence"] != table["sentence"].shift()).cumsum())
     table = same.first().assign(until=same["full_scan"].last(), times=same.size())
-    return History(f"page {page} of process {process} under {run.variant}; {_held(run, page, process)}", table)
+    return History(f"page {page} of process {process} under {run.variant}; {held}", table)
 
 
 def _steps(rows: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:
@@ -193,11 +191,9 @@ def _held(run: Outcome, page: int, process: int) -> str:
     """Return what a page is at the end and what it holds."""
     table = _contents(run)
     found = table[(table["process"] == process) & (table["page"] == page)].iloc[0]
-    state = described()["states"][chr(found["state"])]
     copies = f"{found['copies']:.0f} pages hold the same" if found["copies"] > 1 else "no other page holds the same"
-    return f"at the end: {state}" + (
-        f", {'zero-filled' if found['key'] == 0 else copies}" if found["copies"] > 0 else ""
-    )
+    content = f", {'zero-filled' if found['key'] == 0 else copies}" if found["copies"] > 0 else ""
+    return f"at the end: {described()['states'][chr(found['state'])]}{content}"
 
 
 def not_merged(run: Outcome, e: pd.DataFrame) -> pd.DataFrame:
