@@ -139,8 +139,7 @@ class Clock:
                     heapq.heappush(self.timed, (event_ns + round(every * SECOND), i))
                 self._event(i)
             elif timer is not None and timer.next_ns <= system.now and not self.scenario.stepped:
-                stat["freed_by_batch"], stat["time_ns"] = 0, system.now
-                stat["rank"] += 1
+                stat["rank"], stat["time_ns"], stat["freed_by_batch"] = stat["rank"] + 1, system.now, 0
                 timer.act()
                 self._sample()
             elif due:

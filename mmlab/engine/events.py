@@ -67,10 +67,10 @@ def _ranges(e: ops.Event, s: System) -> list[tuple[int, ...]]:
 
 
 @singledispatch
-def act(e: ops.Event, s: System, *pages: int) -> int:
+def act(e: ops.Event, s: System, *pages: int) -> int | None:
     """Do what an event of this class does, to pages [first, end) of its process if it is about a range.
 
-    Return 0 or the errno of the system call.
+    Return the errno of the system call; 0 or None: it succeeds.
     """
     assert isinstance(e, ops.ProcessEvent), f"op {e.op} has no function in {__name__}"
     others = (getattr(e, name) for name in type(e).model_fields if name not in ops.RangeEvent.model_fields)
@@ -85,9 +85,8 @@ def _write(e: ops.Write, s: System, first: int, end: int) -> int:
 
 
 @act.register
-def _touch(e: ops.Touch, s: System, first: int, end: int) -> int:
+def _touch(e: ops.Touch, s: System, first: int, end: int) -> None:
     s.touch(e.process, first, end)
-    return 0
 
 
 @act.register
@@ -101,40 +100,34 @@ def _mremap(e: ops.Mremap, s: System, first: int, end: int) -> int:
 
 
 @act.register
-def _split(e: ops.Split, s: System, first: int, end: int) -> int:
+def _split(e: ops.Split, s: System, first: int, end: int) -> None:
     split_huge_pages(s.m, *s.spaces.places(e.process, first, end), CALLER_OTHER, True)
-    return 0
 
 
 @act.register
-def _split_all(_: ops.SplitAll, s: System) -> int:
+def _split_all(_: ops.SplitAll, s: System) -> None:
     split_huge_pages(s.m, 0, len(s.m.page), CALLER_OTHER, False)
-    return 0
 
 
 @act.register
-def _shrink(e: ops.Shrink, s: System) -> int:
+def _shrink(e: ops.Shrink, s: System) -> None:
     deferred_split_scan(s.m, e.count)
-    return 0
 
 
 @act.register
-def _khugepaged(e: ops.Khugepaged, s: System) -> int:
+def _khugepaged(e: ops.Khugepaged, s: System) -> None:
     for _ in range(e.full_scans):
         khugepaged_full_scan(s.m)
-    return 0
 
 
 @act.register
-def _compact(_e: ops.Compact, _s: System) -> int:
+def _compact(_e: ops.Compact, _s: System) -> None:
     """Do nothing: compaction moves small pages only, and nothing that is counted changes (thp-split G1)."""
-    return 0
 
 
 @act.register
-def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> int:
+def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> None:
     migrate_pages(s.m, *s.spaces.places(e.process, first, end), -1 if e.node is None else e.node, e.huge)
-    return 0
 
 
 @act.register
@@ -143,9 +136,8 @@ def _poison(e: ops.MemoryFailure, s: System) -> int:
 
 
 @act.register
-def _sleep(e: ops.Sleep, s: System) -> int:
+def _sleep(e: ops.Sleep, s: System) -> None:
     s.sleep(e.millisecs)
-    return 0
 
 
 @act.register

@@ -173,5 +173,5 @@ class Events:
             self._part.unlink(missing_ok=True)
         if nothing and self._happened.any():
             of, names = _codes("event")
-            there = ", ".join(name for i, name in enumerate(names) if self._happened[of == i].any())
+            there = ", ".join(names[code] for code in np.unique(of[self._happened > 0]))
             raise UserError("nothing matches", parameter="events", hint=f"What happened: {there}.")
