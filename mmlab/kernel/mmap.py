@@ -144,20 +144,25 @@ class AddressSpaces:
         self._changed = set()
 
     def _change(self, process: int, vma: Vma, start: int, end: int, vm: int) -> int:
-        """Give pages [start, end) of a VMA other flags. Return 0."""
+        """Give pages [start, end) of a VMA other flags, and do what follows from each flag. Return 0."""
         if (was := vma.vm) == vm:
             return 0
+        pages, becomes_writable = self.places(process, start, end), vm & ~was & VM_WRITE
         if not vm & VM_MERGEABLE:
             self._unmerge(process, vma, start, end)
         elif not was & VM_MERGEABLE and not self.m.mm[process + 1]["registered"]:
             ksm_enter(self.m, process + 1)
+        if becomes_writable:  # exclusive pages are writable at once (khugepaged K9)
+            self.m.pte["bits"][slice(*pages)] &= ~READ_ONLY & 255
         for v in self._cut(process, start, end):
             v.vm = vm
         self._changed |= {start, end}
-        pages = self.places(process, start, end)
         if (was ^ vm) & VM_LOCKED:
             mlock_vma_pages_range(self.m, *pages, bool(vm & VM_LOCKED))
         self.m.pte["vm"][slice(*pages)] = vm
+        if becomes_writable and was & VM_LOCKED:  # a locked VMA is copied at once, not at a fault
+            self._join(process)
+            self._populate(process, start, end)
         return 0
 
     def _unmerge(self, process: int, vma: Vma, start: int, end: int) -> None:
@@ -346,18 +351,7 @@ class AddressSpaces:
 
     def mprotect(self, process: int, start: int, end: int, prot: int) -> int:
         """mprotect with PROT_READ (1) or PROT_READ | PROT_WRITE (3)."""
-
-        def visit(v: Vma, a: int, b: int) -> int:
-            becomes_writable, locked = prot & 2 and not v.vm & VM_WRITE, v.vm & VM_LOCKED
-            if becomes_writable:  # exclusive pages are writable at once (khugepaged K9)
-                self.m.pte["bits"][slice(*self.places(process, a, b))] &= ~READ_ONLY & 255
-            self._change(process, v, a, b, v.vm | VM_WRITE if prot & 2 else v.vm & ~VM_WRITE)
-            if becomes_writable and locked:  # a locked VMA is copied at once, not at a fault
-                self._join(process)
-                self._populate(process, a, b)
-            return 0
-
-        return self._walk(process, start, end, visit, holes=False)
+        return self._set(process, start, end, VM_WRITE if prot & 2 else 0, VM_WRITE, holes=False)
 
     def mlock(self, process: int, start: int, end: int) -> int:
         """mlock: lock, then touch each page unless the range has a hole (ksm-merge F8)."""
