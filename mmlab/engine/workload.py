@@ -176,9 +176,8 @@ def _dealt(pages: int, groups: int, skew: float) -> NDArray[np.uint64]:
     shares = np.arange(1, groups + 1) ** -skew
     ends = np.round(np.cumsum(shares) / shares.sum() * pages).astype(np.int64)
     counts = np.diff(ends, prepend=0)
-    content, turn = np.repeat(np.arange(groups), counts), np.arange(pages) - np.repeat(ends - counts, counts)
-    dealt: NDArray[np.uint64] = content[np.lexsort((content, turn))].astype(np.uint64)
-    return dealt
+    content = np.repeat(np.arange(groups, dtype=np.uint64), counts)
+    return content[np.lexsort((content, np.arange(pages) - np.repeat(ends - counts, counts)))]
 
 
 def _zero_pages(spec: ProcessSpec, pages: int, size: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -205,8 +204,7 @@ def _bimodal(zeros: int, blocks: int, size: int, rng: np.random.Generator) -> ND
     out = np.zeros((blocks, size), dtype=np.bool_)
     order = rng.permutation(blocks)
     empty = zeros // size
-    rest_room = (blocks - empty) * size
-    in_empty = min(empty * size, max(round(zeros * BIMODAL_EMPTY), zeros - rest_room))
+    in_empty = min(empty * size, max(round(zeros * BIMODAL_EMPTY), zeros - (blocks - empty) * size))
     rest = zeros - in_empty
     between = min(blocks - empty, max(round((blocks - empty) * BIMODAL_BETWEEN), -(-rest // size)))
     for chosen, count in ((order[:empty], in_empty), (order[empty : empty + between], rest)):
