@@ -34,6 +34,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,13 +69,7 @@ UFFDIO_REGISTER_MODE_WP = 2
 
 COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
     ksm_zero_pages stable_node_chains stable_node_dups general_profit pages_to_scan""".split()
-SMAPS = {
-    "Rss": "rss_kb",
-    "Anonymous": "anonymous_kb",
-    "AnonHugePages": "anonhugepages_kb",
-    "KSM": "ksm_kb",
-    "Swap": "swap_kb",
-}
+SMAPS = "Rss Anonymous AnonHugePages KSM Swap".split()
 KSM_STAT = "ksm_rmap_items ksm_zero_pages ksm_merging_pages ksm_process_profit".split()
 VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
     thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin""".split()
@@ -141,6 +136,13 @@ def table(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
+def vmas(process: Path) -> Iterator[tuple[int, int, str]]:
+    """Yield the VMAs of a process, by its folder in /proc: start, end and what smaps says of each."""
+    parts = re.split(r"^([0-9a-f]+)-([0-9a-f]+) .*\n", (process / "smaps").read_text(), flags=re.M)
+    for start, end, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        yield int(start, 16), int(end, 16), text
+
+
 def thread(name: str) -> Path:
     """Return the folder in /proc of the kernel thread of that name."""
     for path in Path("/proc").glob("[0-9]*/comm"):
@@ -164,21 +166,20 @@ class Libc:
 
     def __init__(self) -> None:
         self.lib = ctypes.CDLL(None, use_errno=True)
-        at, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        self.lib.mmap.restype = self.lib.mremap.restype = at
-        self.lib.mmap.argtypes = [at, size, number, number, number, ctypes.c_long]
-        self.lib.mremap.argtypes = [at, size, size, number, at]
-        self.lib.syscall.restype = self.lib.pread.restype = self.lib.pwrite.restype = ctypes.c_long
+        for name in ("mmap", "mremap", "syscall", "pread", "pwrite"):
+            getattr(self.lib, name).restype = ctypes.c_long
+
+    def result(self, name: str, *args: Any) -> int:
+        wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+        return getattr(self.lib, name)(*wide)  # type: ignore[no-any-return]
 
     def __call__(self, name: str, *args: Any) -> int:
-        wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-        return ctypes.get_errno() if getattr(self.lib, name)(*wide) < 0 else 0
+        return ctypes.get_errno() if self.result(name, *args) < 0 else 0
 
     def region(self, size: int) -> int:
         """Return the address of a new VMA, 2 MiB aligned, between PROT_NONE neighbours."""
-        free = self.lib.mmap(None, size + 2 * BLOCK, 0, MAP_ANON, -1, 0)
-        at = (free // BLOCK + 1) * BLOCK
-        return self.lib.mmap(at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)  # type: ignore[no-any-return]
+        at = (self.result("mmap", None, size + 2 * BLOCK, 0, MAP_ANON, -1, 0) // BLOCK + 1) * BLOCK
+        return self.result("mmap", at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)
 
 
 LIBC = Libc()
@@ -187,27 +188,19 @@ LIBC = Libc()
 # -- the machine: what it can do, who uses it, and everything put back ------------------------------------------------
 
 
-def marked(mm: Path, flag: str) -> int:
-    """Return how many KiB of a process's memory have a flag of smaps: mg, mergeable."""
-    size = total = 0
-    for row in (mm / "smaps").read_text().splitlines():
-        if row.startswith("Size:"):
-            size = int(row.split()[1])
-        elif row.startswith("VmFlags:") and flag in row.split():
-            total += size
-    return total
+USES = {"mg": "that is mergeable", "hg": "with MADV_HUGEPAGE, on which khugepaged spends its time"}
+"""What memory is used for that has these flags of smaps."""
 
 
 def in_use(ours: set[int], flag: str = "mg") -> str:
-    """Return who else has mergeable memory, or memory with MADV_HUGEPAGE (flag hg), or ""."""
+    """Return who else has memory with a flag of smaps (`USES`), or ""."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            known = flag == "hg" or int(path.name) in ours or table(path / "ksm_stat").get("ksm_mergeable", "yes")
-            if known in (True, "yes") and int(path.name) not in ours and (size := marked(path, flag)):
-                what = (
-                    "that is mergeable" if flag == "mg" else "with MADV_HUGEPAGE, on which khugepaged spends its time"
-                )
-                return f"process {path.name} ({get(path / 'comm')}) has {size / 1024:,.1f} MiB {what}"
+            if int(path.name) in ours or (flag == "mg" and table(path / "ksm_stat").get("ksm_mergeable") == "no"):
+                continue
+            flagged = re.compile(rf"^VmFlags:.* {flag}\b", re.M)
+            if size := sum(end - start for start, end, text in vmas(path) if flagged.search(text)):
+                return f"process {path.name} ({get(path / 'comm')}) has {size / 2**20:,.1f} MiB {USES[flag]}"
     return ""
 
 
@@ -264,9 +257,6 @@ def zram() -> Path | None:
 def lacking(plan: dict[str, Any]) -> Iterator[str]:
     """Yield everything that this machine lacks for a plan, or that forbids it now."""
     asked, options = plan["scenario"], OPTIONS | plan.get("options", {})
-    if os.geteuid():
-        yield "recording needs root"
-        return
     if not KSM.exists() or not THP.exists():
         yield "this kernel has no KSM, or no transparent huge pages"
         return
@@ -336,7 +326,7 @@ def check() -> dict[str, Any]:
         rows.append(("tracepoints", "no" if problem else "yes", problem))
     merge_any = LIBC("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
     rows.append(("op merge_any", "no" if merge_any else "yes", os.strerror(merge_any) if merge_any else ""))
-    fd = LIBC.lib.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = LIBC.result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     rows.append(("op uffd", "yes" if fd >= 0 else "no", "" if fd >= 0 else os.strerror(ctypes.get_errno())))
     rows += [(f"op {op}", "no", f"it {why}: `mmlab vm` records it") for op, why in ALONE.items()]
     rows.append(("op migrate", "no", "which folios migrate is the kernel's choice"))
@@ -412,7 +402,7 @@ class Worker:
         self.address, self.pages, self.key_offset = address, pages, key_offset
         self.base = LIBC.region(pages * PAGE)
         self.bytes = os.memfd_create("bytes")
-        self.uffd, self.any = -1, False
+        self.fault_handle, self.any = -1, False
         self.rings: list[int] = []
 
     def serve(self) -> NoReturn:
@@ -435,7 +425,7 @@ class Worker:
                 if not os.fork():
                     lines.close()
                     link.close()
-                    self.uffd = -1
+                    self.fault_handle = -1
                     while self.rings:
                         os.close(self.rings.pop())
                     self.unmerge_others()
@@ -444,29 +434,21 @@ class Worker:
                 answer = getattr(self, op)(**order) if hasattr(self, op) else self.call(op, **order)
             self.unmerge_others()
 
-    def call(self, op: str, page: int, count: int, *more: int) -> int:
+    def call(self, op: str, page: int, count: int = 1, **more: int) -> int:
         """Make the system call, or the madvise, of an operation."""
         at, size = self.base + page * PAGE, count * PAGE
-        return LIBC("madvise", at, size, MADVISE[op]) if op in MADVISE else LIBC(op, at, size, *more)
-
-    def mprotect(self, page: int, count: int, prot: int) -> int:
-        return self.call("mprotect", page, count, prot)
+        return LIBC("madvise", at, size, MADVISE[op]) if op in MADVISE else LIBC(op, at, size, *more.values())
 
     def mmap(self, page: int, count: int) -> int:
-        return self.map("mmap", page, count * PAGE, 3, MAP_ANON | MAP_FIXED | MAP_POPULATE, -1, 0)
+        return self.call("mmap", page, count, prot=3, flags=MAP_ANON | MAP_FIXED | MAP_POPULATE, fd=-1, offset=0)
 
     def mremap(self, page: int, count: int, to: int) -> int:
-        size = count * PAGE
-        return self.map("mremap", page, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + to * PAGE)
-
-    def map(self, op: str, page: int, *more: int) -> int:
-        """Make a system call that returns an address."""
-        failed = getattr(LIBC.lib, op)(self.base + page * PAGE, *more) == ctypes.c_void_p(-1).value
-        return ctypes.get_errno() if failed else 0
+        more = {"new_size": count * PAGE, "flags": MREMAP_MAYMOVE | MREMAP_FIXED, "new_address": self.base + to * PAGE}
+        return self.call("mremap", page, count, **more)
 
     def pin(self, page: int, count: int) -> int:
         """Register the range as a fixed buffer of an io_uring of its own."""
-        ring = LIBC.lib.syscall(SYS_IO_URING_SETUP, 1, bytes(120))
+        ring = LIBC.result("syscall", SYS_IO_URING_SETUP, 1, bytes(120))
         where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
         code = LIBC("syscall", SYS_IO_URING_REGISTER, ring, IORING_REGISTER_BUFFERS, where, 1)
         if code:
@@ -519,26 +501,24 @@ class Worker:
         """MERGE_ANY is for all of a process: take the interpreter's own memory out again, also what this allocates."""
         mergeable = self.any
         while mergeable:
-            mergeable, start, end = False, 0, 0
-            for row in Path("/proc/self/smaps").read_text().splitlines():
-                if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", row):
-                    start, end = int(found[1], 16), int(found[2], 16)
-                elif " mg" in row and not self.base <= start < self.base + self.pages * PAGE:
+            mergeable = False
+            for start, end, text in vmas(Path("/proc/self")):
+                if " mg" in text and not self.base <= start < self.base + self.pages * PAGE:
                     mergeable = True
                     LIBC("madvise", start, end - start, MADVISE["unmergeable"])
 
-    def userfault(self, page: int, count: int, value: int) -> int:
+    def uffd(self, page: int, count: int, value: int) -> int:
         """Register a range in write-protect mode, without protecting anything: no fault is ever held up."""
-        if self.uffd < 0:
-            self.uffd = LIBC.lib.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+        if self.fault_handle < 0:
+            self.fault_handle = LIBC.result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
             api = ctypes.create_string_buffer(struct.pack("<3Q", 0xAA, 0, 0))
-            if self.uffd < 0 or (code := LIBC("ioctl", self.uffd, UFFDIO_API, api)):
-                return code if self.uffd >= 0 else ctypes.get_errno()
+            if self.fault_handle < 0 or (code := LIBC("ioctl", self.fault_handle, UFFDIO_API, api)):
+                return code if self.fault_handle >= 0 else ctypes.get_errno()
         where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
         if value:
             where += struct.pack("<2Q", UFFDIO_REGISTER_MODE_WP, 0)
         code = UFFDIO_REGISTER if value else UFFDIO_UNREGISTER
-        return LIBC("ioctl", self.uffd, code, ctypes.create_string_buffer(where))
+        return LIBC("ioctl", self.fault_handle, code, ctypes.create_string_buffer(where))
 
     def spin(self, cpus: list[int]) -> int:
         """Keep these CPUs busy in this address space, from now on."""
@@ -590,13 +570,6 @@ class Process:
             os.waitpid(self.pid, 0)
         os.close(self.handle)
         return 0
-
-    def smaps(self) -> Iterator[tuple[str, str]]:
-        """Yield the lines of the region's VMAs."""
-        text = (self.proc / "smaps").read_text() if self.alive else ""
-        for start, lines in zip(*[iter(re.split(r"^([0-9a-f]+)-.*\n", text, flags=re.M)[1:])] * 2, strict=True):
-            if self.base <= int(start, 16) < self.base + self.pages * PAGE:
-                yield from re.findall(r"^(\w+): +(\d+) kB", lines, re.M)
 
     def entries(self) -> list[tuple[str, int, int]]:
         """Return letter, frame number and flags of each page."""
@@ -659,30 +632,27 @@ class Recorder:
         state = table((who or self.ksmd) / "status")
         return state["State"][0], int(state["voluntary_ctxt_switches"])
 
-    def _settled(self, before: int, who: Path | None = None) -> bool:
-        """Wait until ksmd has run and sleeps again; False if it was not woken."""
+    def _wake(self, path: Path, value: int, who: Path | None = None) -> None:
+        """Write a knob, upon which ksmd runs, and wait until it sleeps again; not for long if that does not wake it."""
+        before = self._still(who)[1]
+        must(path, value)
         deadline = time.monotonic() + 0.05
         while (now := self._still(who))[0] != "S" or now[1] == before:
             if now == ("S", before) and time.monotonic() > deadline:
-                return False
-        return True
+                return
 
     def _park(self) -> None:
         """Stop ksmd, and send it into its untimed sleep."""
         if self.run != 2:
             must(KSM / "run", 0)
-        before, value = self._still()[1], int(get(KSM / "sleep_millisecs"))
-        must(KSM / "sleep_millisecs", QUIET + 1 if value == QUIET else QUIET)
-        self._settled(before)
+        self._wake(KSM / "sleep_millisecs", QUIET + (get(KSM / "sleep_millisecs") == str(QUIET)))
 
     def step(self) -> None:
         """Let ksmd make one batch; none if it is stopped or no mm is registered."""
         self.batch, self.rank = self.batch + 1, 0
         if self.run == 1:
             with self._window():
-                before = self._still()[1]
-                must(KSM / "run", 1)
-                self._settled(before)
+                self._wake(KSM / "run", 1)
             self._park()
         self.sample()
 
@@ -721,12 +691,13 @@ class Recorder:
         if self.free and self.start:
             self._tally()
         row = {name: int(get(KSM / name)) for name in COUNTERS if (KSM / name).exists()} | self.wide
-        row |= dict.fromkeys([*SMAPS.values(), *(f"proc_{name}" for name in KSM_STAT)], 0)
-        for process in self.processes:
-            for name, value in process.smaps():
-                if name in SMAPS:
-                    row[SMAPS[name]] += int(value)
-            stat = table(process.proc / "ksm_stat") if process.alive else {}
+        row |= dict.fromkeys([*(f"{name.lower()}_kb" for name in SMAPS), *(f"proc_{name}" for name in KSM_STAT)], 0)
+        for process in (process for process in self.processes if process.alive):
+            region = range(process.base, process.base + process.pages * PAGE)
+            for text in (text for start, _, text in vmas(process.proc) if start in region):
+                for name, value in re.findall(rf"^({'|'.join(SMAPS)}): +(\d+) kB", text, re.M):
+                    row[f"{name.lower()}_kb"] += int(value)
+            stat = table(process.proc / "ksm_stat")
             for name in KSM_STAT:
                 row[f"proc_{name}"] += int(stat.get(name, 0))
         row["lab_ksmd_cpu_ns"] = int((self.ksmd / "schedstat").read_text().split()[0])
@@ -846,10 +817,8 @@ class Recorder:
             if int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours:
                 self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and "split" in name}
             return put(VM / "drop_caches", 2)
-        if op == "compact":
-            return put(VM / "compact_memory", 1)
-        if op == "split_all":
-            return put(SPLIT, 1)
+        if op in ("compact", "split_all"):
+            return put(SPLIT if op == "split_all" else VM / "compact_memory", 1)
         target = self.processes[process]
         if op == "exit":
             target.do("unpin")
@@ -862,9 +831,7 @@ class Recorder:
         if op == "split":
             at = target.base + what["page"] * PAGE
             return put(SPLIT, f"{target.pid},{at:#x},{at + what['count'] * PAGE:#x}") if target.alive else errno.ESRCH
-        if op == "memory_failure":
-            what["count"] = 1
-        return target.do("userfault" if op == "uffd" else op, **what)
+        return target.do(op, **what)
 
     def set(self, knob: str, value: object) -> int:
         if knob == "run":  # the real one is 0 between batches
@@ -883,9 +850,7 @@ class Recorder:
             return 0
         must(KHUGEPAGED / "pages_to_scan", 10**9)
         for _ in range(full_scans):
-            before = self._still(khugepaged)[1]
-            must(KHUGEPAGED / "scan_sleep_millisecs", QUIET)
-            self._settled(before, khugepaged)
+            self._wake(KHUGEPAGED / "scan_sleep_millisecs", QUIET, khugepaged)
         return put(KHUGEPAGED / "pages_to_scan", budget)
 
     # all of it
@@ -992,19 +957,10 @@ class Recorder:
         self._sizes({"2048": "madvise"})
         if any(event["op"] == "shrink" for event in self.events):
             must(VM / "drop_caches", 2)  # underused THPs of others are split now, not in the scenario
-        last = (
-            "max_ptes_none",
-            "advisor_mode",
-            "khugepaged_scan_sleep_millisecs",
-            "sleep_millisecs",
-            "swap_mib",
-            "hugepages_enabled",
-        )
-        for name, value in self.knobs.items():
-            if name not in last and knob_file(name).exists():
+        later = ("max_ptes_none", "khugepaged_scan_sleep_millisecs", "sleep_millisecs")
+        for name, value in sorted(self.knobs.items(), key=lambda knob: knob[0] == "advisor_mode"):
+            if name not in later and knob_file(name).exists():
                 must(knob_file(name), value)
-        if self.knobs.get("advisor_mode", "none") != "none":
-            must(KSM / "advisor_mode", self.knobs["advisor_mode"])
         self._swap(self.knobs.get("swap_mib", 0))
 
     def _go(self) -> None:
@@ -1038,11 +994,10 @@ class Recorder:
             event |= {"result": event.get("result"), "sample": event.get("sample")}
             event.pop("parts", None)
         how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
-        release = re.match(r"[\d.]+\d", os.uname().release)
         trace = {
             "format": "kernel-trace-1",
             "name": self.plan["name"],
-            "kernel": release[0] if release else os.uname().release,
+            "kernel": re.sub(r"^([\d.]+\d).*", r"\1", os.uname().release),
             "variant": self.plan["variant"],
             "how": f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead",
             "scenario": self.asked,
@@ -1090,24 +1045,21 @@ def merged(traces: list[dict[str, Any]], wide: list[str], times: int) -> tuple[d
             different = different or (f"batch {a[0]}: {', '.join(wrong)}" if wrong else "")
         different = different or "maps or results of events"
     out, moved = json.loads(json.dumps(equal[0])), set()
-    for i, name in enumerate(fields):
-        total, before = 0, [0] * len(equal)
-        for n in range(len(out["samples"]) if name in wide else 0):
-            now = [trace["samples"][n][i] for trace in equal]
-            steps = [b - a for a, b in zip(before, now, strict=True)]
-            total, before = total + min(steps), now
-            out["samples"][n][i] = total
-            if len(steps) > 1 and steps.count(min(steps)) < 2:
-                moved.add(name)
+    for i in (i for i, name in enumerate(fields) if name in wide):
+        counts = ([0, *(row[i] for row in trace["samples"])] for trace in equal)
+        steps = [*zip(*([b - a for a, b in pairwise(one)] for one in counts), strict=True)]
+        for row, total in zip(out["samples"], accumulate(map(min, steps)), strict=True):
+            row[i] = total
+        if len(equal) > 1 and any(step.count(min(step)) < 2 for step in steps):
+            moved.add(fields[i])
     return out | {"machine_wide": wide}, sorted(moved), different
 
 
 def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str, Any]:
     """Record a plan until enough recordings agree."""
-    times, traces = OPTIONS["times"], []
-    times = plan.get("options", {}).get("times", times)
-    free = plan.get("options", {}).get("mode") == "free"
-    times = 1 if free else times  # batches fall elsewhere each time
+    options, traces = OPTIONS | plan.get("options", {}), []
+    free = options["mode"] == "free"
+    times = 1 if free else options["times"]  # batches fall elsewhere each time
     most = times + 2 if times > 1 else 1
     for n in range(most):
         one = Recorder(plan, lambda share, text, n=n: say((n + share) / times, text))  # type: ignore[misc]
