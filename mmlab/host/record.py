@@ -82,8 +82,7 @@ def plan(
         raise UserError("is not what the running kernel does", parameter="variant", value=scenario.variant, hint=hint)
     for name in ("nodes", "kernel_changes", *(() if scenario.stepped else ("run",))):
         if getattr(scenario, name) != Scenario.model_fields[name].default:
-            problem = "cannot be recorded on a running kernel"
-            raise UserError(problem, parameter=name, value=getattr(scenario, name))
+            raise UserError("cannot be recorded on a running kernel", parameter=name, value=getattr(scenario, name))
     for i, spec in enumerate(scenario.process_list):
         if given := [name for name in OWN if getattr(spec, name) != ProcessSpec.model_fields[name].default]:
             raise UserError("cannot be recorded", parameter=given[0], where=f"process_list {i}")
@@ -172,10 +171,8 @@ def record(
     if status in (2, 3):
         raise UserError(problem.replace("\n", "; "), where=asked["name"])
     if status or not trace:
-        lines = problem.splitlines()
-        raise UserError(
-            f"the recorder was ended from outside, and every knob is back {lines[-1:]}", where=asked["name"]
-        )
+        problem = f"the recorder was ended from outside, and every knob is back {problem.splitlines()[-1:]}"
+        raise UserError(problem, where=asked["name"])
     return trace
 
 

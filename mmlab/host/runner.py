@@ -185,6 +185,20 @@ class Libc:
 LIBC = Libc()
 
 
+def child(run: Callable[[], int]) -> int:
+    """Return the id of a new process that ends with the status this function returns, however it ends."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        status = run()
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    os._exit(status)
+
+
 # -- the machine: what it can do, who uses it, and everything put back ------------------------------------------------
 
 
@@ -254,6 +268,12 @@ def zram() -> Path | None:
     return next(free, None)
 
 
+def swap_off(device: Path) -> None:
+    """Swap to a zram device no longer."""
+    LIBC("swapoff", f"/dev/{device.name}".encode())
+    put(device / "reset", 1)
+
+
 def lacking(plan: dict[str, Any]) -> Iterator[str]:
     """Yield everything that this machine lacks for a plan, or that forbids it now."""
     asked, options = plan["scenario"], OPTIONS | plan.get("options", {})
@@ -280,7 +300,7 @@ def lacking(plan: dict[str, Any]) -> Iterator[str]:
             yield f"op {op} {ALONE[op]}: `mmlab vm` records it in a machine of its own"
         elif op == "set" and not knob_file(knob).exists():
             yield (
-                f"this kernel has no knob {knob}" if knob != "variant" else "a running kernel cannot change its variant"
+                "a running kernel cannot change its variant" if knob == "variant" else f"this kernel has no knob {knob}"
             )
     ops = {event["op"] for event in asked["events"]}
     if ops & {"split", "split_all"}:
@@ -352,9 +372,7 @@ def restore(state: dict[str, Any]) -> None:
     put(KSM / "run", 0)
     put(KSM / "advisor_mode", "none")  # or pages_to_scan cannot be written
     if state["zram"]:
-        device = Path(state["zram"])
-        LIBC("swapoff", f"/dev/{device.name}".encode())
-        put(device / "reset", 1)
+        swap_off(Path(state["zram"]))
     for path, value in sorted(state["knobs"].items(), key=lambda item: item[0].endswith(("advisor_mode", "/run"))):
         if Path(path).exists() and get(Path(path)) != value:
             put(Path(path), value)
@@ -398,7 +416,7 @@ def recover() -> None:
 class Worker:
     """What runs in a process of the scenario: it obeys until told to exit."""
 
-    def __init__(self, address: str, pages: int, key_offset: int) -> None:
+    def __init__(self, address: bytes, pages: int, key_offset: int) -> None:
         self.address, self.pages, self.key_offset = address, pages, key_offset
         self.base = LIBC.region(pages * PAGE)
         self.bytes = os.memfd_create("bytes")
@@ -867,6 +885,8 @@ class Recorder:
         self._quiet()  # without any size there is no khugepaged; later there is a new one
 
     def _populate(self, spec: dict[str, Any]) -> None:
+        address = self.listener.getsockname()
+        child(lambda: Worker(address, spec["pages"], self.options["key_offset"]).serve())
         self.processes.append(Process(self.listener, spec["pages"]))
         process = self.processes[-1]
         orders = spec.get("orders") or layout(spec)
@@ -897,19 +917,12 @@ class Recorder:
 
     def record(self) -> dict[str, Any]:
         """Record the scenario once."""
-        address = f"\0mmlab-record-{os.getpid()}"
         with socket.socket(socket.AF_UNIX) as self.listener:
-            self.listener.bind(address)
+            self.listener.bind(f"\0mmlab-record-{os.getpid()}")
             self.listener.listen()
             try:
                 self._prepare()
                 for spec in self.asked["processes"]:
-                    if not os.fork():
-                        try:
-                            Worker(address, spec["pages"], self.options["key_offset"]).serve()
-                        except Exception:
-                            sys.excepthook(*sys.exc_info())
-                        os._exit(1)
                     self._populate(spec)
                 self._sizes({"2048": "madvise"} | self.knobs.get("hugepages_enabled", {}))
                 put(KHUGEPAGED / "max_ptes_none", self.knobs.get("max_ptes_none", 511))
@@ -923,27 +936,13 @@ class Recorder:
                 put(KSM / "run", 0)
                 for process in self.processes:
                     process.exit()
-                self._swap(0)
+                if self.device:
+                    swap_off(self.device)
         return self._trace()
 
     def _alone(self) -> None:
         if busy := in_use({process.pid for process in self.processes}):
             raise RefusedError(busy)
-
-    def _swap(self, mib: int) -> None:
-        """Swap to a zram device of this size, or no longer."""
-        if self.device and not mib:
-            LIBC("swapoff", f"/dev/{self.device.name}".encode())
-            put(self.device / "reset", 1)
-        elif self.device:
-            must(VM / "page-cluster", 0)
-            must(self.device / "disksize", mib << 20)
-            with (Path("/dev") / self.device.name).open("r+b") as file:  # what mkswap writes
-                file.write(b"\0" * 1024 + struct.pack("<3I", 1, (mib << 8) - 1, 0))
-                file.seek(PAGE - 10)
-                file.write(b"SWAPSPACE2")
-            if code := LIBC("swapon", f"/dev/{self.device.name}".encode(), 0):
-                raise RefusedError(f"swapon {self.device}: {os.strerror(code)}")
 
     def _prepare(self) -> None:
         """Give the machine the scenario's knobs and swap."""
@@ -961,7 +960,16 @@ class Recorder:
         for name, value in sorted(self.knobs.items(), key=lambda knob: knob[0] == "advisor_mode"):
             if name not in later and knob_file(name).exists():
                 must(knob_file(name), value)
-        self._swap(self.knobs.get("swap_mib", 0))
+        if self.device:
+            must(VM / "page-cluster", 0)
+            must(self.device / "disksize", self.knobs["swap_mib"] << 20)
+            node = Path("/dev") / self.device.name
+            with node.open("r+b") as file:  # what mkswap writes
+                file.write(b"\0" * 1024 + struct.pack("<3I", 1, (self.knobs["swap_mib"] << 8) - 1, 0))
+                file.seek(PAGE - 10)
+                file.write(b"SWAPSPACE2")
+            if code := LIBC("swapon", str(node).encode(), 0):
+                raise RefusedError(f"swapon {self.device}: {os.strerror(code)}")
 
     def _go(self) -> None:
         self.sample()
@@ -1078,6 +1086,7 @@ def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str,
 
 def work(plan: dict[str, Any], out: str, watcher: int, state: dict[str, Any]) -> int:
     """Run the recorder's process; return its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
     LIBC("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     LIBC("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -1143,26 +1152,15 @@ def main(args: list[str]) -> int:
     watcher, status, pid = os.getpid(), 1, 0
     try:
         os.pwrite(handle, json.dumps(state).encode(), 0)
-        pid = os.fork()
-        if not pid:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            status = 1
-            try:
-                status = work(plan, out, watcher, state)
-            except SystemExit as stopped:
-                status = stopped.code if isinstance(stopped.code, int) else 1
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            os._exit(status)
+        pid = child(lambda: work(plan, out, watcher, state))
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 while True:
                     ended, code = os.waitpid(-1, 0)
