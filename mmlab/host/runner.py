@@ -69,11 +69,12 @@ UFFDIO_REGISTER_MODE_WP = 2
 
 COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
     ksm_zero_pages stable_node_chains stable_node_dups general_profit pages_to_scan""".split()
+SINCE_START = "pages_scanned pages_skipped lab_ksmd_cpu_ns lab_time_ns".split()
 SMAPS = "Rss Anonymous AnonHugePages KSM Swap".split()
 KSM_STAT = "ksm_rmap_items ksm_zero_pages ksm_merging_pages ksm_process_profit".split()
 VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
     thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin""".split()
-SIZES = {order: f"{4 << order}kB" for order in range(2, 10)}
+SIZES = [f"{4 << order}kB" for order in range(2, 10)]
 MTHP = "split split_failed split_deferred nr_anon nr_anon_partially_mapped".split()
 ALONE = {
     "split_all": "splits huge pages of every process",
@@ -229,13 +230,10 @@ def memory_limits() -> Iterator[tuple[str, int]]:
         root = root if kinds or (root / "cgroup.controllers").exists() else root / "unified"
         group = root / name.lstrip("/")
         for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
-            for limit, used in (
-                ("memory.max", "memory.current"),
-                ("memory.high", "memory.current"),
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            ):
+            for limit, used in {"max": "current", "high": "current", "limit_in_bytes": "usage_in_bytes"}.items():
+                file = folder / f"memory.{limit}"
                 with contextlib.suppress(OSError, ValueError):
-                    yield f"{folder / limit}", int(get(folder / limit)) - int(get(folder / used))
+                    yield str(file), int(get(file)) - int(get(folder / f"memory.{used}"))
 
 
 def why_not(path: Path) -> str:
@@ -335,7 +333,7 @@ def check() -> dict[str, Any]:
     names += " stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan"
     files = map(knob_file, names.split())
     rows += [(f"knob {f.name}", "yes" if f.exists() else "no", get(f) if f.exists() else "") for f in files]
-    sizes = [size for size in SIZES.values() if (THP / f"hugepages-{size}").exists()]
+    sizes = [size for size in SIZES if (THP / f"hugepages-{size}").exists()]
     rows.append(("orders, hugepages_enabled", "yes" if sizes else "no", " ".join(sizes)))
     device = zram()
     rows.append(("swap_mib", "yes" if device else "no", f"{device or 'no zram device that is not used'}"))
@@ -627,17 +625,15 @@ class Recorder:
             ctypes.memset(area + BLOCK, 1, 1)
         self.processes: list[Process] = []
         self.run = self.batch = self.rank = self.scanned = self.full_scans = 0
-        self.samples: list[list[int]] = []
+        self.samples: list[dict[str, int]] = []
         self.maps: list[dict[str, Any]] = []
         self.frames: list[dict[str, Any]] = []
         self.lines: list[dict[str, Any]] = []
         self.opened: dict[str, int] = {}
         self.enabled: set[str] = set()
-        self.start: dict[str, int] = {}
-        self.fields: list[str] = []
         self.clock = 0.0  # when khugepaged was woken, and the sleeps since then
         several = any("orders" in spec for spec in self.asked["processes"]) or "hugepages_enabled" in self.knobs
-        self.sizes = [size for size in SIZES.values() if several and (THP / f"hugepages-{size}").exists()]
+        self.sizes = [size for size in SIZES if several and (THP / f"hugepages-{size}").exists()]
         self.wide = dict.fromkeys(self._machine_wide(), 0)
         """Machine-wide counters: what they counted within batches and events."""
         self.moved: set[str] = set()
@@ -706,7 +702,7 @@ class Recorder:
         self._tally()
 
     def _row(self) -> dict[str, int]:
-        if self.free and self.start:
+        if self.free and self.samples:
             self._tally()
         row = {name: int(get(KSM / name)) for name in COUNTERS if (KSM / name).exists()} | self.wide
         row |= dict.fromkeys([*(f"{name.lower()}_kb" for name in SMAPS), *(f"proc_{name}" for name in KSM_STAT)], 0)
@@ -725,18 +721,17 @@ class Recorder:
         """Take a sample while ksmd sleeps, again if it woke up meanwhile; return its index."""
         for _ in range(1000):
             before, row = self._still(), self._row()
-            if before[0] == "S" and self._still() == before and not (self.free and self.start and not self.count(row)):
+            if (
+                before[0] == "S"
+                and self._still() == before
+                and not (self.free and self.samples and not self.count(row))
+            ):
                 break
             time.sleep(0.001)
         else:
             raise RefusedError("ksmd never sleeps long enough for a sample: raise sleep_millisecs")
-        if not self.start:
-            named = "pages_scanned pages_skipped lab_ksmd_cpu_ns lab_time_ns".split()
-            self.start = {name: row[name] for name in named if name in row}
-            self.fields = ["batch", *row]
         self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
-        values = [value - self.start.get(name, 0) for name, value in row.items()]
-        self.samples.append([self.batch, *values])
+        self.samples.append({"batch": self.batch} | row)
         if self.options["maps"] == "all":
             self.look()
         return len(self.samples) - 1
@@ -745,7 +740,7 @@ class Recorder:
         """Take a sample, unless there is one of this batch."""
         while not self.count():
             time.sleep(0.001)
-        if self.batch > self.samples[-1][0]:
+        if self.batch > self.samples[-1]["batch"]:
             self.sample()
 
     def count(self, row: dict[str, int] | None = None) -> bool:
@@ -831,8 +826,8 @@ class Recorder:
         if op == "khugepaged":
             return self.collapse_all(what["full_scans"])
         if op == "shrink":  # the slab shrinkers until they free next to nothing: the whole queue
-            ours = self.samples[-1][self.fields.index("anonhugepages_kb")]
-            if int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours:
+            machine = int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0])
+            if machine > self.samples[-1]["anonhugepages_kb"]:
                 self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and "split" in name}
             return put(VM / "drop_caches", 2)
         if op in ("compact", "split_all"):
@@ -875,13 +870,12 @@ class Recorder:
 
     def _sizes(self, enabled: dict[str, str]) -> None:
         """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others."""
-        wanted = {kb for kb, how in enabled.items() if how != "never"}
+        wanted = {f"hugepages-{kb}kB" for kb, how in enabled.items() if how != "never"}
         if self.enabled == wanted:
             return
         self.enabled = wanted
-        sizes = {file: re.sub(r"\D", "", file.parent.name) for file in THP.glob("hugepages-*kB/enabled")}
-        for file, kb in sorted(sizes.items(), key=lambda item: item[1] not in wanted):
-            must(file, "madvise" if kb in wanted else "never")
+        for file in sorted(THP.glob("hugepages-*kB/enabled"), key=lambda file: file.parent.name not in wanted):
+            must(file, "madvise" if file.parent.name in wanted else "never")
         self._quiet()  # without any size there is no khugepaged; later there is a new one
 
     def _populate(self, spec: dict[str, Any]) -> None:
@@ -1001,6 +995,7 @@ class Recorder:
         for event in self.events:  # some never came
             event |= {"result": event.get("result"), "sample": event.get("sample")}
             event.pop("parts", None)
+        start = {name: value for name, value in self.samples[0].items() if name in SINCE_START}
         how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
         trace = {
             "format": "kernel-trace-1",
@@ -1009,8 +1004,8 @@ class Recorder:
             "variant": self.plan["variant"],
             "how": f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead",
             "scenario": self.asked,
-            "fields": self.fields,
-            "samples": self.samples,
+            "fields": [*self.samples[0]],
+            "samples": [[n - start.get(name, 0) for name, n in row.items()] for row in self.samples],
             "maps": self.maps,
             "frames": self.frames,
         }
@@ -1074,8 +1069,8 @@ def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str,
         traces.append(one.record())
         trace, moved, different = merged(traces, list(one.wide), times)
         moved = sorted({*moved, *one.moved, *(one.wide if free else ())})
-        if not different and (not moved or n == most - 1):
-            return trace | {"moved": moved}
+        if not different and not moved:
+            break
     if different:
         raise DiffersError(f"{plan['name']}: {most} recordings differ ({different}): the machine is not calm enough")
     return trace | {"moved": moved}

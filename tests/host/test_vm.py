@@ -155,8 +155,7 @@ def test_maps_are_left_out_where_the_kernel_marks_every_page() -> None:
         "plan": PLAN | {"variant": "mainline"},
         "asked": {},
         "events": [],
-        "fields": [],
-        "samples": [],
+        "samples": [{"batch": 0}],
     }
     for wrong in (0, 512):
         frames = [{"frames": 512, "ksm_frames": wrong}, {"frames": 512, "ksm_frames": 512}]
