@@ -162,28 +162,26 @@ def knob_file(name: str) -> Path:
     return (THP if name == "shrink_underused" else KSM) / name
 
 
-class Libc:
-    """System calls by their names in the C library; each gives 0 or the errno."""
-
-    def __init__(self) -> None:
-        self.lib = ctypes.CDLL(None, use_errno=True)
-        for name in ("mmap", "mremap", "syscall", "pread", "pwrite"):
-            getattr(self.lib, name).restype = ctypes.c_long
-
-    def result(self, name: str, *args: Any) -> int:
-        wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-        return getattr(self.lib, name)(*wide)  # type: ignore[no-any-return]
-
-    def __call__(self, name: str, *args: Any) -> int:
-        return ctypes.get_errno() if self.result(name, *args) < 0 else 0
-
-    def region(self, size: int) -> int:
-        """Return the address of a new VMA, 2 MiB aligned, between PROT_NONE neighbours."""
-        at = (self.result("mmap", None, size + 2 * BLOCK, 0, MAP_ANON, -1, 0) // BLOCK + 1) * BLOCK
-        return self.result("mmap", at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)
+LIB = ctypes.CDLL(None, use_errno=True)
+for _name in ("mmap", "mremap", "syscall", "pread", "pwrite"):
+    getattr(LIB, _name).restype = ctypes.c_long
 
 
-LIBC = Libc()
+def result(name: str, *args: Any) -> int:
+    """Return what a function of the C library returns."""
+    wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
+    return getattr(LIB, name)(*wide)  # type: ignore[no-any-return]
+
+
+def libc(name: str, *args: Any) -> int:
+    """Make a system call by its name in the C library; return 0 or the errno."""
+    return ctypes.get_errno() if result(name, *args) < 0 else 0
+
+
+def region(size: int) -> int:
+    """Return the address of a new VMA, 2 MiB aligned, between PROT_NONE neighbours."""
+    at = (result("mmap", None, size + 2 * BLOCK, 0, MAP_ANON, -1, 0) // BLOCK + 1) * BLOCK
+    return result("mmap", at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)
 
 
 def child(run: Callable[[], int]) -> int:
@@ -253,11 +251,11 @@ def mounted(kind: str, where: Path) -> Iterator[str]:
     if os.path.ismount(where) or not where.exists():
         yield "" if where.exists() else f"there is no {where}"
         return
-    code = LIBC("mount", kind.encode(), str(where).encode(), kind.encode(), 0, None)
+    code = libc("mount", kind.encode(), str(where).encode(), kind.encode(), 0, None)
     try:
         yield f"{where} cannot be mounted: {os.strerror(code)}" if code else ""
     finally:
-        LIBC("umount2", str(where).encode(), 0)
+        libc("umount2", str(where).encode(), 0)
 
 
 def zram() -> Path | None:
@@ -268,7 +266,7 @@ def zram() -> Path | None:
 
 def swap_off(device: Path) -> None:
     """Swap to a zram device no longer."""
-    LIBC("swapoff", f"/dev/{device.name}".encode())
+    libc("swapoff", f"/dev/{device.name}".encode())
     put(device / "reset", 1)
 
 
@@ -280,13 +278,11 @@ def lacking(plan: dict[str, Any]) -> Iterator[str]:
         return
     if get(KSM / "run") == "1":
         yield f"KSM is running here ({KSM / 'run'} is 1), and recording needs it stopped"
-    yield from filter(None, [in_use(set())])
-    if any(event.get("knob") == "khugepaged_scan_sleep_millisecs" for event in asked["events"]):
-        yield from filter(None, [in_use(set(), "hg")])
-    need = sum(spec["pages"] for spec in asked["processes"]) * PAGE
-    need += asked["knobs"].get("swap_mib", 0) << 20
-    forks = sum(event["op"] == "fork" for event in asked["events"])
-    need = need * (1 + forks) + (64 << 20)
+    wakes = any(event.get("knob") == "khugepaged_scan_sleep_millisecs" for event in asked["events"])
+    yield from filter(None, [in_use(set(), flag) for flag in ("mg", "hg")[: 1 + wakes]])
+    ops, swap = [event["op"] for event in asked["events"]], asked["knobs"].get("swap_mib", 0)
+    need = (sum(spec["pages"] for spec in asked["processes"]) * PAGE + (swap << 20)) * (1 + ops.count("fork"))
+    need += 64 << 20
     for name, left in memory_limits():
         if left < need:
             yield f"the scenario may need {need >> 20:,} MiB, and {name} leaves {max(0, left) >> 20:,} MiB"
@@ -300,8 +296,7 @@ def lacking(plan: dict[str, Any]) -> Iterator[str]:
             yield (
                 "a running kernel cannot change its variant" if knob == "variant" else f"this kernel has no knob {knob}"
             )
-    ops = {event["op"] for event in asked["events"]}
-    if ops & {"split", "split_all"}:
+    if {"split", "split_all"} & {*ops}:
         with mounted("debugfs", DEBUGFS) as problem:
             if problem := problem or why_not(SPLIT):
                 yield f"op split needs debugfs: {problem}"
@@ -310,11 +305,11 @@ def lacking(plan: dict[str, Any]) -> Iterator[str]:
             if problem or not TRACE.parent.exists():
                 yield f"tracepoints need tracefs: {problem or 'it has no instances'}"
     swaps = len(Path("/proc/swaps").read_text().splitlines()) - 1
-    if asked["knobs"].get("swap_mib") and not zram():
+    if swap and not zram():
         yield "swap_mib needs a zram device that is not used (modprobe zram)"
-    if swaps and (asked["knobs"].get("swap_mib") or "pageout" in ops):
+    if swaps and (swap or "pageout" in ops):
         yield "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
-    for kb in (int(kb) for kb in asked["knobs"].get("hugepages_enabled", {})):
+    for kb in asked["knobs"].get("hugepages_enabled", {}):
         if not (THP / f"hugepages-{kb}kB").exists():
             yield f"this kernel has no huge pages of {kb} kB"
 
@@ -342,9 +337,9 @@ def check() -> dict[str, Any]:
         rows.append(("op split", "no" if problem else "yes", problem))
     with mounted("tracefs", TRACEFS) as problem:
         rows.append(("tracepoints", "no" if problem else "yes", problem))
-    merge_any = LIBC("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
+    merge_any = libc("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
     rows.append(("op merge_any", "no" if merge_any else "yes", os.strerror(merge_any) if merge_any else ""))
-    fd = LIBC.result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     rows.append(("op uffd", "yes" if fd >= 0 else "no", "" if fd >= 0 else os.strerror(ctypes.get_errno())))
     rows += [(f"op {op}", "no", f"it {why}: `mmlab vm` records it") for op, why in ALONE.items()]
     rows.append(("op migrate", "no", "which folios migrate is the kernel's choice"))
@@ -381,7 +376,7 @@ def restore(state: dict[str, Any]) -> None:
             TRACE.rmdir()
     for path in (DEBUGFS, TRACEFS):
         if str(path) not in state["mounted"] and os.path.ismount(path):
-            LIBC("umount2", str(path).encode(), 0)
+            libc("umount2", str(path).encode(), 0)
 
 
 def lock(seconds: float) -> int:
@@ -416,7 +411,7 @@ class Worker:
 
     def __init__(self, address: bytes, pages: int, key_offset: int) -> None:
         self.address, self.pages, self.key_offset = address, pages, key_offset
-        self.base = LIBC.region(pages * PAGE)
+        self.base = region(pages * PAGE)
         self.bytes = os.memfd_create("bytes")
         self.fault_handle, self.any = -1, False
         self.rings: list[int] = []
@@ -453,7 +448,7 @@ class Worker:
     def call(self, op: str, page: int, count: int = 1, **more: int) -> int:
         """Make the system call, or the madvise, of an operation."""
         at, size = self.base + page * PAGE, count * PAGE
-        return LIBC("madvise", at, size, MADVISE[op]) if op in MADVISE else LIBC(op, at, size, *more.values())
+        return libc("madvise", at, size, MADVISE[op]) if op in MADVISE else libc(op, at, size, *more.values())
 
     def mmap(self, page: int, count: int) -> int:
         return self.call("mmap", page, count, prot=3, flags=MAP_ANON | MAP_FIXED | MAP_POPULATE, fd=-1, offset=0)
@@ -464,9 +459,9 @@ class Worker:
 
     def pin(self, page: int, count: int) -> int:
         """Register the range as a fixed buffer of an io_uring of its own."""
-        ring = LIBC.result("syscall", SYS_IO_URING_SETUP, 1, bytes(120))
+        ring = result("syscall", SYS_IO_URING_SETUP, 1, bytes(120))
         where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
-        code = LIBC("syscall", SYS_IO_URING_REGISTER, ring, IORING_REGISTER_BUFFERS, where, 1)
+        code = libc("syscall", SYS_IO_URING_REGISTER, ring, IORING_REGISTER_BUFFERS, where, 1)
         if code:
             os.close(ring)
         else:
@@ -476,17 +471,17 @@ class Worker:
     def unpin(self) -> int:
         """Let go at once: a ring that is only closed does so later."""
         while self.rings:
-            LIBC("syscall", SYS_IO_URING_REGISTER, self.rings[-1], IORING_UNREGISTER_BUFFERS, None, 0)
+            libc("syscall", SYS_IO_URING_REGISTER, self.rings[-1], IORING_UNREGISTER_BUFFERS, None, 0)
             os.close(self.rings.pop())
         return 0
 
     def store(self, page: int) -> int:
         """Write the bytes to a page, through the kernel: an errno takes the place of a signal."""
-        return LIBC("pread", self.bytes, self.base + page * PAGE + self.key_offset, 8, 0)
+        return libc("pread", self.bytes, self.base + page * PAGE + self.key_offset, 8, 0)
 
     def load(self, page: int, size: int) -> int:
         """Read a page to the bytes, through the kernel."""
-        return LIBC("pwrite", self.bytes, self.base + page * PAGE + self.key_offset, size, 0)
+        return libc("pwrite", self.bytes, self.base + page * PAGE + self.key_offset, size, 0)
 
     def populate(self, ranges: list[list[int]], contents: list[list[int]], huge: bool) -> int:
         """Write all pages of the ranges, with MADV_HUGEPAGE if they shall be huge."""
@@ -500,18 +495,15 @@ class Worker:
     def write(self, page: int, count: int, key: int | None) -> int:
         if key is not None:
             os.pwrite(self.bytes, key.to_bytes(8, "big"), 0)
-        for at in range(page, page + count):
-            code = (key is None and self.load(at, 8)) or self.store(at)
-            if code:
-                return code
-        return 0
+        codes = ((key is None and self.load(at, 8)) or self.store(at) for at in range(page, page + count))
+        return next(filter(None, codes), 0)
 
     def read(self, page: int, count: int) -> int:
-        return next((code for at in range(page, page + count) if (code := self.load(at, 1))), 0)
+        return next(filter(None, (self.load(at, 1) for at in range(page, page + count))), 0)
 
     def merge_any(self, value: int) -> int:
         self.any = bool(value)
-        return LIBC("prctl", PR_SET_MEMORY_MERGE, value, 0, 0, 0)
+        return libc("prctl", PR_SET_MEMORY_MERGE, value, 0, 0, 0)
 
     def unmerge_others(self) -> None:
         """MERGE_ANY is for all of a process: take the interpreter's own memory out again, also what this allocates."""
@@ -521,20 +513,18 @@ class Worker:
             for start, end, text in vmas(Path("/proc/self")):
                 if " mg" in text and not self.base <= start < self.base + self.pages * PAGE:
                     mergeable = True
-                    LIBC("madvise", start, end - start, MADVISE["unmergeable"])
+                    libc("madvise", start, end - start, MADVISE["unmergeable"])
 
     def uffd(self, page: int, count: int, value: int) -> int:
         """Register a range in write-protect mode, without protecting anything: no fault is ever held up."""
         if self.fault_handle < 0:
-            self.fault_handle = LIBC.result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+            self.fault_handle = result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
             api = ctypes.create_string_buffer(struct.pack("<3Q", 0xAA, 0, 0))
-            if self.fault_handle < 0 or (code := LIBC("ioctl", self.fault_handle, UFFDIO_API, api)):
+            if self.fault_handle < 0 or (code := libc("ioctl", self.fault_handle, UFFDIO_API, api)):
                 return code if self.fault_handle >= 0 else ctypes.get_errno()
-        where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
-        if value:
-            where += struct.pack("<2Q", UFFDIO_REGISTER_MODE_WP, 0)
+        where = struct.pack("<4Q", self.base + page * PAGE, count * PAGE, UFFDIO_REGISTER_MODE_WP, 0)
         code = UFFDIO_REGISTER if value else UFFDIO_UNREGISTER
-        return LIBC("ioctl", self.fault_handle, code, ctypes.create_string_buffer(where))
+        return libc("ioctl", self.fault_handle, code, ctypes.create_string_buffer(where))
 
     def spin(self, cpus: list[int]) -> int:
         """Keep these CPUs busy in this address space, from now on."""
@@ -619,8 +609,8 @@ class Recorder:
         self.knobs, self.events = self.asked["knobs"], self.asked["events"]
         self.options = OPTIONS | plan.get("options", {})
         self.free = self.options["mode"] == "free"
-        self.ksmd, self.device = thread("ksmd"), zram() if plan["scenario"]["knobs"].get("swap_mib") else None
-        self.scratch, self.registered = LIBC.region(2 * BLOCK), LIBC.region(2 * BLOCK)
+        self.ksmd, self.device = thread("ksmd"), zram() if self.knobs.get("swap_mib") else None
+        self.scratch, self.registered = region(2 * BLOCK), region(2 * BLOCK)
         for area in (self.scratch, self.registered):
             ctypes.memset(area + BLOCK, 1, 1)
         self.processes: list[Process] = []
@@ -707,8 +697,8 @@ class Recorder:
         row = {name: int(get(KSM / name)) for name in COUNTERS if (KSM / name).exists()} | self.wide
         row |= dict.fromkeys([*(f"{name.lower()}_kb" for name in SMAPS), *(f"proc_{name}" for name in KSM_STAT)], 0)
         for process in (process for process in self.processes if process.alive):
-            region = range(process.base, process.base + process.pages * PAGE)
-            for text in (text for start, _, text in vmas(process.proc) if start in region):
+            own = range(process.base, process.base + process.pages * PAGE)
+            for text in (text for start, _, text in vmas(process.proc) if start in own):
                 for name, value in re.findall(rf"^({'|'.join(SMAPS)}): +(\d+) kB", text, re.M):
                     row[f"{name.lower()}_kb"] += int(value)
             stat = table(process.proc / "ksm_stat")
@@ -774,15 +764,7 @@ class Recorder:
 
     def _drain(self) -> None:
         """lru_add_drain_all: MADV_COLLAPSE begins with it, and an empty block is not collapsed."""
-        LIBC("madvise", self.scratch, BLOCK, MADVISE["collapse"])
-
-    def _quiet(self) -> None:
-        """Let khugepaged sleep, in its timed sleep: it wakes at once for the first mm that registers, so have one."""
-        must(KHUGEPAGED / "max_ptes_none", 0)  # what is registered is not collapsed
-        must(KHUGEPAGED / "scan_sleep_millisecs", QUIET)
-        LIBC("madvise", self.registered, 2 * BLOCK, MADVISE["hugepage"])
-        time.sleep(0.1)
-        LIBC("madvise", self.registered, 2 * BLOCK, MADVISE["nohugepage"])
+        libc("madvise", self.scratch, BLOCK, MADVISE["collapse"])
 
     def happen(self, elapsed: float = 0.0) -> None:
         """Make the events that are due, each with its sample; ksmd does not run meanwhile."""
@@ -869,14 +851,19 @@ class Recorder:
     # all of it
 
     def _sizes(self, enabled: dict[str, str]) -> None:
-        """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others."""
+        """Enable sizes of folios, {kB: …}, for memory with MADV_HUGEPAGE, and no others; khugepaged sleeps, timed."""
         wanted = {f"hugepages-{kb}kB" for kb, how in enabled.items() if how != "never"}
         if self.enabled == wanted:
             return
         self.enabled = wanted
         for file in sorted(THP.glob("hugepages-*kB/enabled"), key=lambda file: file.parent.name not in wanted):
             must(file, "madvise" if file.parent.name in wanted else "never")
-        self._quiet()  # without any size there is no khugepaged; later there is a new one
+        # without any size there is no khugepaged; a new one wakes at once for the first mm that registers: have one
+        must(KHUGEPAGED / "max_ptes_none", 0)  # what is registered is not collapsed
+        must(KHUGEPAGED / "scan_sleep_millisecs", QUIET)
+        libc("madvise", self.registered, 2 * BLOCK, MADVISE["hugepage"])
+        time.sleep(0.1)
+        libc("madvise", self.registered, 2 * BLOCK, MADVISE["nohugepage"])
 
     def _populate(self, spec: dict[str, Any]) -> None:
         address = self.listener.getsockname()
@@ -893,10 +880,9 @@ class Recorder:
                 process.do("nohugepage", page=page, count=count)
         self._drain()
         entries = process.entries()
-        for _, count, order in orders:
+        for page, count, order in orders:
             if (name := f"mthp_{4 << order}kB_nr_anon") in self.wide:
                 self.wide[name] += count >> order
-        for page, count, order in orders:
             for at in range(page, page + count, 1 << order):
                 head, frame = entries[at][2] >> 15 & 1, entries[at][1]
                 if order and not (head and entries[at + (1 << order) - 1][1] == frame + (1 << order) - 1):
@@ -962,7 +948,7 @@ class Recorder:
                 file.write(b"\0" * 1024 + struct.pack("<3I", 1, (self.knobs["swap_mib"] << 8) - 1, 0))
                 file.seek(PAGE - 10)
                 file.write(b"SWAPSPACE2")
-            if code := LIBC("swapon", str(node).encode(), 0):
+            if code := libc("swapon", str(node).encode(), 0):
                 raise RefusedError(f"swapon {self.device}: {os.strerror(code)}")
 
     def _go(self) -> None:
@@ -1083,8 +1069,8 @@ def work(plan: dict[str, Any], out: str, watcher: int, state: dict[str, Any]) ->
     """Run the recorder's process; return its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
-    LIBC("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    LIBC("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     told = 0.0
 
     def say(share: float, text: str) -> None:
@@ -1129,7 +1115,7 @@ def main(args: list[str]) -> int:
         print(json.dumps(check()))
         return 0
     source, out = args
-    LIBC("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     try:
         plan = json.loads(Path(source).read_text())
         if os.geteuid():
@@ -1143,7 +1129,7 @@ def main(args: list[str]) -> int:
     except RefusedError as error:
         print(error, file=sys.stderr)
         return 2
-    LIBC("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     watcher, status, pid = os.getpid(), 1, 0
     try:
         os.pwrite(handle, json.dumps(state).encode(), 0)
