@@ -292,10 +292,10 @@ def lacking(plan: dict[str, Any]) -> Iterator[str]:
             yield f"op {op} cannot be done from outside the kernel"
         elif op in ALONE and not options["alone"]:
             yield f"op {op} {ALONE[op]}: `mmlab vm` records it in a machine of its own"
+        elif knob == "variant":
+            yield "a running kernel cannot change its variant"
         elif op == "set" and not knob_file(knob).exists():
-            yield (
-                "a running kernel cannot change its variant" if knob == "variant" else f"this kernel has no knob {knob}"
-            )
+            yield f"this kernel has no knob {knob}"
     if {"split", "split_all"} & {*ops}:
         with mounted("debugfs", DEBUGFS) as problem:
             if problem := problem or why_not(SPLIT):
@@ -711,11 +711,8 @@ class Recorder:
         """Take a sample while ksmd sleeps, again if it woke up meanwhile; return its index."""
         for _ in range(1000):
             before, row = self._still(), self._row()
-            if (
-                before[0] == "S"
-                and self._still() == before
-                and not (self.free and self.samples and not self.count(row))
-            ):
+            slept = before[0] == "S" and self._still() == before
+            if slept and not (self.free and self.samples and not self.count(row)):
                 break
             time.sleep(0.001)
         else:
