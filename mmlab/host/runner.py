@@ -950,6 +950,7 @@ class Recorder:
 
     def _go(self) -> None:
         self.sample()
+        self.opened = self._machine_wide()
         self.look()
         self.happen()
         self.run = self.run or 1
