@@ -2711,8 +2711,16 @@ class Machine(Reclaim):
             for address in range(page, page + count):
                 vma = mm.vma_at(address)
                 if mm.ptes.get(address) is not POISON:
-                    (self.write_fault if vma.writable else self.read_fault)(mm, vma, address)
+                    (self.fault_in if vma.writable else self.read_fault)(mm, vma, address)
         return result
+
+    def fault_in(self, mm: Mm, vma: Vma, address: int) -> None:
+        """F8: an entry that is writable stays as it is, and the page is marked instead."""
+        entry = mm.ptes.get(address)
+        if type(entry) is Pte and entry.writable:
+            entry.page.folio.dirty = entry.page.folio.referenced = True
+        else:
+            self.write_fault(mm, vma, address)
 
     def op_populate_write(self, mm: Mm, page: int, count: int) -> int:
         """MADV_POPULATE_WRITE: as mlock (F8), up to the first page that can't be written."""
@@ -2724,7 +2732,7 @@ class Machine(Reclaim):
                 return EINVAL
             if mm.ptes.get(address) is POISON:
                 return EHWPOISON
-            self.write_fault(mm, vma, address)
+            self.fault_in(mm, vma, address)
         return 0
 
     def op_munlock(self, mm: Mm, page: int, count: int) -> int:
@@ -2741,7 +2749,7 @@ class Machine(Reclaim):
                 self.set_writable(mm, start, end, bool(prot & 2))
             for address in range(start, end) if touch else ():
                 if mm.ptes.get(address) is not POISON:
-                    self.write_fault(mm, mm.vma_at(address), address)
+                    self.fault_in(mm, mm.vma_at(address), address)
         return 0
 
     def set_writable(self, mm: Mm, start: int, end: int, writable: bool) -> None:

@@ -187,7 +187,7 @@ def split_huge_page(m, frame, caller):
     if _unmap_folio(m, f):
         folio_batch_drain(m, MLOCK)
     release_folio(m, f)
-    flags = m.frame[head].flags & (LAZY | PG_DIRTY)
+    flags = m.frame[head].flags & (LAZY | PG_DIRTY | REFERENCED)
     for i in range(head, head + n):
         m.frame[i].folio = -1
         m.frame[i].mapcount = 0

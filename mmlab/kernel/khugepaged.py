@@ -134,7 +134,7 @@ def _walk(m, first, order, khugepaged, isolate):
             if isolate and f < 0:
                 m.frame[frame].flags |= LOCKED
             writable = writable or pte_writable(m, v)
-            if not m.pte[v].bits & OLD or m.frame[frame].flags & REFERENCED:
+            if not m.pte[v].bits & OLD or m.frame[m.folio[f].head if f >= 0 else frame].flags & REFERENCED:
                 referenced += 1
         v += 1
     if result == SCAN_SUCCEED and not writable and not s.collapse_needs_no_writable:

@@ -322,10 +322,18 @@ def read_pages(m, first, end):
 
 @entry
 def populate_vma_page_range(m, first, end):
-    """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8)."""
+    """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8).
+
+    An entry that is writable already causes no fault: it stays as it is, and the page is marked instead.
+    """
+    order = m.state[0].hpage_order
     for v in range(first, end):
         if not m.pte[v].vm & VM_WRITE:
             _read_fault(m, v)
+        elif m.pte[v].kind == ANON and m.block[v >> order].pmd == PMD_TABLE and pte_writable(m, v):
+            f = m.frame[m.page[v].frame].folio
+            head = m.folio[f].head if f >= 0 else np.int64(m.page[v].frame)
+            m.frame[head].flags |= PG_DIRTY | REFERENCED
         elif m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
             _write_fault(m, v)
 
