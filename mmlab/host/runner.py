@@ -803,11 +803,10 @@ class Recorder:
                 time.sleep(0.01)  # nice 19: it may not have run yet
             return 0
         if op == "khugepaged":
+            self._not_alone("thp_collapse_alloc")
             return self.collapse_all(what["full_scans"])
         if op == "shrink":  # the slab shrinkers until they free next to nothing: the whole queue
-            machine = int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0])
-            if machine > self.samples[-1]["anonhugepages_kb"]:
-                self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and "split" in name}
+            self._not_alone("split")
             return put(VM / "drop_caches", 2)
         if op in ("compact", "split_all"):
             return put(SPLIT if op == "split_all" else VM / "compact_memory", 1)
@@ -824,6 +823,13 @@ class Recorder:
             at = target.base + what["page"] * PAGE
             return put(SPLIT, f"{target.pid},{at:#x},{at + what['count'] * PAGE:#x}") if target.alive else errno.ESRCH
         return target.do(op, **what)
+
+    def _not_alone(self, what: str) -> None:
+        """Note that the event may count for other processes, too, in counters of this name, if they have such."""
+        ours = self.samples[-1]["anonhugepages_kb"]
+        theirs = int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours
+        if theirs or in_use({os.getpid(), *(process.pid for process in self.processes)}, "hg"):
+            self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and what in name}
 
     def set(self, knob: str, value: object) -> int:
         if knob == "run":  # the real one is 0 between batches
