@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODEL = ("scenario.py", "variants.py", "policies.py", "kernel", "engine", "results")
-BUDGETS = {"the model": 6900, "the shell": 3900}
+BUDGETS = {"the model": 6803, "the shell": 3900}
 """The model is scenario, variants, policies, kernel, engine and results; the shell is everything else but host."""
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 

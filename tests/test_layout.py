@@ -81,7 +81,7 @@ def test_only_the_version_comes_from_the_top() -> None:
                 assert taken <= {"__version__"}, name
 
 
-SHELL = 5199
+SHELL = 5187
 """What the shell has reached on its way down to its budget, which `make lines` prints: it may shrink, not grow."""
 
 
