@@ -237,7 +237,7 @@ def cpio(files: Mapping[str, bytes]) -> bytes:
     """Return files, and the folders that they need, as an archive that the kernel unpacks at boot ("newc").
 
     >>> len(cpio({"init": b""})), cpio({})[:6]
-    (240, b'070701')
+    (352, b'070701')
     """
     folders = {str(parent): None for name in files for parent in reversed(Path(name).parents)}
     out = bytearray()
