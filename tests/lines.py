@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODEL = ("scenario.py", "variants.py", "policies.py", "kernel", "engine", "results")
-BUDGETS = {"the model": 6803, "the shell": 3900}
+BUDGETS = {"the model": 6350, "the shell": 3900, "host": 1800}
 """The model is scenario, variants, policies, kernel, engine and results; the shell is everything else but host."""
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -56,7 +56,7 @@ def totals(rooms: dict[str, dict[str, int]]) -> dict[str, int]:
     """Return the lines of each part that has a budget."""
     model = sum(sum(modules.values()) for room, modules in rooms.items() if room in MODEL)
     shell = sum(sum(modules.values()) for room, modules in rooms.items() if room not in (*MODEL, "host"))
-    return {"the model": model, "the shell": shell}
+    return {"the model": model, "the shell": shell, "host": sum(rooms["host"].values())}
 
 
 def main() -> int:
