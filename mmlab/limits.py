@@ -1,9 +1,9 @@
 """What this process may use of the computer: CPUs and memory within the limits of its control groups.
 
 A container, a batch job or a systemd slice often has less than the machine: a CPU quota and a memory limit, set on the
-process's control group or on one above it, in version 2 (``cpu.max``, ``memory.max``) or 1 (``cpu.cfs_quota_us``,
-``memory.limit_in_bytes``). Systems without control groups (macOS) have none of these files, and no limit from here.
-As a script (the Makefile has no other Python yet) this module prints the number of CPUs.
+process's control group or on one above it, in version 2 (``cpu.max``, ``memory.max``, ``memory.high``) or 1
+(``cpu.cfs_quota_us``, ``memory.limit_in_bytes``). Systems without control groups (macOS) have none of these files, and
+no limit from here. As a script (the Makefile has no other Python yet) this module prints the number of CPUs.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def free_memory() -> int | None:
     """
     found = [1024 * kib for kib in _labelled(ROOT / "proc/meminfo", "MemAvailable:")]
     for group in _groups("memory"):
-        limit = _numbers(group / "memory.max") or _numbers(group / "memory.limit_in_bytes")
+        names = ("memory.max", "memory.high", "memory.limit_in_bytes")
+        limits = [number for name in names for number in _numbers(group / name)]
         used = _numbers(group / "memory.current") or _numbers(group / "memory.usage_in_bytes")
-        if limit and used:
+        if limits and used:
             dropped = [*_labelled(group / "memory.stat", "(?:total_)?inactive_file"), 0]
-            found.append(max(0, limit[0] - used[0] + max(dropped)))
+            found.append(max(0, min(limits) - used[0] + max(dropped)))
     return min(found, default=None)
 
 

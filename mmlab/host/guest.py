@@ -33,7 +33,7 @@ def main() -> None:
         missing = [name for name in ("ksm", "transparent_hugepage") if not Path("/sys/kernel/mm", name).is_dir()]
         print(json.dumps({"missing": missing}), file=line)
         for plan in [] if missing else sorted(Path("/plans").iterdir()):
-            command = [sys.executable, "-IS", "/runner.pyc", str(plan), "-"]
+            command = [sys.executable, "-IS", "/runner.pyc", str(plan)]
             done = subprocess.run(command, stdout=line, stderr=subprocess.PIPE, text=True, check=False)
             print(json.dumps({"status": done.returncode, "said": done.stderr.strip()}), file=line)
         print(json.dumps({"end": True}), file=line)

@@ -20,7 +20,10 @@ from typing import Any
 from mmlab.errors import UserError
 from mmlab.host import runner
 from mmlab.kernel.versions import release
+from mmlab.limits import free_memory
+from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import simulate
+from mmlab.results.table import text_table
 from mmlab.results.trace import Trace, from_run
 from mmlab.scenario import ProcessSpec, RangeEvent, Scenario
 
@@ -150,7 +153,12 @@ def record(
     """
     asked = scenario if isinstance(scenario, dict) else plan(scenario, **options)
     trace: Trace = {}
-    command = [sys.executable, "-I", str(RUNNER), "/dev/stdin", "-"]
+    asks = asked["scenario"]
+    pages = sum(spec["pages"] for spec in asks["processes"]) + asks["knobs"].get("swap_mib", 0) * PAGES_PER_MIB
+    need = 64 + pages * (1 + sum(event["op"] == "fork" for event in asks["events"])) // PAGES_PER_MIB
+    if need << 20 > (free := free_memory() or 0):
+        raise UserError(f"it may need {need:,} MiB, and {free >> 20:,} MiB are free here", where=asked["name"])
+    command = [sys.executable, "-I", str(RUNNER), "/dev/stdin"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdin and process.stdout and process.stderr
@@ -178,9 +186,7 @@ def record(
 
 def check() -> str:
     """Return what this machine can record, as a table."""
-    from mmlab.results.table import text_table
-
-    found = runner.check()
-    rows = list(zip(*found["rows"], strict=True))
-    table = text_table(dict(zip(("what", "here", ""), rows, strict=True)))
-    return f"Linux {found['release']}\n{table}"
+    names, found, problems = zip(*runner.survey(), strict=True)
+    here = ["no" if problem else "yes" for problem in problems]
+    why = [problem or there for there, problem in zip(found, problems, strict=True)]
+    return f"Linux {os.uname().release}\n{text_table({'what': names, 'here': here, '': why})}"

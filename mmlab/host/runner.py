@@ -1,12 +1,11 @@
 """Carry out a plan (`mmlab.host.record.plan`) on the running kernel: one file that needs only the standard library.
 
-    python runner.py PLAN.json RECORDING.json[.gz]    record; - instead of the file: to stdout
-    python runner.py --check                          what this machine can do, as JSON
+    python runner.py PLAN.json
 
-Three kinds of processes. The *watcher* (the first one) takes the lock, saves every knob in the file of the lock, starts
-the *recorder*, and puts everything back when that ends, however it ends. The recorder starts the *workers*: the
-processes of the scenario, which hold the file of the lock open, so that whoever gets the lock knows that none is left.
-If the watcher is killed, the recorder puts everything back; if both are, whoever takes the lock next.
+Progress, and at last the recording, are lines of JSON on stdout. The *recorder* takes the lock, saves every knob in the
+file of the lock, and starts the *workers*: the processes of the scenario, which hold that file open, so that whoever
+gets the lock knows that none is left. It puts everything back when it ends, also because its parent was killed. If it
+is killed itself, its parent does so (`recover`); if both are, whoever takes the lock next.
 
 Each worker has one region of memory between two PROT_NONE neighbours, so that it is a VMA of its own, and obeys ops
 that come over a socket. Between batches `run` is 0. A batch is one write of 1 to `run`, upon which ksmd wakes from its
@@ -21,7 +20,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import gzip
 import hashlib
 import json
 import os
@@ -33,39 +31,35 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 KSM, THP, VM = Path("/sys/kernel/mm/ksm"), Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/sys/vm")
 KHUGEPAGED, VMSTAT_FILE = THP / "khugepaged", Path("/proc/vmstat")
 DEBUGFS, TRACEFS = Path("/sys/kernel/debug"), Path("/sys/kernel/tracing")
 SPLIT, TRACE = DEBUGFS / "split_huge_pages", TRACEFS / "instances/mmlab"
+FILES = {DEBUGFS: SPLIT, TRACEFS: TRACEFS / "trace_clock"}
+"""A file that can be written, of each of these file systems."""
 STATE = Path("/run/mmlab-record")
 """The file of the lock; it holds the saved knobs while a recording runs."""
 
 PAGE, BLOCK = 4096, 2 << 20
 QUIET = 10**9
 """A sleep that does not end, ms."""
-MADVISE = {
-    "dontneed": 4,
-    "free": 8,
-    "mergeable": 12,
-    "unmergeable": 13,
-    "hugepage": 14,
-    "nohugepage": 15,
-    "cold": 20,
-    "pageout": 21,
-    "populate_write": 23,
-    "collapse": 25,
-    "memory_failure": 100,
-}
+MADVISE = {"dontneed": 4, "free": 8, "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15, "cold": 20}
+MADVISE |= {"pageout": 21, "populate_write": 23, "collapse": 25, "memory_failure": 100}
 MAP_ANON, MAP_FIXED, MAP_POPULATE, MREMAP_MAYMOVE, MREMAP_FIXED = 0x22, 0x10, 0x8000, 1, 2
 SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER, IORING_REGISTER_BUFFERS, IORING_UNREGISTER_BUFFERS = 425, 427, 0, 1
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_MEMORY_MERGE = 1, 36, 67
 SYS_USERFAULTFD, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 323, 0xC018AA3F, 0xC020AA00, 0x8010AA01
 UFFDIO_REGISTER_MODE_WP = 2
+PROBES: dict[str, tuple[Any, ...]] = {
+    "merge_any": ("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0),
+    "uffd": ("syscall", SYS_USERFAULTFD, os.O_CLOEXEC),
+}
+"""Calls that succeed where the ops can be done."""
 
 COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
     ksm_zero_pages stable_node_chains stable_node_dups general_profit pages_to_scan""".split()
@@ -74,7 +68,8 @@ SMAPS = "Rss Anonymous AnonHugePages KSM Swap".split()
 KSM_STAT = "ksm_rmap_items ksm_zero_pages ksm_merging_pages ksm_process_profit".split()
 VMSTAT = """thp_split_page thp_split_page_failed thp_split_pmd thp_underused_split_page thp_deferred_split_page
     thp_fault_alloc thp_collapse_alloc ksm_swpin_copy cow_ksm pswpout pswpin""".split()
-SIZES = [f"{4 << order}kB" for order in range(2, 10)]
+SIZES = [4 << order for order in range(2, 10)]
+"""Sizes of folios, kB."""
 MTHP = "split split_failed split_deferred nr_anon nr_anon_partially_mapped".split()
 ALONE = {
     "split_all": "splits huge pages of every process",
@@ -86,17 +81,11 @@ OPS = {*MADVISE, *ALONE} | set(
     """write read pin unpin mmap mremap mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged
     set sleep""".split()
 )
-OPTIONS: dict[str, Any] = {
-    "mode": "stepped",
-    "seconds": 0,
-    "every": 0.1,
-    "maps": "events",
-    "times": 2,
-    "tracepoints": [],
-    "owner_running": [],
-    "key_offset": 0,
-    "alone": False,
-}
+OPTIONS: dict[str, Any] = {"mode": "stepped", "seconds": 0, "every": 0.1, "maps": "events", "times": 2}
+OPTIONS |= {"tracepoints": [], "owner_running": [], "key_offset": 0, "alone": False}
+KNOBS = """use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes advisor_mode shrink_underused
+    stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan""".split()
+"""Knobs of a scenario that a kernel may have, or not."""
 
 
 class RefusedError(Exception):
@@ -184,20 +173,6 @@ def region(size: int) -> int:
     return result("mmap", at, size, 3, MAP_ANON | MAP_FIXED, -1, 0)
 
 
-def child(run: Callable[[], int]) -> int:
-    """Return the id of a new process that ends with the status this function returns, however it ends."""
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        status = run()
-    except SystemExit as stopped:
-        status = int(stopped.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    os._exit(status)
-
-
 # -- the machine: what it can do, who uses it, and everything put back ------------------------------------------------
 
 
@@ -217,23 +192,6 @@ def in_use(ours: set[int], flag: str = "mg") -> str:
     return ""
 
 
-def memory_limits() -> Iterator[tuple[str, int]]:
-    """Yield what bounds this process's memory: the name and how many bytes are left."""
-    yield "MemAvailable", int(table(Path("/proc/meminfo"))["MemAvailable"].split()[0]) * 1024
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, kinds, name = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup") / kinds
-        root = root if kinds or (root / "cgroup.controllers").exists() else root / "unified"
-        group = root / name.lstrip("/")
-        for folder in (group, *group.parents)[: len(group.parts) - len(root.parts) + 1]:
-            for limit, used in {"max": "current", "high": "current", "limit_in_bytes": "usage_in_bytes"}.items():
-                file = folder / f"memory.{limit}"
-                with contextlib.suppress(OSError, ValueError):
-                    yield str(file), int(get(file)) - int(get(folder / f"memory.{used}"))
-
-
 def why_not(path: Path) -> str:
     """Return why a file cannot be written to, or ""."""
     try:
@@ -246,16 +204,15 @@ def why_not(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def mounted(kind: str, where: Path) -> Iterator[str]:
-    """Mount a file system of the kernel's for the time being, where it is not; yield why that failed, or ""."""
-    if os.path.ismount(where) or not where.exists():
-        yield "" if where.exists() else f"there is no {where}"
-        return
-    code = libc("mount", kind.encode(), str(where).encode(), kind.encode(), 0, None)
+def mounted(where: Path) -> Iterator[str]:
+    """Mount a file system of the kernel's for the time being, where it is not; yield why it cannot be used, or ""."""
+    kind = {DEBUGFS: b"debugfs", TRACEFS: b"tracefs"}[where]
+    ours = not (os.path.ismount(where) or libc("mount", kind, str(where).encode(), kind, 0, None))
     try:
-        yield f"{where} cannot be mounted: {os.strerror(code)}" if code else ""
+        yield why_not(FILES[where])
     finally:
-        libc("umount2", str(where).encode(), 0)
+        if ours:
+            libc("umount2", str(where).encode(), 0)
 
 
 def zram() -> Path | None:
@@ -270,80 +227,54 @@ def swap_off(device: Path) -> None:
     put(device / "reset", 1)
 
 
-def lacking(plan: dict[str, Any]) -> Iterator[str]:
-    """Yield everything that this machine lacks for a plan, or that forbids it now."""
-    asked, options = plan["scenario"], OPTIONS | plan.get("options", {})
-    if not KSM.exists() or not THP.exists():
-        yield "this kernel has no KSM, or no transparent huge pages"
+def survey(plan: dict[str, Any] | None = None) -> Iterator[tuple[str, str, str]]:
+    """Yield what a plan (None: any) needs of this machine: its name, what is there, and why that does not do, or ""."""
+    asked: dict[str, Any] = (
+        plan["scenario"] if plan else {"knobs": {"swap_mib": 1, "hugepages_enabled": SIZES}, "events": []}
+    )
+    options = OPTIONS | (plan.get("options", {}) if plan else {"tracepoints": ["ksm"]})
+    ops = {event["op"] for event in asked["events"]} if plan else {*OPS, "migrate"}
+    knobs = {event["knob"] for event in asked["events"] if "knob" in event} if plan else {*KNOBS}
+    yield "root", "", "recording needs root" * bool(os.geteuid())
+    if not (KSM.exists() and THP.exists()):
+        yield "KSM and THP", "", "this kernel has no KSM, or no transparent huge pages"
         return
-    if get(KSM / "run") == "1":
-        yield f"KSM is running here ({KSM / 'run'} is 1), and recording needs it stopped"
-    wakes = any(event.get("knob") == "khugepaged_scan_sleep_millisecs" for event in asked["events"])
-    yield from filter(None, [in_use(set(), flag) for flag in ("mg", "hg")[: 1 + wakes]])
-    ops, swap = [event["op"] for event in asked["events"]], asked["knobs"].get("swap_mib", 0)
-    need = (sum(spec["pages"] for spec in asked["processes"]) * PAGE + (swap << 20)) * (1 + ops.count("fork"))
-    need += 64 << 20
-    for name, left in memory_limits():
-        if left < need:
-            yield f"the scenario may need {need >> 20:,} MiB, and {name} leaves {max(0, left) >> 20:,} MiB"
-    for event in asked["events"]:
-        op, knob = event["op"], event.get("knob", "run")
-        if op not in OPS:
-            yield f"op {op} cannot be done from outside the kernel"
-        elif op in ALONE and not options["alone"]:
-            yield f"op {op} {ALONE[op]}: `mmlab vm` records it in a machine of its own"
-        elif knob == "variant":
-            yield "a running kernel cannot change its variant"
-        elif op == "set" and not knob_file(knob).exists():
-            yield f"this kernel has no knob {knob}"
-    if {"split", "split_all"} & {*ops}:
-        with mounted("debugfs", DEBUGFS) as problem:
-            if problem := problem or why_not(SPLIT):
-                yield f"op split needs debugfs: {problem}"
-    if options["tracepoints"]:
-        with mounted("tracefs", TRACEFS) as problem:
-            if problem or not TRACE.parent.exists():
-                yield f"tracepoints need tracefs: {problem or 'it has no instances'}"
-    swaps = len(Path("/proc/swaps").read_text().splitlines()) - 1
-    if swap and not zram():
-        yield "swap_mib needs a zram device that is not used (modprobe zram)"
-    if swaps and (swap or "pageout" in ops):
-        yield "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
+    running = f"KSM is running here ({KSM / 'run'} is 1), and recording needs it stopped" * (get(KSM / "run") == "1")
+    yield "KSM that nobody uses", "", running or in_use(set())
+    if "khugepaged_scan_sleep_millisecs" in knobs:
+        yield "khugepaged that nobody uses", "", in_use(set(), "hg")
+    for name in sorted(knobs):
+        there = knob_file(name).exists()
+        yield f"knob {name}", get(knob_file(name)) if there else "", f"this kernel has no knob {name}" * (not there)
     for kb in asked["knobs"].get("hugepages_enabled", {}):
-        if not (THP / f"hugepages-{kb}kB").exists():
-            yield f"this kernel has no huge pages of {kb} kB"
+        there = (THP / f"hugepages-{kb}kB").exists()
+        yield f"huge pages of {kb} kB", "", f"this kernel has no huge pages of {kb} kB" * (not there)
+    if swap := asked["knobs"].get("swap_mib"):
+        device = str(zram() or "")
+        yield "swap_mib", device, "swap_mib needs a zram device that is not used (modprobe zram)" * (not device)
+    if (swap or "pageout" in ops) and len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        problem = "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
+        yield "no other swap", "", problem
+    if options["tracepoints"]:
+        with mounted(TRACEFS) as problem:
+            yield "tracepoints", "", f"tracepoints need tracefs: {problem}" if problem else ""
+    for op in sorted(ops):
+        problem = ""
+        if op in ALONE and not options["alone"]:
+            problem = f"{ALONE[op]}: `mmlab vm` records it in a machine of its own"
+        elif op not in OPS:
+            problem = "cannot be done from outside the kernel"
+        elif op in ("split", "split_all"):
+            with mounted(DEBUGFS) as missing:
+                problem = f"needs debugfs: {missing}" if missing else ""
+        elif op in PROBES and result(*PROBES[op]) < 0:
+            problem = f"is refused here: {os.strerror(ctypes.get_errno())}"
+        yield f"op {op}", "", f"op {op} {problem}" if problem else ""
 
 
-def check() -> dict[str, Any]:
-    """Return what this machine can do: {"release", "ready", "rows": [[what, yes or no, explanation], …]}."""
-    rows: list[tuple[str, str, str]] = []
-    root, kernel = os.geteuid() == 0, KSM.exists() and THP.exists()
-    rows.append(("root", "yes" if root else "no", "" if root else "knobs and page maps need it"))
-    rows.append(("KSM and THP", "yes" if kernel else "no", "" if kernel else "not in this kernel"))
-    busy = in_use(set()) if root and kernel and get(KSM / "run") != "1" else "KSM is running" if kernel else ""
-    rows.append(("KSM is free to use", "no" if busy else "yes", busy))
-    name, left = min(memory_limits(), key=lambda row: row[1])
-    rows.append(("memory", "yes", f"{left >> 20:,} MiB by {name}"))
-    names = "use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes advisor_mode shrink_underused"
-    names += " stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan"
-    files = map(knob_file, names.split())
-    rows += [(f"knob {f.name}", "yes" if f.exists() else "no", get(f) if f.exists() else "") for f in files]
-    sizes = [size for size in SIZES if (THP / f"hugepages-{size}").exists()]
-    rows.append(("orders, hugepages_enabled", "yes" if sizes else "no", " ".join(sizes)))
-    device = zram()
-    rows.append(("swap_mib", "yes" if device else "no", f"{device or 'no zram device that is not used'}"))
-    with mounted("debugfs", DEBUGFS) as problem:
-        problem = problem or why_not(SPLIT)
-        rows.append(("op split", "no" if problem else "yes", problem))
-    with mounted("tracefs", TRACEFS) as problem:
-        rows.append(("tracepoints", "no" if problem else "yes", problem))
-    merge_any = libc("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
-    rows.append(("op merge_any", "no" if merge_any else "yes", os.strerror(merge_any) if merge_any else ""))
-    fd = result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
-    rows.append(("op uffd", "yes" if fd >= 0 else "no", "" if fd >= 0 else os.strerror(ctypes.get_errno())))
-    rows += [(f"op {op}", "no", f"it {why}: `mmlab vm` records it") for op, why in ALONE.items()]
-    rows.append(("op migrate", "no", "which folios migrate is the kernel's choice"))
-    return {"release": os.uname().release, "ready": root and kernel and not busy, "rows": rows}
+def lacking(plan: dict[str, Any]) -> list[str]:
+    """Return everything that this machine lacks for a plan, or that forbids it now."""
+    return [problem for *_, problem in survey(plan) if problem]
 
 
 def save() -> dict[str, Any]:
@@ -419,43 +350,35 @@ class Worker:
     def serve(self) -> NoReturn:
         """Obey the recorder; a child does so on a socket of its own, and never answers for its parent."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped at once
-        link = socket.socket(socket.AF_UNIX)
-        link.connect(self.address)
-        lines = link.makefile("rw")
+        while True:
+            with socket.socket(socket.AF_UNIX) as link, link.makefile("rw") as lines:
+                link.connect(self.address)
+                self.obey(lines)
+            self.fault_handle, self.rings = -1, []  # now this is a child, which has none
+
+    def obey(self, lines: TextIO) -> None:
+        """Obey until told to fork; return in the child."""
         answer: Any = {"pid": os.getpid(), "base": self.base}
         while True:
-            lines.write(json.dumps(answer) + "\n")
-            lines.flush()
-            line = lines.readline()
-            if not line:
-                os._exit(0)
-            order = json.loads(line)
-            op = order.pop("op")
-            if op == "fork":
-                answer = 0
-                if not os.fork():
-                    lines.close()
-                    link.close()
-                    self.fault_handle = -1
-                    while self.rings:
-                        os.close(self.rings.pop())
-                    self.unmerge_others()
-                    self.serve()
-            else:
-                answer = getattr(self, op)(**order) if hasattr(self, op) else self.call(op, **order)
             self.unmerge_others()
+            print(json.dumps(answer), file=lines, flush=True)
+            order = json.loads(lines.readline() or '{"op": "end"}')
+            op, answer = order.pop("op"), 0
+            if op == "end":
+                os._exit(0)
+            if op != "fork":
+                answer = getattr(self, op)(**order) if hasattr(self, op) else self.call(op, **order)
+            elif not os.fork():
+                return
 
-    def call(self, op: str, page: int, count: int = 1, **more: int) -> int:
+    def call(self, op: str, page: int, count: int = 1, to: int = 0, **more: int) -> int:
         """Make the system call, or the madvise, of an operation."""
         at, size = self.base + page * PAGE, count * PAGE
-        return libc("madvise", at, size, MADVISE[op]) if op in MADVISE else libc(op, at, size, *more.values())
-
-    def mmap(self, page: int, count: int) -> int:
-        return self.call("mmap", page, count, prot=3, flags=MAP_ANON | MAP_FIXED | MAP_POPULATE, fd=-1, offset=0)
-
-    def mremap(self, page: int, count: int, to: int) -> int:
-        more = {"new_size": count * PAGE, "flags": MREMAP_MAYMOVE | MREMAP_FIXED, "new_address": self.base + to * PAGE}
-        return self.call("mremap", page, count, **more)
+        if op in MADVISE:
+            return libc("madvise", at, size, MADVISE[op])
+        new = (3, MAP_ANON | MAP_FIXED | MAP_POPULATE, -1, 0)
+        moved = (size, MREMAP_MAYMOVE | MREMAP_FIXED, self.base + to * PAGE)
+        return libc(op, at, size, *{"mmap": new, "mremap": moved}.get(op, more.values()))
 
     def pin(self, page: int, count: int) -> int:
         """Register the range as a fixed buffer of an io_uring of its own."""
@@ -603,8 +526,8 @@ class Process:
 class Recorder:
     """One recording of a plan."""
 
-    def __init__(self, plan: dict[str, Any], say: Callable[[float, str], None]) -> None:
-        self.plan, self.say = json.loads(json.dumps(plan)), say
+    def __init__(self, plan: dict[str, Any], done: float, share: float) -> None:
+        self.plan, self.done, self.share, self.told = json.loads(json.dumps(plan)), done, share, 0.0
         self.asked: dict[str, Any] = self.plan["scenario"]
         self.knobs, self.events = self.asked["knobs"], self.asked["events"]
         self.options = OPTIONS | plan.get("options", {})
@@ -623,11 +546,18 @@ class Recorder:
         self.enabled: set[str] = set()
         self.clock = 0.0  # when khugepaged was woken, and the sleeps since then
         several = any("orders" in spec for spec in self.asked["processes"]) or "hugepages_enabled" in self.knobs
-        self.sizes = [size for size in SIZES if several and (THP / f"hugepages-{size}").exists()]
+        self.sizes = [size for size in SIZES if several and (THP / f"hugepages-{size}kB").exists()]
         self.wide = dict.fromkeys(self._machine_wide(), 0)
         """Machine-wide counters: what they counted within batches and events."""
         self.moved: set[str] = set()
         """Those of them that count for other processes, too, by what is known of the event."""
+
+    def say(self, share: float, text: str) -> None:
+        """Tell how much of this recording is done, not too often."""
+        if time.monotonic() > self.told + 0.2:
+            self.told = time.monotonic()
+            done = round(min(self.done + share * self.share, 1), 4)
+            print(json.dumps({"progress": done, "text": text}), flush=True)
 
     # ksmd, a batch at a time
 
@@ -666,8 +596,8 @@ class Recorder:
         vmstat = table(VMSTAT_FILE)
         out = {name: int(vmstat.get(name, 0)) for name in VMSTAT}
         for size in self.sizes:
-            stats = THP / f"hugepages-{size}/stats"
-            out |= {f"mthp_{size}_{name}": int(get(stats / name)) for name in MTHP if (stats / name).exists()}
+            stats = THP / f"hugepages-{size}kB/stats"
+            out |= {f"mthp_{size}kB_{name}": int(get(stats / name)) for name in MTHP if (stats / name).exists()}
         return out
 
     def _tally(self) -> None:
@@ -870,7 +800,11 @@ class Recorder:
 
     def _populate(self, spec: dict[str, Any]) -> None:
         address = self.listener.getsockname()
-        child(lambda: Worker(address, spec["pages"], self.options["key_offset"]).serve())
+        if not os.fork():
+            try:
+                Worker(address, spec["pages"], self.options["key_offset"]).serve()
+            finally:
+                os._exit(1)
         self.processes.append(Process(self.listener, spec["pages"]))
         process = self.processes[-1]
         orders = spec.get("orders") or layout(spec)
@@ -1024,19 +958,16 @@ def merged(traces: list[dict[str, Any]], wide: list[str], times: int) -> tuple[d
     """
     fields = traces[0]["fields"]
     exact = [i for i, name in enumerate(fields) if name not in wide and not name.startswith("lab_")]
-
-    def core(trace: dict[str, Any]) -> list[Any]:
-        rows = [[row[i] for i in exact] for row in trace["samples"]]
-        return [rows, trace["scenario"], trace["maps"], trace["frames"]]
-
-    first = core(traces[-1])
-    equal = [trace for trace in traces if core(trace) == first]
+    rows = [[[row[i] for i in exact] for row in trace["samples"]] for trace in traces]
+    others = [[trace[name] for name in ("scenario", "maps", "frames")] for trace in traces]
+    same = [(row, other) == (rows[-1], others[-1]) for row, other in zip(rows, others, strict=True)]
+    equal = [trace for trace, as_last in zip(traces, same, strict=True) if as_last]
     different = ""
     if len(equal) < times:
-        for a, b in zip(first[0], core(next((t for t in traces if core(t) != first), traces[0]))[0], strict=False):
-            wrong = [f"{fields[i]} {x} or {y}" for i, x, y in zip(exact, a, b, strict=True) if x != y]
-            different = different or (f"batch {a[0]}: {', '.join(wrong)}" if wrong else "")
-        different = different or "maps or results of events"
+        pairs = zip(rows[-1], rows[same.index(min(same))], strict=False)
+        a, b = next((pair for pair in pairs if pair[0] != pair[1]), ([], []))
+        wrong = [f"{fields[i]} {x} or {y}" for i, x, y in zip(exact, a, b, strict=False) if x != y]
+        different = f"batch {a[0]}: {', '.join(wrong)}" if wrong else "maps or results of events"
     out, moved = json.loads(json.dumps(equal[0])), set()
     for i in (i for i, name in enumerate(fields) if name in wide):
         counts = ([0, *(row[i] for row in trace["samples"])] for trace in equal)
@@ -1048,14 +979,14 @@ def merged(traces: list[dict[str, Any]], wide: list[str], times: int) -> tuple[d
     return out | {"machine_wide": wide}, sorted(moved), different
 
 
-def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str, Any]:
+def record(plan: dict[str, Any]) -> dict[str, Any]:
     """Record a plan until enough recordings agree."""
     options, traces = OPTIONS | plan.get("options", {}), []
     free = options["mode"] == "free"
     times = 1 if free else options["times"]  # batches fall elsewhere each time
     most = times + 2 if times > 1 else 1
     for n in range(most):
-        one = Recorder(plan, lambda share, text, n=n: say((n + share) / times, text))  # type: ignore[misc]
+        one = Recorder(plan, n / times, 1 / times)
         traces.append(one.record())
         trace, moved, different = merged(traces, list(one.wide), times)
         moved = sorted({*moved, *one.moved, *(one.wide if free else ())})
@@ -1066,95 +997,44 @@ def record(plan: dict[str, Any], say: Callable[[float, str], None]) -> dict[str,
     return trace | {"moved": moved}
 
 
-# -- the watcher ----------------------------------------------------------------------------------------------------
+def main(source: str) -> int:
+    """Record a plan and put everything back; return the exit status: 0, 2 if it cannot be recorded, 3 if it differs."""
+    stops = {signal.SIGINT, signal.SIGTERM}
 
+    def stop(number: int, _: object) -> NoReturn:
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        sys.exit(128 + number)
 
-def work(plan: dict[str, Any], out: str, watcher: int, state: dict[str, Any]) -> int:
-    """Run the recorder's process; return its exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgid(0, 0)
+    for number in stops:
+        signal.signal(number, stop)
     libc("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    told = 0.0
-
-    def say(share: float, text: str) -> None:
-        nonlocal told
-        if time.monotonic() > told + 0.2:
-            told = time.monotonic()
-            print(json.dumps({"progress": round(min(share, 1), 4), "text": text}), flush=True)
-
+    state, handle = None, -1
     try:
-        if os.getppid() != watcher:
-            return 1
-        with contextlib.ExitStack() as stack:
-            if any(event["op"].startswith("split") for event in plan["scenario"]["events"]):
-                stack.enter_context(mounted("debugfs", DEBUGFS))
+        plan = json.loads(Path(source).read_text())
+        handle = lock(0)
+        if problems := lacking(plan):
+            raise RefusedError("\n".join(problems))
+        state = save()
+        os.pwrite(handle, json.dumps(state).encode(), 0)
+        with mounted(DEBUGFS), mounted(TRACEFS):
             if wanted := plan.get("options", {}).get("tracepoints"):
-                stack.enter_context(mounted("tracefs", TRACEFS))
                 TRACE.mkdir(exist_ok=True)
                 must(TRACE / "buffer_size_kb", 8192)
                 must(TRACE / "trace_clock", "mono")
                 for name in wanted:
                     must(TRACE / "events" / name / "enable", 1)
-            trace = record(plan, say)
-        if out == "-":
-            print(json.dumps({"recording": trace}), flush=True)
-            return 0
-        text = json.dumps(trace, separators=(",", ":")).encode()
-        part = Path(f"{out}.part")
-        part.write_bytes(gzip.compress(text, 9, mtime=0) if out.endswith(".gz") else text)
-        part.replace(out)
+            print(json.dumps({"recording": record(plan)}), flush=True)
     except (RefusedError, OSError) as error:
         print(error, file=sys.stderr, flush=True)
         return 3 if isinstance(error, DiffersError) else 2
     finally:
-        if os.getppid() != watcher:
+        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        if state:
             restore(state)
+            os.ftruncate(handle, 0)
     return 0
 
 
-def main(args: list[str]) -> int:
-    """Watch over a recording; return the exit status."""
-    if args == ["--check"]:
-        print(json.dumps(check()))
-        return 0
-    source, out = args
-    libc("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    try:
-        plan = json.loads(Path(source).read_text())
-        if os.geteuid():
-            raise RefusedError("recording needs root")
-        handle = lock(0)
-        if problems := list(dict.fromkeys(lacking(plan))):
-            raise RefusedError("\n".join(problems))
-        state = save()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-    except RefusedError as error:
-        print(error, file=sys.stderr)
-        return 2
-    libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    watcher, status, pid = os.getpid(), 1, 0
-    try:
-        os.pwrite(handle, json.dumps(state).encode(), 0)
-        pid = child(lambda: work(plan, out, watcher, state))
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        if pid:
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError):
-                    kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while True:
-                    ended, code = os.waitpid(-1, 0)
-                    status = os.waitstatus_to_exitcode(code) if ended == pid else status
-        restore(state)
-        os.ftruncate(handle, 0)
-        Path(f"{out}.part").unlink(missing_ok=True)
-    return status if status >= 0 else 128 - status
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))
