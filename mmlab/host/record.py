@@ -186,7 +186,8 @@ def record(
 
 def check() -> str:
     """Return what this machine can record, as a table."""
-    names, found, problems = zip(*runner.survey(), strict=True)
+    memory = ("memory", f"{(free_memory() or 0) >> 20:,} MiB are free", "")
+    names, found, problems = zip(memory, *runner.survey(), strict=True)
     here = ["no" if problem else "yes" for problem in problems]
     why = [problem or there for there, problem in zip(found, problems, strict=True)]
     return f"Linux {os.uname().release}\n{text_table({'what': names, 'here': here, '': why})}"
