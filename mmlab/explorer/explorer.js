@@ -345,13 +345,21 @@ function render({model, el}) {
   const summary = make("div", {class: "mmlab-summary", role: "status", "aria-live": "polite"});
   const bar = make("progress", {max: 1, "aria-label": "progress of the simulation"}), status = make("span");
   const charts = Object.fromEntries(["memory 0", "memory 1", "batches", "counters", "cpu"].map(name => [name, new Chart(name, tip)]));
-  const maps = [0, 1].map(run => new PageMap(`map ${run}`, tip, ({page, process}) => model.send({why: {run, page, process}})));
+  const at = Object.fromEntries(["page", "process"].map(name => [name, make("input", {type: "number", min: 0, value: 0})]));
+  const why = run => model.send({why: {run, page: at.page.valueAsNumber || 0, process: at.process.valueAsNumber || 0}});
+  const maps = [0, 1].map(run => new PageMap(`map ${run}`, tip, place => {
+    for (const name in at) at[name].value = place[name];
+    why(run);
+  }));
+  const asks = ["first", "second"].map((which, run) => button(`${"●■"[run]} why?`, `the page's history in the ${which} run`, () => why(run)));
+  const place = make("div", {class: "mmlab-why", role: "group", "aria-label": "history of a page, as by a click on a page map"},
+    make("label", {}, "page ", at.page), make("label", {}, "of process ", at.process), ...asks);
   const history = make("div", {class: "mmlab-note mmlab-history", role: "status", hidden: ""});
   const grid = make("div", {class: "mmlab-grid"}, charts["memory 0"].node, charts["memory 1"].node, ...maps.map(map => map.node),
     charts.batches.node, charts.counters.node, charts.cpu.node);
   const table = make("div", {class: "mmlab-metrics"}), explained = make("div", {class: "mmlab-note"});
   const error = make("div", {class: "mmlab-error", role: "alert"});
-  const view = make("div", {class: "mmlab-view"}, summary, make("div", {class: "mmlab-status"}, status, bar), error, grid, history, explained, table);
+  const view = make("div", {class: "mmlab-view"}, summary, make("div", {class: "mmlab-status"}, status, bar), error, grid, place, history, explained, table);
   root.append(make("div", {class: "mmlab-controls"}, scene, ...groups, keep), view, tip.node);
   for (const each of root.querySelectorAll("input, select, button"))  // JupyterLab leaves their keys to them
     each.setAttribute("data-lm-suppress-shortcuts", "true");

@@ -182,7 +182,7 @@ class Explorer(anywidget.AnyWidget):  # type: ignore[misc]
         self._take(self.chosen | change["new"]["values"])
 
     def _told(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        """Answer a button: a file of ``params/`` or (the empty name) the start, saving, or a click on a page map."""
+        """Answer a button: a file of ``params/`` or (the empty name) the start, saving, or why a page is as it is."""
         self.serial = content.get("serial", self.serial)
         try:
             if "preset" in content:

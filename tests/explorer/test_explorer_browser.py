@@ -228,6 +228,7 @@ def test_a_click_on_a_page_map_tells_why(front: Page, explorer: Explorer) -> Non
     asked = last(front)
     assert (asked["why"]["run"], asked["why"]["process"]) == (1, 0)
     assert asked["why"]["page"] == pytest.approx(519, abs=1)
+    assert int(front.get_by_label("page", exact=True).input_value()) == asked["why"]["page"]
     before = explorer.told
     explorer._show_history(explorer._history(Job(), run=1, page=519, process=0))
     told(front, "told", explorer.told)
@@ -238,6 +239,16 @@ def test_a_click_on_a_page_map_tells_why(front: Page, explorer: Explorer) -> Non
     assert "merged with the shared zeropage (M3b)" in " ".join(shown.inner_text().split())
     told(front, "told", before)
     assert shown.is_hidden()
+
+
+def test_the_keyboard_asks_why_too(front: Page) -> None:
+    """Boxes for a page and its process, and a button a run, follow each other in the tab order."""
+    page = front.get_by_label("page", exact=True)
+    page.fill("519")
+    for key in ("Tab", "Tab", "Tab", "Enter"):
+        page.page.keyboard.press(key)
+    assert last(front) == {"why": {"run": 1, "page": 519, "process": 0}}
+    assert front.evaluate("document.activeElement.textContent") == "■ why?"
 
 
 def test_one_legend_for_two_neighbours(front: Page, explorer: Explorer) -> None:
