@@ -288,6 +288,7 @@ def test_help(run, command: str) -> None:
         (["fleet", "three_kinds", "--table", "/sys/x.csv"], ["/sys/x.csv", "cannot be written"]),
         (["report", "07", "-o", "page.htm"], ["page.htm", ".html"]),
         (["report", "7"], ["unknown notebook '7'", "07_compare"]),
+        (["report", "00"], ["00 is the number of 00_explore and 00_tour. Type `mmlab report 00_tour`."]),
         (["simualte", "x"], ["simualte"]),
         (["simulate"], ["FILE"]),
     ],

@@ -119,7 +119,7 @@ def find_notebook(name: str | Path) -> Path:
     Raises
     ------
     UserError
-        There is neither.
+        There is neither, or it is the number of several.
 
     Examples
     --------
@@ -133,6 +133,8 @@ def find_notebook(name: str | Path) -> Path:
     named = [file for known, file in shipped.items() if stem in (known, known.partition("_")[0])]
     if len(named) == 1:
         return named[0]
+    if names := [file.stem for file in named]:
+        raise UserError(f"{stem} is the number of {' and '.join(names)}", hint=f"Type `mmlab report {names[-1]}`.")
     raise unknown("notebook", str(name), shipped, "Name a file, or one of the notebooks that ship with mmlab.")
 
 
