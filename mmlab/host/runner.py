@@ -11,7 +11,8 @@ Each worker has one region of memory between two PROT_NONE neighbours, so that i
 that come over a socket. Between batches `run` is 0. A batch is one write of 1 to `run`, upon which ksmd wakes from its
 untimed sleep and makes one batch; then it sleeps in its timed wait, `run` becomes 0 again, and a change of
 sleep_millisecs sends it back to the untimed sleep. After populating and after each event the per-CPU LRU batches are
-drained, by a MADV_COLLAPSE of an empty range. khugepaged sleeps until an event wakes it.
+drained, by a MADV_COLLAPSE of an empty range. khugepaged sleeps until an event wakes it. DAMON, which would take
+accessed bits away at moments of its own (and with them what khugepaged decides), is off meanwhile.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ DEBUGFS, TRACEFS = Path("/sys/kernel/debug"), Path("/sys/kernel/tracing")
 SPLIT, TRACE = DEBUGFS / "split_huge_pages", TRACEFS / "instances/mmlab"
 FILES = {DEBUGFS: SPLIT, TRACEFS: TRACEFS / "trace_clock"}
 """A file that can be written, of each of these file systems."""
+DAMON = "kernel/mm/damon/admin/kdamonds/*/state", "module/damon_*/parameters/enabled"
+"""Files of /sys that say whether DAMON looks for accessed memory, which takes the accessed bits from it."""
 STATE = Path("/run/mmlab-record")
 """The file of the lock; it holds the saved knobs while a recording runs."""
 
@@ -221,6 +224,11 @@ def zram() -> Path | None:
     return next(free, None)
 
 
+def damon() -> list[Path]:
+    """Return the files by which DAMON is switched on now."""
+    return [path for pattern in DAMON for path in Path("/sys").glob(pattern) if get(path) in ("on", "Y")]
+
+
 def swap_off(device: Path) -> None:
     """Swap to a zram device no longer."""
     libc("swapoff", f"/dev/{device.name}".encode())
@@ -241,6 +249,8 @@ def survey(plan: dict[str, Any] | None = None) -> Iterator[tuple[str, str, str]]
         return
     running = f"KSM is running here ({KSM / 'run'} is 1), and recording needs it stopped" * (get(KSM / "run") == "1")
     yield "KSM that nobody uses", "", running or in_use(set())
+    for path in damon():
+        yield "DAMON", f"{path}: off while mmlab records", ""
     if "khugepaged_scan_sleep_millisecs" in knobs:
         yield "khugepaged that nobody uses", "", in_use(set(), "hg")
     for name in sorted(knobs):
@@ -280,6 +290,7 @@ def lacking(plan: dict[str, Any]) -> list[str]:
 def save() -> dict[str, Any]:
     """Return every knob of KSM and THP, and what else a recording changes."""
     files = [path for top in (KSM, THP) for path in top.glob("**/*") if path.is_file() and path.stat().st_mode & 0o200]
+    files += damon()
     ksmd = int(thread("ksmd").name)
     return {
         "knobs": {str(path): get(path) for path in [*files, VM / "page-cluster"]},
@@ -863,6 +874,8 @@ class Recorder:
 
     def _prepare(self) -> None:
         """Give the machine the scenario's knobs and swap."""
+        for path in damon():
+            must(path, "off" if path.name == "state" else "N")
         must(KSM / "run", 2)  # full_scans = 0, no stable node is left
         must(KSM / "run", 0)
         put(KSM / "advisor_mode", "none")
