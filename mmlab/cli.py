@@ -14,7 +14,8 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from itertools import pairwise
@@ -165,9 +166,8 @@ def simulate(
     overrides = _checked(_parse(settings) | ({"policy": tuner} if tuner else {}), variant)
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
     names = [_name(path) for path in paths]
-    if out and (twice := sorted({name for name in names if names.count(name) > 1})):
-        problem = f"several files would be written as {twice[0]}{TRACE}"
-        raise UserError(problem, parameter="--out", value=str(out), hint="Rename one of them.")
+    if out:
+        _check_distinct(f"{name}{TRACE}" for name in names)
     if table:
         check_folder(table)
     given = {name: how.pop(name) for name in ("file", "kinds", "process", "pages", "seconds")}
@@ -259,6 +259,13 @@ def _times(at: list[float], every: float | None, end: float) -> list[float]:
     if count > MOST_TIMES:
         raise UserError(f"gives {count:,} times", parameter="--every", value=f"{every:g} s", allowed="longer")
     return sorted({*at, *(every * (i + 1) for i in range(count) if every)})
+
+
+def _check_distinct(files: Iterable[str]) -> None:
+    """Refuse to write several results into one file."""
+    for file, count in Counter(files).items():
+        if count > 1:
+            raise UserError("several results would be written as it", parameter=file, hint="Rename what they are of.")
 
 
 def _name(path: Path) -> str:
@@ -760,6 +767,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
     requests = index.standard(place) if everything else _requests(place, **asked)
     if page and len(requests) > 1:
         raise click.UsageError(f"{len(requests)} reports do not fit into one file: name a folder with -o.")
+    _check_distinct(str(request.page) for request in requests)
     wanted = [request for request in requests if again or not everything or not request.is_made()]
     for request, error in zip(wanted, make_all(wanted, jobs, progress), strict=True):
         _say(str(request.page))

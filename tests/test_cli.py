@@ -272,7 +272,7 @@ def test_help(run, command: str) -> None:
         (["compare", "cut.json.gz"], ["cut.json.gz", "cut short"]),
         (["compare", "nojson.json.gz"], ["nojson.json.gz", "not a gzip file"]),
         (["compare", "empty"], ["empty", "no .json.gz file"]),
-        (["simulate", "small.yaml", "a/small.yaml", "--out", "out"], ["small.json.gz", "several files"]),
+        (["simulate", "small.yaml", "a/small.yaml", "--out", "out"], ["small.json.gz", "several results"]),
         (["simulate", "small.yaml", "--out", "small.yaml"], ["small.yaml"]),
         (["simulate", "miniature.yaml", "--out", "out"], ["pages_per_thp = 8", "512"]),
         (["simulate", "trace.json.gz", "--out", "."], ["trace.json.gz", "another folder"]),

@@ -20,20 +20,18 @@ kept there.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -49,9 +47,8 @@ from mmlab.workers import Progress, end_with_parent
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["claimed", "load", "make_all", "publish", "scratch_folder"]
+__all__ = ["load", "make_all", "publish"]
 
-SCRATCH = "mmlab-report-"
 MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
@@ -68,94 +65,53 @@ def make_all(
     Parameters
     ----------
     progress : callable, optional
-        Called with the cells done, all cells, and a report's name; with several reports, with the reports done.
+        Called with the reports done, all reports, and the next one's name.
     made_of : mapping, optional
         The software, instead of `mmlab.report.provenance.software`.
 
     Raises
     ------
     UserError
-        A report cannot be written, another process is making it, or a process was killed.
+        A report cannot be written, or a process was killed.
     """
     import numpy as np
 
     if not requests:
         return
+    for request in requests:
+        check_folder(request.page)
     features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
     fixed = DEPENDS["environment"] | {"NPY_DISABLE_CPU_FEATURES": ",".join(features)}  # log and exp round differently
-    context, several = get_context("spawn"), len(requests) > 1
+    context, failed = get_context("spawn"), dict[int, str]()
     ours, theirs = context.Pipe(duplex=False)
-    with claimed(requests), scratch_folder() as scratch, ExitStack() as stack:
-        made_of = made_of or software(requests[0].page.parent)
+    made_of = made_of or software(requests[0].page.parent)
+    with TemporaryDirectory(prefix="mmlab-report-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         server = context.Process(target=_serve, args=(theirs, requests, jobs, made_of, scratch))
         with patch.dict(os.environ, fixed):
             server.start()
         stack.callback(server.join)
         stack.callback(server.kill)  # and with it all that it started
         theirs.close()
-        done: set[int] = set()
         for number, request in enumerate(requests):
-            if progress and several:
+            if progress:
                 progress(number, len(requests), request.name)
-            while number not in done:
+            while number not in failed:
                 try:
-                    which, what = ours.recv()
+                    which, failed[which] = ours.recv()
                 except EOFError:
-                    what = UserError("the process that made them was killed", parameter="reports", hint=MEMORY)
-                if isinstance(what, UserError):
-                    raise what
-                if what is None:
-                    done.add(which)
-                elif progress and not several:
-                    progress(what[0], what[1], request.name)
-            yield page.read_about(request.page)["error"]
+                    raise UserError("the process that made them was killed", parameter="reports", hint=MEMORY) from None
+                if isinstance(failed[which], UserError):
+                    raise failed[which]
+            yield failed[number]
         if progress:
             progress(len(requests), len(requests), "")
 
 
-@contextmanager
-def claimed(requests: Sequence[Request]) -> Iterator[None]:
-    """Make the folders of reports, and keep other processes from making the same ones meanwhile.
-
-    Raises
-    ------
-    UserError
-        A page cannot be written, or it is being made already.
-    """
-    with ExitStack() as stack:
-        for request in requests:
-            check_folder(request.page)
-            request.data.mkdir(exist_ok=True)
-            stack.callback(_remove_if_empty, request.data)
-            try:
-                stack.enter_context(locked(request.data, wait=False))
-            except BlockingIOError:
-                hint = "Name another place for it with -o."
-                raise UserError("it is being made already", parameter=str(request.page), hint=hint) from None
-        yield
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder, and remove those of processes that were killed: nobody holds their locks any more."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with suppress(OSError), locked(left, wait=False):
-            if any(left.iterdir()):  # an empty one may be about to be locked
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name, locked(Path(name)):
-        yield Path(name)
-
-
-def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: Path) -> None:
+def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: str) -> None:
     """Load everything, then make each report in a process of its own.
 
-    Sent are a report's number, and its cells done and all, or a `UserError`, or None at its end: few enough bytes that
-    the processes cannot mix them.
+    Sent are a report's number, and what failed in its notebook or a `UserError`: few enough bytes that the processes
+    cannot mix them.
     """
     from mmlab.kernel.jit import announced
     from mmlab.report.jupyter import FORK
@@ -191,15 +147,15 @@ def load() -> None:
     warm_up()
 
 
-def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: Path) -> None:
+def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: str) -> None:
     """Run a notebook with parameters, and write its report."""
     end_with_parent()
     try:
-        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-            with writing(Path(folder)):
-                executed, error = _run(request, Path(folder), lambda *cells: pipe.send((number, cells)))
+        with writing(Path(scratch)):
+            folder = Path(mkdtemp(dir=scratch))
+            executed, error = _run(request, folder)
             page.arrange(executed)
-            tables = page.number_tables(executed, Path(folder))
+            tables = page.number_tables(executed, folder)
         about = {
             **page.summary(executed, request.notebook.stem),
             **made_of,
@@ -214,12 +170,12 @@ def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str,
         text = page.render(executed, about, request=request, yaml=as_yaml, trust=trust)
         with writing(request.page):
             publish(request, tables, text)
-        pipe.send((number, None))
+        pipe.send((number, error))
     except UserError as refused:
         pipe.send((number, refused))
 
 
-def _run(request: Request, folder: Path, progress: Callable[[int, int], object]) -> tuple[NotebookNode, str]:
+def _run(request: Request, folder: Path) -> tuple[NotebookNode, str]:
     """Return the executed notebook, and what failed in it, empty if nothing did.
 
     The notebook's tables are saved in `folder`, as are temporary files.
@@ -235,15 +191,14 @@ def _run(request: Request, folder: Path, progress: Callable[[int, int], object])
 
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(folder), "IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
     result = Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb"
-    cells, error = len(json.loads(request.notebook.read_bytes())["cells"]), ""
+    error = ""
     try:
         execute_notebook(
-            str(request.notebook.resolve()),
-            str(result),
+            request.notebook.resolve(),
+            result,
             parameters={name: request.parameters[name] for name in request.changed},
             kernel_manager_class=ForkedKernelManager,
             config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
-            on_cell_executed=lambda cell_index, **_: progress(cell_index + 1, cells),
             **DEPENDS["papermill"],
         )
     except PapermillExecutionError as stop:
@@ -259,6 +214,6 @@ def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
         for name, content in tables.items():
             write_atomically(request.data / name, content)
         write_atomically(request.page, text.encode())
-        for left in [*request.data.iterdir(), *request.page.parent.glob(f".{request.page.name}.*.tmp")]:
-            if left.name not in tables and (left.suffix in (".csv", ".parquet", ".tmp")):
-                left.unlink()  # the latter is of a process that was killed
+        for left in request.data.glob("*"):
+            if left.name not in tables and left.suffix in (".csv", ".parquet"):
+                left.unlink()

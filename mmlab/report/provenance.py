@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -42,19 +41,14 @@ def software(folder: Path) -> dict[str, Any]:
 
 def exactness() -> str:
     """Predict every recording that ships with mmlab, and count what is exact, in words."""
-    total = sum(map(_compare, sorted(RECORDINGS.glob("*.json.gz"))), Counter[str]())
-    words = {"recordings": "recordings predicted exactly:", "samples": "samples,", "maps": "page maps,"}
-    words["frames"] = "frame counts"
-    return " ".join(f"{total[f'{name}_exact']:,} of {total[name]:,} {what}" for name, what in words.items())
-
-
-def _compare(file: Path) -> Counter[str]:
-    """Predict one recording, and return how much of it there is, and how much of that is exact."""
     from mmlab.results import trace
 
-    found = trace.compare_file(file)
-    counts = {name: value for name, value in vars(found).items() if isinstance(value, int)}
-    return Counter({"recordings": 1, "recordings_exact": int(found.exact), **counts})
+    found = [trace.compare_file(file) for file in sorted(RECORDINGS.glob("*.json.gz"))]
+    words = [f"{sum(one.exact for one in found):,} of {len(found):,} recordings predicted exactly:"]
+    for name, what in {"samples": "samples,", "maps": "page maps,", "frames": "frame counts"}.items():
+        exact, total = (sum(getattr(one, count) for one in found) for count in (f"{name}_exact", name))
+        words.append(f"{exact:,} of {total:,} {what}")
+    return " ".join(words)
 
 
 def versions() -> dict[str, str]:
