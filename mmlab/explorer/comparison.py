@@ -60,10 +60,8 @@ class Comparison:
     @cached_property
     def pages(self) -> dict[str, dict[str, int]]:
         """Pages of each kind that occurs, by its letter, of each run."""
-        return {
-            label: {k: n for k in theme.LETTERS if (n := sum(int((each == ord(k)).sum()) for each in maps))}
-            for label, maps in self.letters.items()
-        }
+        counts = {label: np.bincount(np.concatenate(maps), minlength=256) for label, maps in self.letters.items()}
+        return {label: {k: int(n[ord(k)]) for k in theme.LETTERS if n[ord(k)]} for label, n in counts.items()}
 
     def data(self) -> dict[str, Any]:
         """Return everything for the browser: numbers as float32, page maps as PNG, sentences and tables as HTML."""

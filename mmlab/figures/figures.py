@@ -31,7 +31,7 @@ import pandas as pd
 from mmlab.figures import theme
 from mmlab.figures.charts import batches, counters, cpu, end_of_changes, memory, time_label
 from mmlab.figures.notebook import headline, png, remember, say, show, sure, table, with_errors
-from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, Kinds, axes, figure_of, legend_below
+from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, axes, figure_of, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     Named: TypeAlias = Mapping[str, Any]
     Table: TypeAlias = pd.DataFrame
 
-__all__ = ["LETTERS", "axes", "figure_of", "headline", "legend_below", "png", "remember", "say", "show", "sure"]
-__all__ += ["batches", "counters", "cpu", "end_of_changes", "memory", "time_label"]
-__all__ += ["bars", "crossings", "curves", "heat", "steps", "table", "tradeoff", "truth_table", "verdict_table"]
-__all__ += ["blocks", "blocks_table", "maps_compared", "overlay", "overlay_table", "page_map", "page_map_table"]
-__all__ += ["recorded_samples", "says_and_truth", "side_by_side"]
+__all__ = ["axes", "bars", "batches", "blocks", "blocks_table", "counters", "cpu", "crossings", "curves"]
+__all__ += ["end_of_changes", "figure_of", "headline", "heat", "legend_below", "maps_compared", "memory", "overlay"]
+__all__ += ["overlay_table", "page_map", "page_map_table", "png", "recorded_samples", "say", "says_and_truth"]
+__all__ += ["show", "side_by_side", "steps", "sure", "table", "time_label", "tradeoff", "truth_table"]
+__all__ += ["verdict_table"]
 
 PLAIN = "{x:,g}"
 
@@ -57,14 +57,7 @@ PLAIN = "{x:,g}"
 
 
 def side_by_side(
-    draw: Draw,
-    things: Named,
-    *args: Any,
-    width: int = 3,
-    height: float = 3.8,
-    ncols: int = 3,
-    sharex: bool = True,
-    **kwargs: Any,
+    draw: Draw, things: Named, *args: Any, width: int = 3, height: float = 3.8, sharex: bool = True, **how: Any
 ) -> list[Axes]:
     """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
 
@@ -76,8 +69,6 @@ def side_by_side(
         Title → what `draw` draws.
     width, height
         Axes in a row, and inches of a row.
-    ncols : int
-        Columns of the legend.
     sharex : bool
         Whether all have one x axis.
     """
@@ -87,12 +78,12 @@ def side_by_side(
     panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=True)
     spans = []
     for ax, (label, thing) in zip(panels, things.items(), strict=True):
-        draw(thing, *args, ax=ax, **kwargs).set_title(label)
+        draw(thing, *args, ax=ax, **how).set_title(label)
         ax.label_outer()
         spans.append(ax.get_ylim())
     if all(low < high for low, high in spans):  # each has set the common scale to its own
         ax.set_ylim(min(low for low, _ in spans), max(high for _, high in spans))
-    legend_below(panels, ncols)
+    legend_below(panels)
     return panels
 
 
@@ -126,8 +117,8 @@ def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], t
         Counter → its unit.
     """
     tables = {column: overlay_table(run, recorded, column) for column in columns}
-    panels = axes(len(columns), height=2.9, sharex=True)
-    _against_kernel(panels, tables, columns, "overlay", drawstyle="steps-post", label=f"Linux {recorded['kernel']}")
+    look = {"drawstyle": "steps-post", "label": f"Linux {recorded['kernel']}"}
+    panels = _against_kernel(tables, columns, "overlay", **look)
     figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return panels
 
@@ -141,15 +132,14 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame]) -> list[Axes]:
         Title → columns ``sample`` (number), ``model``, ``truth``, and ``recorded`` (what a kernel's counter showed, NaN
         where it has no sample). The last three are pages.
     """
-    rows = -(-len(tables) // 3)
-    panels = axes(3, rows, 11.5, 0.5 + 2.7 * rows, len(tables))
     units = dict.fromkeys(tables, "pages")
-    _against_kernel(panels, tables, units, "says_and_truth", drawstyle="steps-mid", label="Linux")
-    return panels
+    return _against_kernel(tables, units, "says_and_truth", drawstyle="steps-mid", label="Linux")
 
 
-def _against_kernel(panels: list[Axes], tables: Named, units: Named, name: str, **look: Any) -> None:
-    """Draw one table into each of the Axes: the model's line, the kernel's samples and, if it is known, the truth."""
+def _against_kernel(tables: Mapping[str, Table], units: Mapping[str, str], name: str, **look: Any) -> list[Axes]:
+    """Draw a panel for each table: the model's line, the kernel's samples and, if it is known, the truth."""
+    rows = -(-len(tables) // 3)
+    panels = axes(min(3, len(tables)), rows, 11.5, 0.5 + 2.7 * rows, len(tables))
     for ax, (title, data) in zip(panels, tables.items(), strict=True):
         for column in ("truth", "model", "recorded"):
             if column in data:
@@ -161,6 +151,7 @@ def _against_kernel(panels: list[Axes], tables: Named, units: Named, name: str, 
         ax.yaxis.set_major_formatter(PLAIN)
         remember(ax, data, name)
     legend_below(panels)
+    return panels
 
 
 # --- lines: one quantity over another, a line for each value of a column --------------------------------------------
@@ -464,40 +455,35 @@ def heat(tables: Mapping[str, Table], label: str, *, signed: bool = False, digit
 
 # --- page maps ------------------------------------------------------------------------------------------------------
 
-DIFFERENT = {"=": ("the same", "#FFFFFF"), "!": ("different", theme.INK)}
-"""The kinds of page of a map that compares two others."""
 
-
-def page_map_table(letters: np.ndarray, kinds: Kinds = LETTERS) -> pd.DataFrame:
+def page_map_table(letters: np.ndarray) -> pd.DataFrame:
     """Return the number of pages of each kind in a page map: index the letter, columns kind and pages."""
     pages = pd.Series(letters).map(chr).value_counts().sort_index()
-    return pd.DataFrame({"kind": [kinds.get(letter, ("?",))[0] for letter in pages.index], "pages": pages})
+    return pd.DataFrame({"kind": [LETTERS.get(letter, ("?",))[0] for letter in pages.index], "pages": pages})
 
 
-def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Ax = None, kinds: Kinds = LETTERS) -> Axes:
+def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Ax = None) -> Axes:
     """Draw one row a 2 MiB block and one dot a page, coloured by kind; addresses grow downwards and to the right.
 
     Parameters
     ----------
     letters : array of uint8
-        One letter of ``kinds`` a page; see :meth:`Run.page_map`.
-    kinds : mapping
-        Letter → kind of page and its colour.
+        One of `LETTERS` a page; see :meth:`Run.page_map`.
     """
     ax = ax or axes(height=3.6)[0]
     filled = np.pad(letters, (0, -len(letters) % pages_per_thp)).reshape(-1, pages_per_thp)
     extent = 0, pages_per_thp, len(filled), 0
-    ax.imshow(theme.palette(kinds)[filled], interpolation="nearest", aspect="auto", extent=extent)
+    ax.imshow(theme.palette()[filled], interpolation="nearest", aspect="auto", extent=extent)
     ax.set(xlabel="page within its block (4 KiB each)", ylabel="2 MiB block")
     ax.grid(visible=False)
-    _add_letters(ax, letters, kinds)
+    _add_letters(ax, letters)
     ax.legend(**LOOK["outside"])
-    return remember(ax, page_map_table(letters, kinds), "page_map")
+    return remember(ax, page_map_table(letters), "page_map")
 
 
-def _add_letters(ax: Axes, letters: np.ndarray, kinds: Kinds, most: str = "") -> None:
+def _add_letters(ax: Axes, letters: np.ndarray, most: str = "") -> None:
     """Add the kinds of page that occur to the legend."""
-    for letter, (kind, colour) in kinds.items():
+    for letter, (kind, colour) in LETTERS.items():
         if (letters == ord(letter)).any():
             label = f"{letter}  {most if letter != 'H' else ''}{kind}"
             theme.add_key(ax, label, facecolor=colour, edgecolor="#333333")
@@ -511,17 +497,12 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
     maps : mapping
         What was compared → the kernel's letters and the model's, one of :data:`LETTERS` a page.
     """
-    panels = axes(3, len(maps), 11.5, 0.9 + 2.3 * len(maps), sharex=True, sharey="row")
-    for row, (what, (kernel, model)) in enumerate(maps.items()):
+    things = {}
+    for what, (kernel, model) in maps.items():
         differ = np.where(kernel == model, ord("="), ord("!")).astype(np.uint8)
-        titles = "kernel", f"model, {what}", f"different: {(kernel != model).sum():,} of {len(kernel):,} pages"
-        for place, letters in enumerate((kernel, model, differ)):
-            ax = page_map(letters, pages_per_thp, panels[3 * row + place], DIFFERENT if letters is differ else LETTERS)
-            ax.set_title(titles[place], fontsize=9.5)
-            ax.locator_params(axis="y", nbins=4, integer=True)
-            ax.label_outer()
-    legend_below(panels, ncols=4)
-    return panels
+        words = f"{what}: {(kernel != model).sum():,} of {len(kernel):,} pages differ"
+        things |= {f"kernel, {what}": kernel, f"model, {what}": model, words: differ}
+    return side_by_side(page_map, things, pages_per_thp, height=2.7)
 
 
 def blocks_table(time_s: np.ndarray, letters: np.ndarray) -> pd.DataFrame:
@@ -548,7 +529,7 @@ def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Ax = None) -> Axes:
     codes = table.map(ord).to_numpy(np.uint8)
     edges = np.append(time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0))
     ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.palette()[codes].swapaxes(0, 1))
-    _add_letters(ax, codes, LETTERS, "mostly ")
+    _add_letters(ax, codes, "mostly ")
     when, block = np.nonzero((codes[1:] == ord("H")) & (codes[:-1] != ord("H")))
     size = float(np.clip(150 / codes.shape[1], 2, 6))
     label = "collapsed" if len(when) else None

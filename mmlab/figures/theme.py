@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-__all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "Kinds", "add_key", "axes"]
-__all__ += ["figure_of", "legend_below", "palette", "round_up", "short", "step_line", "stepped", "style", "thin"]
-__all__ += ["write"]
+__all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "add_key", "axes", "palette"]
+__all__ += ["figure_of", "legend_below", "round_up", "short", "step_line", "stepped", "style", "thin", "write"]
 
-Kinds = Mapping[str, tuple[str, str]]
 INK = "#111111"
 
 
@@ -30,8 +28,8 @@ for _look in (*LOOK.values(), *LINES):
         _look["linestyle"] = 0, tuple(_look["linestyle"])  # a dash pattern, as matplotlib takes it
 KINDS: dict[str, dict[str, Any]] = {kind: look | LOOK["area"] for kind, look in _LOOKS["kinds"].items()}
 """Kinds of memory and their areas, from the bottom of the stack: first what is allocated, then what was freed."""
-LETTERS: Kinds = {letter: tuple(look) for letter, look in _LOOKS["letters"].items()}
-"""The letters of a page map (trace-format): the kind of page and its colour."""
+LETTERS: dict[str, tuple[str, str]] = {letter: tuple(look) for letter, look in _LOOKS["letters"].items()}
+"""The letters of a page map (trace-format), and of one that compares two: the kind of page and its colour."""
 PARTS: list[dict[str, Any]] = [look | LOOK["bar"] for look in _LOOKS["parts"]]
 CELLS: dict[str | bool, str] = _LOOKS["cells"]
 SIGNS: dict[str, str] = _LOOKS["signs"]
@@ -41,10 +39,11 @@ COLUMNS = 720
 """Columns of a figure within which a long series is thinned."""
 
 
-def palette(kinds: Kinds = LETTERS) -> np.ndarray:
-    """Return uint8[256, 3]: the colour of each letter by its code; white for other codes."""
+def palette() -> np.ndarray:
+    """Return uint8[256, 3]: the colour of each letter of `LETTERS` by its code; white for other codes."""
     colours = np.full((256, 3), 255, np.uint8)
-    colours[[ord(letter) for letter in kinds]] = [list(bytes.fromhex(colour[1:])) for _, colour in kinds.values()]
+    for letter, (_, colour) in LETTERS.items():
+        colours[ord(letter)] = list(bytes.fromhex(colour[1:]))
     return colours
 
 
@@ -139,17 +138,11 @@ def stepped(time: np.ndarray, values: np.ndarray, end: float) -> tuple[np.ndarra
 
 
 def step_line(
-    time: ArrayLike,
-    values: ArrayLike,
-    end: float,
-    number: int = 0,
-    of: int = 1,
-    edge: float = 0,
-    columns: int = COLUMNS,
+    time: ArrayLike, level: ArrayLike, end: float, number: int = 0, of: int = 1, edge: float = 0, columns: int = COLUMNS
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Return the points of line ``number`` of ``of``, and its look with ``markevery``, the indices of its markers.
 
-    Values hold until the next sample, the last one until ``end``. Lines differ in colour, dash and width, and their
+    Levels hold until the next sample, the last one until ``end``. Lines differ in colour, dash and width, and their
     markers lie beside each other: lines that coincide all show.
 
     Parameters
@@ -157,9 +150,9 @@ def step_line(
     edge : float
         End of the axis, if that is not ``end``.
     """
-    time, values = np.asarray(time, float), np.asarray(values, float)
-    keep = thin(time, values, end, columns)
-    x, y = stepped(time[keep], values[keep], end)
+    time, level = np.asarray(time, float), np.asarray(level, float)
+    keep = thin(time, level, end, columns)
+    x, y = stepped(time[keep], level[keep], end)
     marks = (edge or end) * (np.arange(MARKS) + (number + 1) / (of + 1)) / MARKS
     marks = marks[(marks > x[0]) & (marks < end)]
     at = np.searchsorted(x, marks)

@@ -63,7 +63,7 @@ def _memory(things: Mapping[str, Scenario], name: str, title: str) -> Answer:
     longest = max(float(run.rows["time_ns"][-1]) / 1e9 for run in runs.values())
     until = min(longest, 1.2 * max(1.0, found.data[AFTER].max(skipna=True)))
     width = 3 if len(runs) > 6 else 2
-    drawn = figures.side_by_side(figures.memory, runs, width=width, height=2.5, ncols=4, until=until)
+    drawn = figures.side_by_side(figures.memory, runs, width=width, height=2.5, until=until)
     rows = (
         f"{label}: {b:,.0f} MiB given back, 99 % of it after {t:.3g} s"
         for label, b, t in found.data.iloc[:, :2].itertuples()

@@ -307,8 +307,8 @@ def test_maps_compared() -> None:
     model = np.frombuffer(b"H" * 8 + b"ZKSN", np.uint8)
     panels = plots.maps_compared({"one": (kernel, model), "same": (kernel, kernel)}, pages_per_thp=4)
     titles = [panel.get_title(loc="left") for panel in panels]
-    assert titles[:3] == ["kernel", "model, one", "different: 2 of 12 pages"]
-    assert titles[5] == "different: 0 of 12 pages"
+    assert titles[:3] == ["kernel, one", "model, one", "one: 2 of 12 pages differ"]
+    assert titles[5] == "same: 0 of 12 pages differ"
     shown = panels[2].images[0].get_array()
     assert shown is not None
     assert (shown == 17).all(axis=2).astype(int).tolist() == [[0] * 4, [0] * 4, [0, 0, 1, 1]]
