@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import sys
 import tempfile
 import warnings
@@ -94,16 +93,17 @@ def serve(
 
     Raises
     ------
-    UserError
-        The port is in use, or may not be used.
+    SystemExit
+        The port is in use, or may not be used: Jupyter has said so.
     """
     from jupyterlab.labapp import LabApp
 
     data = read_yaml(Path(__file__).with_name("lab.yaml"))
-    token, port = secrets.token_hex(24), _free_port(port)
+    token = secrets.token_hex(24)
     display = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
     settings = data["server"] | {
-        "ServerApp.port": port,
+        "ServerApp.port": port or 8888,
+        "ServerApp.port_retries": 0 if port else 50,
         "ServerApp.root_dir": folder.resolve(),
         "ServerApp.open_browser": browser and display,
         "IdentityProvider.token": token,
@@ -117,9 +117,12 @@ def serve(
         for name, path in (("JUPYTER_CONFIG_PATH", own), ("JUPYTER_PATH", str(Path(__file__).with_name("jupyter")))):
             os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
         warnings.filterwarnings("ignore", "ServerApp.token")  # Voilà asks for its value
-        app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
+        try:
+            app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
+        except SystemExit:
+            sys.exit(2)  # Jupyter has said why: the port is in use, or its own configuration is wrong
         app.contents_manager.register_pre_save_hook(_as_shipped)
-        address = f"http://127.0.0.1:{port}/{page}?token={token}"
+        address = f"http://127.0.0.1:{app.port}/{page}?token={token}"
         app.io_loop.add_callback(say, f"{address}\nCtrl-C ends it.")  # once the port is bound
         app.start()
 
@@ -137,7 +140,7 @@ def explore(params: str | None, variant: str | None, **options: Any) -> None:
     Raises
     ------
     UserError
-        A name is unknown, or the port is in use.
+        A name is unknown.
     """
     from nbformat import v4, write
 
@@ -160,17 +163,3 @@ def _as_shipped(model: dict[str, Any], **_: object) -> None:
     if model["type"] == "notebook":
         model["content"]["metadata"]["language_info"] = {"name": "python"}
         model["content"]["metadata"].pop("widgets", None)
-
-
-def _free_port(wanted: int | None) -> int:
-    """Return the port that is wanted; without one, 8888 or any that is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted or 8888))
-        except OSError as error:
-            if wanted:
-                hint = "Name another one, or none to take a free one."
-                raise UserError(str(error.strerror), parameter="--port", value=wanted, hint=hint) from None
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 __all__ = ["Dropped", "Job", "Requests"]
 
@@ -58,8 +58,7 @@ class Job:
         self.shares[part] = share
 
 
-Thing = TypeVar("Thing")
-Show = Callable[[Thing], None]
+Show = Callable[[Any], None]
 Work = Callable[[Job], Any]
 
 
@@ -76,7 +75,7 @@ class Requests:
         Takes an exception that a request raised.
     """
 
-    def __init__(self, show: Show[Any], status: Show[Job | None], show_error: Show[Exception]) -> None:
+    def __init__(self, show: Show, status: Show, show_error: Show) -> None:
         self.show, self.status, self.show_error = show, status, show_error
         self.asked: Work | None = None
         self.task: asyncio.Task[None] | None = None
