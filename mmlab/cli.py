@@ -35,11 +35,37 @@ if TYPE_CHECKING:
     from mmlab.report.request import Request
 
 TRACE = ".json.gz"
-PATH = click.Path(path_type=Path)
 MOST_TIMES = 100_000
-FIGURES = (".png", ".svg", ".pdf")
-FILE = click.Path(path_type=Path, dir_okay=False)
 AT_LEAST_0, AT_LEAST_1, JOBS = click.IntRange(0), click.IntRange(1), click.IntRange(1, 1024)
+PATH, FILE = click.Path(path_type=Path), click.Path(path_type=Path, dir_okay=False)
+
+
+class _Output(click.Path):
+    """A file to be written, with one of some endings: that it can be is tried before anything runs."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+        self.endings = endings
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        file = Path(super().convert(value, param, ctx))
+        if file.suffix not in self.endings:
+            allowed = f"a file that ends in {', '.join(self.endings)}"
+            raise UserError(parameter=param.opts[0], value=str(file), allowed=allowed)
+        check_folder(file)
+        return file
+
+
+class _Time(click.ParamType):
+    """A simulated or real time, such as 30s, 5m or 2h; in s."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ARG002
+        return seconds(value, param.opts[0])
+
+
+CSV, PARQUET, YAML, TIME = _Output(".csv"), _Output(".parquet"), _Output(".yaml", ".yml"), _Time()
 
 
 class _Commands(click.Group):
@@ -108,8 +134,11 @@ def computes(command: Callable[..., None]) -> Callable[..., None]:
 many = partial(click.option, multiple=True)
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE…", type=PATH)
 variant_option = click.option("--variant", metavar="NAME", help="Replaces the file's variant (`mmlab variants`).")
-set_option = many("--set", "settings", metavar="NAME=VALUE", help="Change one parameter (`mmlab params`); repeatable.")
+values_option = partial(many, metavar="NAME=VALUE", callback=lambda _, param, given: _parse(given, param.opts[0]))
+set_option = values_option("--set", "changes", help="Change one parameter (`mmlab params`); repeatable.")
 only_option = many("--only", metavar="GLOB", help="In folders, only files whose names start like this, e.g. 'act-*'.")
+port_option = click.option("--port", type=click.IntRange(1, 65535), help="Default: 8888, or any that is free.")
+browser_option = click.option("--no-browser", "browser", flag_value=False, default=True, help="Only print the address.")
 jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, help="Processes that share the work.")
 
 
@@ -119,13 +148,11 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @set_option
 @click.option("--policy", metavar="NAME", help="Who turns ksmd's knobs: ksmtuned, proxmox, kubevirt, mom, kata, none.")
 @click.option("--ksmtuned", "conf", type=FILE, metavar="CONF", help="Its configuration: a ksmtuned.conf.")
-@many("--at", metavar="TIME", help="Print the counters at this simulated time, e.g. 30s, 5m, 2h; repeatable.")
-@click.option("--every", metavar="TIME", help="Print the counters at this interval.")
+@many("--at", type=TIME, help="Print the counters at this simulated time, e.g. 30s, 5m, 2h; repeatable.")
+@click.option("--every", type=TIME, help="Print the counters at this interval.")
 @click.option("--sysfs", is_flag=True, help="Print what `grep . /sys/kernel/mm/ksm/*` would, for `mmlab host`.")
-@click.option("--table", type=FILE, metavar="FILE.csv", help="Write the samples, or those at the times.")
-@click.option(
-    "--events", "file", type=FILE, metavar="FILE.parquet", help="Write what is decided for each page, a row an event."
-)
+@click.option("--table", type=CSV, metavar="FILE.csv", help="Write the samples, or those at the times.")
+@click.option("--events", "file", type=PARQUET, metavar="FILE.parquet", help="Write each decision about each page.")
 @many("--kind", "kinds", metavar="EVENT", help="Of --events: only these, e.g. visit, split, remap; repeatable.")
 @click.option("--process", type=int, help="Of --events: only those of this process.")
 @click.option("--pages", nargs=2, type=int, metavar="FIRST LAST", help="Of --events: only those of these pages.")
@@ -134,9 +161,7 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @only_option
 @jobs_option
 @computes
-def simulate(
-    files: Any, settings: Any, policy: Any, conf: Any, table: Any, only: Any, jobs: int, progress: Progress, **how: Any
-) -> None:
+def simulate(files: Any, changes: Any, policy: Any, conf: Any, only: Any, jobs: int, progress: Any, **how: Any) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
     Prints KSM's counters at the end, to compare with a host's, then a summary of each run. --at and --every print the
@@ -157,30 +182,24 @@ def simulate(
     """
     from mmlab.policies import read_conf
 
-    variant, out = how["variant"], how["out"]
+    out, table = how["out"], how["table"]
     if out and (how["at"] or how["every"] or how["sysfs"] or table):
         raise click.UsageError("--out writes traces: it goes without --at, --every, --sysfs and --table.")
-    how["at"] = [seconds(at, "--at") for at in how["at"]]
-    how["every"] = how["every"] and seconds(how["every"], "--every")
     tuner = {"name": policy or "ksmtuned", **read_conf(conf)} if conf else policy
-    overrides = _checked(_parse(settings) | ({"policy": tuner} if tuner else {}), variant)
+    overrides = _checked(changes | ({"policy": tuner} if tuner else {}), how["variant"])
     paths = _expand(files, only, (TRACE, ".yaml", ".yml"))
-    names = [_name(path) for path in paths]
-    if out:
-        _check_distinct(f"{name}{TRACE}" for name in names)
-    if table:
-        check_folder(table)
     given = {name: how.pop(name) for name in ("file", "kinds", "process", "pages", "seconds")}
     wanted = {name: value for name, value in given.items() if value not in (None, ())}
     if wanted and (len(paths) > 1 or out or "file" not in wanted):
         raise click.UsageError("--events, with or without filters, takes one FILE and goes without --out.")
+    if out:
+        _check_distinct(f"{_name(path)}{TRACE}" for path in paths)
     alone = progress if len(paths) == 1 else None
-    how |= {"overrides": overrides, "several": len(paths) > 1, "table": table, "wanted": wanted}
-    task = partial(_simulate, progress=alone, **how)
+    task = partial(_predict if out else _show, several=len(paths) > 1, overrides=overrides, bar=_share(alone), **how)
     tables = []
-    for path, (text, rows) in _results(task, paths, jobs, None if alone else progress):
+    for _, (text, rows) in _results(partial(task, wanted=wanted), paths, jobs, None if alone else progress):
         _say(text)
-        tables.append(rows.assign(file=str(path)) if table else None)
+        tables.append(rows)
     if table and tables:
         import pandas as pd
 
@@ -206,48 +225,53 @@ def _tried(task: Callable[[Path], Any], path: Path) -> Any:
         return error
 
 
-def _simulate(
-    path: Path, *, variant: Any, overrides: dict[str, Any], out: Any, progress: Progress, several: bool, **shown: Any
-) -> tuple[str, Any]:
-    """Return what to print of a run, or the file to which its prediction was written; and its samples for --table."""
-    from mmlab.results import trace as traces
-    from mmlab.results.decisions import Events
-    from mmlab.results.run import Interrupted, defer_ctrl_c
-    from mmlab.results.run import simulate as run_scenario
+def _predict(path: Path, *, variant: Any, overrides: Any, out: Path, bar: Any, **_: Any) -> tuple[str, None]:
+    """Write a prediction as a trace; return where it is."""
+    from mmlab.results import run, trace
 
-    bar = (lambda share: progress(share, 1.0, "")) if progress else None
-    recorded = path.name.endswith(TRACE)
-    if out and recorded:
-        prediction = traces.predict(traces.read(path), variant, overrides, bar)
-    else:
-        limits = {"sample_limit": 10**8} if out else {"sample_limit": 20_000} if recorded else {}
-        scenario = traces.load(path, **{**limits, **overrides})
-        times = _times(shown["at"], shown["every"], scenario.horizon_seconds)
-        how: Any = {"variant": variant, "maps_at": "end" if out else None, "samples_at": times, "progress": bar}
-        if shown["wanted"]:
-            how["events"] = Events(**shown["wanted"])
-        try:
-            with defer_ctrl_c() as pressed:
-                run = run_scenario(scenario, **how, interrupted=pressed)
-        except Interrupted as stopped:
-            if not out:
-                _say(_summary(f"{path}: {stopped.args[0].partition(';')[0]}", stopped.run.summary(), stopped.run))
-            raise
-        if not out:
-            end = run.rows["time_ns"][-1] / 1e9
-            times = [at for at in times if at <= end] or [end] * bool(times)
-            samples = run.samples.iloc[run.rows_at(times) if times else slice(None)] if shown["table"] else None
-            if not shown["sysfs"]:
-                return _summary(str(path), run.counters(times) if times else run.summary(), run), samples
-            dumps = [time.strftime("%c\n", time.gmtime(at)) + run.sysfs(at) for at in times] or [run.sysfs()]
-            return re.sub(r"(?m)^/", f"{_name(path)}: /" if several else "/", "\n".join(dumps)), samples
-        prediction = traces.from_run(run)
-    target = out / f"{_name(path)}{TRACE}"
+    name = _name(path)
+    target = out / f"{name}{TRACE}"
     if target.resolve() == path.resolve():
         hint = "Name another folder."
         raise UserError("it is where the file itself is", parameter="--out", value=str(out), hint=hint)
-    traces.write(target, prediction | {"name": _name(path)})
+    if path.name.endswith(TRACE):
+        prediction = trace.predict(trace.read(path), variant, overrides, bar)
+    else:
+        scenario = trace.load(path, **{"sample_limit": 10**8} | overrides)
+        prediction = trace.from_run(run.simulate(scenario, variant=variant, maps_at="end", progress=bar))
+    trace.write(target, prediction | {"name": name})
     return str(target), None
+
+
+def _show(path: Path, *, variant: Any, overrides: Any, bar: Any, wanted: Any, several: bool, **how: Any) -> Any:
+    """Return what to print of a run, and its samples for --table."""
+    from mmlab.results import run as runs
+    from mmlab.results.decisions import Events
+    from mmlab.results.trace import load
+
+    scenario = load(path, **({"sample_limit": 20_000} if path.name.endswith(TRACE) else {}) | overrides)
+    times = _times(how["at"], how["every"], scenario.horizon_seconds)
+    asked: Any = {"variant": variant, "samples_at": times, "events": Events(**wanted) if wanted else False}
+    try:
+        with runs.defer_ctrl_c() as pressed:
+            run = runs.simulate(scenario, **asked, progress=bar, interrupted=pressed)
+    except runs.Interrupted as stopped:
+        _say(_summary(f"{path}: {stopped.args[0].partition(';')[0]}", stopped.run.summary(), stopped.run))
+        raise
+    end = run.rows["time_ns"][-1] / 1e9
+    times = [at for at in times if at <= end] or [end] * bool(times)
+    text = _summary(str(path), run.counters(times) if times else run.summary(), run)
+    if how["sysfs"]:
+        dumps = [time.strftime("%c\n", time.gmtime(at)) + run.sysfs(at) for at in times] or [run.sysfs()]
+        text = re.sub(r"(?m)^/", f"{_name(path)}: /" if several else "/", "\n".join(dumps))
+    if not how["table"]:
+        return text, None
+    return text, run.samples.iloc[run.rows_at(times) if times else slice(None)].assign(file=str(path))
+
+
+def _share(progress: Progress) -> Callable[[float], None] | None:
+    """Return what takes the share of a run that is done."""
+    return progress and (lambda share: progress(share, 1.0, ""))
 
 
 def _times(at: list[float], every: float | None, end: float) -> list[float]:
@@ -255,10 +279,10 @@ def _times(at: list[float], every: float | None, end: float) -> list[float]:
     if end and (late := [each for each in at if each > end]):
         hint = "--set horizon_seconds=… sets the end."
         raise UserError(parameter="--at", value=f"{late[0]:g} s", allowed=f"at most {end:g} s, the end", hint=hint)
-    count = int(end / every) if every and end else MOST_TIMES
+    count = 0 if not every else int(end / every) if end else MOST_TIMES
     if count > MOST_TIMES:
         raise UserError(f"gives {count:,} times", parameter="--every", value=f"{every:g} s", allowed="longer")
-    return sorted({*at, *(every * (i + 1) for i in range(count) if every)})
+    return sorted({*at, *((every or 0) * (i + 1) for i in range(count))})
 
 
 def _check_distinct(files: Iterable[str]) -> None:
@@ -297,26 +321,25 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
       mmlab compare recorded/ --only 'act-*' --only 'chain-*' --quiet
     """
     from mmlab.host.tracepoints import compare_file
-    from mmlab.results.trace import Comparison
 
-    paths = _expand(files, only, (TRACE,))
-    found: list[Comparison] = []
+    paths, found = _expand(files, only, (TRACE,)), []
     for path, result in _results(compare_file, paths, jobs, progress):
         found.append(result)
         if not (result.exact and quiet):
             _say("\n    ".join([f"{path.name}: {result}", *map(str, result.differences * verbose)]))
-    total = {name: sum(getattr(one, name) for one in found) for name in ("exact", *vars(Comparison()))[:-1]}
-    kinds = ["samples", "maps", "frames"] + ["tracepoints"] * bool(total["tracepoints"])
-    counts = (f"{name} exact {total[f'{name}_exact']}/{total[name]}" for name in kinds)
-    _say(", ".join([f"traces exact {total['exact']}/{len(paths)}", *counts]))
-    sys.exit(2 if len(found) < len(paths) else total["exact"] != len(paths))
+
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in found)
+
+    exact, kinds = total("exact"), ["samples", "maps", "frames"] + ["tracepoints"] * (total("tracepoints") > 0)
+    counts = (f"{kind} exact {total(f'{kind}_exact')}/{total(kind)}" for kind in kinds)
+    _say(", ".join([f"traces exact {exact}/{len(paths)}", *counts]))
+    sys.exit(2 if len(found) < len(paths) else exact != len(paths))
 
 
 @cli.command()
 @click.argument("files", nargs=-1, metavar="[SCENARIO…]", type=PATH)
-@click.option(
-    "-o", "--out", default=Path("recorded"), type=PATH, metavar="DIR", help="Folder for recordings [recorded]."
-)
+@click.option("-o", "--out", default="recorded", show_default=True, type=PATH, metavar="DIR", help="The folder.")
 @click.option("--variant", metavar="NAME", help="The fix that the running kernel has [none: mainline].")
 @set_option
 @click.option("--compare", "compares", is_flag=True, help="Predict each recording at once, and compare.")
@@ -326,7 +349,7 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
 @click.option("--check", "checks", is_flag=True, help="Only say what this machine can record.")
 @computes
 def record(
-    files: Any, out: Path, variant: Any, settings: Any, compares: bool, checks: bool, progress: Progress, **how: Any
+    files: Any, out: Path, variant: Any, changes: Any, compares: bool, checks: bool, progress: Progress, **how: Any
 ) -> None:
     """Record what the running kernel does with scenarios (*.yaml), or with those of recordings (*.json.gz).
 
@@ -350,7 +373,7 @@ def record(
         _say(recorder.check())
         return
     paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
-    overrides, exact = _checked(_parse(settings), variant), True
+    overrides, exact = _checked(changes, variant), True
     how["tracepoints"] = ["ksm", "huge_memory"] * how["tracepoints"]
     how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", "alone": bool(guest), **how}
     how["kernel"] = str(overrides.get("kernel") or (guest.release if guest else ""))
@@ -407,7 +430,7 @@ def vm(kernel: str | None, words: tuple[str, ...], fetch: str | None) -> None:
 
 @cli.command()
 @click.argument("files", nargs=-1, metavar="[FILE]…", type=FILE)
-@click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the costs; `costs: FILE.yaml` uses them.")
+@click.option("-o", "out", type=YAML, metavar="FILE.yaml", help="Write the costs; `costs: FILE.yaml` uses them.")
 @click.option("--record", "folder", type=PATH, metavar="DIR", help="Record the calibration set here first, as root.")
 @click.option("--times", type=AT_LEAST_1, default=3, show_default=True, metavar="N", help="Recordings of each.")
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
@@ -435,8 +458,6 @@ def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, pro
     """
     from mmlab.host import calibrate as calibration
 
-    if out and out.suffix not in (".yaml", ".yml"):
-        raise UserError(parameter="-o", value=str(out), allowed="a file that ends in .yaml")
     if not (files or folder):
         raise click.UsageError("Name recordings, or a folder for new ones with --record.")
     files += tuple(calibration.record_all(folder, times, progress)) if folder else ()
@@ -450,7 +471,7 @@ def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, pro
 
 @cli.command()
 @click.argument("dumps", nargs=-1, required=True, metavar="DUMP…", type=FILE)
-@click.option("-o", "out", type=FILE, metavar="FILE.yaml", help="Write the scenario that reproduces the dump.")
+@click.option("-o", "out", type=YAML, metavar="FILE.yaml", help="Write the scenario that reproduces the dump.")
 @computes
 def host(dumps: Any, out: Path | None, progress: Progress) -> None:
     """Read the counters of a running host, say what they mean, and simulate memory that has them.
@@ -473,20 +494,19 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
     """
     from mmlab.host import dump
 
-    found = dump.read(dumps)
-    bar = (lambda share: progress(share, 1.0, "")) if progress else None
-    hosts = {one.host: [other for other in found if other.host == one.host] for one in found}
+    hosts: dict[str, list[Any]] = {}
+    for one in dump.read(dumps):
+        hosts.setdefault(one.host, []).append(one)
     if out and len(hosts) > 1:
         raise UserError(f"{len(hosts)} hosts do not fit into one file", parameter="-o", value=str(out))
     exact = True
-    for name, dumps_of_it in hosts.items():
-        last = dumps_of_it[-1]
-        _say("\n".join([f"{name}:" if name else "", *last.words()]).strip())
-        for before, after in pairwise(dumps_of_it):
+    for name, found in hosts.items():
+        _say("\n".join([f"{name}:" if name else "", *found[-1].words()]).strip())
+        for before, after in pairwise(found):
             _say("\n" + "\n".join(dump.rates(before, after)))
-        if not last.whole:
+        if not found[-1].whole:
             continue
-        made = dump.reproduce(last, bar)
+        made = dump.reproduce(found[-1], _share(progress))
         exact &= made.exact
         _say(f"\n{made.text()}")
         if out:
@@ -496,10 +516,10 @@ def host(dumps: Any, out: Path | None, progress: Progress) -> None:
 
 
 @cli.command()
-@click.option("--every", default="1s", show_default=True, metavar="TIME", help="Time between samples.")
-@click.option("--for", "length", metavar="TIME", help="How long, e.g. 60s or 8h. Default: until Ctrl-C.")
-@click.option("-o", "out", type=FILE, metavar="FILE.parquet", help="Keep the samples: added to those of the file.")
-def watch(every: str, length: str | None, out: Path | None) -> None:
+@click.option("--every", type=TIME, default="1s", show_default=True, help="Time between samples.")
+@click.option("--for", "length", type=TIME, help="How long, e.g. 60s or 8h. Default: until Ctrl-C.")
+@click.option("-o", "out", type=PARQUET, metavar="FILE.parquet", help="Keep the samples: added to those of the file.")
+def watch(every: float, length: float | None, out: Path | None) -> None:
     """Watch KSM and THPs of the running kernel: a live table, or a line a sample where stdout is no terminal.
 
     Among the rates is what no counter of KSM shows: zero-filled pages that a split of a huge page, or a read fault,
@@ -513,17 +533,17 @@ def watch(every: str, length: str | None, out: Path | None) -> None:
     """
     from mmlab.host import watch as watching
 
-    watching.show(seconds(every, "--every"), seconds(length, "--for") if length else None, out)
+    watching.show(every, length, out)
 
 
 @cli.command()
 @click.argument("pids", nargs=-1, type=AT_LEAST_1, metavar="[PID]…")
 @click.option("--qemu", is_flag=True, help="All QEMUs.")
 @click.option("--all-mergeable", is_flag=True, help="All processes with mergeable memory.")
-@click.option("-o", "out", required=True, type=FILE, metavar="FILE.parquet", help="The file.")
+@click.option("-o", "out", required=True, type=PARQUET, metavar="FILE.parquet", help="The file.")
 @click.option("--rate", default="200M", show_default=True, help="Bytes that are read a second, at most.")
-@click.option("--again", metavar="TIME", help="Read again after this time, and mark what has changed as volatile.")
-def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, again: str | None) -> None:
+@click.option("--again", type=TIME, help="Read again after this time, and mark what has changed as volatile.")
+def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, again: float | None) -> None:
     """Capture the memory of running processes as a workload, without its contents.
 
     FILE.parquet says which pages there are, in which folios, which are filled with zeroes, which are equal, and their
@@ -543,16 +563,14 @@ def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, ag
     if isinstance(limit, str) or limit <= 0:
         raise UserError(parameter="--rate", value=rate, allowed="an amount above 0, such as 50M or 1G")
     with _progress() as progress:
-        _say(capturing.capture(found, out, limit, seconds(again, "--again") if again else None, progress))
+        _say(capturing.capture(found, out, limit, again, progress))
 
 
 @cli.command()
 @click.argument("grid", metavar="GRID.yaml")
 @click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder of the rows, old and new.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Worker processes. Default: one per core.")
-@click.option(
-    "--scheduler", metavar="ADDRESS", help="Use the workers of this Dask scheduler, tcp://HOST:PORT (mmlab[cluster])."
-)
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of a Dask scheduler (mmlab[cluster]).")
 @click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
 @click.option("--dry-run", is_flag=True, help="Only print what there is to do.")
 @computes
@@ -617,15 +635,15 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 @click.option("--within", metavar="TIME", help="ksmd's time: '90 s', '30 min', '2 h'. Default: the file's.")
 @click.option("--minimise", metavar="NAME", help="What 'cheapest' means. Default: ksmd_cpu.")
 @many("--by", metavar="PACE", help="fixed, advisor, ksmtuned (default: any of these), proxmox, kubevirt, mom, kata.")
-@many("--levels", metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
+@values_option("--levels", metavar="KNOB=[…]", help="Values to choose from; one value fixes the knob.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which it is simulated; see fleet.")
 @click.option("--runs", type=AT_LEAST_1, default=240, show_default=True, metavar="N", help="Most runs of the search.")
 @click.option("--seed", default=0, show_default=True, type=AT_LEAST_0, help="Seed of the search.")
-@click.option("--figure", type=FILE, metavar="FILE", help="Draw the settings tried (.png, .svg, .pdf).")
-@click.option("--table", type=FILE, metavar="FILE.csv", help="Write the whole Pareto front.")
+@click.option("--figure", type=_Output(".png", ".svg", ".pdf"), metavar="FILE.png", help="Draw the settings tried.")
+@click.option("--table", type=CSV, metavar="FILE.csv", help="Write the whole Pareto front.")
 @jobs_option
 @computes
-def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, jobs: int, **asked: Any) -> None:
+def tune(workload: str, changes: Any, figure: Path, table: Path, jobs: int, **asked: Any) -> None:
     """Find the cheapest setting of ksmd that meets goals, and print the commands that set it.
 
     WORKLOAD is a params file or the name of one in params/, with --goal; or a goals file, or the name of one in
@@ -661,11 +679,7 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
     from mmlab.studies.goals import Goals
 
     how = {name: asked.pop(name) for name in ("runs", "seed", "progress")}
-    goals = Goals.load(workload, levels=_parse(levels, "--levels"), set=_parse(settings), **asked)
-    if figure and figure.suffix not in FIGURES:
-        raise UserError(parameter="--figure", value=str(figure), allowed=f"a file that ends in {', '.join(FIGURES)}")
-    for file in filter(None, (table, figure)):
-        check_folder(file)
+    goals = Goals.load(workload, set=changes, **asked)
     with executor(jobs) if jobs > 1 else nullcontext() as pool:
         found = search.tune(goals, executor=pool, **how)
     _say(found.text())
@@ -683,7 +697,7 @@ def tune(workload: str, settings: Any, levels: Any, figure: Path, table: Path, j
 @click.option("--samples", type=click.IntRange(2), metavar="N", help="Hosts of each kind that are simulated.")
 @click.option("--simulate-mib", type=click.IntRange(2), metavar="N", help="Memory in which a host is simulated.")
 @click.option("--seed", type=AT_LEAST_0, metavar="N", help="Seed for drawing hosts.")
-@click.option("--table", type=FILE, metavar="FILE.csv", help="Write a row for each simulated host and variant.")
+@click.option("--table", type=CSV, metavar="FILE.csv", help="Write a row for each simulated host and variant.")
 @jobs_option
 @computes
 def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Progress, **changes: Any) -> None:
@@ -717,10 +731,7 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
     """
     from mmlab.studies import fleet as fleets
 
-    asked = fleets.Plan.load(plan, **changes)
-    if table:
-        check_folder(table)
-    estimate = fleets.fleet(asked, variants=variants, jobs=jobs, progress=progress)
+    estimate = fleets.fleet(fleets.Plan.load(plan, **changes), variants=variants, jobs=jobs, progress=progress)
     _say(estimate.text())
     if table:
         write_atomically(table, estimate.hosts.to_csv(index=False).encode())
@@ -731,7 +742,7 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
 @click.option("--all", "everything", is_flag=True, help="The standard reports and their index, instead of NOTEBOOK.")
 @many("-f", "params", metavar="FILE", help="Flat params file, or the name of one; repeatable.")
 @click.option("--each", "apart", is_flag=True, help="A report for each FILE, instead of one with all of them.")
-@many("-p", "settings", metavar="NAME=VALUE", help="One parameter; wins over files.")
+@values_option("-p", "changes", help="One parameter; wins over files.")
 @click.option("-o", "out", type=PATH, metavar="FILE.html|DIR", help="The page, or the folder. Default: reports/")
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
 @click.option("--again", is_flag=True, help="With --all: make also the pages that would not change.")
@@ -781,7 +792,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
     sys.exit(failed > 0)
 
 
-def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: Any, code: bool) -> list[Request]:
+def _requests(place: Path, notebooks: Any, params: Any, apart: bool, changes: Any, code: bool) -> list[Request]:
     """Return the requests for the reports that the options of ``mmlab report`` name."""
     from mmlab.report.request import Request, find_notebook
 
@@ -789,18 +800,18 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, settings: A
         raise click.UsageError("Name a notebook, such as 01_regression; or --all for the standard reports.")
     if apart and not params:
         raise click.UsageError("--each makes a report for each -f FILE: name some.")
-    files, values = [find_params(name) for name in params], _parse(settings, "-p")
+    files = [find_params(name) for name in params]
     groups = [[file] for file in files] if apart else [files]
-    return [Request(find_notebook(name), group, values, place, code) for name in notebooks for group in groups]
+    return [Request(find_notebook(name), group, changes, place, code) for name in notebooks for group in groups]
 
 
 @cli.command()
 @click.argument("params", required=False, metavar="[PARAMS]")
 @click.option("--variant", metavar="NAME", help="The first variant; default: that of PARAMS.")
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
-@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@port_option
+@browser_option
 @computes
-def explore(params: str | None, variant: str | None, port: int | None, no_browser: bool, **_: Progress) -> None:
+def explore(params: str | None, variant: str | None, port: int | None, browser: bool, **_: Progress) -> None:
     """Open the explorer alone in the browser, on this machine only: sliders, figures and page maps, no code.
 
     PARAMS is a params file, or the name of one of params/.
@@ -812,16 +823,16 @@ def explore(params: str | None, variant: str | None, port: int | None, no_browse
     """
     from mmlab.explorer import lab as labs
 
-    labs.explore(params, variant, port=port, browser=not no_browser, say=click.echo)
+    labs.explore(params, variant, port=port, browser=browser, say=click.echo)
 
 
 @cli.command()
 @click.argument("folder", required=False, metavar="[FOLDER]", type=PATH)
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or any that is free.")
-@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@port_option
+@browser_option
 @click.option("--copy-only", is_flag=True, help="Copy the notebooks and params files, and open nothing.")
 @computes
-def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool, **_: Progress) -> None:
+def lab(folder: Path | None, port: int | None, browser: bool, copy_only: bool, **_: Progress) -> None:
     """Open JupyterLab on the explorer, on this machine only, with the Python that runs this.
 
     In a clone the notebooks are opened in place. Elsewhere, or with FOLDER (default: mmlab-lab), they are copied there
@@ -840,7 +851,7 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
         for line in labs.copy(here):
             click.echo(line)
     if not copy_only:
-        labs.serve(here, port, browser=not no_browser, say=click.echo)
+        labs.serve(here, port, browser=browser, say=click.echo)
 
 
 @cli.command()
@@ -848,12 +859,10 @@ def lab(folder: Path | None, port: int | None, no_browser: bool, copy_only: bool
 @set_option
 @many("--variant", "variants", metavar="NAME", help="Only this variant; repeatable.")
 @many("--only", "questions", metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
-@click.option(
-    "--kernel", metavar="NAME", help="Ask of this kernel (`mmlab kernels`); default: as in --params and --set."
-)
+@click.option("--kernel", metavar="NAME", help="Ask of this kernel; default: as in --params and --set.")
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
 @computes
-def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progress: Progress, **asked: Any) -> None:
+def verdict(files: Any, changes: Any, kernel: str | None, as_json: bool, progress: Progress, **asked: Any) -> None:
     """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
 
     The matrix has a row for each question and a column for each variant. A cell has a number computed from a run, and a
@@ -881,7 +890,7 @@ def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progre
     for file in files:
         with located(file):
             values |= _checked(read_params(file))
-    values |= _parse(settings) | ({"kernel": kernel} if kernel else {})
+    values |= changes | ({"kernel": kernel} if kernel else {})
     base = Scenario(**_checked(values))
     given = {name: chosen for name, chosen in asked.items() if chosen}
     found = verdicts.verdict(base, progress=progress, **given)
@@ -892,14 +901,12 @@ def verdict(files: Any, settings: Any, kernel: str | None, as_json: bool, progre
 @click.argument("scenario", metavar="SCENARIO", type=FILE)
 @click.option("--page", type=AT_LEAST_0, metavar="N", help="The page, from 0 on.")
 @click.option("--process", default=0, show_default=True, type=AT_LEAST_0, metavar="N", help="Its process, from 0 on.")
-@click.option("--from", "since", metavar="TIME", help="Only from this simulated time on, e.g. 6s.")
+@click.option("--from", "since", type=TIME, help="Only from this simulated time on, e.g. 6s.")
 @click.option("--not-merged", is_flag=True, help="Instead of a page: for which reasons duplicates are not merged.")
 @variant_option
 @set_option
 @computes
-def why(
-    scenario: Path, page: Any, process: int, since: Any, not_merged: bool, variant: Any, settings: Any, progress: Any
-) -> None:
+def why(scenario: Path, page: Any, not_merged: bool, variant: Any, changes: Any, progress: Any, **of: Any) -> None:
     """Say what happened to a page of a scenario (*.yaml) or of a recording's (*.json.gz), each sentence with its rule.
 
     With --not-merged, count the pages that hold duplicates or zeros and are not merged at the end, by the last decision
@@ -917,13 +924,13 @@ def why(
 
     if not_merged == (page is not None):
         raise click.UsageError("Ask for a --page, or for --not-merged.")
-    asked = trace.load(scenario, **_checked(_parse(settings), variant))
-    start = seconds(since, "--from") if since else 0.0
-    bar = (lambda share: progress(share, 1.0, "")) if progress else None
-    run = run_scenario(asked, variant=variant, events=why.PageEvents(page), progress=bar)
-    left = run.not_merged() if not_merged else None
-    everything = "Every page with duplicates and every zero-filled one is merged."
-    _say(str(run.why(page, process, start)) if left is None else text_table(left) if len(left) else everything)
+    asked = trace.load(scenario, **_checked(changes, variant))
+    run = run_scenario(asked, variant=variant, events=why.PageEvents(page), progress=_share(progress))
+    if page is not None:
+        _say(str(run.why(page, of["process"], of["since"] or 0.0)))
+    else:
+        left = run.not_merged()
+        _say(text_table(left) if len(left) else "Every page with duplicates and every zero-filled one is merged.")
 
 
 @cli.command()
@@ -964,8 +971,7 @@ def variants() -> None:
     known = VARIANTS | KSMD_VARIANTS
     width = max(map(len, known))
     for v in known.values():
-        click.echo(f"{v.name:{width}}  {v.summary}")
-        click.echo(_wrapped(f"{v.who} — {v.where}", width + 2))
+        _entry(f"{v.name:{width}}  {v.summary}", f"{v.who} — {v.where}", indent=width + 2)
 
 
 @cli.command()
@@ -986,13 +992,13 @@ def kernels(names: tuple[str, ...]) -> None:
     for name in differing(*names) if names else DIFFERENCES:
         row = DIFFERENCES[name]
         has = f", {names[bool(flags(names[1])[name])]} has it" if names else ""
-        click.echo(f"{name}  ({row.rule}; {row.releases}{has}){', from the text only' * row.from_text_only}")
-        click.echo(_wrapped(row.change, 4) + "\n" + _wrapped(f"Source: {row.source}", 4))
+        head = f"{name}  ({row.rule}; {row.releases}{has}){', from the text only' * row.from_text_only}"
+        _entry(head, row.change, f"Source: {row.source}")
     if not names:
         click.echo("\nDistributions (before 6.12 no split remaps: there, mainline means variant: legacy)")
     for name, (kernel, why, source) in DISTRIBUTIONS.items():
         if not names or name in names:
-            click.echo(f"{name}: {kernel}\n" + _wrapped(f"{why} Source: {source}", 4))
+            _entry(f"{name}: {kernel}", f"{why} Source: {source}")
 
 
 @cli.command()
@@ -1014,8 +1020,8 @@ def params(names: tuple[str, ...]) -> None:
             raise unknown("parameter", name, fields, "`mmlab params` prints all of them.")
     for p in sorted((fields[name] for name in names or fields), key=lambda p: kinds.index(p.kind)):
         default = f"  {p.name}: {json.dumps(p.default)} {p.unit}".rstrip()
-        click.echo(f"{default}   [{p.allowed}]" if p.allowed else default)
-        click.echo(_wrapped(p.help + (f" ({p.source})" if p.source else ""), 6) + "\n")
+        head = f"{default}   [{p.allowed}]" if p.allowed else default
+        _entry(head, p.help + (f" ({p.source})" if p.source else ""), "", indent=6)
 
 
 @cli.command()
@@ -1064,14 +1070,16 @@ def _say(text: str, err: bool = False) -> None:
     tqdm.write(text, file=sys.stderr if err else sys.stdout)
 
 
-def _wrapped(text: str, indent: int) -> str:
-    return textwrap.fill(text, 110, initial_indent=" " * indent, subsequent_indent=" " * indent)
+def _entry(head: str, *texts: str, indent: int = 4) -> None:
+    """Print an entry of a list: its head, and below it texts, wrapped and indented."""
+    wrapped = partial(textwrap.fill, width=110, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    click.echo("\n".join([head, *map(wrapped, texts)]))
 
 
-def _parse(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
+def _parse(changes: Sequence[str], option: str) -> dict[str, Any]:
     """Return the values of ``name=value`` options, read as YAML."""
     out: dict[str, Any] = {}
-    for setting in settings:
+    for setting in changes:
         name, equals, value = setting.partition("=")
         if not equals or not name.strip():
             hint = f"E.g. {option} pages_to_scan=1000."

@@ -497,7 +497,7 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
     maps : mapping
         What was compared → the kernel's letters and the model's, one of :data:`LETTERS` a page.
     """
-    things = {}
+    things: dict[str, np.ndarray] = {}
     for what, (kernel, model) in maps.items():
         differ = np.where(kernel == model, ord("="), ord("!")).astype(np.uint8)
         words = f"{what}: {(kernel != model).sum():,} of {len(kernel):,} pages differ"
