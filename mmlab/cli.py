@@ -48,7 +48,7 @@ class _Output(click.Path):
         self.endings = endings
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        file = Path(super().convert(value, param, ctx))
+        file = Path(str(super().convert(value, param, ctx)))
         if file.suffix not in self.endings:
             allowed = f"a file that ends in {', '.join(self.endings)}"
             raise UserError(parameter=param.opts[0], value=str(file), allowed=allowed)

@@ -97,11 +97,12 @@ def make_all(
                 progress(number, len(requests), request.name)
             while number not in failed:
                 try:
-                    which, failed[which] = ours.recv()
+                    which, what = ours.recv()
                 except EOFError:
-                    raise UserError("the process that made them was killed", parameter="reports", hint=MEMORY) from None
-                if isinstance(failed[which], UserError):
-                    raise failed[which]
+                    what = UserError("the process that made them was killed", parameter="reports", hint=MEMORY)
+                if isinstance(what, UserError):
+                    raise what
+                failed[which] = what
             yield failed[number]
         if progress:
             progress(len(requests), len(requests), "")
