@@ -29,13 +29,13 @@ def scenario(seed: int, most: int = 60) -> dict[str, Any]:
     knobs.pop("sleep_millisecs", None)
     if knobs["stable_node_chains_prune_millisecs"]:
         knobs["stable_node_chains_prune_millisecs"] = 4294967  # never: how long a batch takes is not the kernel's
+    if "hugepages_enabled" in knobs:
+        knobs["swap_mib"] = 0  # pages may come back as large folios (mthp 6.5)
     for process in asked["processes"]:
         process.pop("forbids_zeropages", None)
     asked["events"] = [event for event in asked["events"] if possible(event)]
     for event in asked["events"]:
         event.pop("share", None)
-        if event["op"] == "mremap":
-            event.pop("every_nth", None)  # several ranges to one place
         if event["op"] == "shrink":
             event["count"] = 10_000  # drop_caches scans the whole queue
         if event.get("knob") == "stable_node_chains_prune_millisecs":

@@ -86,6 +86,9 @@ def plan(
     for name in ("nodes", "kernel_changes", *(() if scenario.stepped else ("run",))):
         if getattr(scenario, name) != Scenario.model_fields[name].default:
             raise UserError("cannot be recorded on a running kernel", parameter=name, value=getattr(scenario, name))
+    if scenario.swap_mib and any(kb < 2048 and how != "never" for kb, how in scenario.hugepages_enabled.items()):
+        hint = "From zram, pages may come back as folios of these sizes (mthp 6.5): give one of the two."
+        raise UserError("cannot be recorded beside swap_mib", parameter="hugepages_enabled", hint=hint)
     for i, spec in enumerate(scenario.process_list):
         if given := [name for name in OWN if getattr(spec, name) != ProcessSpec.model_fields[name].default]:
             raise UserError("cannot be recorded", parameter=given[0], where=f"process_list {i}")
@@ -104,6 +107,8 @@ def plan(
             size, end = 1 if source.granularity == "4K" else 512, source.page + source.count
             starts = range(source.page, end, size * source.every_nth)
             event["parts"] = [{"page": page, "count": min(size, end - page)} for page in starts]
+            for part in event["parts"] if "to" in event else ():
+                part["to"] = event["to"] + part["page"] - source.page
         if event["op"] == "shrink" and event["count"] < scenario.total_pages // 512:
             allowed = f"at least {scenario.total_pages // 512}, as drop_caches scans the whole queue"
             raise UserError(parameter="count", value=event["count"], allowed=allowed, where="op shrink")
