@@ -2171,12 +2171,18 @@ class Reclaim(Ksm):
     def collapse_block(self, mm: Mm, vma: Vma, block: int, khugepaged: bool) -> tuple[str, int, bool]:
         """K4, then mthp E2: what became of it, how many entries were looked at, and whether they allowed a collapse."""
         result, looked, present, counts = self.scan_range(mm, vma, block, khugepaged)
-        allowed = not result
+        start, allowed = block * self.pages_per_thp, not result
+        last = self.last_small(mm, range(start, start + looked))
         if allowed:
             result = self.collapse_ranges(mm, vma, block, khugepaged, counts["swapped"], present)
         value = status(result) | counts["referenced"] << 16 | counts["none"] << 32 | counts["swapped"] << 48
-        self.decide("SCAN_PMD", mm, block * self.pages_per_thp, self.pages_per_thp, value=value)
+        self.decide("SCAN_PMD", mm, start, self.pages_per_thp, last, value)
         return result, looked, allowed
+
+    def last_small(self, mm: Mm, addresses: range) -> tuple[Mm, int] | None:
+        """The last page that is mapped there, if it is a small one."""
+        last = next((address for address in reversed(addresses) if type(mm.ptes.get(address)) is Pte), None)
+        return None if last is None or mm.ptes[last].page.folio.order else (mm, last)
 
     def collapse_ranges(self, mm: Mm, vma: Vma, block: int, khugepaged: bool, swapped: int, present: set[int]) -> str:
         """mthp E2."""
@@ -2270,7 +2276,7 @@ class Reclaim(Ksm):
                 return "pinned", looked, present, n
             present.add(address)
             writable |= entry.writable
-            n["referenced"] += entry.young or folio.referenced
+            n["referenced"] += khugepaged and (entry.young or folio.referenced)
         if not writable and not self.has["collapse_needs_no_writable"]:
             return "not writable", looked, present, n
         if khugepaged and (not n["referenced"] or (n["swapped"] and n["referenced"] < self.pages_per_thp // 2)):
@@ -2279,20 +2285,21 @@ class Reclaim(Ksm):
 
     def swap_in_range(self, mm: Mm, vma: Vma, first: int, order: int) -> str:
         """K10; a poisoned entry can't be read in, and nothing is for a smaller size than a THP (mthp E2)."""
-        done = 0
+        done, result = 0, ""
         for address in range(first, first + (1 << order)):
             entry = mm.ptes.get(address)
             if (type(entry) is Slot or entry is POISON) and order != self.thp_order:
-                return self.exceeded(order, "swap")
+                result = self.exceeded(order, "swap")
+                break
             if entry is POISON:
-                return "poisoned"
+                result = "poisoned"
+                break
             if type(entry) is Slot:
                 self.swap_in(mm, vma, address, write=False)
                 self.drain_lru_batch()
                 done += 1
-        if order == self.thp_order:
-            self.decide("SWAPIN", mm, first, 1 << order, value=done)
-        return ""
+        self.decide("SWAPIN", mm, first, 1 << order, value=done | status(result or "collapsed") << 32)
+        return result
 
     def isolate_range(self, mm: Mm, vma: Vma, first: int, order: int, khugepaged: bool) -> str:
         """__collapse_huge_page_isolate: K8; returns why it failed."""
@@ -2315,7 +2322,7 @@ class Reclaim(Ksm):
             elif small and folio.order >= order:
                 result = "large already"
             elif folio in large:
-                referenced += entry.young or folio.referenced
+                referenced += khugepaged and (entry.young or folio.referenced)
                 writable |= entry.writable
                 continue
             elif entry.page in isolated:
@@ -2324,7 +2331,7 @@ class Reclaim(Ksm):
                 result = "pinned"
             if result:
                 break
-            referenced += entry.young or folio.referenced
+            referenced += khugepaged and (entry.young or folio.referenced)
             writable |= entry.writable
             if folio.order:
                 large[folio] = None
@@ -2335,7 +2342,7 @@ class Reclaim(Ksm):
         if khugepaged and not result and not referenced:
             result = "not referenced"
         value = status(result or "collapsed") | none << 16 | referenced << 32
-        self.decide("ISOLATE", mm, first, 1 << order, value=value)
+        self.decide("ISOLATE", mm, first, 1 << order, self.last_small(mm, range(first, address + 1)), value)
         if result:
             for page in reversed(isolated):  # K10
                 self.add_to_lru_batch(page)

@@ -83,8 +83,9 @@ def _walk(m, first, order, khugepaged, isolate):
 
     The scan of a block tests whether a page is on an LRU list, and notes which pages are present. With `isolate`, for
     a range that is being collapsed, small pages are locked instead (`__collapse_huge_page_isolate`); a KSM page met a
-    second time is locked already (K8). KSM pages are judged like all others (K5). The limits hold for khugepaged only
-    (K7). Return the result, the numbers of swapped, empty and referenced entries, and the page where the walk ended.
+    second time is locked already (K8). KSM pages are judged like all others (K5). The limits hold for khugepaged only,
+    and only it counts referenced entries (K7). Return the result, the numbers of swapped, empty and referenced entries,
+    the page where the walk ended, and the last one that it looked at, -1 of none or if that is part of a large folio.
     """
     s = m.state[0]
     n = np.int64(1) << order
@@ -96,7 +97,7 @@ def _walk(m, first, order, khugepaged, isolate):
         most_none = 0
     none = shared = unmapped = referenced = np.int64(0)
     writable = False
-    v, result = first, np.int64(SCAN_SUCCEED)
+    v, last, result = first, np.int64(-1), np.int64(SCAN_SUCCEED)
     while v < first + n:
         kind = m.pte[v].kind
         if not isolate:
@@ -115,6 +116,7 @@ def _walk(m, first, order, khugepaged, isolate):
         else:
             frame = m.page[v].frame
             f = m.frame[frame].folio
+            last = v if f < 0 else -1
             if khugepaged and s.collapse_skips_lazyfree and _is_lazy(m, v, frame):
                 result = SCAN_PAGE_LAZYFREE
                 break
@@ -134,7 +136,8 @@ def _walk(m, first, order, khugepaged, isolate):
             if isolate and f < 0:
                 m.frame[frame].flags |= LOCKED
             writable = writable or pte_writable(m, v)
-            if not m.pte[v].bits & OLD or m.frame[m.folio[f].head if f >= 0 else frame].flags & REFERENCED:
+            head = m.folio[f].head if f >= 0 else frame
+            if khugepaged and (not m.pte[v].bits & OLD or m.frame[head].flags & REFERENCED):
                 referenced += 1
         v += 1
     if result == SCAN_SUCCEED and not writable and not s.collapse_needs_no_writable:
@@ -142,7 +145,7 @@ def _walk(m, first, order, khugepaged, isolate):
     lacking = khugepaged and (referenced == 0 or (unmapped > 0 and referenced < n // 2))
     if result == SCAN_SUCCEED and lacking:
         result = SCAN_LACK_REFERENCED_PAGE
-    return result, unmapped, none, referenced, v
+    return result, unmapped, none, referenced, v, last
 
 
 @compiled
@@ -154,13 +157,13 @@ def hpage_collapse_scan_pmd(m, b, khugepaged):
     s = m.state[0]
     n = np.int64(1) << s.hpage_order
     unmapped = none = referenced = np.int64(0)
-    result, end = np.int64(SCAN_PMD_NONE if m.block[b].pmd == PMD_NONE else SCAN_PMD_MAPPED), b * n
+    result, end, last = np.int64(SCAN_PMD_NONE if m.block[b].pmd == PMD_NONE else SCAN_PMD_MAPPED), b * n, np.int64(-1)
     if m.block[b].pmd == PMD_TABLE:
-        result, unmapped, none, referenced, end = _walk(m, b * n, s.hpage_order, khugepaged, False)
+        result, unmapped, none, referenced, end, last = _walk(m, b * n, s.hpage_order, khugepaged, False)
     allowed = result == SCAN_SUCCEED
     if allowed:
         result = _collapse_ranges(m, b, khugepaged, unmapped)
-    emit(m, Decision.SCAN_PMD, b * n, n, -1, result | referenced << 16 | none << 32 | unmapped << 48)
+    emit(m, Decision.SCAN_PMD, b * n, n, last, result | referenced << 16 | none << 32 | unmapped << 48)
     return result, min(end + 1 - b * n, n) if s.scan_counts_entries else n, allowed
 
 
@@ -170,8 +173,8 @@ def _isolate(m, first, order, khugepaged):
 
     After a failure they return through the CPU's LRU batch, last first.
     """
-    result, _, none, referenced, end = _walk(m, first, order, khugepaged, True)
-    emit(m, Decision.ISOLATE, first, 1 << order, -1, result | none << 16 | referenced << 32)
+    result, _, none, referenced, end, last = _walk(m, first, order, khugepaged, True)
+    emit(m, Decision.ISOLATE, first, 1 << order, last, result | none << 16 | referenced << 32)
     large = False
     for v in range(end - 1, first - 1, -1):
         if m.pte[v].kind == ANON:
@@ -248,19 +251,20 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
     huge = order == m.state[0].hpage_order
     m.mthp[order].collapse_alloc += 1
     m.stat[0].thp_collapse_alloc += huge
-    swapped_in = 0
+    swapped_in, result = 0, np.int64(SCAN_SUCCEED)
     for v in range(first, end if unmapped > 0 else first):
-        if m.pte[v].kind in (SWAP, POISON) and not huge:
-            return _exceeded(m, SCAN_EXCEED_SWAP_PTE, order)
-        if m.pte[v].kind == POISON:
-            return SCAN_FAIL
+        if m.pte[v].kind == POISON or (m.pte[v].kind == SWAP and not huge):
+            result = np.int64(SCAN_FAIL) if huge else _exceeded(m, SCAN_EXCEED_SWAP_PTE, order)
+            break
         if m.pte[v].kind == SWAP:
             do_swap_page(m, v, False)
             swapped_in += 1
-    if unmapped > 0 and huge:
-        emit(m, Decision.SWAPIN, first, 1 << order, -1, swapped_in)
-        folio_batch_drain(m, LRU)
-    result = _isolate(m, first, order, khugepaged)
+    if unmapped > 0:
+        emit(m, Decision.SWAPIN, first, 1 << order, -1, swapped_in | result << 32)
+    if result == SCAN_SUCCEED:
+        if swapped_in > 0:
+            folio_batch_drain(m, LRU)
+        result = _isolate(m, first, order, khugepaged)
     if result != SCAN_SUCCEED:
         return result
     m.steps[KHUGEPAGED_COPY] += end - first
