@@ -36,8 +36,6 @@ from mmlab.figures.theme import CELLS, LETTERS, LOOK, SIGNS, axes, figure_of, le
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mmlab.results.run import Run
-
     Ax: TypeAlias = Axes | None
     Draw: TypeAlias = Callable[..., Axes]
     Marks: TypeAlias = Mapping[float, str] | None
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["axes", "bars", "batches", "blocks", "blocks_table", "counters", "cpu", "crossings", "curves"]
 __all__ += ["end_of_changes", "figure_of", "headline", "heat", "legend_below", "maps_compared", "memory", "overlay"]
-__all__ += ["overlay_table", "page_map", "page_map_table", "png", "recorded_samples", "say", "says_and_truth"]
+__all__ += ["page_map", "page_map_table", "png", "recorded_samples", "say", "says_and_truth"]
 __all__ += ["show", "side_by_side", "steps", "sure", "table", "time_label", "tradeoff", "truth_table"]
 __all__ += ["verdict_table"]
 
@@ -97,29 +95,42 @@ def recorded_samples(recorded: Mapping[str, Any]) -> pd.DataFrame:
     return samples
 
 
-def overlay_table(run: Run, recorded: Mapping[str, Any], column: str) -> pd.DataFrame:
-    """Return a counter at each sample of the model: columns batch, rank, model, and recorded (NaN: no sample)."""
-    tables = run.samples, recorded_samples(recorded)
-    model, trace = (samples.set_index(["batch", "rank"])[column] for samples in tables)
-    return pd.DataFrame({"model": model, "recorded": trace.reindex(model.index)}).reset_index()
-
-
-def overlay(run: Run, recorded: Mapping[str, Any], columns: Mapping[str, str], title: str) -> list[Axes]:
-    """Draw counters of a run as lines and, as circles, what the recorded kernel showed in the same batches.
+def overlay(
+    pairs: Mapping[tuple[str, str], tuple[Table, Table]], columns: Mapping[str, str], title: str = ""
+) -> list[Axes]:
+    """Draw counters of the model as lines, a kernel's as points, and the kernel's less the model's in panels below.
 
     Parameters
     ----------
-    run : Run
-        The model's run of the recording's scenario.
-    recorded : mapping
-        The recording.
+    pairs : mapping
+        Labels of model and kernel → their samples, with batch and rank. Those that only one of both has are not
+        compared.
     columns : mapping
         Counter → its unit.
     """
-    tables = {column: overlay_table(run, recorded, column) for column in columns}
-    look = {"drawstyle": "steps-post", "label": f"Linux {recorded['kernel']}"}
-    panels = _against_kernel(tables, columns, "overlay", **look)
+    panels = axes(len(columns), 2, height=4.0, sharex=True, height_ratios=[3, 1])
+    for ax, below, (column, unit) in zip(panels, panels[len(columns) :], columns.items(), strict=False):
+        data = {}
+        for number, (labels, samples) in enumerate(pairs.items()):
+            model, kernel = (one.set_index(["batch", "rank"])[column] for one in samples)
+            table = pd.DataFrame({"model": model, "recorded": kernel.reindex(model.index)}).reset_index()
+            line, point = theme.style(number), LOOK["recorded"] | {"markersize": 4.5 + 1.5 * number}
+            point |= {"marker": line.pop("marker")} | ({"color": line["color"]} if len(pairs) > 1 else {})
+            line |= {"label": labels[0], "linewidth": 1.5, "drawstyle": "steps-post"}
+            ax.plot("batch", "model", data=table, **line)
+            ax.plot("batch", "recorded", data=table, label=labels[1], **point)
+            below.plot(table["batch"], table["recorded"] - table["model"], **point)
+            data[labels[1]] = table
+        ax.update_datalim([(0, 0), (0, 1)])
+        below.update_datalim([(0, -1), (0, 1)])
+        ax.set_title(column, fontsize=9.5)
+        ax.set(ylabel=unit, ymargin=0.07)
+        below.set(xlabel="batch", ylabel=f"diff. {unit}".strip())
+        remember(ax, pd.concat(data, names=["of"]).droplevel(1) if len(pairs) > 1 else table, "overlay")
+        for each in (ax, below):
+            each.yaxis.set_major_formatter(PLAIN)
     figure_of(panels).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    legend_below(panels, ncols=4)
     return panels
 
 
@@ -132,24 +143,16 @@ def says_and_truth(tables: Mapping[str, pd.DataFrame]) -> list[Axes]:
         Title → columns ``sample`` (number), ``model``, ``truth``, and ``recorded`` (what a kernel's counter showed, NaN
         where it has no sample). The last three are pages.
     """
-    units = dict.fromkeys(tables, "pages")
-    return _against_kernel(tables, units, "says_and_truth", drawstyle="steps-mid", label="Linux")
-
-
-def _against_kernel(tables: Mapping[str, Table], units: Mapping[str, str], name: str, **look: Any) -> list[Axes]:
-    """Draw a panel for each table: the model's line, the kernel's samples and, if it is known, the truth."""
     rows = -(-len(tables) // 3)
     panels = axes(min(3, len(tables)), rows, 11.5, 0.5 + 2.7 * rows, len(tables))
     for ax, (title, data) in zip(panels, tables.items(), strict=True):
         for column in ("truth", "model", "recorded"):
-            if column in data:
-                ax.plot(data.iloc[:, 0], data[column], **look | LOOK[column])
-        ax.update_datalim([(data.iloc[0, 0], 0), (data.iloc[0, 0], 1)])
-        ax.set_ymargin(0.07)
-        ax.set(xlabel=data.columns[0], ylabel=units[title])
+            ax.plot("sample", column, data=data, drawstyle="steps-mid", **{"label": "Linux"} | LOOK[column])
+        ax.update_datalim([(0, 0), (0, 1)])
+        ax.set(xlabel="sample", ylabel="pages", ymargin=0.07)
         ax.set_title(title, fontsize=9.5)
         ax.yaxis.set_major_formatter(PLAIN)
-        remember(ax, data, name)
+        remember(ax, data, "says_and_truth")
     legend_below(panels)
     return panels
 

@@ -98,7 +98,8 @@ def beside(recordings: str, yours: Variant) -> Answer:
     told, (own, main) = found[best], map(plots.recorded_samples, (found[best].predicted, others[best]))
     apart = own.ne(main).sum().nlargest(4)
     units = dict.fromkeys(apart.index[apart > 0], "")
-    figure = plots.overlay(told.run, told.trace, units, told.name) if units else told.drawn().figure
+    pair = {(yours.name, f"Linux {told.trace['kernel']}"): (own, plots.recorded_samples(told.trace))}
+    figure = plots.overlay(pair, units, told.name) if units else told.drawn().figure
     what = f"samples of Linux {told.trace['kernel']} with your patch that `{yours.name}` predicts exactly:"
     finding = expect(what, 100 * data.iloc[:, 1].sum() / data["samples"].sum(), least=100, unit="%")
     return Answer(data, finding, figure, "Your kernel, sample by sample", f"Line: {yours.name}.")

@@ -87,7 +87,8 @@ class Recording:
         units = LISTED["drawn"].get(self.name) or dict.fromkeys(lively.nlargest(4).index, "")
         what = f"{self.name} (Linux {self.trace['kernel']}, {self.variant}): samples exact:"
         finding = expect(what, self.found.samples_exact, least=self.found.samples)
-        return Answer(kernel, finding, plots.overlay(self.run, self.trace, units, self.name))
+        pair = {("mmlab", f"Linux {self.trace['kernel']}"): (plots.recorded_samples(self.predicted), kernel)}
+        return Answer(kernel, finding, plots.overlay(pair, units, self.name))
 
 
 def samples(found: Sequence[Recording]) -> pd.DataFrame:

@@ -154,12 +154,13 @@ def timeline(
 def recorded(name: str, columns: Mapping[str, str], title: str) -> Answer:
     """Predict a recording of a kernel that ships with mmlab, and draw counters (name → unit) of both."""
     kernel = trace.read(files("mmlab") / "recordings" / f"{name}.json.gz")  # type: ignore[arg-type]
-    found = trace.compare(kernel, trace.predict(kernel))
+    predicted = trace.predict(kernel)
+    found = trace.compare(kernel, predicted)
     samples = f"{found.samples_exact} of {found.samples} samples in all counters"
     words = f"the model predicts {samples}, {found.maps_exact} of {found.maps} page maps ({title})."
     holds = f"{'Holds' if found.exact else 'Does not hold'}: {words}"
-    run = simulate(trace.scenario_of(kernel))
-    return Answer(figures.recorded_samples(kernel), holds, figures.overlay(run, kernel, columns, title))
+    pair = figures.recorded_samples(predicted), figures.recorded_samples(kernel)
+    return Answer(pair[1], holds, figures.overlay({("mmlab", f"Linux {kernel['kernel']}"): pair}, columns, title))
 
 
 def factors(base: Scenario, variant: str, cases: Mapping[Any, Changes], name: str, **parts: Any) -> Answer:

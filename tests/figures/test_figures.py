@@ -189,17 +189,32 @@ def test_time_axes_say_how_sure_they_are(runs: dict[str, Run]) -> None:
 
 
 def test_overlay(recorded: trace.Trace) -> None:
-    run = simulate(trace.scenario_of(recorded))
+    """Above, the kernel's points on the model's line; below, the differences: none, or those of another variant."""
+    kernel = plots.recorded_samples(recorded)
     columns = {"rss_kb": "KiB", "pages_unshared": "pages"}
-    for column in columns:
-        table = plots.overlay_table(run, recorded, column)
-        assert table["model"].tolist() == run.samples[column].tolist()
-        assert table["recorded"].count() == len(recorded["samples"])
-        seen = table.dropna()
-        assert (seen["model"] == seen["recorded"]).all()
-    panels = plots.overlay(run, recorded, columns, "A title")
-    assert [labels(panel) for panel in panels] == [("batch", unit) for unit in columns.values()]
-    assert [panel.get_title(loc="left") for panel in panels] == list(columns)
+    pairs = {}
+    for variant in ("mainline", "legacy"):
+        model = plots.recorded_samples(trace.predict(recorded, variant))
+        pairs[variant, f"kernel, {variant}"] = model, kernel
+    panels = plots.overlay(dict([*pairs.items()][:1]), columns, "A title")
+    assert [labels(panel) for panel in panels] == [
+        *[("", unit) for unit in columns.values()],
+        *[("batch", f"diff. {unit}") for unit in columns.values()],
+    ]
+    assert [panel.get_title(loc="left") for panel in panels] == [*columns, "", ""]
+    data = plots.figure_of(panels)
+    for panel, (column, _) in zip(panels, columns.items(), strict=False):
+        line, points = panel.lines
+        assert [*line.get_ydata()] == kernel[column].tolist()
+        assert [*points.get_ydata()] == kernel[column].tolist()
+    assert all((panel.lines[0].get_ydata() == 0).all() for panel in panels[2:])
+    assert data.get_suptitle() == "A title"
+    both = plots.overlay(pairs, columns)
+    assert len({line.get_marker() for line in both[2].lines}) == 2, "told apart in grey"
+    assert len({line.get_linestyle() for line in both[0].lines[::2]}) == 2
+    assert [(line.get_ydata() == 0).all() for line in both[2].lines] == [True, False]
+    (table,) = tables_of(plots.figure_of(both)).values()
+    assert {"panel", "of", "batch", "rank", "model", "recorded"} == {*table}
 
 
 def test_curves_and_their_crossings() -> None:
