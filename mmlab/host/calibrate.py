@@ -56,6 +56,7 @@ HUBER = 1.345
 """Residuals beyond this many standard deviations weigh less: 95 % as efficient as least squares without outliers."""
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
+MEASURED = ("batch", "ksmd_cpu_ns")
 KNOBS = ("use_zero_pages", "pages_to_scan", "smart_scan", "max_page_sharing", "sleep_millisecs")
 
 
@@ -117,17 +118,13 @@ def read(path: str | Path) -> list[tuple[Scenario, list[dict[str, int]]]]:
         try:
             raw = Path(path).read_bytes()
             data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-        except OSError as error:
-            raise UserError(error.strerror or str(error)) from None
-        except (EOFError, ValueError, zlib.error, RecursionError) as error:
-            raise UserError(f"this is no JSON, gzip-compressed or not: {error}") from None
-        try:
             entries = data if isinstance(data, list) else [data]
             found = [_of_trace(e, path) if e.get("format") == traces.FORMAT else _of_entry(e) for e in entries]
-            for sample in (sample for _, samples in found for sample in samples):
-                if not isinstance(sample["batch"], int) or not isinstance(sample["ksmd_cpu_ns"], int):
-                    raise TypeError("batch and ksmd_cpu_ns must be whole numbers")
-        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+            if any(not isinstance(s[name], int) for _, samples in found for s in samples for name in MEASURED):
+                raise TypeError(f"{' and '.join(MEASURED)} must be whole numbers")
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from None
+        except (EOFError, LookupError, AttributeError, TypeError, ValueError, zlib.error, RecursionError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             hint = "`mmlab calibrate --help` says how to make one."
             raise UserError(f"this is no recording with ksmd's CPU time: {what}", hint=hint) from None
@@ -230,13 +227,11 @@ def observe(scenario: Scenario, *recordings: Sequence[dict[str, int]]) -> Observ
     after_batch = {int(b): i for i, b in enumerate(columns["batch"]) if columns["rank"][i] == 0}
 
     def difference(samples: Sequence[dict[str, int]]) -> str:
-        for s in samples:
+        for s, name in ((s, name) for s in samples for name in traces.COUNTERS if name in s):
             row = after_batch.get(s["batch"])
-            if row is None:
-                return f"batch {s['batch']} is recorded but not simulated"
-            for name in traces.COUNTERS:
-                if name in s and int(columns[name][row]) != s[name]:
-                    return f"batch {s['batch']}: {name} is {s[name]}, in the model {int(columns[name][row])}"
+            model = "not simulated" if row is None else f"{columns[name][row]}"
+            if model != str(s[name]):
+                return f"batch {s['batch']}: {name} is {s[name]}, in the model {model}"
         return ""
 
     differs = [difference(samples) for samples in recordings]
@@ -367,18 +362,15 @@ class Calibration:
             "only here": [", ".join(np.array(list(STEPS))[steps]) for steps in only],
         }
         batches = len(np.concatenate(self.predicted_ns))
-        lines = [
-            text_table(costs, digits=0),
-            "(± -: the recording does not determine it, so it is an estimate)",
-            "",
-            text_table(left_out, digits=1),
-            *(f"{one.name} is not used: {one.differs}" for one in self.dropped),
-            "",
-            f"Predicted from the costs of the others, scenarios are off by {100 * self.median_error:.1f} % (median of "
-            f"{len(self.observed)}); rank correlation over {batches} batches {self.rank_correlation:.3f}.",
-            f"Single batches scatter by {100 * self.fit.scatter:.0f} %.",
-        ]
-        return "\n".join(lines)
+        dropped = "".join(f"{one.name} is not used: {one.differs}\n" for one in self.dropped)
+        return f"""{text_table(costs, digits=0)}
+(± -: the recording does not determine it, so it is an estimate)
+
+{text_table(left_out, digits=1)}
+{dropped}
+Predicted from the costs of the others, scenarios are off by {100 * self.median_error:.1f} % (median of \
+{len(self.observed)}); rank correlation over {batches} batches {self.rank_correlation:.3f}.
+Single batches scatter by {100 * self.fit.scatter:.0f} %."""
 
     def cost_file(self, **about: str) -> str:
         """Return the cost set as `mmlab.engine.costs` reads it; `about`: machine, kernel, date, recording."""
@@ -400,13 +392,12 @@ class Calibration:
             "ns": {step: round(float(cost), 1) for step, cost in zip(STEPS, self.fit.ns, strict=True)},
         }
         rows = "".join(f"  - [{', '.join(f'{value:.6g}' for value in row)}]\n" for row in covariance.tolist())
-        return (
-            "# What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and\n"
-            "# this file's name. The recording does not determine the steps in `estimated`.\n"
-            f"{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)}"
-            "# of the other steps, in their order, ns²\n"
-            f"covariance:\n{rows}"
-        )
+        return f"""\
+# What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and
+# this file's name. The recording does not determine the steps in `estimated`.
+{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)}# of the other steps, in their order, ns²
+covariance:
+{rows}"""
 
 
 def processor() -> str:

@@ -16,11 +16,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mmlab.errors import KSM_COUNTERS, UserError, located
 from mmlab.host.watch import ends
@@ -79,7 +80,7 @@ PROMPT = re.compile(
 )
 """A shell's prompt, or the heading of a host's answer to ansible or pssh."""
 DATE = re.compile(
-    r"[A-Z][a-z]{2} ([A-Z][a-z]{2} +\d+ [\d:]{8})( [AP]M)?(?: \S+)? (\d{4})|(\d{4}-\d\d-\d\d[T ][\d:]{8})"
+    r"[A-Z][a-z]{2} ([A-Z][a-z]{2} +\d+) ([\d:]{8}(?: [AP]M)?)(?: \S+)? (\d{4})|(\d{4}-\d\d-\d\d)[T ]([\d:]{8})"
 )
 CONF = re.compile(r"(?m)^\s*#?\s*(?:export )?KSM_\w+=")
 
@@ -175,15 +176,14 @@ class Dump:
         """
         if missing := [name for name in NEEDED if name not in self.values]:
             raise UserError("is missing in the dump: without it the memory is unknown", parameter=", ".join(missing))
-        numbers = [(n, value) for n, value in self.values.items() if not isinstance(value, str)]
-        counters = [(n, x) for n, x in numbers if n != "general_profit"]
-        found = [(n, "it counts something, and is never negative") for n, x in counters if x < 0]
-        found += [(n, "it is a whole number of 64 bits") for n, x in numbers if x != int(x) or abs(x) >= 2**64]
-        found += self._said("impossible")
-        if found:
-            errors = [UserError(f"is impossible: {why}", parameter=n, value=self.values.get(n)) for n, why in found]
-            errors[0].others = tuple(errors[1:])
-            raise errors[0]
+        numbers = {name: value for name, value in self.values.items() if not isinstance(value, str)}
+        found = [(n, "it is a whole number of 64 bits") for n, x in numbers.items() if x != int(x) or abs(x) >= 2**64]
+        negative = [name for name, value in numbers.items() if value < 0 and name != "general_profit"]
+        found += [(name, "it counts something, and is never negative") for name in negative] + self._said("impossible")
+        errors = [UserError(f"is impossible: {why}", parameter=n, value=self.values.get(n)) for n, why in found]
+        for first in errors[:1]:
+            first.others = tuple(errors[1:])
+            raise first
 
     def words(self) -> list[str]:
         """Return what the dump means, a sentence each (tuners I1–I6)."""
@@ -267,7 +267,7 @@ def parse(text: str) -> list[Dump]:
             where = prompt[prompt.lastindex or 1]
             host, time = where, time if where == host else None
         if date := DATE.search(clean):
-            time = _time(date)
+            time = pd.Timestamp(" ".join(filter(None, date.groups()))).to_pydatetime()
             latest.pop(host, None)
         values = [clean] if len(waiting) == 1 else re.split(r"[\s,;|]+", clean.strip(" \t,;|"))
         if not waiting or not all(re.fullmatch(_VALUE, value) for value in values):
@@ -283,8 +283,7 @@ def parse(text: str) -> list[Dump]:
             if name == "sleep_seconds":
                 name, value = "sleep_millisecs", round(1000 * value)
             if match["at"]:
-                stamp = datetime.fromtimestamp(float(match["at"]) / (1000 if len(match["at"]) == 13 else 1), UTC)
-                time = stamp.replace(tzinfo=None)
+                time = pd.Timestamp(float(match["at"]), unit="ms" if len(match["at"]) == 13 else "s").floor("ms")
             instance = INSTANCE.search(match["labels"] or "")
             where = match["host"] or (instance[1] if instance else host)
             if where not in latest or name in latest[where].values:
@@ -314,23 +313,12 @@ def _value(text: str) -> Any:
     return int(plain) if plain.is_integer() else plain
 
 
-def _time(date: re.Match[str]) -> datetime:
-    if date[4]:
-        return datetime.fromisoformat(date[4])
-    half = " %p" if date[2] else ""
-    return datetime.strptime(f"{date[1]}{date[2] or ''} {date[3]}", f"%b %d %{'I' if half else 'H'}:%M:%S{half} %Y")
-
-
 def _kind(content: bytes) -> str:
     """Return what a file looks like."""
-    if not content.strip():
-        return "empty"
-    if content[:2] == b"\x1f\x8b":
-        return "a compressed file, as recordings are (`mmlab compare`)"
-    if b"\0" in content:
-        return "binary"
-    first = content.decode("utf-8", errors="replace").strip().splitlines()[0][:60]
-    return f"text that begins with {first!r}"
+    if b"\0" in content or content[:2] == b"\x1f\x8b":
+        return "binary, as recordings are (`mmlab compare`)"
+    first = content.decode("utf-8", errors="replace").strip()[:60].partition("\n")[0]
+    return f"text that begins with {first!r}" if first else "empty"
 
 
 def rates(first: Dump, second: Dump) -> list[str]:
@@ -341,16 +329,15 @@ def rates(first: Dump, second: Dump) -> list[str]:
     said, scans = [], second["full_scans"] - first["full_scans"]
     if scans < 0 and {"full_scans"} <= second.values.keys():
         return ["full_scans fell: the host was started anew in between, or these are two hosts, or in the other order."]
-    over = [f"in {_duration(seconds)}"] * (seconds > 0) + [f"in {scans:,} full scans"] * (scans > 0)
-    for name in COMPARED:
-        if name in first.values and name in second.values and first[name] != second[name]:
-            change = second[name] - first[name]
+    over = ", ".join([f"in {_duration(seconds)}"] * (seconds > 0) + [f"in {scans:,} full scans"] * (scans > 0))
+    for name in (name for name in COMPARED if name in first.values and name in second.values):
+        if change := second[name] - first[name]:
             timed = seconds > 0 and name.startswith("pages_")
             hourly = f" ({change * 3600 / seconds / MIB:+,.0f} MiB/h)" if timed else ""
-            said.append(f"{name} {first[name]:,} → {second[name]:,}: {change:+,}{hourly} {', '.join(over)}.")
+            said.append(f"{name} {first[name]:,} → {second[name]:,}: {change:+,}{hourly} {over}.")
     if seconds > 0 and scans > 0:
-        batch = seconds / scans * second["pages_to_scan"] / second.pages if second.pages else 0
-        pace = f", {1000 * batch:.0f} ms from batch to batch" if batch else ""
+        batch = 1000 * seconds / scans * second["pages_to_scan"] / max(1, second.pages)
+        pace = f", {batch:.0f} ms from batch to batch" if batch else ""
         said.append(f"A full scan takes {_duration(seconds / scans)}{pace}.")
     return said or ["No counter changed."]
 

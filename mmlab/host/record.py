@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from mmlab.results.run import simulate
 from mmlab.results.table import text_table
 from mmlab.results.trace import Trace, from_run
 from mmlab.scenario import ProcessSpec, RangeEvent, Scenario
+from mmlab.workers import Progress
 
-__all__ = ["RUNNER", "check", "plan", "record", "running_kernel"]
+__all__ = ["RUNNER", "Plan", "answers", "check", "plan", "record", "running_kernel"]
 
+Plan = Mapping[str, Any]
 RUNNER = Path(runner.__file__)
 OWN = ("boots_at_seconds", "exits_at_seconds", "hot_fraction", "forbids_zeropages", "node")
 """What a process cannot have in a recording of the running kernel."""
@@ -139,9 +141,7 @@ def _repeated(scenario: Scenario) -> list[dict[str, Any]]:
     return sorted(out, key=lambda event: event["after"].get("seconds", 0))
 
 
-def record(
-    scenario: Scenario | dict[str, Any], progress: Callable[[float, float, str], None] | None = None, **options: Any
-) -> Trace:
+def record(scenario: Scenario | Plan, progress: Progress = None, **options: Any) -> Trace:
     """Record a scenario, or a plan, on the running kernel; afterwards the machine is as it was before.
 
     Parameters
@@ -149,44 +149,47 @@ def record(
     scenario
         A scenario, for which `plan` is called with the options, or a plan.
     progress
-        Called with the share that is done, 1, and what is being done.
+        Called with the plans done, their number, and what is being done.
 
     Raises
     ------
     UserError
         The machine cannot record this, or not now: KSM is in use, memory is short, recordings differ each time.
     """
-    asked = scenario if isinstance(scenario, dict) else plan(scenario, **options)
-    trace: Trace = {}
+    asked = plan(scenario, **options) if isinstance(scenario, Scenario) else scenario
     asks = asked["scenario"]
     pages = sum(spec["pages"] for spec in asks["processes"]) + asks["knobs"].get("swap_mib", 0) * PAGES_PER_MIB
     need = 64 + pages * (1 + sum(event["op"] == "fork" for event in asks["events"])) // PAGES_PER_MIB
     if need << 20 > (free := free_memory() or 0):
         raise UserError(f"it may need {need:,} MiB, and {free >> 20:,} MiB are free here", where=asked["name"])
     command = [sys.executable, "-I", str(RUNNER), "/dev/stdin"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdin and process.stdout and process.stderr
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
         try:
             with suppress(BrokenPipeError), process.stdin as file:
                 file.write(json.dumps(asked))
-            for line in process.stdout:
-                said = json.loads(line)
-                trace = said.get("recording", trace)
-                if progress and "progress" in said:
-                    progress(said["progress"], 1.0, said["text"])
+            found = [*answers(map(json.loads, process.stdout), [asked], progress)]
+            process.wait()
         finally:
             process.terminate()
-            problem = process.stderr.read().strip()
-            status = process.wait()
-            if status not in (0, 2):
+            if process.wait():
                 runner.recover()
-    if status in (2, 3):
-        raise UserError(problem.replace("\n", "; "), where=asked["name"])
-    if status or not trace:
-        problem = f"the recorder was ended from outside, and every knob is back {problem.splitlines()[-1:]}"
-        raise UserError(problem, where=asked["name"])
-    return trace
+    if not found:
+        raise UserError("the recorder was ended from outside, and every knob is back", where=asked["name"])
+    if isinstance(found[0], UserError):
+        raise found[0]
+    return found[0]
+
+
+def answers(said: Iterator[dict[str, Any]], plans: Sequence[Plan], progress: Progress) -> Iterator[Trace | UserError]:
+    """Yield the recording of each plan in turn, or the error that says why there is none, from what the runner says."""
+    for done, plan in enumerate(plans):
+        for what in said:
+            if progress and "progress" in what:
+                progress(done + what["progress"], len(plans), f"{plan['name']}: {what['text']}")
+            if "recording" in what or "problem" in what:
+                yield what.get("recording") or UserError(what["problem"].replace("\n", "; "), where=plan["name"])
+                break
 
 
 def check() -> str:

@@ -2,10 +2,10 @@
 
     python runner.py PLAN.json
 
-Progress, and at last the recording, are lines of JSON on stdout. The *recorder* takes the lock, saves every knob in the
-file of the lock, and starts the *workers*: the processes of the scenario, which hold that file open, so that whoever
-gets the lock knows that none is left. It puts everything back when it ends, also because its parent was killed. If it
-is killed itself, its parent does so (`recover`); if both are, whoever takes the lock next.
+Progress, and at last the recording or why there is none, are lines of JSON on stdout. The *recorder* takes the lock,
+saves every knob in the file of the lock, and starts the *workers*: the processes of the scenario, which hold that file
+open, so that whoever gets the lock knows that none is left. It puts everything back when it ends, also because its
+parent was killed. If it is killed itself, its parent does so (`recover`); if both are, whoever takes the lock next.
 
 Each worker has one region of memory between two PROT_NONE neighbours, so that it is a VMA of its own, and obeys ops
 that come over a socket. Between batches `run` is 0. A batch is one write of 1 to `run`, upon which ksmd wakes from its
@@ -95,10 +95,6 @@ class RefusedError(Exception):
     """The recorder must not, or cannot, record here."""
 
 
-class DiffersError(RefusedError):
-    """What was recorded is not the same each time."""
-
-
 # -- small things of /proc and /sys ---------------------------------------------------------------------------------
 
 
@@ -140,7 +136,7 @@ def thread(name: str) -> Path:
     """Return the folder in /proc of the kernel thread of that name."""
     for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
-            if path.read_text().strip() == name:
+            if path.read_text().strip() == name and table(path.with_name("status"))["PPid"] == "2":
                 return path.parent
     raise RefusedError(f"there is no {name} here")
 
@@ -155,14 +151,15 @@ def knob_file(name: str) -> Path:
 
 
 LIB = ctypes.CDLL(None, use_errno=True)
-for _name in ("mmap", "mremap", "syscall", "pread", "pwrite"):
-    getattr(LIB, _name).restype = ctypes.c_long
+WIDE = {"mmap", "mremap", "syscall", "pread", "pwrite"}
+"""Functions of the C library that return a long."""
 
 
 def result(name: str, *args: Any) -> int:
     """Return what a function of the C library returns."""
-    wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    return getattr(LIB, name)(*wide)  # type: ignore[no-any-return]
+    function = getattr(LIB, name)
+    function.restype = ctypes.c_long if name in WIDE else ctypes.c_int
+    return function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))  # type: ignore[no-any-return]
 
 
 def libc(name: str, *args: Any) -> int:
@@ -531,6 +528,11 @@ class Process:
         return out
 
 
+def say(**what: Any) -> None:
+    """Tell the parent."""
+    print(json.dumps(what), flush=True)
+
+
 # -- recording ------------------------------------------------------------------------------------------------------
 
 
@@ -567,8 +569,7 @@ class Recorder:
         """Tell how much of this recording is done, not too often."""
         if time.monotonic() > self.told + 0.2:
             self.told = time.monotonic()
-            done = round(min(self.done + share * self.share, 1), 4)
-            print(json.dumps({"progress": done, "text": text}), flush=True)
+            say(progress=round(min(self.done + share * self.share, 1), 4), text=text)
 
     # ksmd, a batch at a time
 
@@ -680,7 +681,7 @@ class Recorder:
         if before[0] != "S" or self._still() != before or (rest and not ended):
             return False
         if ended > 1 and batches:  # otherwise each scan was one batch
-            raise DiffersError("several full scans ended between two looks: lower pages_to_scan, or record it stepped")
+            raise RefusedError("several full scans ended between two looks: lower pages_to_scan, or record it stepped")
         self.batch, self.rank = self.batch + batches + ended, 0 if batches + ended else self.rank
         self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
         return True
@@ -1006,12 +1007,12 @@ def record(plan: dict[str, Any]) -> dict[str, Any]:
         if not different and not moved:
             break
     if different:
-        raise DiffersError(f"{plan['name']}: {most} recordings differ ({different}): the machine is not calm enough")
+        raise RefusedError(f"{plan['name']}: {most} recordings differ ({different}): the machine is not calm enough")
     return trace | {"moved": moved}
 
 
-def main(source: str) -> int:
-    """Record a plan and put everything back; return the exit status: 0, 2 if it cannot be recorded, 3 if it differs."""
+def main(source: str) -> None:
+    """Record a plan and put everything back."""
     stops = {signal.SIGINT, signal.SIGTERM}
 
     def stop(number: int, _: object) -> NoReturn:
@@ -1037,17 +1038,15 @@ def main(source: str) -> int:
                 must(TRACE / "trace_clock", "mono")
                 for name in wanted:
                     must(TRACE / "events" / name / "enable", 1)
-            print(json.dumps({"recording": record(plan)}), flush=True)
+            say(recording=record(plan))
     except (RefusedError, OSError) as error:
-        print(error, file=sys.stderr, flush=True)
-        return 3 if isinstance(error, DiffersError) else 2
+        say(problem=str(error))
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, stops)
         if state:
             restore(state)
             os.ftruncate(handle, 0)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from mmlab.errors import UserError
+from mmlab.host.record import Plan, answers
 from mmlab.results.trace import Trace
 from mmlab.workers import Progress
 
@@ -67,7 +68,7 @@ class Kernel:
     release: str
     modules: Mapping[str, bytes] = field(repr=False)
 
-    def carry_out(self, plans: Sequence[Mapping[str, Any]], progress: Progress = None) -> Iterator[Trace | UserError]:
+    def carry_out(self, plans: Sequence[Plan], progress: Progress = None) -> Iterator[Trace | UserError]:
         """Boot, and yield the recording of each plan in turn, or the error that says why there is none.
 
         KVM is used where it works, emulation elsewhere; the recording's `how` says which. `progress` is called with the
@@ -76,8 +77,7 @@ class Kernel:
         Raises
         ------
         UserError
-            QEMU is missing; the kernel died or said nothing any more (with the end of its console); it has no KSM or
-            no THP.
+            QEMU is missing; the kernel died or said nothing any more (with the end of its console).
         """
         if absent := [tool for tool in ("setpriv", "qemu-system-x86_64") if not shutil.which(tool)]:
             raise UserError("is not installed", parameter=absent[0])
@@ -89,23 +89,39 @@ class Kernel:
         usable, tell = os.access("/dev/kvm", os.R_OK | os.W_OK), progress or (lambda *_: None)
         for how in ["kvm"] * usable + ["tcg"]:
             tell(0, len(plans), f"boots {self.release}{', emulated: KVM cannot be used' * (how == 'tcg')}")
-            done, started, trace = 0, False, None
-            for said in _boot(self.image, cpio(files), memory_mib, how):
-                started |= "missing" in said
-                if missing := " and no ".join(said.get("missing", ())):
-                    raise UserError(f"this kernel was built with no {missing}", parameter=self.release)
-                if "progress" in said:
-                    tell(done + said["progress"], len(plans), f"{plans[done]['name']}: {said['text']}")
-                elif "recording" in said:
-                    trace = said["recording"] | {"how": f"{said['recording'].get('how', 'recorded')}; in QEMU ({how})"}
-                elif "status" in said:
-                    problem = said["said"].replace("\n", "; ") or f"the recorder ended with status {said['status']}"
-                    yield trace if trace and not said["status"] else UserError(problem, where=plans[done]["name"])
-                    done, trace = done + 1, None
-                elif "died" in said and (started or how == "tcg"):
-                    raise UserError(said["died"], parameter=self.release)
-            if started:
-                return
+            said = self._boot(cpio(files), memory_mib, how)
+            try:
+                next(said)
+            except UserError:
+                if how == "tcg":
+                    raise
+                continue  # KVM is there, and does not work
+            for found in answers(said, plans, progress):
+                if not isinstance(found, UserError):
+                    found["how"] = f"{found.get('how', 'recorded')}; in QEMU ({how})"
+                yield found
+            return
+
+    def _boot(self, files: bytes, memory_mib: int, how: str) -> Iterator[dict[str, Any]]:
+        """Yield what the guest says (`guest.py`, and the runner), and raise why it died, unless nobody listens then."""
+        with TemporaryFile("a+b") as console, TemporaryFile("w+b", 0) as image, TemporaryFile("w+b", 0) as archive:
+            image.write(self.image)
+            archive.write(files)
+            opened = {"console": console.fileno(), "image": image.fileno(), "files": archive.fileno()}
+            command = [*QEMU.format(memory=memory_mib, **opened).split(), *CPU[how].split()]
+            command += ["-append", " ".join(ARGUMENTS.format(python=PYTHON).split())]
+            died = "the kernel died"
+            pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": console}
+            with subprocess.Popen(command, **pipes, pass_fds=[*opened.values()]) as qemu:
+                try:
+                    yield from map(json.loads, _lines(qemu, console.fileno()))
+                except TimeoutError:
+                    died = f"the kernel did not answer for {SILENCE_S:.0f} s"
+                finally:
+                    qemu.kill()
+            console.seek(0)
+            lines = [*filter(str.strip, console.read().decode(errors="replace").splitlines())]
+            raise UserError("\n".join([f"{died}; its console:", *lines[-LAST_LINES:]]), parameter=self.release)
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------
@@ -273,30 +289,6 @@ def python_files(*scripts: Path) -> dict[str, bytes]:
 
 
 # -- a guest --------------------------------------------------------------------------------------------------------
-
-
-def _boot(kernel: bytes, files: bytes, memory_mib: int, how: str) -> Iterator[dict[str, Any]]:
-    """Yield what the guest says (`guest.py`, and the runner's progress), and at last why it died, if it did."""
-    with TemporaryFile("a+b") as console, TemporaryFile(buffering=0) as image, TemporaryFile(buffering=0) as archive:
-        image.write(kernel)
-        archive.write(files)
-        opened = {"console": console.fileno(), "image": image.fileno(), "files": archive.fileno()}
-        command = [*QEMU.format(memory=memory_mib, **opened).split(), *CPU[how].split()]
-        command += ["-append", " ".join(ARGUMENTS.format(python=PYTHON).split())]
-        last, died = dict[str, Any](), "the kernel died"
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": console}
-        with subprocess.Popen(command, **pipes, pass_fds=[*opened.values()]) as qemu:
-            try:
-                for line in _lines(qemu, console.fileno()):
-                    yield (last := json.loads(line))
-            except TimeoutError:
-                died = f"the kernel did not answer for {SILENCE_S:.0f} s"
-            finally:
-                qemu.kill()
-        if "end" not in last:
-            console.seek(0)
-            lines = [*filter(str.strip, console.read().decode(errors="replace").splitlines())]
-            yield {"died": "\n".join([f"{died}; its console:", *lines[-LAST_LINES:]])}
 
 
 def _lines(qemu: subprocess.Popen[bytes], console: int) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ import numpy as np
 
 from mmlab.errors import UserError
 from mmlab.host.pagemap import PAGE, ZEROPAGE, ksm_stat, mapped, mergeable, open_pagemap, proc, processes, scan
+from mmlab.host.runner import KSM, RefusedError, get, thread
 from mmlab.params import check_folder, read_yaml, write_atomically, writing
 from mmlab.results.table import number
 
@@ -43,11 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "Sampler", "ends", "keeping", "read", "show", "watch"]
 
 Sample = dict[str, Any]
-KSM = Path("/sys/kernel/mm/ksm")
 BESIDE = re.compile(r"(?m)^(thp_\w+|cow_ksm|ksm_swpin_copy|Mem\w+|AnonPages|AnonHugePages):?\s+(\d+)")
 """Lines of /proc/vmstat and /proc/meminfo."""
-THREAD = re.compile(r"Name:\t(ksmd|khugepaged)\n(?s:.*)\nPPid:\t2\n")
-"""/proc/PID/status of one of these threads of the kernel."""
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN = 40
 """Samples in a sparkline."""
@@ -75,41 +73,37 @@ class Sampler:
     def __init__(self) -> None:
         if not (KSM / "run").exists():
             raise UserError("there is no KSM in this kernel", parameter=str(KSM), hint="It needs CONFIG_KSM.")
-        self._threads: dict[str, int] = {}
+        self.missing: list[str] = []
+        """What cannot be read here, and why."""
+        self._threads: dict[str, Path] = {}
         self._zeropages: Sample = {}
-        self._problems: list[str] = []
         self._next_look = 0.0
         self()
 
-    @property
-    def missing(self) -> list[str]:
-        """What cannot be read here, and why."""
-        gone = {"ksmd", "khugepaged"} - self._threads.keys()
-        return [f"CPU of {name}: no such thread is seen" for name in sorted(gone)] + self._problems
-
     def __call__(self) -> Sample:
-        out: Sample = {"time_ns": time.time_ns()}
-        for path in KSM.iterdir():
-            text = path.read_text().strip()
-            out[path.name] = int(text) if text.lstrip("-").isdigit() else re.sub(r".*\[(.+)\].*", r"\1", text)
-        out |= {key: int(value) for key, value in BESIDE.findall(proc("vmstat") + proc("meminfo"))}
         if time.monotonic() >= self._next_look:
             self._look()
-        for name, pid in self._threads.items():
-            if told := proc(pid, "schedstat").split():
+        out: Sample = {"time_ns": time.time_ns()} | {path.name: get(path) for path in KSM.iterdir()}
+        out |= {name: int(text) for name, text in out.items() if re.fullmatch(r"-?\d+", str(text))}
+        out |= {key: int(value) for key, value in BESIDE.findall(proc("vmstat") + proc("meminfo"))}
+        for name, folder in self._threads.items():
+            if told := proc(folder.name, "schedstat").split():
                 out[f"{name}_cpu_ns"] = int(told[0])
         return out | self._zeropages
 
     def _look(self) -> None:
         """Look at all processes, which takes longer than all the rest."""
-        start = time.thread_time()
-        found = ((pid, THREAD.match(proc(pid, "status"))) for pid in processes())
-        self._threads = {match[1]: pid for pid, match in found if match}  # khugepaged is another thread after a pause
+        start, self.missing, self._threads, self._zeropages = time.thread_time(), [], {}, {}
+        for name in ("ksmd", "khugepaged"):  # khugepaged is another thread after a pause
+            try:
+                self._threads[name] = thread(name)
+            except RefusedError as error:
+                self.missing.append(f"CPU of {name}: {error}")
         try:
-            self._zeropages = {} if self._problems else _count_zeropages()
+            self._zeropages = _count_zeropages()
         except (PermissionError, UserError) as error:
             why = "needs root" if isinstance(error, PermissionError) else str(error)
-            self._problems = [f"zeropage outside KSM's counters: {why}"]
+            self.missing.append(f"zeropage outside KSM's counters: {why}")
         self._next_look = time.monotonic() + SHARE * (time.thread_time() - start)
 
 

@@ -308,8 +308,8 @@ def _entry(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"no json", ["no JSON"]),
-        (gzip.compress(b"[]", mtime=0)[:-4], ["no JSON"]),
+        (b"no json", ["no recording"]),
+        (gzip.compress(b"[]", mtime=0)[:-4], ["no recording"]),
         (b"[1]", ["no recording"]),
         (b'{"format": "kernel-trace-1"}', ["no recording", "'scenario' is missing"]),
         (json.dumps([_entry(samples=[{"batch": 0}])]).encode(), ["'ksmd_cpu_ns' is missing"]),

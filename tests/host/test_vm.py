@@ -220,13 +220,11 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_answers(qemu: Any) -> None:
     qemu("""
         assert "mem-merge=off" in words and "-smp 1" in words and "rdinit=" in words
-        say(missing=[])
+        say(booted=True)
         say(progress=0.5, text="batch 1 of 2")
         say(recording={"how": "recorded", "samples": []})
-        say(status=0, said="")
-        say(status=2, said="op split needs debugfs\\nand more")
-        say(status=1, said="")
-        say(end=True)
+        say(problem="op split needs debugfs\\nand more")
+        say(problem="the recorder ended with status 1")
     """)
     told: list[Any] = []
     first, second, third = KERNEL.carry_out([PLAN, PLAN | {"name": "b"}, PLAN], lambda *what: told.append(what))
@@ -239,9 +237,8 @@ def test_answers(qemu: Any) -> None:
 def test_a_kernel_that_dies(qemu: Any) -> None:
     """Its console is shown, and what was recorded before is kept."""
     qemu("""
-        say(missing=[])
+        say(booted=True)
         say(recording={"samples": []})
-        say(status=0, said="")
         print("Kernel panic - not syncing: bad luck", file=console)
     """)
     answers = KERNEL.carry_out([PLAN, PLAN])
@@ -253,6 +250,7 @@ def test_a_kernel_that_dies(qemu: Any) -> None:
 def test_a_kernel_that_hangs(qemu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm, "SILENCE_S", 1.0)
     qemu("""
+        say(booted=True)
         for n in range(3):
             say(progress=n / 3, text="")
             time.sleep(0.6)
@@ -266,19 +264,13 @@ def test_a_kernel_that_hangs(qemu: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(told) == 4, "answers keep it alive"
 
 
-def test_a_kernel_without_ksm(qemu: Any) -> None:
-    qemu("say(missing=['ksm', 'transparent_hugepage'])\nsay(end=True)")
-    with pytest.raises(UserError, match="built with no ksm and no transparent_hugepage"):
-        next(KERNEL.carry_out([PLAN]))
-
-
 @pytest.mark.parametrize(
     "fails", ["sys.exit(1)", "os.write(2, b'KVM internal error. Suberror: 1\\n'); time.sleep(1000)"]
 )
 def test_kvm_that_does_not_work(qemu: Any, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     """/dev/kvm may be there, and QEMU end at once, or stop the guest and wait."""
     monkeypatch.setattr(os, "access", lambda *_: True)
-    answers = "say(missing=[])\nsay(recording=dict(fields=[]))\nsay(status=0, said='')\nsay(end=True)"
+    answers = "say(booted=True)\nsay(recording=dict(fields=[]))"
     qemu(f"if '-accel kvm' in words: {fails}\n{answers}")
     told: list[Any] = []
     assert [*KERNEL.carry_out([PLAN], lambda *what: told.append(what[2]))] == [
