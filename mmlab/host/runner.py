@@ -320,16 +320,15 @@ def restore(state: dict[str, Any]) -> None:
 
 def lock(seconds: float) -> int:
     """Return the handle of the lock, once no recording runs and everything is put back that one has left behind."""
-    handle, end = os.open(STATE, os.O_RDWR | os.O_CREAT, 0o600), time.monotonic() + seconds
-    while True:
-        try:
+    handle = os.open(STATE, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(1 + int(50 * seconds)):
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(handle)
-                raise RefusedError("another recording is running on this machine") from None
-            time.sleep(0.02)
+        time.sleep(0.02)
+    else:
+        os.close(handle)
+        raise RefusedError("another recording is running on this machine")
     if left := os.pread(handle, 1 << 20, 0):
         restore(json.loads(left))
         os.ftruncate(handle, 0)
@@ -814,6 +813,7 @@ class Recorder:
         address = self.listener.getsockname()
         if not os.fork():
             try:
+                self.listener.close()  # or it would wait for an answer after the recorder's death
                 Worker(address, spec["pages"], self.options["key_offset"]).serve()
             finally:
                 os._exit(1)
@@ -849,6 +849,7 @@ class Recorder:
         with socket.socket(socket.AF_UNIX) as self.listener:
             self.listener.bind(f"\0mmlab-record-{os.getpid()}")
             self.listener.listen()
+            self.listener.settimeout(10)  # a process may be killed before it has connected
             try:
                 self._prepare()
                 for spec in self.asked["processes"]:
