@@ -51,6 +51,8 @@ STATE = Path("/run/mmlab-record")
 PAGE, BLOCK = 4096, 2 << 20
 QUIET = 10**9
 """A sleep that does not end, ms."""
+BETWEEN = 0.1
+"""Seconds between samples of a ksmd that runs freely."""
 MADVISE = {"dontneed": 4, "free": 8, "mergeable": 12, "unmergeable": 13, "hugepage": 14, "nohugepage": 15, "cold": 20}
 MADVISE |= {"pageout": 21, "populate_write": 23, "collapse": 25, "memory_failure": 100}
 MAP_ANON, MAP_FIXED, MAP_POPULATE, MREMAP_MAYMOVE, MREMAP_FIXED = 0x22, 0x10, 0x8000, 1, 2
@@ -84,7 +86,7 @@ OPS = {*MADVISE, *ALONE} | set(
     """write read pin unpin mmap mremap mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged
     set sleep""".split()
 )
-OPTIONS: dict[str, Any] = {"mode": "stepped", "seconds": 0, "every": 0.1, "maps": "events", "times": 2}
+OPTIONS: dict[str, Any] = {"mode": "stepped", "seconds": 0, "maps": "events", "times": 2}
 OPTIONS |= {"tracepoints": [], "owner_running": [], "key_offset": 0, "alone": False}
 KNOBS = """use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes advisor_mode shrink_underused
     stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan""".split()
@@ -479,6 +481,7 @@ class Process:
         hello = self.answer()
         self.pid, self.base, self.pages, self.alive = hello["pid"], hello["base"], pages, True
         self.proc, self.handle = Path(f"/proc/{self.pid}"), os.pidfd_open(self.pid)
+        self.addresses = range(self.base, self.base + pages * PAGE)
 
     def answer(self) -> Any:
         line = self.lines.readline()
@@ -487,17 +490,12 @@ class Process:
         return json.loads(line)
 
     def do(self, op: str, **order: Any) -> int:
-        if not self.alive:
-            return errno.ESRCH
         with contextlib.suppress(BrokenPipeError):
-            self.lines.write(json.dumps({"op": op, **order}) + "\n")
-            self.lines.flush()
+            print(json.dumps({"op": op, **order}), file=self.lines, flush=True)
         return self.answer()  # type: ignore[no-any-return]
 
     def exit(self) -> int:
         """Kill it and wait until it has given up its memory: its parent may have reaped it by then."""
-        if not self.alive:
-            return errno.ESRCH
         self.alive = False
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, signal.SIGKILL)
@@ -509,8 +507,6 @@ class Process:
 
     def entries(self) -> list[tuple[str, int, int]]:
         """Return letter, frame number and flags of each page."""
-        if not self.alive:
-            return []
         with (self.proc / "pagemap").open("rb") as file:
             file.seek(self.base // PAGE * 8)
             entries = struct.unpack(f"<{self.pages}Q", file.read(8 * self.pages))
@@ -550,11 +546,9 @@ class Recorder:
             ctypes.memset(area + BLOCK, 1, 1)
         self.processes: list[Process] = []
         self.run = self.batch = self.rank = self.scanned = self.full_scans = 0
-        self.samples: list[dict[str, int]] = []
-        self.maps: list[dict[str, Any]] = []
-        self.frames: list[dict[str, Any]] = []
-        self.lines: list[dict[str, Any]] = []
+        self.samples, self.maps, self.frames, self.lines = (list[dict[str, Any]]() for _ in range(4))
         self.opened: dict[str, int] = {}
+        """Machine-wide counters when a batch or an event began: only what they count within these belongs to it."""
         self.enabled: set[str] = set()
         self.clock = 0.0  # when khugepaged was woken, and the sleeps since then
         several = any("orders" in spec for spec in self.asked["processes"]) or "hugepages_enabled" in self.knobs
@@ -596,8 +590,9 @@ class Recorder:
         """Let ksmd make one batch; none if it is stopped or no mm is registered."""
         self.batch, self.rank = self.batch + 1, 0
         if self.run == 1:
-            with self._window():
-                self._wake(KSM / "run", 1)
+            self.opened = self._machine_wide()
+            self._wake(KSM / "run", 1)
+            self._tally()
             self._park()
         self.sample()
 
@@ -612,7 +607,7 @@ class Recorder:
         return out
 
     def _tally(self) -> None:
-        """Add what was counted since the window was opened (or the last tally), and keep what tracepoints said."""
+        """Add what was counted since `opened`, and keep what tracepoints said."""
         now = self._machine_wide()
         self.wide = {name: value + now[name] - self.opened[name] for name, value in self.wide.items()}
         self.opened = now
@@ -625,26 +620,15 @@ class Recorder:
             if lines:
                 self.lines.append({"batch": self.batch, "rank": self.rank, "lines": lines})
 
-    @contextlib.contextmanager
-    def _window(self) -> Iterator[None]:
-        """Count machine-wide events only within this context."""
-        self.opened = self._machine_wide()
-        yield
-        self._tally()
-
     def _row(self) -> dict[str, int]:
         if self.free and self.samples:
             self._tally()
         row = {name: int(get(KSM / name)) for name in COUNTERS if (KSM / name).exists()} | self.wide
-        row |= dict.fromkeys([*(f"{name.lower()}_kb" for name in SMAPS), *(f"proc_{name}" for name in KSM_STAT)], 0)
-        for process in (process for process in self.processes if process.alive):
-            own = range(process.base, process.base + process.pages * PAGE)
-            for text in (text for start, _, text in vmas(process.proc) if start in own):
-                for name, value in re.findall(rf"^({'|'.join(SMAPS)}): +(\d+) kB", text, re.M):
-                    row[f"{name.lower()}_kb"] += int(value)
-            stat = table(process.proc / "ksm_stat")
-            for name in KSM_STAT:
-                row[f"proc_{name}"] += int(stat.get(name, 0))
+        alive = [process for process in self.processes if process.alive]
+        said = "".join(text for one in alive for start, _, text in vmas(one.proc) if start in one.addresses)
+        row |= {f"{name.lower()}_kb": sum(map(int, re.findall(rf"(?m)^{name}: +(\d+) kB", said))) for name in SMAPS}
+        stats = [table(process.proc / "ksm_stat") for process in alive]
+        row |= {f"proc_{name}": sum(int(stat.get(name, 0)) for stat in stats) for name in KSM_STAT}
         row["lab_ksmd_cpu_ns"] = int((self.ksmd / "schedstat").read_text().split()[0])
         return row | {"lab_time_ns": time.monotonic_ns()}
 
@@ -660,8 +644,6 @@ class Recorder:
             raise RefusedError("ksmd never sleeps long enough for a sample: raise sleep_millisecs")
         self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
         self.samples.append({"batch": self.batch} | row)
-        if self.options["maps"] == "all":
-            self.look()
         return len(self.samples) - 1
 
     def _latest(self) -> None:
@@ -690,7 +672,7 @@ class Recorder:
         where = {"batch": self.batch, "rank": self.rank, "sample": len(self.samples) - 1}
         if self.frames and self.frames[-1]["sample"] == where["sample"]:
             return
-        entries = [process.entries() for process in self.processes]
+        entries = [process.entries() if process.alive else [] for process in self.processes]
         for i, one in enumerate(entries):
             if one:
                 runs = ((m[1], len(m[0])) for m in re.finditer(r"(.)\1*", "".join(letter for letter, *_ in one)))
@@ -720,11 +702,12 @@ class Recorder:
             order = {name: value for name, value in event.items() if name not in which}
             waking = event.get("knob") == "khugepaged_scan_sleep_millisecs"  # khugepaged has not run yet in this sample
             sample = self.sample() if waking else None
-            with self._window():
-                parts = event.pop("parts", None) or [{}]
-                results = [self.do(event["op"], event.get("process", 0), **order | part) for part in parts]
-                event["result"] = next(filter(None, results), 0)
-                self._drain()
+            self.opened = self._machine_wide()
+            parts = event.pop("parts", None) or [{}]
+            results = [self.do(event["op"], event.get("process", 0), **order | part) for part in parts]
+            event["result"] = next(filter(None, results), 0)
+            self._drain()
+            self._tally()
             event["sample"] = self.sample() if sample is None else sample
             if event["op"] != "set" and self.options["maps"] == "events":
                 self.look()
@@ -752,6 +735,8 @@ class Recorder:
         if op in ("compact", "split_all"):
             return put(SPLIT if op == "split_all" else VM / "compact_memory", 1)
         target = self.processes[process]
+        if not target.alive:
+            return errno.ESRCH
         if op == "exit":
             target.do("unpin")
             return target.exit()
@@ -762,7 +747,7 @@ class Recorder:
             return code
         if op == "split":
             at = target.base + what["page"] * PAGE
-            return put(SPLIT, f"{target.pid},{at:#x},{at + what['count'] * PAGE:#x}") if target.alive else errno.ESRCH
+            return put(SPLIT, f"{target.pid},{at:#x},{at + what['count'] * PAGE:#x}")
         return target.do(op, **what)
 
     def _not_alone(self, what: str) -> None:
@@ -775,11 +760,10 @@ class Recorder:
     def set(self, knob: str, value: object) -> int:
         if knob == "run":  # the real one is 0 between batches
             self.run = int(str(value))
-            return put(KSM / "run", 0 if value == 1 else value)
-        code = put(knob_file(knob), value)
+            value = 0 if value == 1 else value
         if knob == "khugepaged_scan_sleep_millisecs":
             self.clock = time.monotonic()
-        return code
+        return put(knob_file(knob), value)
 
     def collapse_all(self, full_scans: int) -> int:
         """Let khugepaged make full scans at once, whatever its budget is."""
@@ -865,7 +849,8 @@ class Recorder:
             finally:
                 put(KSM / "run", 0)
                 for process in self.processes:
-                    process.exit()
+                    if process.alive:
+                        process.exit()
                 if self.device:
                     swap_off(self.device)
         return self._trace()
@@ -919,7 +904,7 @@ class Recorder:
                 self.say(elapsed / length, f"{elapsed:.0f} of {length:g} s, batch {self.batch}")
                 if self.count() and elapsed >= due:
                     self._latest()
-                    due = elapsed + self.options["every"]
+                    due = elapsed + BETWEEN
                 self.happen(elapsed)
             must(KSM / "run", 0)
             self._latest()
