@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
-from mmlab.params import check_folder, find_params, parse_yaml, quantity, seconds, write_atomically
+from mmlab.params import check_folder, find_params, parse_yaml, quantity, seconds, write_atomically, writing
 from mmlab.workers import Progress, each, executor, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -464,7 +464,8 @@ def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, pro
     found = calibration.calibrate([one for file in files for one in calibration.read(file)], progress)
     _say(found.text())
     if out:
-        calibration.write(out, found.cost_file(**calibration.origin(found, files, machine)))
+        with writing(out):
+            write_atomically(out, found.cost_file(**calibration.origin(found, files, machine)).encode())
         _say(f"\n{out}")
     sys.exit(len(found.dropped) > 0)
 

@@ -34,7 +34,7 @@ from mmlab.engine.system import System
 from mmlab.errors import UserError, located
 from mmlab.host import record as recorder
 from mmlab.host.pagemap import proc
-from mmlab.params import read_yaml, write_atomically, writing
+from mmlab.params import read_yaml
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
@@ -42,7 +42,7 @@ from mmlab.scenario import Scenario
 from mmlab.workers import Progress
 
 __all__ = ["Calibration", "Fit", "Observed", "calibrate", "calibration_set", "fit", "observe", "processor", "read"]
-__all__ += ["record_all", "record_one", "write"]
+__all__ += ["record_all", "record_one"]
 
 DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 """What is recorded, and what is assumed of steps that a recording does not determine."""
@@ -414,18 +414,6 @@ def origin(found: Calibration, recordings: Sequence[Path], machine: str | None =
         "date": time.strftime("%Y-%m-%d"),
         "recording": ", ".join(file.name for file in recordings[:3]) + (" …" if len(recordings) > 3 else ""),
     }
-
-
-def write(path: Path, text: str) -> None:
-    """Write a cost file atomically.
-
-    Raises
-    ------
-    UserError
-        The file can't be written there.
-    """
-    with writing(path):
-        write_atomically(path, text.encode())
 
 
 def calibrate(recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]], progress: Progress = None) -> Calibration:

@@ -31,7 +31,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -65,7 +65,6 @@ FLAGS = {"mergeable": "mg", "hugepage": "hg", "nohugepage": "nh"}
 TYPES = dict.fromkeys(["process", "page", "count", "rank"], "int64") | dict.fromkeys(["step", "order"], "int8")
 TYPES |= dict.fromkeys(FLAGS, "bool")
 """Types of columns."""
-Lookup = Callable[[memoryview], int]
 
 
 # --- contents -------------------------------------------------------------------------------------------------------
@@ -78,16 +77,13 @@ class _Contents:
         self.known: dict[bytes, int] = {}
         self.file = file
 
-    def look_up(self, page: memoryview) -> int:
-        """Return the number of a content, -1 if it is new."""
-        return self.known.get(hashlib.blake2b(page, digest_size=16).digest(), -1)
-
-    def add(self, page: memoryview) -> int:
+    def number(self, page: memoryview) -> int:
         """Return the number of a content, from 1 in the order in which they are found."""
         digest = hashlib.blake2b(page, digest_size=16).digest()
         if digest not in self.known:
             self.file.write(page)
-        return self.known.setdefault(digest, len(self.known) + 1)
+            self.known[digest] = len(self.known) + 1
+        return self.known[digest]
 
     def ranks(self) -> np.ndarray:
         """Return the rank of each content by its number, in memcmp order; that of 0 is 0."""
@@ -172,27 +168,31 @@ class _Process:
 class _Reader:
     """Reads processes at a limited rate: bytes a second."""
 
-    def __init__(self, kpageflags: IO[bytes], rate: float, total: int, progress: Progress) -> None:
-        self.kpageflags, self.rate, self.total, self.progress = kpageflags, rate, total, progress
-        self.pages, self.start = 0, time.monotonic()
+    def __init__(self, kpageflags: IO[bytes], contents: _Contents, rate: float, progress: Progress) -> None:
+        self.kpageflags, self.contents, self.rate, self.progress = kpageflags, contents, rate, progress
+        self.pages, self.total, self.start = 0, 0, time.monotonic()
         self.buffer = np.empty((WINDOW, PAGE), np.uint8)
 
-    def read(self, process: _Process, lookup: Lookup) -> pd.DataFrame:
-        """Return the pages of a process that are there: page, vma, kind, order, content (`lookup`; 0: zeroes)."""
-        windows = [pd.DataFrame(columns=["page", "vma", "kind", "order", "content"], dtype=int)]
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
-            self.pagemap, self.memory = open_pagemap(process.pid), (PROC / str(process.pid) / "mem").open("rb", 0)
-            with self.pagemap, self.memory:
-                for vma, at, end, page in process.vmas[["vma", "start", "end", "page"]].to_numpy().tolist():
-                    offset = page - at
-                    while len(found := scan(self.pagemap.fileno(), at * PAGE, end * PAGE, PRESENT | SWAPPED, 1)):
-                        at = int(found[0, 0]) // PAGE
-                        window = self._window(at, min(end, (at // WINDOW + 1) * WINDOW), lookup)
-                        windows.append(window.assign(page=window.index + at + offset, vma=vma)[window.kind > 0])
-                        at += len(window)
-        return pd.concat(windows[len(windows) > 1 :])
+    def read(self, asked: Sequence[_Process]) -> pd.DataFrame:
+        """Return the pages that are there: process, page, vma, kind, order, content (0: zeroes; `_Contents.number`)."""
+        found = [pd.DataFrame(columns=["process", "page", "vma", "kind", "order", "content"], dtype=int)]
+        for i, process in enumerate(asked):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
+                found += [window.assign(process=i) for window in self._windows(process)]
+        return pd.concat(found[len(found) > 1 :])
 
-    def _window(self, at: int, end: int, lookup: Lookup) -> pd.DataFrame:
+    def _windows(self, process: _Process) -> Iterator[pd.DataFrame]:
+        self.pagemap, self.memory = open_pagemap(process.pid), (PROC / str(process.pid) / "mem").open("rb", 0)
+        with self.pagemap, self.memory:
+            for vma, at, end, page in process.vmas[["vma", "start", "end", "page"]].to_numpy().tolist():
+                offset = page - at
+                while len(ranges := scan(self.pagemap.fileno(), at * PAGE, end * PAGE, PRESENT | SWAPPED, 1)):
+                    at = int(ranges[0, 0]) // PAGE
+                    window = self._window(at, min(end, (at // WINDOW + 1) * WINDOW))
+                    yield window.assign(page=window.index + at + offset, vma=vma)[window.kind > 0]
+                    at += len(window)
+
+    def _window(self, at: int, end: int) -> pd.DataFrame:
         entries = np.zeros(end - at, np.uint64)
         os.preadv(self.pagemap.fileno(), [entries.data], 8 * at)  # nothing, if the process has exited
         there, frame = entries >> 63 == 1, (entries & (1 << 55) - 1).astype(np.int64)
@@ -204,7 +204,7 @@ class _Reader:
         kind[flags & ZERO_PAGE > 0] = ZERO
         kind[entries >> 62 == 1] = SWAP
         order = self._orders(at, np.where(there, frame, -1 - 2 * np.arange(len(frame))), flags)
-        content = self._contents(at, kind, lookup)
+        content = self._contents(at, kind)
         order[(kind != ANON) | (UNREAD in kind)] = 0
         small = {"kind": kind.astype("u1"), "order": order.astype("u1"), "content": content.astype("i4")}
         return pd.DataFrame(small)
@@ -217,16 +217,13 @@ class _Reader:
 
     def _orders(self, at: int, frame: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """Return the order of each page's folio, 0 unless the whole folio is mapped here, aligned."""
-        order = np.zeros(len(frame), np.int64)
         starts = np.flatnonzero(np.r_[True, (flags[1:] & TAIL == 0) | (np.diff(frame) != 1)])
         sizes = np.diff(starts, append=len(frame))
-        for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-            whole = size & (size - 1) == 0 and (at + start) % size == 0
-            if whole and not self._flags(frame[start : start + 1] + size)[0] & TAIL:
-                order[start : start + size] = int(size).bit_length() - 1
-        return order
+        whole = (sizes > 1) & (sizes & (sizes - 1) == 0) & ((at + starts) % sizes == 0)
+        whole[whole] = self._flags((frame[starts] + sizes)[whole]) & TAIL == 0  # it does not go on behind
+        return np.repeat(np.where(whole, np.log2(sizes), 0).astype(np.int64), sizes)
 
-    def _contents(self, at: int, kind: np.ndarray, lookup: Lookup) -> np.ndarray:
+    def _contents(self, at: int, kind: np.ndarray) -> np.ndarray:
         """Return the content of each page; the kind of pages that cannot be read becomes UNREAD."""
         content, anon = np.zeros(len(kind), np.int64), np.flatnonzero(kind == ANON)
         for run in np.split(anon, np.flatnonzero(np.diff(anon) != 1) + 1) if len(anon) else ():
@@ -238,7 +235,7 @@ class _Reader:
                 kind[page + got : page + got + 1][: end - page - got] = UNREAD
                 page += got + 1
         for number in np.flatnonzero((kind == ANON) & self.buffer[: len(kind)].view(np.uint64).any(axis=1)):
-            content[number] = lookup(self.buffer[number].data)
+            content[number] = self.contents.number(self.buffer[number].data)
         self.pages += len(anon)
         if self.progress:
             self.progress(self.pages / 256, max(self.pages, self.total) / 256, "MiB")
@@ -276,13 +273,13 @@ def capture(
     with writing(out), TemporaryFile(dir=out.parent) as file, _permitted():
         contents, start, asked = _Contents(file), time.monotonic(), [_Process(pid) for pid in pids]
         with (PROC / "kpageflags").open("rb", 0) as kpageflags:
-            reader = _Reader(kpageflags, rate, sum(one.own for one in asked) * (1 if again is None else 2), progress)
-            pages = pd.concat([reader.read(one, contents.add).assign(process=i) for i, one in enumerate(asked)])
+            reader = _Reader(kpageflags, contents, rate, progress)
+            reader.total = sum(one.own for one in asked) * (1 if again is None else 2)
+            pages = reader.read(asked)
             pages["volatile"] = -1
             if again is not None:
                 time.sleep(max(0.0, start + again - time.monotonic()))
-                later = pd.concat([reader.read(one, contents.look_up).assign(process=i) for i, one in enumerate(asked)])
-                both = pages.merge(later, "left", ["process", "page"], suffixes=("", "_later"))
+                both = pages.merge(reader.read(asked), "left", ["process", "page"], suffixes=("", "_later"))
                 pages["volatile"] = (both.content != both.content_later).to_numpy(int)
         if pages.empty:
             raise UserError("there is nothing to capture: all of the processes have exited", parameter="PID")

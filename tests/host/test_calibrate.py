@@ -17,7 +17,7 @@ from mmlab.engine.costs import STEPS, cost_set, cost_sets, parts
 from mmlab.engine.system import System
 from mmlab.errors import UserError
 from mmlab.host import calibrate as module
-from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, calibration_set, fit, observe, read, write
+from mmlab.host.calibrate import ESTIMATES, Calibration, calibrate, calibration_set, fit, observe, read
 from mmlab.results.trace import from_run, scenario_of
 from mmlab.results.trace import write as write_trace
 from mmlab.results.uncertainty import cpu_errors
@@ -217,7 +217,9 @@ def test_traces_are_recordings(tmp_path: Path) -> None:
 
 def test_cost_file_round_trip(found: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "my host.yaml"
-    write(path, found.cost_file(machine="here: ä", kernel="6.18.44", date="2026-11-23", recording="r"))
+    path.write_text(
+        found.cost_file(machine="here: ä", kernel="6.18.44", date="2026-11-23", recording="r"), encoding="utf-8"
+    )
     costs = cost_set(str(path))
     np.testing.assert_allclose(costs.ns, found.fit.ns, atol=0.05)
     assert costs.estimated == found.fit.estimated

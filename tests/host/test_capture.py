@@ -222,8 +222,8 @@ def test_order_of_contents(tmp_path: Path) -> None:
     distinct = [*{page.tobytes() for page in made}]
     with (tmp_path / "pages").open("w+b") as file:
         store = capturing._Contents(file)
-        assert [store.add(memoryview(page)) for page in distinct] == [*range(1, len(distinct) + 1)]
-        assert store.add(memoryview(distinct[5])) == 6
+        assert [store.number(memoryview(page)) for page in distinct] == [*range(1, len(distinct) + 1)]
+        assert store.number(memoryview(distinct[5])) == 6
         assert store.ranks().tolist() == [0, *(1 + sorted(distinct).index(page) for page in distinct)]
 
 
