@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
@@ -197,7 +197,8 @@ def simulate(files: Any, changes: Any, policy: Any, conf: Any, only: Any, jobs: 
     alone = progress if len(paths) == 1 else None
     task = partial(_predict if out else _show, several=len(paths) > 1, overrides=overrides, bar=_share(alone), **how)
     tables = []
-    for _, (text, rows) in _results(partial(task, wanted=wanted), paths, jobs, None if alone else progress):
+    results = each(partial(_tried, partial(task, wanted=wanted)), paths, jobs, None if alone else progress)
+    for _, (text, rows) in _told(paths, results):
         _say(text)
         tables.append(rows)
     if table and tables:
@@ -207,9 +208,9 @@ def simulate(files: Any, changes: Any, policy: Any, conf: Any, only: Any, jobs: 
     sys.exit(2 * (len(tables) < len(paths)))
 
 
-def _results(task: Callable[[Path], Any], paths: list[Path], jobs: int, progress: Progress) -> Iterator[Any]:
-    """Yield (path, result of the task) for every file; print the mistake in a file, and go on with the others."""
-    for path, result in zip(paths, each(partial(_tried, task), paths, jobs, progress), strict=True):
+def _told(paths: list[Path], results: Iterable[Any]) -> Iterator[Any]:
+    """Yield each file with its result; print the mistakes that others have instead."""
+    for path, result in zip(paths, results, strict=True):
         if isinstance(result, UserError):
             _say(f"mmlab: {result}", err=True)
         else:
@@ -323,7 +324,7 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
     from mmlab.host.tracepoints import compare_file
 
     paths, found = _expand(files, only, (TRACE,)), []
-    for path, result in _results(compare_file, paths, jobs, progress):
+    for path, result in _told(paths, each(partial(_tried, compare_file), paths, jobs, progress)):
         found.append(result)
         if not (result.exact and quiet):
             _say("\n    ".join([f"{path.name}: {result}", *map(str, result.differences * verbose)]))
@@ -348,9 +349,7 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
 @click.option("--times", default=2, show_default=True, type=AT_LEAST_1, help="Recordings of each that must agree.")
 @click.option("--check", "checks", is_flag=True, help="Only say what this machine can record.")
 @computes
-def record(
-    files: Any, out: Path, variant: Any, changes: Any, compares: bool, checks: bool, progress: Progress, **how: Any
-) -> None:
+def record(files: Any, out: Path, changes: Any, compares: bool, checks: bool, progress: Progress, **how: Any) -> None:
     """Record what the running kernel does with scenarios (*.yaml), or with those of recordings (*.json.gz).
 
     Needs root, and a kernel with KSM that nobody uses meanwhile. ksmd's knobs are changed while this runs, and put back
@@ -373,26 +372,22 @@ def record(
         _say(recorder.check())
         return
     paths = _expand(files, (), (TRACE, ".yaml", ".yml"))
-    overrides, exact = _checked(changes, variant), True
-    how["tracepoints"] = ["ksm", "huge_memory"] * how["tracepoints"]
-    how = {"mode": "free" if how.pop("free") else "stepped", "variant": variant or "", "alone": bool(guest), **how}
+    overrides, exact = _checked(changes, how["variant"]), 0
+    how |= {"variant": how["variant"] or "", "tracepoints": ["ksm", "huge_memory"] * how["tracepoints"]}
+    how |= {"mode": "free" if how.pop("free") else "stepped", "alone": bool(guest)}
     how["kernel"] = str(overrides.get("kernel") or (guest.release if guest else ""))
     plans = [recorder.plan(traces.load(path, **overrides), **how) | {"name": _name(path)} for path in paths]
     check_folder(out / TRACE)
     recordings = guest.carry_out(plans, progress) if guest else (recorder.record(plan, progress) for plan in plans)
-    for path, recording in zip(paths, recordings, strict=True):
-        if isinstance(recording, UserError):
-            _say(f"mmlab: {recording}", err=True)
-            exact = False
-            continue
+    for path, recording in _told(paths, recordings):
         if "kernel" in overrides:
             recording["kernel"] += f" as {overrides['kernel']}"
         traces.write(target := out / f"{_name(path)}{TRACE}", recording)
         found = traces.compare(recording, traces.predict(recording)) if compares else None
-        exact &= found is None or found.exact
+        exact += found is None or found.exact
         moved = f"; others moved {', '.join(recording['moved'])}" if recording["moved"] else ""
         _say(f"{target}: {found or '{} samples'.format(len(recording['samples']))}{moved}")
-    sys.exit(not exact)
+    sys.exit(exact < len(paths))
 
 
 @cli.command()
@@ -1085,10 +1080,9 @@ def _parse(changes: Sequence[str], option: str) -> dict[str, Any]:
         if not equals or not name.strip():
             hint = f"E.g. {option} pages_to_scan=1000."
             raise UserError(parameter=option, value=setting, allowed="NAME=VALUE", hint=hint)
-        try:
+        out[name.strip()] = value
+        with suppress(yaml.YAMLError):
             out[name.strip()] = parse_yaml(value)
-        except yaml.YAMLError:
-            out[name.strip()] = value
     return out
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlab import __version__
-from mmlab.errors import UserError
-from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically
+from mmlab.params import find_params, read_yaml, shipped_folder, write_atomically, writing
 from mmlab.results.trace import load
 from mmlab.variants import resolve
 
@@ -59,7 +58,7 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
     """
     source = source or shipped_folder("notebooks").parent
     added, differ = 0, []
-    try:
+    with writing(folder):
         for origin in sorted([*(source / "notebooks").glob("[!.]*.*"), *(source / "params").rglob("[!.]*.*")]):
             target = folder / origin.relative_to(source)
             if not target.exists():
@@ -67,9 +66,6 @@ def copy(folder: Path, source: Path | None = None) -> list[str]:
                 added += 1
             elif target.read_bytes() != origin.read_bytes():
                 differ.append(f"{target}: differs from that of mmlab {__version__}; remove it to get that one")
-    except OSError as error:
-        problem = f"{error.filename or folder}: {error.strerror}"
-        raise UserError(problem, parameter="folder", value=str(folder), hint="Name another folder.") from None
     return [*[f"{folder}: {added} files copied"] * (added > 0), *differ]
 
 

@@ -60,12 +60,8 @@ def tables_of(figure: Figure) -> dict[str, pd.DataFrame]:
         title = ax.get_title("left") or ax.get_title() or f"panel {number}"
         for name, data in _drawn.get(ax, ()):
             found.setdefault(name, {}).setdefault(id(data), (title, _plain(data)))  # one drawn twice is one
-    return {
-        name: pd.concat(dict(parts.values()), names=["panel"]).reset_index("panel")
-        if len(parts) > 1
-        else next(iter(parts.values()))[1]
-        for name, parts in found.items()
-    }
+    tables = {name: pd.concat(dict(parts.values()), names=["panel"]) for name, parts in found.items()}
+    return {name: table.reset_index("panel", drop=len(found[name]) == 1) for name, table in tables.items()}
 
 
 def _plain(data: pd.DataFrame) -> pd.DataFrame:

@@ -53,10 +53,7 @@ MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
 def make_all(
-    requests: Sequence[Request],
-    jobs: int = 1,
-    progress: Progress = None,
-    made_of: Mapping[str, Any] | None = None,
+    requests: Sequence[Request], jobs: int = 1, progress: Progress = None, made_of: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
     """Make reports, `jobs` at a time, and yield for each, in order, what failed in its notebook, empty if nothing did.
 
@@ -157,16 +154,9 @@ def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str,
             executed, error = _run(request, folder)
             page.arrange(executed)
             tables = page.number_tables(executed, folder)
-        about = {
-            **page.summary(executed, request.notebook.stem),
-            **made_of,
-            "name": request.page.stem,
-            "changed": ", ".join(map("=".join, request.changed.items())),
-            "files": list(tables),
-            "data": digest(tables),
-            "error": error,
-            "inputs": request.inputs,
-        }
+        about = {**page.summary(executed, request.notebook.stem), **made_of, "name": request.page.stem}
+        about |= {"changed": ", ".join(map("=".join, request.changed.items())), "files": list(tables)}
+        about |= {"data": digest(tables), "error": error, "inputs": request.inputs}
         trust = describe_accuracy(str(request.parameters.get("costs", Scenario.model_fields["costs"].default)))
         text = page.render(executed, about, request=request, yaml=as_yaml, trust=trust)
         with writing(request.page):
