@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from mmlab.errors import UserError, located
@@ -28,8 +26,6 @@ DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
 OWN = "own"
 INDEX, SUMS = "index.html", "SHA256SUMS"
-OURS = re.compile(r"(?m)^[0-9a-f]{64}  ((?!\.)[^/\n]+(?:/(?!\.)[^/\n]+)?)$")
-"""A line of SHA256SUMS: a file in its folder, or in a folder of that."""
 
 
 def standard(out: Path = Path("reports")) -> list[Request]:
@@ -54,7 +50,7 @@ def standard(out: Path = Path("reports")) -> list[Request]:
 
 
 def write_index(folder: Path, requests: Sequence[Request]) -> Path:
-    """Write the index of reports in a folder and the sums, and remove files that only the last sums list.
+    """Write the index of reports in a folder, and the sums of what it lists.
 
     Returns
     -------
@@ -78,11 +74,6 @@ def write_index(folder: Path, requests: Sequence[Request]) -> Path:
 
         files = [INDEX, *(f"{about['name']}.html" for about in pages)]
         files += [f"{about['name']}.data/{file}" for about in pages for file in about["files"]]
-        before = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
-        for stale in set(re.findall(OURS, before)) - set(files):
-            (folder / stale).unlink(missing_ok=True)
-            with suppress(OSError):  # its folder has other files
-                (folder / stale).parent.rmdir()
         lines = [f"{hashlib.sha256((folder / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)]
         write_atomically(folder / SUMS, "".join([f"# {json.dumps(made_with())}\n", *lines]).encode())
     return folder / INDEX

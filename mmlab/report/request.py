@@ -81,11 +81,10 @@ class Request:
         self.defaults = in_full(self.parameters, own, scenario_from(own, start))
         self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
         self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
-        dump = (
-            find_params(str(self.parameters["dump"]), "dumps").read_bytes().hex() if "dump" in self.parameters else ""
-        )
-        of = [dump, self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name]
-        self.inputs = sha256(json.dumps([*of, ingredients()]).encode()).hexdigest()
+        dumps = (find_params(str(self.parameters[name]), "dumps") for name in self.parameters.keys() & {"dump"})
+        of = [self.notebook_digest, self.parameters, scenario.changed(), self.show_code, self.page.name, ingredients()]
+        of += [dump.read_bytes().hex() for dump in dumps]
+        self.inputs = sha256(json.dumps(of).encode()).hexdigest()
 
     def is_made(self) -> bool:
         """Return whether the page and its tables exist and would be the same if they were made again."""
