@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,10 +70,14 @@ CSV, PARQUET, YAML, TIME = _Output(".csv"), _Output(".parquet"), _Output(".yaml"
 
 
 class _Commands(click.Group):
-    """Lists commands in the order in which one needs them."""
+    """Commands in the order in which one needs them; those that take `progress` run the model (see `computes`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().command(*args, **kwargs)
+        return lambda command: made(computes(command) if "progress" in signature(command).parameters else command)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -137,7 +142,7 @@ variant_option = click.option("--variant", metavar="NAME", help="Replaces the fi
 values_option = partial(many, metavar="NAME=VALUE", callback=lambda _, param, given: _parse(given, param.opts[0]))
 set_option = values_option("--set", "changes", help="Change one parameter (`mmlab params`); repeatable.")
 only_option = many("--only", metavar="GLOB", help="In folders, only files whose names start like this, e.g. 'act-*'.")
-port_option = click.option("--port", type=click.IntRange(1, 65535), help="Default: 8888, or any that is free.")
+port_option = click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: 8888, or a free one.")
 browser_option = click.option("--no-browser", "browser", flag_value=False, default=True, help="Only print the address.")
 jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, help="Processes that share the work.")
 
@@ -160,7 +165,6 @@ jobs_option = click.option("--jobs", default=1, show_default=True, type=JOBS, he
 @click.option("--out", type=PATH, metavar="DIR", help="Write each prediction as a trace into this folder.")
 @only_option
 @jobs_option
-@computes
 def simulate(files: Any, changes: Any, policy: Any, conf: Any, only: Any, jobs: int, progress: Any, **how: Any) -> None:
     """Run scenario files (*.yaml), the scenarios of kernel traces (*.json.gz), or folders of these.
 
@@ -308,7 +312,6 @@ def _summary(title: str, text: str, run: Any) -> str:
 @jobs_option
 @click.option("-v", "--verbose", is_flag=True, help="Every difference, not only the first.")
 @click.option("-q", "--quiet", is_flag=True, help="Only traces that are not exact, and the totals.")
-@computes
 def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progress: Progress) -> None:
     """Predict recorded kernel traces and compare: every counter of every sample, every map, every frame count.
 
@@ -348,7 +351,6 @@ def compare(files: Any, only: Any, jobs: int, verbose: bool, quiet: bool, progre
 @click.option("--free", is_flag=True, help="Let ksmd run by its own clock, instead of a batch at a time.")
 @click.option("--times", default=2, show_default=True, type=AT_LEAST_1, help="Recordings of each that must agree.")
 @click.option("--check", "checks", is_flag=True, help="Only say what this machine can record.")
-@computes
 def record(files: Any, out: Path, changes: Any, compares: bool, checks: bool, progress: Progress, **how: Any) -> None:
     """Record what the running kernel does with scenarios (*.yaml), or with those of recordings (*.json.gz).
 
@@ -429,7 +431,6 @@ def vm(kernel: str | None, words: tuple[str, ...], fetch: str | None) -> None:
 @click.option("--record", "folder", type=PATH, metavar="DIR", help="Record the calibration set here first, as root.")
 @click.option("--times", type=AT_LEAST_1, default=3, show_default=True, metavar="N", help="Recordings of each.")
 @click.option("--machine", metavar="TEXT", help="Where it was recorded. Default: this computer's processor.")
-@computes
 def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, progress: Progress) -> None:
     """Fit the costs of ksmd's steps to recordings of its CPU time on a real kernel, and judge the fit.
 
@@ -468,7 +469,6 @@ def calibrate(files: Any, out: Path, folder: Path, times: int, machine: str, pro
 @cli.command()
 @click.argument("dumps", nargs=-1, required=True, metavar="DUMP…", type=FILE)
 @click.option("-o", "out", type=YAML, metavar="FILE.yaml", help="Write the scenario that reproduces the dump.")
-@computes
 def host(dumps: Any, out: Path | None, progress: Progress) -> None:
     """Read the counters of a running host, say what they mean, and simulate memory that has them.
 
@@ -569,8 +569,7 @@ def capture(pids: Any, qemu: bool, all_mergeable: bool, out: Path, rate: str, ag
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of a Dask scheduler (mmlab[cluster]).")
 @click.option("--samples", is_flag=True, help="Keep each run's samples, too, in DIR/_samples/HASH.parquet.")
 @click.option("--dry-run", is_flag=True, help="Only print what there is to do.")
-@computes
-def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
+def sweep(grid: str, out: Path, dry_run: bool, progress: Progress, **how: Any) -> None:
     """Run a grid of scenarios, and keep a row of metrics for each in DIR, as Parquet.
 
     GRID.yaml is a file, or the name of one in params/grids/:
@@ -614,7 +613,7 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
             _say(f"  {problem}")
         return
     try:
-        found = sweeps.sweep(grid, out, **how)
+        found = sweeps.sweep(grid, out, progress=progress, **how)
     except KeyboardInterrupt:
         _say(f"\nmmlab: {out}: the same command resumes the sweep", err=True)
         raise
@@ -638,8 +637,7 @@ def sweep(grid: str, out: Path, dry_run: bool, **how: Any) -> None:
 @click.option("--figure", type=_Output(".png", ".svg", ".pdf"), metavar="FILE.png", help="Draw the settings tried.")
 @click.option("--table", type=CSV, metavar="FILE.csv", help="Write the whole Pareto front.")
 @jobs_option
-@computes
-def tune(workload: str, changes: Any, figure: Path, table: Path, jobs: int, **asked: Any) -> None:
+def tune(workload: str, changes: Any, figure: Any, table: Any, jobs: int, progress: Progress, **asked: Any) -> None:
     """Find the cheapest setting of ksmd that meets goals, and print the commands that set it.
 
     WORKLOAD is a params file or the name of one in params/, with --goal; or a goals file, or the name of one in
@@ -674,10 +672,10 @@ def tune(workload: str, changes: Any, figure: Path, table: Path, jobs: int, **as
     from mmlab.studies import tune as search
     from mmlab.studies.goals import Goals
 
-    how = {name: asked.pop(name) for name in ("runs", "seed", "progress")}
+    how = {name: asked.pop(name) for name in ("runs", "seed")}
     goals = Goals.load(workload, set=changes, **asked)
     with executor(jobs) if jobs > 1 else nullcontext() as pool:
-        found = search.tune(goals, executor=pool, **how)
+        found = search.tune(goals, executor=pool, progress=progress, **how)
     _say(found.text())
     if table:
         write_atomically(table, found.front.to_csv(index=False).encode())
@@ -695,7 +693,6 @@ def tune(workload: str, changes: Any, figure: Path, table: Path, jobs: int, **as
 @click.option("--seed", type=AT_LEAST_0, metavar="N", help="Seed for drawing hosts.")
 @click.option("--table", type=CSV, metavar="FILE.csv", help="Write a row for each simulated host and variant.")
 @jobs_option
-@computes
 def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Progress, **changes: Any) -> None:
     """Estimate the memory (TiB), CPU time (cores) and THPs of a fleet of hosts, under each variant.
 
@@ -743,7 +740,6 @@ def fleet(plan: str, variants: Any, table: Path | None, jobs: int, progress: Pro
 @click.option("--code", is_flag=True, help="Show the code cells, too.")
 @click.option("--again", is_flag=True, help="With --all: make also the pages that would not change.")
 @click.option("--jobs", default=cpus, type=JOBS, help="Reports made at a time. Default: one per core.")
-@computes
 def report(everything: bool, out: Path | None, again: bool, jobs: int, progress: Progress, **asked: Any) -> None:
     """Run notebooks with parameters: each becomes one HTML page that needs no network. Prints what was written.
 
@@ -806,8 +802,7 @@ def _requests(place: Path, notebooks: Any, params: Any, apart: bool, changes: An
 @click.option("--variant", metavar="NAME", help="The first variant; default: that of PARAMS.")
 @port_option
 @browser_option
-@computes
-def explore(params: str | None, variant: str | None, port: int | None, browser: bool, **_: Progress) -> None:
+def explore(params: str | None, variant: str | None, port: int | None, browser: bool) -> None:
     """Open the explorer alone in the browser, on this machine only: sliders, figures and page maps, no code.
 
     PARAMS is a params file, or the name of one of params/.
@@ -827,8 +822,7 @@ def explore(params: str | None, variant: str | None, port: int | None, browser: 
 @port_option
 @browser_option
 @click.option("--copy-only", is_flag=True, help="Copy the notebooks and params files, and open nothing.")
-@computes
-def lab(folder: Path | None, port: int | None, browser: bool, copy_only: bool, **_: Progress) -> None:
+def lab(folder: Path | None, port: int | None, browser: bool, copy_only: bool) -> None:
     """Open JupyterLab on the explorer, on this machine only, with the Python that runs this.
 
     In a clone the notebooks are opened in place. Elsewhere, or with FOLDER (default: mmlab-lab), they are copied there
@@ -857,7 +851,6 @@ def lab(folder: Path | None, port: int | None, browser: bool, copy_only: bool, *
 @many("--only", "questions", metavar="KEY", help="Only this question, e.g. c1, or all of a letter, e.g. c.")
 @click.option("--kernel", metavar="NAME", help="Ask of this kernel; default: as in --params and --set.")
 @click.option("--json", "as_json", is_flag=True, help="Plain data instead of text: every cell unrounded.")
-@computes
 def verdict(files: Any, changes: Any, kernel: str | None, as_json: bool, progress: Progress, **asked: Any) -> None:
     """Ask the mailing list's questions of every variant, and print the matrix as text for a mail.
 
@@ -901,7 +894,6 @@ def verdict(files: Any, changes: Any, kernel: str | None, as_json: bool, progres
 @click.option("--not-merged", is_flag=True, help="Instead of a page: for which reasons duplicates are not merged.")
 @variant_option
 @set_option
-@computes
 def why(scenario: Path, page: Any, not_merged: bool, variant: Any, changes: Any, progress: Any, **of: Any) -> None:
     """Say what happened to a page of a scenario (*.yaml) or of a recording's (*.json.gz), each sentence with its rule.
 
@@ -1036,8 +1028,7 @@ def schema() -> None:
 
 
 @cli.command("compile")
-@computes
-def compile_(**_: Progress) -> None:
+def compile_(progress: Progress) -> None:  # noqa: ARG001 (it is told of the compilation)
     """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
     from mmlab.report.execute import load
 
