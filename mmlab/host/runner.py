@@ -480,6 +480,7 @@ class Process:
         self.lines = listener.accept()[0].makefile("rw")
         hello = self.answer()
         self.pid, self.base, self.pages, self.alive = hello["pid"], hello["base"], pages, True
+        self.mm = ""  # as tracepoints name it
         self.proc, self.handle = Path(f"/proc/{self.pid}"), os.pidfd_open(self.pid)
         self.addresses = range(self.base, self.base + pages * PAGE)
 
@@ -612,13 +613,40 @@ class Recorder:
         self.wide = {name: value + now[name] - self.opened[name] for name, value in self.wide.items()}
         self.opened = now
         if self.options["tracepoints"]:
-            lines = [line for line in (TRACE / "trace").read_text().splitlines() if not line.startswith("#")]
+            lines = self._lines()
             said = "".join(cpu.read_text() for cpu in TRACE.glob("per_cpu/*/stats"))
             if any(map(int, re.findall(r"(?:overrun|dropped events): (\d+)", said))):
                 raise RefusedError("the kernel's tracepoints said more than their buffer holds: use smaller batches")
-            put(TRACE / "trace", "")
             if lines:
-                self.lines.append({"batch": self.batch, "rank": self.rank, "lines": lines})
+                named = re.findall(r"scan_pfn=(\w+)", str(lines))
+                pages = {pfn: self.mapped[pfn] for pfn in named if pfn in self.mapped}
+                self.lines.append({"batch": self.batch, "rank": self.rank, "lines": lines, "pages": pages})
+            self._ask_names()
+
+    def _lines(self) -> list[str]:
+        """Return what tracepoints said of ksmd, and of collapses in the scenario's processes."""
+        out, mm, mms = [], "", {process.mm for process in self.processes}
+        for line in reversed((TRACE / "trace").read_text().splitlines()):
+            mm = (re.findall(r": mm=(\w+)", line) or [mm])[0]  # an isolation has none: that of the collapse after it
+            if ": ksm_" in line or (": mm_" in line and mm in mms):
+                out.append(line)
+        return out[::-1]
+
+    def _ask_names(self) -> None:
+        """Learn how tracepoints will name processes and pages.
+
+        A process that collapses an empty block changes nothing, and a tracepoint tells its mm.
+        """
+        alive = [(i, process) for i, process in enumerate(self.processes) if process.alive]
+        for _, process in alive:
+            if not process.mm:
+                process.do("collapse", page=(self.scratch - process.base) // PAGE, count=BLOCK // PAGE)
+                process.mm = re.findall(rf"-{process.pid} .*: mm=(\w+)", (TRACE / "trace").read_text())[-1]
+        put(TRACE / "trace", "")
+        self.mapped: dict[str, list[list[int]]] = {}
+        for i, process in alive:
+            for page, (_, frame, _) in enumerate(process.entries()):
+                self.mapped.setdefault(hex(frame), []).append([i, page])
 
     def _row(self) -> dict[str, int]:
         if self.free and self.samples:
@@ -842,7 +870,7 @@ class Recorder:
                 put(KHUGEPAGED / "max_ptes_none", self.knobs.get("max_ptes_none", 511))
                 self._drain()
                 if self.options["tracepoints"]:
-                    put(TRACE / "trace", "")
+                    self._ask_names()
                 self._alone()
                 self._go()
                 self._alone()
@@ -871,6 +899,8 @@ class Recorder:
         must(THP / "enabled", "madvise")
         must(THP / "defrag", "madvise")
         self._sizes({"2048": "madvise"})
+        if any(event["op"] == "khugepaged" for event in self.events):
+            self.collapse_all(1)  # a full scan that was under way is at its end, and the next one begins with it
         if any(event["op"] == "shrink" for event in self.events):
             must(VM / "drop_caches", 2)  # underused THPs of others are split now, not in the scenario
         later = ("max_ptes_none", "khugepaged_scan_sleep_millisecs", "sleep_millisecs")
@@ -936,7 +966,7 @@ class Recorder:
         if self.frames[0]["ksm_frames"]:  # before ksmd has run: this kernel sets KPF_KSM for every anonymous page
             trace |= {"maps": [], "frames": [], "how": f"{trace['how']}; no page maps, as KPF_KSM is wrong here"}
         if self.options["tracepoints"]:
-            at = [{"pid": process.pid, "base": process.base} for process in self.processes]
+            at = [{"pid": process.pid, "base": process.base, "mm": process.mm} for process in self.processes]
             trace["tracepoints"] = {"processes": at, "windows": self.lines}
         return trace
 
