@@ -23,8 +23,6 @@ from mmlab.policies import Policy
 from mmlab.scenario import Scenario
 from mmlab.variants import Variant
 
-__all__ = ["Clock", "Observer"]
-
 CHUNK = 4096
 """Most batches that run in compiled code before Python looks again."""
 CHUNK_PAGES = 1 << 19

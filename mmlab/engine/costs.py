@@ -20,8 +20,6 @@ from mmlab.errors import UserError, located, unknown
 from mmlab.params import read_yaml
 from mmlab.scenario import Scenario
 
-__all__ = ["STEPS", "CostSet", "cost_set", "cost_sets", "describe_accuracy", "parts"]
-
 STEPS: dict[str, str] = {
     "visit": "visit and checksum of a small page",
     "visit_thp": "visit and checksum of a page of a large folio",

@@ -25,8 +25,6 @@ from mmlab.kernel.timer import schedule_timeout
 from mmlab.policies import Policy, View, scaled_pace
 from mmlab.scenario import check_knob
 
-__all__ = ["timers", "tuner"]
-
 WRITTEN = 1 << 40
 """Contents that programs write are a multiple of this plus a number of their own below it."""
 TICKS_PER_SECOND, TICKS_PER_PERIOD = 20, 100

@@ -22,8 +22,6 @@ from mmlab.kernel.khugepaged import khugepaged_full_scan
 from mmlab.kernel.migrate import memory_failure, migrate_pages
 from mmlab.kernel.state import CALLER_OTHER
 
-__all__ = ["act", "happen"]
-
 
 def happen(system: System, event: ops.Event) -> int:
     """Carry out an event; return 0 or the errno of the system call.

@@ -15,8 +15,6 @@ from mmlab.kernel.decisions import log_rows
 from mmlab.kernel.state import FIRST, KNOBS, Machine, event_t
 from mmlab.scenario import Scenario
 
-__all__ = ["Outcome", "Place", "Places", "Recorder", "page_letters"]
-
 Place = tuple[int, int]
 """A sample, by its batch and its rank among the samples of that batch."""
 Places = Literal["all", "end"] | Iterable[Place] | None

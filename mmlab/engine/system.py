@@ -23,8 +23,6 @@ from mmlab.kernel.versions import flags
 from mmlab.scenario import THP_ORDER, Scenario
 from mmlab.variants import Variant, resolve
 
-__all__ = ["FOREVER", "GIVEN_BACK", "NOT_TOUCHED", "SECOND", "System", "Timer"]
-
 SECOND = 1_000_000_000
 FOREVER = 1 << 62
 NOT_TOUCHED, GIVEN_BACK = 1, 2

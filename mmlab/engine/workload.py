@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from mmlab.kernel.versions import flags
 from mmlab.scenario import THP_ORDER, ProcessSpec, Ranges, Scenario
 
-__all__ = ["FIRST_KEY", "NOTHING", "Image", "build", "places"]
-
 FIRST_KEY = 1 << 32
 """Keys of generated contents start just above."""
 BIMODAL_EMPTY = 0.9991

@@ -5,8 +5,6 @@ from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 from mmlab.kernel.timer import ksmd_cpu_ns
 
-__all__ = ["advised_pages", "advisor_start_scan", "advisor_stop_scan", "set_advisor"]
-
 
 def set_advisor(m: Machine, mode: int) -> None:
     """Write advisor_mode: a change clears the history and resets pages_to_scan (`set_advisor_defaults`, ksm-scan S29).

@@ -14,8 +14,6 @@ from numba import extending
 from mmlab.kernel.jit import compiled, seldom
 from mmlab.kernel.state import *
 
-__all__ = ["HELD", "Decision", "emit", "emit_folio", "log_rows"]
-
 HELD = 1 << 16
 """ksmd hands back after a batch when the log holds more rows."""
 

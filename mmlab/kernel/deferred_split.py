@@ -4,8 +4,6 @@ from mmlab.kernel.decisions import Decision, emit_folio
 from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import *
 
-__all__ = ["deferred_split_folio", "folio_is_queued", "folio_unqueue_deferred_split", "list_move_tail"]
-
 
 @compiled
 def folio_is_queued(m, f):

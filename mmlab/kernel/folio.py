@@ -7,9 +7,6 @@ from mmlab.kernel.deferred_split import folio_unqueue_deferred_split
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 
-__all__ = ["alloc_folio", "alloc_frame", "folio_get", "folio_put", "free_folio", "put_folio", "put_frame"]
-__all__ += ["release_folio", "vm_mm"]
-
 
 @compiled
 def vm_mm(m, v):
@@ -167,7 +164,6 @@ def put_frame(m, frame):
 
 
 # --- swap cache -----------------------------------------------------------------------------------------------------
-__all__ += ["folio_free_swap", "free_slot"]
 
 
 @compiled
@@ -194,7 +190,6 @@ def folio_free_swap(m, frame):
 
 
 # --- the CPU's batches ----------------------------------------------------------------------------------------------
-__all__ += ["folio_batch_add", "folio_batch_drain", "lru_add_drain_all"]
 
 
 @compiled

@@ -17,8 +17,6 @@ from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index
 
-__all__ = ["clear_huge_pmd", "split_huge_pmd"]
-
 
 @compiled
 def clear_huge_pmd(m, b):
@@ -76,7 +74,6 @@ def split_huge_pmd(m, b):
 
 
 # --- splitting a folio ----------------------------------------------------------------------------------------------
-__all__ += ["split_folio", "split_huge_page", "split_huge_pages"]
 
 
 @compiled
@@ -230,7 +227,6 @@ def split_huge_pages(m, first, end, caller, stop):
 
 
 # --- the shrinker ---------------------------------------------------------------------------------------------------
-__all__ += ["deferred_split_scan"]
 
 
 @compiled

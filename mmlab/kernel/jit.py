@@ -38,9 +38,6 @@ from numba.core.typing.templates import AttributeTemplate
 
 from mmlab import variants
 
-__all__ = ["TableType", "Tables", "announced", "compiled", "entry", "inlined", "seldom"]
-__all__ += ["trailing_zeros", "warm_up", "words"]
-
 _WORD = ir.IntType(64)
 
 # --- types ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from mmlab.kernel.state import *
 from mmlab.kernel.timer import khugepaged_cpu_ns
 from mmlab.kernel.unstable_tree import set_content
 
-__all__ = ["collapse_range", "khugepaged_do_scan", "khugepaged_full_scan"]
-
 SCAN_FAIL, SCAN_SUCCEED, SCAN_PMD_MAPPED, SCAN_PMD_NONE, SCAN_PTE_MAPPED_HUGEPAGE = range(5)
 SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE, SCAN_PAGE_LAZYFREE = range(5, 9)
 SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(9, 14)

@@ -30,9 +30,6 @@ from mmlab.kernel.timer import jiffies, ksmd_cpu_ns, schedule_timeout
 from mmlab.kernel.unstable_tree import empty_unstable_trees, unmap_pte, unstable_tree_search_insert
 from mmlab.variants import visit_index
 
-__all__ = ["batch_room", "ksm_enter", "ksm_exit", "ksm_scan_thread", "ksmd_wakes_at"]
-__all__ += ["unmerge_and_remove_all_rmap_items"]
-
 # In place of a KSM page's frame: merge with the shared zeropage; become a KSM page without a node
 ZEROPAGE, NO_PAGE = -2, -1
 EFAULT = 14

@@ -9,8 +9,6 @@ from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_pte_batch
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import shrink_folio
 
-__all__ = ["MADV_COLD", "MADV_FREE", "MADV_PAGEOUT", "madvise_folios"]
-
 MADV_COLD, MADV_PAGEOUT, MADV_FREE = range(3)
 
 

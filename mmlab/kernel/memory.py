@@ -18,9 +18,6 @@ from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
 
-__all__ = ["clear_swap_entry", "count_zeropage", "map_folio", "pte_writable"]
-
-
 # --- mapping and unmapping one entry --------------------------------------------------------------------------------
 
 
@@ -108,7 +105,6 @@ def clear_swap_entry(m, v):
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
-__all__ += ["do_swap_page", "populate_vma_page_range", "read_pages", "write_listed_pages", "write_pages"]
 
 
 @compiled
@@ -339,7 +335,6 @@ def populate_vma_page_range(m, first, end):
 
 
 # --- ranges ---------------------------------------------------------------------------------------------------------
-__all__ += ["break_ksm", "copy_page_range", "move_page_tables", "populate", "unmerge_ksm_pages", "zap_page_range"]
 
 
 @entry

@@ -10,8 +10,6 @@ from mmlab.kernel.mlock import count_locked
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
-__all__ = ["memory_failure", "migrate_pages"]
-
 EBUSY, EFAULT = 16, 14
 
 

@@ -5,8 +5,6 @@ from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.rmap import folio_pte_batch, linear_page_index, munlock_folio, vma_address
 from mmlab.kernel.state import *
 
-__all__ = ["count_locked", "mlock_vma_pages_range"]
-
 
 @entry
 def mlock_vma_pages_range(m, first, end, lock):

@@ -30,8 +30,6 @@ from mmlab.kernel.memory import (
 from mmlab.kernel.mlock import mlock_vma_pages_range
 from mmlab.kernel.state import *
 
-__all__ = ["AddressSpaces", "Vma", "equal_runs"]
-
 EHWPOISON = 133
 """Linux's number; `errno` of Python 3.11 has no name for it."""
 

@@ -3,8 +3,6 @@
 from mmlab.kernel.jit import entry
 from mmlab.kernel.state import *
 
-__all__ = ["count_frames", "page_letters"]
-
 
 @entry
 def page_letters(m, first, letters):

@@ -7,8 +7,6 @@ kernel's, because it decides which searches meet a dead node (ksm-merge D4).
 
 from mmlab.kernel.jit import compiled
 
-__all__ = ["rb_erase", "rb_insert", "rb_replace_node"]
-
 
 @compiled
 def _parent(t, n):

@@ -5,9 +5,6 @@ from mmlab.kernel.folio import put_folio, put_frame, vm_mm
 from mmlab.kernel.jit import compiled
 from mmlab.kernel.state import *
 
-__all__ = ["folio_add_large_mapcount", "folio_maybe_mapped_shared", "folio_pte_batch", "folio_remove_rmap_pmd"]
-__all__ += ["folio_remove_rmap_ptes", "folio_sub_large_mapcount", "linear_page_index", "munlock_folio", "vma_address"]
-
 
 @compiled
 def vma_address(m, i, family, index, n):

@@ -9,8 +9,6 @@ from mmlab.kernel.stable_tree import detach, hlist_del, ksm_get_folio, set_rmap_
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unstable_tree_erase
 
-__all__ = ["alloc_rmap_item", "free_rmap_item", "remove_rmap_item_from_tree"]
-
 
 @compiled
 def alloc_rmap_item(m, v):
@@ -60,7 +58,6 @@ def free_rmap_item(m, v):
 
 
 # --- smart scan -----------------------------------------------------------------------------------------------------
-__all__ += ["should_skip_rmap_item", "skip_on"]
 
 
 @compiled

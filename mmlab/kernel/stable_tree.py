@@ -7,9 +7,6 @@ from mmlab.kernel.rbtree import rb_erase, rb_insert, rb_replace_node
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import page_nid
 
-__all__ = ["detach", "forget", "hlist_del", "ksm_get_folio", "remove_all_stable_nodes", "set_rmap_hlist_len"]
-
-
 # --- lists, of a node's items (t is m.page) or of a chain's dups (t is m.node): left is the next one ------------------
 
 
@@ -308,7 +305,6 @@ def _add_dup(m, node, n):
 
 
 # --- NUMA nodes -----------------------------------------------------------------------------------------------------
-__all__ += ["node_is_aside"]
 
 
 @compiled
@@ -351,7 +347,6 @@ def _replace_migrated(m, n, dup, own):
 
 
 # --- searches -------------------------------------------------------------------------------------------------------
-__all__ += ["stable_tree_append", "stable_tree_insert", "stable_tree_search"]
 
 
 @inlined

@@ -18,8 +18,6 @@ from numba import from_dtype, types
 from mmlab.kernel.jit import Tables, TableType
 from mmlab.kernel.versions import DIFFERENCES
 
-__all__ = ["Machine", "machine"]
-
 _FIELDS = re.compile(r" *([a-z_, ]+): (u?int\d+)\b")
 
 
@@ -39,10 +37,6 @@ DIRTY, EXCLUSIVE, KSM_PAGE, READ_ONLY, OLD = 1, 2, 4, 8, 16
 VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32
 # State of the page's rmap_item (ksm-scan S20), 0: there is none. REWRITTEN, beside CHECKSUM: written to since.
 ITEM, CHECKSUM, UNSTABLE, STABLE, REWRITTEN = 1, 2, 4, 8, 16
-__all__ += ["ANON", "HUGE_ZP", "NONE", "POISON", "SWAP", "ZP_CLEAN", "ZP_KSM"]
-__all__ += ["DIRTY", "EXCLUSIVE", "KSM_PAGE", "OLD", "READ_ONLY"]
-__all__ += ["VM_HUGEPAGE", "VM_LOCKED", "VM_MERGEABLE", "VM_PRESENT", "VM_UFFD", "VM_WRITE"]
-__all__ += ["CHECKSUM", "ITEM", "REWRITTEN", "STABLE", "UNSTABLE"]
 
 
 @_record
@@ -97,8 +91,6 @@ LAZY, PG_DIRTY = 16, 32
 LOCKED, NO_LRU, REFERENCED = 64, 128, 256
 NID_SHIFT = 12
 """The bits from here on are the frame's NUMA node."""
-__all__ += ["NID_SHIFT", "PMD_HUGE", "PMD_HUGE_ZP", "PMD_NONE", "PMD_TABLE"]
-__all__ += ["FREE", "KSM", "LAZY", "LOCKED", "MLOCKED", "NO_LRU", "PG_DIRTY", "POISONED", "REFERENCED"]
 
 
 @_record
@@ -138,7 +130,6 @@ def folio_t() -> None:
 # --- KSM ------------------------------------------------------------------------------------------------------------
 # Kinds of stable nodes. MIGRATED: on the side list (ksm-merge M1). NO_NODE: a free record.
 NODE, CHAIN, DUP, MIGRATED, NO_NODE = range(5)
-__all__ += ["CHAIN", "DUP", "MIGRATED", "NODE", "NO_NODE"]
 
 
 @_record
@@ -218,11 +209,8 @@ def vma_t() -> None:
 
 # What a variant lets ksmd do with a page (fix-variants 5.7), as `mmlab.variants.VISITS`
 MAY_MERGE, ZEROPAGE_ONLY, LEAVE = range(3)
-__all__ += ["LEAVE", "MAY_MERGE", "ZEROPAGE_ONLY"]
 # Who splits a folio (fix-variants 5.1), as `mmlab.variants.CALLERS`
 CALLER_KSM, CALLER_UNDERUSED, CALLER_PARTIALLY_MAPPED, CALLER_OTHER = range(4)
-__all__ += ["CALLER_KSM", "CALLER_OTHER", "CALLER_PARTIALLY_MAPPED", "CALLER_UNDERUSED"]
-__all__ += ["block_t", "folio_t", "frame_t", "mm_t", "node_t", "page_t", "pte_t", "swap_t", "tree_t", "vma_t"]
 
 # --- knobs, cursor, counters ----------------------------------------------------------------------------------------
 KNOBS = """
@@ -350,22 +338,6 @@ PAGEVEC_SIZE = 31
 
 MAX_NODES = 8
 """NUMA nodes that a machine may have."""
-
-__all__ += [
-    "ADVISOR_MODES",
-    "CACHED_LEVELS",
-    "DUP_WALK",
-    "FIRST",
-    "KNOBS",
-    "LAST",
-    "LRU",
-    "MAX_NODES",
-    "MLOCK",
-    "PAGEVEC_SIZE",
-]
-__all__ += ["MERGE", "MERGE_ZERO", "PASS_OVER", "SKIP", "TREE_COLD", "TREE_LEVEL", "VISIT", "VISIT_KSM", "VISIT_THP"]
-__all__ += ["END_OF_PASS", "KHUGEPAGED_COPY", "KHUGEPAGED_PTE", "REMAP", "SPLIT", "SPLIT_PAGE", "WAKE_UP"]
-__all__ += ["NR_KSMD_STEPS", "NR_STEPS", "SETTLED", "STABLE_LEVEL", "event_t", "mthp_t", "pass_t", "stat_t", "state_t"]
 
 
 class Machine(Tables):

@@ -11,8 +11,6 @@ from mmlab.kernel.rmap import folio_remove_rmap_pmd, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 
-__all__ = ["shrink_folio", "swap_duplicate", "swap_free"]
-
 
 @compiled
 def _free_slots(m):

@@ -3,8 +3,6 @@
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
 
-__all__ = ["jiffies", "khugepaged_cpu_ns", "ksmd_cpu_ns", "schedule_timeout"]
-
 
 @compiled
 def jiffies(m, ns):

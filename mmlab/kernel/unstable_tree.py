@@ -18,8 +18,6 @@ from mmlab.kernel.jit import compiled, inlined
 from mmlab.kernel.rbtree import rb_erase, rb_insert
 from mmlab.kernel.state import *
 
-__all__ = ["empty_unstable_trees", "page_nid", "set_content", "unmap_pte"]
-
 
 @compiled
 def page_nid(m, frame):
@@ -137,7 +135,6 @@ def set_content(m, v, key):
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
-__all__ += ["unstable_tree_erase", "unstable_tree_search_insert"]
 
 
 @inlined

@@ -15,9 +15,6 @@ from pathlib import Path
 from mmlab.errors import UserError
 from mmlab.params import read_yaml
 
-__all__ = ["DIFFERENCES", "DISTRIBUTIONS", "PATTERN", "RELEASES", "SERIES"]
-__all__ += ["Difference", "differing", "flags", "release"]
-
 RELEASES = {
     "6.1": "6.1.192",
     "6.12": "6.12.117",
