@@ -62,6 +62,16 @@ def _follow(first: int, links: np.ndarray) -> Iterator[int]:
         first = int(links[first])
 
 
+def _listed(table: np.ndarray) -> list[int]:
+    """The records on the list whose head is record 0; its links are right in both directions."""
+    found = [0]
+    while at := int(table[found[-1]]["next"]):
+        assert table[at]["prev"] == found[-1] and at not in found
+        found.append(at)
+    assert table[0]["prev"] == found[-1]
+    return found[1:]
+
+
 def _equal(m: Machine, **counted: int) -> None:
     found = {name: int(m.stat[0][name]) for name in counted}
     assert found == {name: int(value) for name, value in counted.items()}
@@ -126,7 +136,7 @@ def _folios(m: Machine, live: np.ndarray, held: np.ndarray) -> None:
     owner = m.frame["folio"]
     folios = np.unique(owner[live & (owner >= 0)]).tolist()
     free = len(list(_follow(m.state[0]["free_folio"], m.folio["next"])))
-    assert len(folios) == m.state[0]["top_folio"] - free
+    assert len(folios) == m.state[0]["top_folio"] - 1 - free
     huge_blocks = np.flatnonzero(m.block["pmd"] == PMD_HUGE)
     heads = m.page["frame"][huge_blocks << order]
     by_order = dict.fromkeys(range(len(m.mthp)), (0, 0))
@@ -150,11 +160,9 @@ def _folios(m: Machine, live: np.ndarray, held: np.ndarray) -> None:
         assert (np.diff(frames) == 1).all() and m.folio[owner[frames[0]]]["head"] == frames[0]
     found = {n: (int(r["nr_anon"]), int(r["nr_anon_partially_mapped"])) for n, r in enumerate(m.mthp)}
     assert found == by_order
-    queue = list(_follow(m.state[0]["queue_first"], m.folio["next"]))
-    assert set(queue) <= set(folios)
+    queue = _listed(m.folio)
+    assert set(queue) == {f for f in folios if m.folio[f]["prev"] >= 0}
     assert {f for f in folios if m.folio[f]["partially_mapped"]} <= set(queue)
-    assert [int(m.folio[f]["prev"]) for f in queue] == [-1, *queue][:-1]
-    assert m.state[0]["queue_last"] == (queue[-1] if queue else -1)
     assert stat["deferred_queue_len"] == len(queue)
 
 
@@ -269,7 +277,6 @@ def _items(m: Machine) -> None:
         own = slice(int(mm["base"]), int(mm["base"] + mm["pages"]))
         assert mm["rmap_items"] == exists[own].sum()
         assert mm["merging_pages"] == (item[own] & STABLE > 0).sum()
-        assert mm["zero_pages"] == (m.pte["kind"][own] == ZP_KSM).sum()
         assert not exists[own].any() or mm["registered"]
     alive = m.mm[1:][m.mm["exited"][1:] == 0]
     _equal(
@@ -289,12 +296,7 @@ def _address_spaces(m: Machine) -> None:
         vm[pages] = v["vm"]
     assert (vm == m.pte["vm"]).all()
     assert (m.pte["kind"][vm == 0] == NONE).all(), "something is mapped outside of all VMAs"
-    mms, at = [], int(m.mm[0]["next"])
-    while at:
-        assert m.mm[at]["prev"] == (mms[-1] if mms else 0)
-        mms.append(at)
-        assert len(mms) < len(m.mm)
-        at = int(m.mm[at]["next"])
+    mms = _listed(m.mm)
     assert sorted(mms) == np.flatnonzero(m.mm["registered"]).tolist()
     assert m.state[0]["cursor_mm"] in (0, *mms)
     for mm in m.mm[1:]:

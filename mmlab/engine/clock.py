@@ -74,7 +74,6 @@ class Clock:
         ends = round(scenario.horizon_seconds * SECOND), scenario.horizon_batches, scenario.horizon_full_scans
         self.ends = [end or FOREVER for end in ends]
         """Time (ns), batches and full scans that end the run."""
-        self.most_freed = 0
         times = [(event.after.seconds, i) for i, event in enumerate(scenario.events)]
         self.timed = sorted((round(seconds * SECOND), i) for seconds, i in times if seconds is not None)
         """Events tied to seconds: when each happens next, and its number."""
@@ -111,7 +110,7 @@ class Clock:
                 progress(min(1.0, max(map(operator.truediv, self._reached(), self.ends))))
         if self.system.now > int(m.stat[0]["time_ns"]):  # time passed with nothing to do
             self._sample()
-        outcome = self.recorder.finish(self.variant.name, self.results, self.event_ids, self.most_freed)
+        outcome = self.recorder.finish(self.variant.name, self.results, self.event_ids)
         self.system.timers.clear()  # they refer to the system: a cycle would keep its memory
         return outcome, stopped
 
@@ -192,14 +191,13 @@ class Clock:
         rows = self._rows[: min(most, CHUNK, 1 + CHUNK_PAGES // max(1, int(m.state[0]["pages_to_scan"])))]
         target = int(stat["full_scans"]) + full_scans
         wake = max(system.wake, system.now)
-        done, system.wake, freed = ksm.ksm_scan_thread(
+        done, system.wake = ksm.ksm_scan_thread(
             m, wake, len(rows), until_ns, target, self.scenario.until_settled, rows, self._mthp
         )
         if not done:
             stat["rank"] = rank
             return False
         system.now = int(stat["time_ns"])
-        self.most_freed = max(self.most_freed, freed)
         self.recorder.add(rows[:done], self._mthp[:done])
         if self.observe:
             self.observe(system)

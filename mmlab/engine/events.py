@@ -1,8 +1,8 @@
 """Events: what a scenario does to the machine from outside, one function an operation (trace-format, Events).
 
 `happen` carries out one event. What an operation does is a function here, registered for the operation's class; without
-one, the method of `mmlab.kernel.mmap.AddressSpaces` with the operation's name is called on the event's process, its
-range of pages and its other fields, in this order.
+one, the method of `System`, or else of `mmlab.kernel.mmap.AddressSpaces`, with the operation's name is called on the
+event's process, its range of pages and its other fields, in this order.
 """
 
 from __future__ import annotations
@@ -70,26 +70,21 @@ def act(e: ops.Event, s: System, *pages: int) -> int | None:
 
     Return the errno of the system call; 0 or None: it succeeds.
     """
-    assert isinstance(e, ops.ProcessEvent), f"op {e.op} has no function in {__name__}"
     others = (getattr(e, name) for name in type(e).model_fields if name not in ops.RangeEvent.model_fields)
-    result: int = getattr(s.spaces, e.op)(e.process, *pages, *others)
+    process = (e.process,) if isinstance(e, ops.ProcessEvent) else ()
+    result: int | None = getattr(s if hasattr(s, e.op) else s.spaces, e.op)(*process, *pages, *others)
     return result
 
 
 @act.register
 def _write(e: ops.Write, s: System, first: int, end: int) -> int:
-    done = memory.write_pages(s.m, *s.spaces.places(e.process, first, end), np.uint64(e.key or 0), e.key is None)
-    return 0 if done else errno.EFAULT
-
-
-@act.register
-def _touch(e: ops.Touch, s: System, first: int, end: int) -> None:
-    s.touch(e.process, first, end)
+    access = memory.WRITES if e.key is not None else memory.READS | memory.WRITES
+    return int(memory.access_pages(s.m, *s.spaces.places(e.process, first, end), access, np.uint64(e.key or 0)))
 
 
 @act.register
 def _read(e: ops.Read, s: System, first: int, end: int) -> int:
-    return 0 if memory.read_pages(s.m, *s.spaces.places(e.process, first, end)) else errno.EFAULT
+    return int(memory.access_pages(s.m, *s.spaces.places(e.process, first, end), memory.READS, np.uint64(0)))
 
 
 @act.register
@@ -131,16 +126,6 @@ def _migrate(e: ops.Migrate, s: System, first: int, end: int) -> None:
 @act.register
 def _poison(e: ops.MemoryFailure, s: System) -> int:
     return int(memory_failure(s.m, *s.spaces.places(e.process, s.place(e.process, e.page))))
-
-
-@act.register
-def _sleep(e: ops.Sleep, s: System) -> None:
-    s.sleep(e.millisecs)
-
-
-@act.register
-def _fork(e: ops.Fork, s: System) -> int:
-    return s.fork(e.process)
 
 
 @act.register

@@ -12,6 +12,7 @@ from mmlab.engine.costs import CostSet
 from mmlab.engine.system import FOREVER, SECOND, System
 from mmlab.kernel import pagemap
 from mmlab.kernel.decisions import log_rows
+from mmlab.kernel.pgtable import show_counters
 from mmlab.kernel.state import FIRST, KNOBS, Machine, event_t
 from mmlab.scenario import Scenario
 
@@ -95,12 +96,12 @@ class Recorder:
         self.system, self.limit = system, system.scenario.sample_limit
         self.maps_at = maps_at if isinstance(maps_at, str) or maps_at is None else set(maps_at)
         asked = system.scenario
-        self.mthp = any(spec.orders or spec.folio_order in range(2, 9) for spec in asked.specs)
-        self.mthp = self.mthp or bool(asked.hugepages_enabled)
+        small = (spec.orders or spec.folio_order in range(2, 9) for spec in asked.specs)
+        self.mthp = bool(asked.hugepages_enabled) or any(small)
         self.maps: dict[Place, list[np.ndarray]] = {}
         self.frames: dict[Place, tuple[int, int]] = {}
         self.frames_range: tuple[int, int] | None = None
-        self.total = 0
+        self.total = self.most_freed = 0
         self._kept, self._stride = 0, 1
         self._parts: list[tuple[np.ndarray, ...]] = []
         """Numbers of samples, their rows and, if wanted, their counters of folio sizes."""
@@ -128,25 +129,25 @@ class Recorder:
         if len(self._times):
             self._keep_asked(*((ids, rows, mthp) if self.mthp else (ids, rows)))
         self.total += len(rows)
+        self.most_freed = max(self.most_freed, int(rows["freed_by_batch"].max()))
         keep = ids % self._stride == 0
         self._append(ids, rows, mthp, keep)
         while self._kept > 2 * self.limit:
             self._stride *= 2
             self._thin(self._columns()[0] % self._stride == 0)
         first = self.system.m.passes[FIRST]
-        if first["full_scan"]:
-            frames = rows["frames"][rows["time_ns"] >= first["time_ns"]]
-            if len(frames):
-                low, high = self.frames_range or (FOREVER, 0)
-                self.frames_range = min(low, int(frames.min())), max(high, int(frames.max()))
+        frames = rows["frames"][rows["time_ns"] >= first["time_ns"]]
+        if first["full_scan"] and len(frames):
+            low, high = self.frames_range or (FOREVER, 0)
+            self.frames_range = min(low, int(frames.min())), max(high, int(frames.max()))
         if self.maps_at == "all" or (isinstance(self.maps_at, set) and self._place() in self.maps_at):
             self._map()
 
     def add_now(self) -> None:
         """Record the system as it is."""
         m = self.system.m
+        show_counters(m)
         m.stat[0]["time_ns"] = self.system.now
-        m.stat[0]["pages_to_scan"] = m.state[0]["pages_to_scan"]
         self.add(m.stat.copy(), m.mthp[None].copy())
 
     def _append(self, ids: np.ndarray, rows: np.ndarray, mthp: np.ndarray, keep: np.ndarray) -> None:
@@ -175,10 +176,9 @@ class Recorder:
     def _map(self) -> None:
         m, processes = self.system.m, len(self.system.spaces.vmas)
         self.maps[self._place()] = [page_letters(m, i) for i in range(processes)]
-        frames, ksm_frames = pagemap.count_frames(m, np.zeros(len(m.frame), np.uint8))
-        self.frames[self._place()] = int(frames), int(ksm_frames)
+        self.frames[self._place()] = pagemap.count_frames(m)
 
-    def finish(self, variant: str, results: list[int | None], event_ids: list[int], most_freed: int) -> Outcome:
+    def finish(self, variant: str, results: list[int | None], event_ids: list[int]) -> Outcome:
         """Thin to the limit and return the outcome.
 
         Parameters
@@ -187,8 +187,6 @@ class Recorder:
             Name of the variant that the run started with.
         results, event_ids
             Result of each event, and the number of its sample; None and -1 where it never happened.
-        most_freed
-            Most frames that one batch freed.
         """
         m = self.system.m
         if self._columns()[0][-1] != self.total - 1:
@@ -217,7 +215,7 @@ class Recorder:
             frames=self.frames,
             results=results,
             event_rows=[int(np.searchsorted(ids, i)) if i >= 0 else None for i in event_ids],
-            most_freed_by_batch=most_freed,
+            most_freed_by_batch=self.most_freed,
             processes=len(self.system.spaces.vmas),
             frames_range=self.frames_range,
         )

@@ -77,7 +77,6 @@ class System:
         self.unborn: set[int] = set()
         self.order = scenario.pages_per_thp.bit_length() - 1
         self.images = workload.build(scenario)
-        self._specs = scenario.specs
         self._top_page = 0
         self.m = self._machine()
         self.spaces = AddressSpaces(self.m)
@@ -98,12 +97,10 @@ class System:
         m = kernel.machine(sum(sizes) + forks * max(sizes), len(sizes) + forks, self.order)
         m.costs[:] = self.costs.table
         state = m.state[0]
-        knobs = {name: getattr(self.scenario, name) for name in kernel.KNOBS}
         state["ksmd_cpu_before_ns"] = round(self.scenario.ksmd_cpu_before_seconds * SECOND)
-        rules = flags(self.scenario.kernel, self.scenario.kernel_changes)
-        for name, value in (knobs | rules | {"hz": self.scenario.hz}).items():
+        values = {name: getattr(self.scenario, name) for name in (*kernel.KNOBS, "hz", "nodes")}
+        for name, value in (values | flags(self.scenario.kernel, self.scenario.kernel_changes)).items():
             state[name] = value if isinstance(value, int) else 0
-        state["nodes"] = self.scenario.nodes
         state["hugepages"] = sum(1 << min(order, self.order) for order in self.scenario.enabled_orders)
         set_advisor(m, kernel.ADVISOR_MODES.index(self.scenario.advisor_mode))
         if self.scenario.ksm_start_seconds:
@@ -123,7 +120,7 @@ class System:
 
     def _lay_out(self, process: int) -> None:
         """Give a process its address space, still empty."""
-        m, spec, pages = self.m, self._specs[process], len(self.images[process].keys)
+        m, spec, pages = self.m, self.scenario.specs[process], len(self.images[process].keys)
         mm = m.mm[process + 1]
         base = self._take_region(pages)
         mm["base"], mm["pages"], mm["family"] = base, pages, process + 1
@@ -148,9 +145,8 @@ class System:
         image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge, dealt=workload.NOTHING.dealt)
         orders = image.order if self.order >= THP_ORDER else np.minimum(image.order, self.order)
         memory.populate(m, process + 1, orders, image.touched)
-        self.spaces.add(flags, image.born_huge)
-        self.spaces.vmas[process] = self.spaces.vmas.pop()
-        own = self._specs[process].merge_any
+        self.spaces.populated(process, flags, image.born_huge)
+        own = self.scenario.specs[process].merge_any
         if self.scenario.merge_any if own is None else own:
             self.spaces.merge_any(process, 1)
             return

@@ -3,7 +3,7 @@
 from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
-from mmlab.kernel.timer import ksmd_cpu_ns
+from mmlab.kernel.timer import cpu_ns
 
 
 def set_advisor(m: Machine, mode: int) -> None:
@@ -26,7 +26,7 @@ def set_advisor(m: Machine, mode: int) -> None:
 @compiled
 def _now_ns(m):
     """Return the time within a batch, ns."""
-    return m.stat[0].time_ns + ksmd_cpu_ns(m) - m.state[0].batch_cpu_ns
+    return m.stat[0].time_ns + cpu_ns(m, 0, NR_KSMD_STEPS) - m.state[0].batch_cpu_ns
 
 
 @compiled
@@ -77,8 +77,8 @@ def advisor_stop_scan(m):
     s = m.state[0]
     if not s.advisor_mode:
         return
-    cpu_ns = s.ksmd_cpu_before_ns + ksmd_cpu_ns(m)
-    cpu_ms = (cpu_ns - s.advisor_cpu_ns) // 1_000_000
+    used_ns = s.ksmd_cpu_before_ns + cpu_ns(m, 0, NR_KSMD_STEPS)
+    cpu_ms = (used_ns - s.advisor_cpu_ns) // 1_000_000
     s.pages_to_scan, s.advisor_scan_time, s.advisor_change = advised_pages(
         s.pages_to_scan,
         (_now_ns(m) - s.advisor_start_ns) // 1_000_000,
@@ -89,6 +89,6 @@ def advisor_stop_scan(m):
         s.advisor_scan_time,
         s.advisor_change,
     )
-    s.advisor_cpu_ns = cpu_ns
+    s.advisor_cpu_ns = used_ns
     percent = max(1, cpu_ms * 100 // (s.advisor_scan_time * 1000))
     emit(m, Decision.ADVISOR, -1, 1, -1, s.pages_to_scan | s.advisor_scan_time << 26 | percent << 44)

@@ -2,13 +2,8 @@
 
 from mmlab.kernel.decisions import Decision, emit_folio
 from mmlab.kernel.jit import compiled
+from mmlab.kernel.list import list_add_tail, list_del
 from mmlab.kernel.state import *
-
-
-@compiled
-def folio_is_queued(m, f):
-    """Return whether the folio is on the deferred split queue."""
-    return m.folio[f].prev >= 0 or m.state[0].queue_first == f
 
 
 @compiled
@@ -27,46 +22,12 @@ def deferred_split_folio(m, f, partially_mapped):
         emit_folio(m, Decision.QUEUE_PARTIAL, f, 0)
         m.mthp[order].split_deferred += 1
         m.mthp[order].nr_anon_partially_mapped += 1
-        if order == s.hpage_order:
-            m.stat[0].thp_deferred_split_page += 1
-    if not folio_is_queued(m, f):
-        _list_add_tail(m, f)
+        m.stat[0].thp_deferred_split_page += order == s.hpage_order
+    if m.folio[f].prev < 0:
+        list_add_tail(m.folio, f, 0)
         m.stat[0].deferred_queue_len += 1
         if not partially_mapped:
             emit_folio(m, Decision.QUEUE_NEW, f, 0)
-
-
-@compiled
-def _list_del(m, f):
-    s = m.state[0]
-    before, after = m.folio[f].prev, m.folio[f].next
-    if before >= 0:
-        m.folio[before].next = after
-    else:
-        s.queue_first = after
-    if after >= 0:
-        m.folio[after].prev = before
-    else:
-        s.queue_last = before
-
-
-@compiled
-def _list_add_tail(m, f):
-    s = m.state[0]
-    m.folio[f].prev = s.queue_last
-    m.folio[f].next = -1
-    if s.queue_last >= 0:
-        m.folio[s.queue_last].next = f
-    else:
-        s.queue_first = f
-    s.queue_last = f
-
-
-@compiled
-def list_move_tail(m, f):
-    """Move a queued folio to the end of the queue."""
-    _list_del(m, f)
-    _list_add_tail(m, f)
 
 
 @compiled
@@ -75,8 +36,7 @@ def folio_unqueue_deferred_split(m, f):
     if m.folio[f].partially_mapped:
         m.folio[f].partially_mapped = 0
         m.mthp[m.folio[f].order].nr_anon_partially_mapped -= 1
-    if folio_is_queued(m, f):
-        _list_del(m, f)
+    if m.folio[f].prev >= 0:
+        list_del(m.folio, f)
         m.folio[f].prev = -1
-        m.folio[f].next = -1
         m.stat[0].deferred_queue_len -= 1

@@ -3,6 +3,8 @@
 An anonymous folio's reference count is its mapcount plus its pins (thp-split H5). It is freed when both are 0.
 """
 
+import numpy as np
+
 from mmlab.kernel.deferred_split import folio_unqueue_deferred_split
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.state import *
@@ -15,12 +17,24 @@ def vm_mm(m, v):
 
 
 @compiled
+def folio_head(m, frame):
+    """Return the first frame of the folio that the frame belongs to (`compound_head`)."""
+    f = m.frame[frame].folio
+    return np.int64(m.folio[f].head if f >= 0 else frame)
+
+
+@compiled
+def folio_pins(m, frame):
+    """Return the number of references on the folio that the frame belongs to, beyond those of its mappings."""
+    f = m.frame[frame].folio
+    return np.int64(m.folio[f].pins if f >= 0 else m.frame[frame].pins)
+
+
+@compiled
 def _clear_frame(m, frame, folio):
-    m.frame[frame].mapcount = 0
-    m.frame[frame].folio = folio
-    m.frame[frame].node = -1
-    m.frame[frame].pins = 0
-    m.frame[frame].flags = 0
+    x = m.frame[frame]
+    x.folio, x.node = folio, -1
+    x.mapcount = x.pins = x.flags = 0
 
 
 @compiled
@@ -89,7 +103,7 @@ def alloc_folio(m, order, family, index):
     x.index = index
     x.mapcount = x.entire = x.nr_mapped = x.pins = x.mlocks = 0
     x.owner = x.second = x.owner_maps = x.second_maps = 0
-    x.next = x.prev = -1
+    x.prev = -1
     x.order = order
     x.partially_mapped = x.shared = 0
     m.stat[0].frames += n

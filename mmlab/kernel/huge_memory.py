@@ -2,17 +2,13 @@
 
 import numpy as np
 
+from mmlab.kernel import rmap
 from mmlab.kernel.decisions import Decision, emit, emit_folio
-from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split, list_move_tail
+from mmlab.kernel.deferred_split import deferred_split_folio, folio_unqueue_deferred_split
 from mmlab.kernel.folio import folio_batch_drain, folio_get, folio_put, put_frame, release_folio, vm_mm
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import (
-    folio_add_large_mapcount,
-    folio_remove_rmap_pmd,
-    folio_sub_large_mapcount,
-    munlock_folio,
-    vma_address,
-)
+from mmlab.kernel.list import list_move_tail
+from mmlab.kernel.pgtable import set_pte
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
 from mmlab.variants import remap_index
@@ -54,20 +50,18 @@ def split_huge_pmd(m, b):
         f = m.frame[m.page[first].frame].folio
         head = m.folio[f].head
         for i in range(head, head + n):
-            if m.frame[i].mapcount == 0:
-                m.folio[f].nr_mapped += 1
+            m.folio[f].nr_mapped += m.frame[i].mapcount == 0
             m.frame[i].mapcount += 1
         _share_pmd_bits(m, first)
-        folio_add_large_mapcount(m, f, m.block[b].mm, n)
-        folio_sub_large_mapcount(m, f, m.block[b].mm, 1)
+        rmap.folio_add_large_mapcount(m, f, m.block[b].mm, n)
+        rmap.folio_sub_large_mapcount(m, f, m.block[b].mm, 1)
         if not m.state[0].cut_thp_stays_mlocked:
-            munlock_folio(m, first, f)
+            rmap.munlock_folio(m, first, f)
         m.folio[f].entire -= 1
         clear_huge_pmd(m, b)
     elif m.block[b].pmd == PMD_HUGE_ZP:
         for v in range(first, first + n):
-            m.pte[v].kind = ZP_CLEAN
-        m.stat[0].zeropage_entries += n
+            set_pte(m, v, ZP_CLEAN, 0, -1)
         m.block[b].pmd = PMD_TABLE
         m.stat[0].thp_split_pmd += 1
         emit(m, Decision.SPLIT_PMD, first, n, -1, 0)
@@ -88,7 +82,7 @@ def _unmap_folio(m, f):
     head, index = m.folio[f].head, m.folio[f].index
     locked = False
     for i in range(len(m.vma)):
-        at, first, end = vma_address(m, i, m.folio[f].family, index, n)
+        at, first, end = rmap.vma_address(m, i, m.folio[f].family, index, n)
         if first >= end:
             continue
         b = first >> m.state[0].hpage_order
@@ -111,19 +105,11 @@ def _unmap_folio(m, f):
                         deferred_split_folio(m, f, True)
         if huge:
             clear_huge_pmd(m, b)
-            folio_remove_rmap_pmd(m, first, f)
+            rmap.folio_remove_rmap_pmd(m, first, f)
     return locked
 
 
 _remap_index = compiled(remap_index)
-
-
-@compiled
-def _remap(m, caller, vm):
-    """Return the variant's predicate for one entry. KSM's state and the knob are read now (fix-variants 5.1)."""
-    s = m.state[0]
-    mergeable = 1 if vm & VM_MERGEABLE else 0
-    return m.remap[_remap_index(caller, mergeable, s.run & 1, s.shrink_underused & 1)] != 0
 
 
 @compiled
@@ -132,21 +118,22 @@ def _remap_folio(m, caller, family, head, index, n):
 
     `try_to_map_unused_to_zeropage`, b1f202060afe (thp-split Z1). A page restored in a VM_LOCKED VMA is mlocked, which
     keeps it in all VMAs restored later (Z4). It does not matter whether an entry was ever written, or who else maps the
-    page (Z2). Each zeropage lowers RSS, and no counter of the kernel shows it (Z3).
+    page (Z2). Each zeropage lowers RSS, and no counter of the kernel shows it (Z3). KSM's state and the knob that the
+    variant asks for are read now (fix-variants 5.1).
     """
+    s = m.state[0]
     for i in range(len(m.vma)):
-        at, first, end = vma_address(m, i, family, index, n)
+        at, first, end = rmap.vma_address(m, i, family, index, n)
         locked = (m.vma[i].vm & VM_LOCKED) != 0
-        remap = not locked and not m.mm[vm_mm(m, m.vma[i].base)].forbids_zeropages and _remap(m, caller, m.vma[i].vm)
+        mergeable = int((m.vma[i].vm & VM_MERGEABLE) != 0)
+        allowed = m.remap[_remap_index(caller, mergeable, s.run & 1, s.shrink_underused & 1)] != 0
+        remap = allowed and not locked and not m.mm[vm_mm(m, m.vma[i].base)].forbids_zeropages
         for v in range(first, end):
             frame = head + v - at
             if m.pte[v].kind != ANON or m.page[v].frame != frame:
                 continue
             if remap and m.page[v].key == 0 and not m.frame[frame].flags & (MLOCKED | POISONED):
                 unmap_pte(m, v, ZP_CLEAN, -1)
-                m.pte[v].bits = 0
-                m.stat[0].anon_pages -= 1
-                m.stat[0].zeropage_entries += 1
                 m.steps[REMAP] += 1
                 emit(m, Decision.REMAP, v, 1, -1, caller)
                 if caller == CALLER_KSM:
@@ -176,8 +163,7 @@ def split_huge_page(m, frame, caller):
     emit_folio(m, Decision.SPLIT if m.folio[f].pins == 1 else Decision.SPLIT_FAILED, f, caller)
     if m.folio[f].pins != 1:
         m.mthp[order].split_failed += 1
-        if huge:
-            m.stat[0].thp_split_page_failed += 1
+        m.stat[0].thp_split_page_failed += huge
         return False
     n = 1 << order
     head, index, family = m.folio[f].head, m.folio[f].index, m.folio[f].family
@@ -196,8 +182,7 @@ def split_huge_page(m, frame, caller):
     m.mthp[order].split += 1
     m.steps[SPLIT] += 1
     m.steps[SPLIT_PAGE] += n
-    if huge:
-        m.stat[0].thp_split_page += 1
+    m.stat[0].thp_split_page += huge
     return True
 
 
@@ -234,7 +219,7 @@ def folio_mapped_at(m, f, i):
     """Return a virtual page whose entry maps page i of the folio, or -1."""
     frame = m.folio[f].head + i
     for j in range(len(m.vma)):
-        v, first, end = vma_address(m, j, m.folio[f].family, m.folio[f].index + i, 1)
+        v, first, end = rmap.vma_address(m, j, m.folio[f].family, m.folio[f].index + i, 1)
         if first < end and m.pte[v].kind == ANON and m.page[v].frame == frame:
             return v
     return -1
@@ -269,18 +254,16 @@ def _judge(m, f):
 
     One that is not underused leaves the queue for good. A partially mapped one that cannot be split goes to the tail.
     """
-    partial = m.folio[f].partially_mapped
-    split = False
+    partial = m.folio[f].partially_mapped != 0
     mlocked = m.state[0].shrinker_skips_mlocked and m.folio[f].mlocks > 0
     underused = not partial and not mlocked and thp_underused(m, f)
     if not partial:
         emit_folio(m, Decision.UNDERUSED if underused else Decision.USED, f, 0)
-    if partial or underused:
-        split = split_folio(m, m.folio[f].head, CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED)
-        if split and not partial:
-            m.stat[0].thp_underused_split_page += 1
+    caller = CALLER_PARTIALLY_MAPPED if partial else CALLER_UNDERUSED
+    split = (partial or underused) and split_folio(m, m.folio[f].head, caller)
+    m.stat[0].thp_underused_split_page += split and not partial
     if not split and partial:
-        list_move_tail(m, f)
+        list_move_tail(m.folio, f)
     elif not split:
         folio_unqueue_deferred_split(m, f)
 
@@ -293,7 +276,7 @@ def deferred_split_scan(m, nr_to_scan):
     """
     s = m.state[0]
     for nid in range(s.nodes if s.queue_per_node else 1):
-        f, left = np.int64(s.queue_first), nr_to_scan
+        f, left = np.int64(m.folio[0].next), nr_to_scan
         for _ in range(m.stat[0].deferred_queue_len):
             if left == 0:
                 break

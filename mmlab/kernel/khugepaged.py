@@ -3,37 +3,18 @@
 import numpy as np
 
 from mmlab.kernel.decisions import Decision, emit
-from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, lru_add_drain_all
+from mmlab.kernel.folio import folio_batch_add, folio_batch_drain, folio_head, folio_pins, lru_add_drain_all
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.memory import count_zeropage, do_swap_page, map_folio, pte_writable
+from mmlab.kernel.memory import do_swap_page, map_folio, pte_writable
+from mmlab.kernel.pgtable import set_pte
 from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_pte_batch, folio_remove_rmap_ptes
 from mmlab.kernel.state import *
-from mmlab.kernel.timer import khugepaged_cpu_ns
+from mmlab.kernel.timer import cpu_ns
 from mmlab.kernel.unstable_tree import set_content
 
 SCAN_FAIL, SCAN_SUCCEED, SCAN_PMD_MAPPED, SCAN_PMD_NONE, SCAN_PTE_MAPPED_HUGEPAGE = range(5)
 SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE, SCAN_PAGE_LAZYFREE = range(5, 9)
 SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT, SCAN_PAGE_LRU, SCAN_PAGE_LOCK = range(9, 14)
-EBUSY, EAGAIN, EINVAL = 16, 11, 22
-
-
-@compiled
-def _is_shared(m, frame):
-    f = m.frame[frame].folio
-    return folio_maybe_mapped_shared(m, f) if f >= 0 else m.frame[frame].mapcount > 1
-
-
-@compiled
-def _pinned(m, frame):
-    f = m.frame[frame].folio
-    return (m.folio[f].pins if f >= 0 else m.frame[frame].pins) > 0
-
-
-@compiled
-def _is_lazy(m, v, frame):
-    """Return whether the page is to be discarded and was not written since (thp-split W6)."""
-    f = m.frame[frame].folio
-    return m.frame[m.folio[f].head if f >= 0 else frame].flags & LAZY and not m.pte[v].bits & DIRTY
 
 
 @compiled
@@ -115,10 +96,12 @@ def _walk(m, first, order, khugepaged, isolate):
             frame = m.page[v].frame
             f = m.frame[frame].folio
             last = v if f < 0 else -1
-            if khugepaged and s.collapse_skips_lazyfree and _is_lazy(m, v, frame):
+            flags = m.frame[folio_head(m, frame)].flags
+            lazy = flags & LAZY and not m.pte[v].bits & DIRTY  # to be discarded, and not written since (thp-split W6)
+            if khugepaged and s.collapse_skips_lazyfree and lazy:
                 result = SCAN_PAGE_LAZYFREE
                 break
-            shared += _is_shared(m, frame)
+            shared += folio_maybe_mapped_shared(m, f) if f >= 0 else m.frame[frame].mapcount > 1
             if khugepaged and shared > (s.max_ptes_shared if huge else 0):
                 result = _exceeded(m, SCAN_EXCEED_SHARED_PTE, order)
             elif not huge and f >= 0 and m.folio[f].order >= order:
@@ -127,16 +110,15 @@ def _walk(m, first, order, khugepaged, isolate):
                 result = SCAN_PAGE_LRU
             elif m.frame[frame].flags & LOCKED:
                 result = SCAN_PAGE_LOCK
-            elif _pinned(m, frame):
+            elif folio_pins(m, frame) > 0:
                 result = SCAN_PAGE_COUNT
             if result != SCAN_SUCCEED:
                 break
             if isolate and f < 0:
                 m.frame[frame].flags |= LOCKED
             writable = writable or pte_writable(m, v)
-            head = m.folio[f].head if f >= 0 else frame
-            if khugepaged and (not m.pte[v].bits & OLD or m.frame[head].flags & REFERENCED):
-                referenced += 1
+            if khugepaged:
+                referenced += not m.pte[v].bits & OLD or flags & REFERENCED != 0
         v += 1
     if result == SCAN_SUCCEED and not writable and not s.collapse_needs_no_writable:
         result = SCAN_PAGE_RO
@@ -271,19 +253,13 @@ def collapse_huge_page(m, first, order, khugepaged, unmapped, nid):
         run = 1
         if m.pte[v].kind == ANON:
             frame = m.page[v].frame
-            if m.frame[frame].flags & KSM:
-                m.stat[0].ksm_entries -= 1
             if m.frame[frame].folio < 0:
                 folio_batch_add(m, LRU, frame)
             elif m.state[0].collapse_goes_by_runs:
                 run = folio_pte_batch(m, v, end)
-            for i in range(v, v + run):
-                m.pte[i].kind = NONE
-            m.stat[0].anon_pages -= run
             folio_remove_rmap_ptes(m, v, frame, run)
         else:
-            if m.pte[v].kind != NONE:
-                count_zeropage(m, v, -1)
+            set_pte(m, v, NONE, 0, -1)
             set_content(m, v, np.uint64(0))
         v += run
     map_folio(m, first, order, nid)
@@ -378,7 +354,7 @@ def khugepaged_scan_mm_slot(m, pages):
 @entry
 def khugepaged_do_scan(m):
     """Run one burst of khugepaged (khugepaged K1). Return its CPU time, ns."""
-    cpu = khugepaged_cpu_ns(m)
+    cpu = cpu_ns(m, NR_KSMD_STEPS, NR_STEPS)
     lru_add_drain_all(m)
     pages = m.state[0].khugepaged_pages_to_scan
     progress = passed_head = 0
@@ -388,7 +364,7 @@ def khugepaged_do_scan(m):
         if passed_head == 2 or _next_mm(m, 0) == 0:
             break
         progress += khugepaged_scan_mm_slot(m, pages - progress)
-    cpu = khugepaged_cpu_ns(m) - cpu
+    cpu = cpu_ns(m, NR_KSMD_STEPS, NR_STEPS) - cpu
     m.stat[0].khugepaged_cpu_ns += cpu
     return cpu
 

@@ -2,37 +2,24 @@
 
 import numpy as np
 
+from mmlab.kernel import rmap_item, stable_tree
 from mmlab.kernel.advisor import advisor_start_scan, advisor_stop_scan
 from mmlab.kernel.decisions import HELD, Decision, emit
-from mmlab.kernel.folio import folio_batch_add, folio_get, folio_put, lru_add_drain_all, put_frame, vm_mm
+from mmlab.kernel.folio import folio_batch_add, folio_get, folio_head, folio_put, lru_add_drain_all, put_frame, vm_mm
 from mmlab.kernel.huge_memory import split_huge_page
 from mmlab.kernel.jit import compiled, entry, inlined, trailing_zeros
+from mmlab.kernel.list import list_add_tail, list_del
 from mmlab.kernel.memory import break_ksm
+from mmlab.kernel.pgtable import set_pte, show_counters
 from mmlab.kernel.rmap import linear_page_index, vma_address
-from mmlab.kernel.rmap_item import (
-    alloc_rmap_item,
-    free_rmap_item,
-    remove_rmap_item_from_tree,
-    should_skip_rmap_item,
-    skip_on,
-)
-from mmlab.kernel.stable_tree import (
-    forget,
-    ksm_get_folio,
-    node_is_aside,
-    remove_all_stable_nodes,
-    stable_tree_append,
-    stable_tree_insert,
-    stable_tree_search,
-)
 from mmlab.kernel.state import *
-from mmlab.kernel.timer import jiffies, ksmd_cpu_ns, schedule_timeout
+from mmlab.kernel.timer import cpu_ns, jiffies, schedule_timeout
 from mmlab.kernel.unstable_tree import empty_unstable_trees, unmap_pte, unstable_tree_search_insert
 from mmlab.variants import visit_index
 
 # In place of a KSM page's frame: merge with the shared zeropage; become a KSM page without a node
 ZEROPAGE, NO_PAGE = -2, -1
-EFAULT = 14
+MERGES = -1  # in place of the reason why a merge fails
 
 
 # --- merging one page -----------------------------------------------------------------------------------------------
@@ -43,25 +30,21 @@ def write_protect_page(m, v, frame, kframe):
     """Make the entry read-only and clean unless somebody else holds a reference to the page (ksm-merge M7.5).
 
     Reverse mapping does not find the entry of a KSM page without a node, so this fails for ever there (M14). A KSM page
-    whose node is on the side list may merge into another one with a node (2.12).
+    whose node is on the side list may merge into another one with a node (2.12). Return why it fails, or MERGES.
     """
     if m.pte[v].kind != ANON or m.page[v].frame != frame:
-        emit(m, Decision.FAIL_GONE, v, 1, -1, 0)
-        return False  # a split has put the zeropage there
+        return Decision.FAIL_GONE  # a split has put the zeropage there
     if m.pte[v].bits & KSM_PAGE:
         node = m.frame[frame].node
         moved = node >= 0 and m.node[node].kind == MIGRATED and kframe >= 0 and m.frame[kframe].node >= 0
-        if not moved:
-            emit(m, Decision.FAIL_NO_NODE, v, 1, -1, 0)
-        return moved
+        return MERGES if moved else Decision.FAIL_NO_NODE
     if m.pte[v].bits & (DIRTY | EXCLUSIVE):
         if m.frame[frame].pins != 1:
-            emit(m, Decision.FAIL_PINNED, v, 1, -1, 0)
-            return False
+            return Decision.FAIL_PINNED
         if m.pte[v].bits & DIRTY:
             m.frame[frame].flags |= PG_DIRTY
         m.pte[v].bits = 0
-    return True
+    return MERGES
 
 
 @compiled
@@ -70,18 +53,10 @@ def replace_page(m, v, frame, kframe):
     locked = m.pte[v].vm & VM_LOCKED
     if kframe == ZEROPAGE:
         unmap_pte(m, v, ZP_KSM, -1)
-        m.pte[v].bits = 0
-        m.mm[vm_mm(m, v)].zero_pages += 1
-        m.stat[0].ksm_zero_pages += 1
-        m.stat[0].zeropage_entries += 1
-        m.stat[0].anon_pages -= 1
         m.steps[MERGE_ZERO] += 1
     else:
         m.frame[kframe].mapcount += 1
-        m.page[v].frame = kframe
-        m.pte[v].bits = KSM_PAGE
-        if not m.frame[frame].flags & KSM:  # a migrated KSM page is counted already
-            m.stat[0].ksm_entries += 1
+        set_pte(m, v, ANON, KSM_PAGE, kframe)
         if locked:
             folio_batch_add(m, MLOCK, kframe)
     if locked:
@@ -107,29 +82,34 @@ def _become_ksm_page(m, v, frame):
 
 
 @compiled
-def try_to_merge_one_page(m, v, frame, kframe, kkey):
-    """Merge the page at v with a KSM page, with the zeropage, or with nothing yet (ksm-merge M7).
+def _prepare(m, v, frame, kframe, kkey):
+    """Make a page ready for its merge: split its folio, write-protect it, compare. Return why that fails, or MERGES.
 
     A large folio of any order is split first, before contents are compared (mthp E12).
     """
+    if m.frame[frame].flags & LOCKED:
+        return Decision.FAIL_LOCKED
+    if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
+        return Decision.FAIL_SPLIT
+    fails = write_protect_page(m, v, frame, kframe)
+    if fails == MERGES and kframe != NO_PAGE and m.page[v].key != kkey:
+        return Decision.FAIL_DIFFERENT
+    return fails
+
+
+@compiled
+def try_to_merge_one_page(m, v, frame, kframe, kkey):
+    """Merge the page at v with a KSM page, with the zeropage, or with nothing yet (ksm-merge M7)."""
     if frame == kframe:
         return True
-    if m.frame[frame].flags & LOCKED:
-        emit(m, Decision.FAIL_LOCKED, v, 1, -1, 0)
-        return False
-    if m.frame[frame].folio >= 0 and not split_huge_page(m, frame, CALLER_KSM):
-        emit(m, Decision.FAIL_SPLIT, v, 1, -1, 0)
-        return False
-    if not write_protect_page(m, v, frame, kframe):
-        return False
-    if kframe == NO_PAGE:
+    fails = _prepare(m, v, frame, kframe, kkey)
+    if fails != MERGES:
+        emit(m, fails, v, 1, -1, 0)
+    elif kframe == NO_PAGE:
         _become_ksm_page(m, v, frame)
-        return True
-    if m.page[v].key != kkey:
-        emit(m, Decision.FAIL_DIFFERENT, v, 1, -1, 0)
-        return False
-    replace_page(m, v, frame, kframe)
-    return True
+    else:
+        replace_page(m, v, frame, kframe)
+    return fails == MERGES
 
 
 @compiled
@@ -137,7 +117,7 @@ def try_to_merge_with_ksm_page(m, v, frame, kframe, kkey, other):
     """Merge as `try_to_merge_one_page` does; on success also remove the item from its tree (ksm-merge M10)."""
     merged = try_to_merge_one_page(m, v, frame, kframe, kkey)
     if merged:
-        remove_rmap_item_from_tree(m, v)
+        rmap_item.remove_rmap_item_from_tree(m, v)
     what = Decision.MERGE_NEW if kframe == NO_PAGE else Decision.MERGE_KSM
     emit(m, what, v, 1, other, 0 if merged else -EFAULT)
     return merged
@@ -155,7 +135,7 @@ def try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key):
         return True
     if m.pte[v].vm & VM_MERGEABLE:
         break_ksm(m, v)
-    forget(m, v)
+    stable_tree.forget(m, v)
     return False
 
 
@@ -184,24 +164,17 @@ def _nothing_to_merge(m, v, frame):
     """
     node = m.frame[frame].node
     if node >= 0:  # M1
-        aside = not m.state[0].merge_across_nodes and node_is_aside(m, node, frame)
+        aside = not m.state[0].merge_across_nodes and stable_tree.node_is_aside(m, node, frame)
         merged = m.pte[v].item & STABLE and m.page[v].parent == node and not aside
         return Decision.VISIT_MERGED if merged else Decision.SEARCH_STABLE
     if m.pte[v].item & (STABLE | UNSTABLE):  # M2
-        remove_rmap_item_from_tree(m, v)
+        rmap_item.remove_rmap_item_from_tree(m, v)
     item = m.pte[v].item
     if item & CHECKSUM and not (item & REWRITTEN and m.oldchecksum[v] != m.page[v].key):
         return Decision.SEARCH_STABLE
     m.pte[v].item = (item | CHECKSUM) & ~REWRITTEN
     m.stat[0].changed_checksums += 1
     return Decision.VISIT_CHANGED if item & CHECKSUM else Decision.VISIT_FIRST
-
-
-@compiled
-def _folio_head(m, frame):
-    """Return the first frame of the folio that the frame belongs to."""
-    f = m.frame[frame].folio
-    return np.int64(m.folio[f].head if f >= 0 else frame)
 
 
 @compiled
@@ -242,7 +215,7 @@ def _merge_with_stable(m, v, frame, kframe, key):
     other = np.int64(m.node[m.frame[kframe].node].first)
     emit(m, Decision.SEARCH_STABLE, v, 1, other, 0)
     if try_to_merge_with_ksm_page(m, v, frame, kframe, key, other):
-        stable_tree_append(m, v, m.frame[kframe].node)
+        stable_tree.stable_tree_append(m, v, m.frame[kframe].node)
         return Decision.VISIT_STABLE, other
     return Decision.VISIT_STABLE_FAILED, other
 
@@ -261,12 +234,12 @@ def _merge_with_unstable(m, v, frame, head, tree_v, key):
     folio_get(m, tree_frame)
     merged = try_to_merge_two_pages(m, v, frame, tree_v, tree_frame, key)
     large = m.frame[frame].folio >= 0
-    same = _folio_head(m, tree_frame) == head and (large or m.state[0].same_folio_is_old)
+    same = folio_head(m, tree_frame) == head and (large or m.state[0].same_folio_is_old)
     folio_put(m, tree_frame)
     if merged:
-        node = stable_tree_insert(m, key, frame)
-        stable_tree_append(m, tree_v, node)
-        stable_tree_append(m, v, node)
+        node = stable_tree.stable_tree_insert(m, key, frame)
+        stable_tree.stable_tree_append(m, tree_v, node)
+        stable_tree.stable_tree_append(m, v, node)
         return Decision.VISIT_PAIR
     if same and large:
         split_huge_page(m, frame, CALLER_KSM)  # M5d
@@ -286,7 +259,7 @@ def cmp_and_merge_page(m, v, frame):
     Return how the visit ends, and the page that it ends at or -1.
     """
     key = m.page[v].key
-    head = _folio_head(m, frame)
+    head = folio_head(m, frame)
     if m.frame[frame].node < 0:
         may = _visit(m, v, frame)
         if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
@@ -296,11 +269,11 @@ def cmp_and_merge_page(m, v, frame):
             if ends != Decision.MERGE_ZERO:
                 return ends, np.int64(-1)
     above = m.steps[STABLE_LEVEL] + CACHED_LEVELS
-    kframe = stable_tree_search(m, v, key, frame)  # M4
+    kframe = stable_tree.stable_tree_search(m, v, key, frame)  # M4
     m.steps[TREE_COLD] += max(0, m.steps[STABLE_LEVEL] - above)
     if kframe == frame and m.pte[v].item & STABLE and m.page[v].parent == m.frame[frame].node:
         return Decision.VISIT_OWN, np.int64(-1)
-    remove_rmap_item_from_tree(m, v)
+    rmap_item.remove_rmap_item_from_tree(m, v)
     if kframe >= 0:
         return _merge_with_stable(m, v, frame, kframe, key)
     ends, at = unstable_tree_search_insert(m, v, frame, key)
@@ -312,25 +285,11 @@ def cmp_and_merge_page(m, v, frame):
 # --- scanning -------------------------------------------------------------------------------------------------------
 
 
-@compiled
-def _list_add(m, mm, before, after):
-    m.mm[mm].prev = before
-    m.mm[mm].next = after
-    m.mm[before].next = mm
-    m.mm[after].prev = mm
-
-
-@compiled
-def _list_del(m, mm):
-    m.mm[m.mm[mm].prev].next = m.mm[mm].next
-    m.mm[m.mm[mm].next].prev = m.mm[mm].prev
-
-
 @entry
 def ksm_enter(m, mm):
     """Register a process just before the cursor's, so that the current full scan does not visit it (ksm-scan S12)."""
     at = 0 if m.state[0].run == 2 else m.state[0].cursor_mm
-    _list_add(m, mm, m.mm[at].prev, at)
+    list_add_tail(m.mm, mm, at)
     m.mm[mm].registered = 1
     emit(m, Decision.ENTER, -1 - mm, 1, -1, 0)
 
@@ -338,7 +297,7 @@ def ksm_enter(m, mm):
 @compiled
 def _drop_mm(m, mm):
     """Remove a process from ksmd's list."""
-    _list_del(m, mm)
+    list_del(m.mm, mm)
     m.mm[mm].registered = 0
 
 
@@ -355,9 +314,9 @@ def ksm_exit(m, mm):
         return
     if m.mm[mm].rmap_items == 0:
         _drop_mm(m, mm)
-        return
-    _list_del(m, mm)
-    _list_add(m, mm, cursor, m.mm[cursor].next)
+    else:
+        list_del(m.mm, mm)
+        list_add_tail(m.mm, mm, m.mm[cursor].next)
 
 
 @compiled
@@ -407,11 +366,10 @@ def _start_full_scan(m):
     if not s.merge_across_nodes:  # S10.3
         for n in range(s.top_node):
             if m.node[n].kind == MIGRATED:
-                ksm_get_folio(m, n)
+                stable_tree.ksm_get_folio(m, n)
     s.unmerged = 0
     s.cursor_mm = m.mm[0].next
-    s.cursor = 0
-    s.found_vma = 0
+    s.cursor = s.found_vma = 0
 
 
 @inlined
@@ -426,8 +384,7 @@ def scan_pages(m, mm, budget):
     s = m.state[0]
     base = m.mm[mm].base
     if m.mm[mm].exited:
-        s.cursor = 0
-        s.found_vma = 0
+        s.cursor = s.found_vma = 0
     at, end = base + s.cursor, base + m.mm[mm].pages
     found, before = np.int64(-1), budget
     passed_over = skipped = thp = merged = np.int64(0)
@@ -443,9 +400,9 @@ def scan_pages(m, mm, budget):
         at = v + 1
         if m.pte[v].vm & VM_MERGEABLE and m.pte[v].kind == ANON:
             if not m.pte[v].item:
-                alloc_rmap_item(m, v)
-            if should_skip_rmap_item(m, v):
-                at = skip_on(m, at, end)
+                rmap_item.alloc_rmap_item(m, v)
+            if rmap_item.should_skip_rmap_item(m, v):
+                at = rmap_item.skip_on(m, at, end)
                 skipped += at - v
                 emit(m, Decision.SKIP, v, at - v, -1, 0)
                 continue
@@ -463,12 +420,12 @@ def scan_pages(m, mm, budget):
             if budget == 0:
                 break
         elif m.pte[v].item:
-            free_rmap_item(m, v)
+            rmap_item.free_rmap_item(m, v)
     visits = before - budget
     s.cursor = at - base
     s.found_vma |= visits > 0
     m.stat[0].pages_scanned += visits
-    m.stat[0].pages_skipped += skipped
+    m.steps[SKIP] += skipped
     m.steps[PASS_OVER] += passed_over
     m.steps[VISIT_KSM] += merged
     m.steps[VISIT_THP] += thp
@@ -503,8 +460,7 @@ def ksm_do_scan(m):
             if not s.found_vma and not m.mm[mm].mergeable:  # S17
                 _drop_mm(m, mm)
             s.cursor_mm = m.mm[mm].next
-            s.cursor = 0
-            s.found_vma = 0
+            s.cursor = s.found_vma = 0
             if s.cursor_mm == 0:
                 break
     else:
@@ -527,11 +483,11 @@ def unmerge_and_remove_all_rmap_items(m):
                 break_ksm(m, v)
         for v in range(m.mm[mm].base, m.mm[mm].base + m.mm[mm].pages):
             if m.pte[v].item:
-                free_rmap_item(m, v)
+                rmap_item.free_rmap_item(m, v)
         if m.mm[mm].exited:
             _drop_mm(m, mm)
         mm = following
-    remove_all_stable_nodes(m)
+    stable_tree.remove_all_stable_nodes(m)
     s.cursor_mm = 0
     m.stat[0].full_scans = 0
 
@@ -545,24 +501,15 @@ def _record_full_scan(m):
     """
     stat = m.stat[0]
     last, settled = m.passes[LAST], m.passes[SETTLED]
-    merges = m.steps[MERGE] + m.steps[MERGE_ZERO]
-    splits = m.steps[SPLIT_PAGE]
-    quiet = (
-        last.full_scan > 0
-        and last.frames == stat.frames
-        and last.merges == merges
-        and last.splits == splits
-        and last.checksums == stat.changed_checksums
-    )
+    work = m.steps[MERGE] + m.steps[MERGE_ZERO] + m.steps[SPLIT_PAGE] + stat.changed_checksums
+    quiet = last.full_scan > 0 and last.frames == stat.frames and last.work == work
     skipped = stat.pages_skipped != last.skipped
     last.full_scan += 1
     last.time_ns = stat.time_ns
     last.frames = stat.frames
     last.ksm_pages = stat.pages_sharing + stat.ksm_zero_pages
     last.skipped = stat.pages_skipped
-    last.merges = merges
-    last.splits = splits
-    last.checksums = stat.changed_checksums
+    last.work = work
     if last.full_scan == 1:
         m.passes[FIRST] = last
     if not quiet:
@@ -590,12 +537,11 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
     Returns
     -------
     tuple
-        Number of batches, time at which the next one starts (ns), the most frames that one batch freed.
+        Number of batches, time at which the next one starts (ns).
     """
     s = m.state[0]
     stat = m.stat[0]
     done = 0
-    most_freed = 0
     while done < batches and wake_ns < until_ns and s.run & 1 and m.mm[0].next != 0:
         room = batch_room(m)
         if len(m.frame) - s.top_frame < room or len(m.node) - s.top_node < room or s.logged > HELD:
@@ -605,15 +551,14 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
         s.jiffies = jiffies(m, wake_ns)
         s.prune_before = s.jiffies - (s.stable_node_chains_prune_millisecs * s.hz + 999) // 1000
         frames, passes = stat.frames, stat.full_scans
-        cpu = ksmd_cpu_ns(m)
+        cpu = cpu_ns(m, 0, NR_KSMD_STEPS)
         s.batch_cpu_ns = cpu
         ksm_do_scan(m)
-        cpu = ksmd_cpu_ns(m) - cpu
+        cpu = cpu_ns(m, 0, NR_KSMD_STEPS) - cpu
         stat.time_ns += cpu
         stat.ksmd_cpu_ns += cpu
         stat.freed_by_batch = frames - stat.frames
-        most_freed = max(most_freed, frames - stat.frames)
-        stat.pages_to_scan = s.pages_to_scan
+        show_counters(m)
         rows[done] = stat
         if len(mthp_rows) > 0:
             for order in range(len(m.mthp)):
@@ -624,7 +569,7 @@ def ksm_scan_thread(m, wake_ns, batches, until_ns, full_scans, until_settled, ro
             _record_full_scan(m)
             if stat.full_scans >= full_scans or (until_settled and m.passes[SETTLED].full_scan > 0):
                 break
-    return done, wake_ns, most_freed
+    return done, wake_ns
 
 
 @entry

@@ -5,6 +5,7 @@ from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
 from mmlab.kernel.memory import clear_swap_entry
 from mmlab.kernel.mlock import count_locked
+from mmlab.kernel.pgtable import set_pte
 from mmlab.kernel.rmap import folio_maybe_mapped_shared, folio_pte_batch
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import shrink_folio
@@ -67,7 +68,7 @@ def madvise_folios(m, advice, first, end):
                 if m.pte[v].kind == SWAP and advice == MADV_FREE:
                     clear_swap_entry(m, v)
                 elif m.pte[v].kind == POISON and advice == MADV_FREE:
-                    m.pte[v].kind = NONE
+                    set_pte(m, v, NONE, 0, -1)
                 v += 1
                 continue
             frame = m.page[v].frame

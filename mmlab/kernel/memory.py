@@ -2,21 +2,17 @@
 
 import numpy as np
 
+from mmlab.kernel import folio, rmap
 from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.deferred_split import deferred_split_folio
-from mmlab.kernel.folio import alloc_folio, alloc_frame, folio_batch_add, folio_free_swap, folio_get, folio_put, vm_mm
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.jit import compiled, entry
-from mmlab.kernel.rmap import (
-    folio_add_large_mapcount,
-    folio_pte_batch,
-    folio_remove_rmap_pmd,
-    folio_remove_rmap_ptes,
-    linear_page_index,
-)
+from mmlab.kernel.pgtable import set_pte
 from mmlab.kernel.state import *
 from mmlab.kernel.swap import swap_duplicate, swap_free
 from mmlab.kernel.unstable_tree import set_content, unmap_pte
+
+READS, WRITES = 1, 2
 
 # --- mapping and unmapping one entry --------------------------------------------------------------------------------
 
@@ -28,18 +24,10 @@ def pte_writable(m, v):
 
 
 @compiled
-def _map_anon(m, v, frame, bits):
-    m.pte[v].kind = ANON
-    m.pte[v].bits = bits
-    m.page[v].frame = frame
-    m.occupied[v >> 6] |= np.uint64(1) << np.uint64(v & 63)
-
-
-@compiled
 def _alloc_page(m, v):
     """Allocate an order-0 page for v, on the NUMA node of its process."""
-    f = alloc_frame(m)
-    m.frame[f].flags = m.mm[vm_mm(m, v)].nid << NID_SHIFT
+    f = folio.alloc_frame(m)
+    m.frame[f].flags = m.mm[folio.vm_mm(m, v)].nid << NID_SHIFT
     return f
 
 
@@ -48,11 +36,10 @@ def map_new_page(m, v, bits):
     """Map a new order-0 page at v, with the content that v has."""
     f = _alloc_page(m, v)
     m.frame[f].mapcount = 1
-    _map_anon(m, v, f, bits)
+    set_pte(m, v, ANON, bits, f)
     b = v >> m.state[0].hpage_order
     if m.block[b].pmd == PMD_NONE:
         m.block[b].pmd = PMD_TABLE
-    m.stat[0].anon_pages += 1
 
 
 @compiled
@@ -66,14 +53,13 @@ def map_folio(m, v, order, nid):
     mm = m.block[b].mm
     n = 1 << order
     huge = order == m.state[0].hpage_order
-    f = alloc_folio(m, order, m.mm[mm].family, linear_page_index(m, v))
+    f = folio.alloc_folio(m, order, m.mm[mm].family, rmap.linear_page_index(m, v))
     head = m.folio[f].head
     for i in range(n):
-        _map_anon(m, v + i, head + i, DIRTY | EXCLUSIVE)
+        set_pte(m, v + i, ANON, DIRTY | EXCLUSIVE, head + i)
         m.frame[head + i].flags = nid << NID_SHIFT
         m.frame[head + i].mapcount = 0 if huge else 1
-    m.stat[0].anon_pages += n
-    folio_add_large_mapcount(m, f, mm, 1 if huge else n)
+    rmap.folio_add_large_mapcount(m, f, mm, 1 if huge else n)
     if m.pte[v].vm & VM_LOCKED:
         m.folio[f].mlocks = 1
     if huge:
@@ -84,16 +70,6 @@ def map_folio(m, v, order, nid):
     else:
         m.folio[f].nr_mapped = n
         m.block[b].pmd = PMD_TABLE
-
-
-@compiled
-def count_zeropage(m, v, n):
-    """Count n zeropage entries more like the one at v; -1: the caller replaces it."""
-    m.stat[0].zeropage_entries += n
-    if m.pte[v].kind == ZP_KSM:
-        emit(m, Decision.ZERO_COPIED if n > 0 else Decision.ZERO_GONE, v, 1, -1, 0)
-        m.stat[0].ksm_zero_pages += n
-        m.mm[vm_mm(m, v)].zero_pages += n
 
 
 @compiled
@@ -114,10 +90,8 @@ def wp_page_copy(m, v, bits):
     if m.frame[old].flags & KSM:
         emit(m, Decision.UNSHARE_WRITE if bits & DIRTY else Decision.UNSHARE_BREAK, v, 1, -1, 0)
         m.stat[0].cow_ksm += 1
-        m.stat[0].ksm_entries -= 1
     map_new_page(m, v, bits)
-    m.stat[0].anon_pages -= 1
-    folio_remove_rmap_ptes(m, v, old, 1)
+    rmap.folio_remove_rmap_ptes(m, v, old, 1)
 
 
 @compiled
@@ -141,7 +115,6 @@ def do_swap_page(m, v, write):
         last = m.swap[slot].count == 1 and m.frame[frame].mapcount == 0
         if m.frame[frame].flags & KSM:
             bits = KSM_PAGE
-            m.stat[0].ksm_entries += 1
         elif last and unshared and (write or m.pte[v].vm & VM_LOCKED):
             bits = EXCLUSIVE
     else:
@@ -154,11 +127,10 @@ def do_swap_page(m, v, write):
             m.swap[slot].cache = frame
             m.frame[frame].folio = -2 - slot
     m.frame[frame].mapcount += 1
-    m.stat[0].anon_pages += 1
-    _map_anon(m, v, frame, bits)
+    set_pte(m, v, ANON, bits, frame)
     swap_free(m, slot)
     if bits & EXCLUSIVE or m.pte[v].vm & VM_LOCKED:
-        folio_free_swap(m, frame)
+        folio.folio_free_swap(m, frame)
 
 
 @compiled
@@ -181,7 +153,7 @@ def _folio_allowed(m, v, order):
         for i in range(first, end):
             if m.pte[i].kind != NONE:
                 return False
-    base = m.mm[vm_mm(m, v)].base
+    base = m.mm[folio.vm_mm(m, v)].base
     for i in range(len(m.vma)):
         if m.vma[i].base == base and m.vma[i].start <= first - base and end - base <= m.vma[i].end:
             return True
@@ -194,7 +166,7 @@ def _folio_fault(m, v, order):
     first = v >> order << order
     for i in range(first, first + (1 << order)):
         set_content(m, i, np.uint64(0))
-    map_folio(m, first, order, m.mm[vm_mm(m, v)].nid)
+    map_folio(m, first, order, m.mm[folio.vm_mm(m, v)].nid)
     m.mthp[order].anon_fault_alloc += 1
     m.stat[0].thp_fault_alloc += order == m.state[0].hpage_order
 
@@ -227,7 +199,6 @@ def _write_fault(m, v):
             return
         split_huge_pmd(m, b)
     if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-        count_zeropage(m, v, -1)
         map_new_page(m, v, DIRTY | EXCLUSIVE)
         return
     if m.pte[v].kind == SWAP:
@@ -246,7 +217,8 @@ def _write_fault(m, v):
     if f >= 0:
         alone = s.large_folio_reused and m.folio[f].mapcount > 1 and not m.folio[f].shared and m.folio[f].pins == 0
     else:
-        alone = m.frame[frame].mapcount == 1 and not m.frame[frame].flags & (KSM | LOCKED) and folio_free_swap(m, frame)
+        unshared = m.frame[frame].mapcount == 1 and not m.frame[frame].flags & (KSM | LOCKED)
+        alone = unshared and folio.folio_free_swap(m, frame)
     if alone:
         m.pte[v].bits = DIRTY | EXCLUSIVE
         return
@@ -268,32 +240,31 @@ def _read_fault(m, v):
         return
     if _folio_allowed(m, v, order):
         for i in range(b << order, (b + 1) << order):
-            m.pte[i].kind = HUGE_ZP
+            set_pte(m, i, HUGE_ZP, 0, -1)
             set_content(m, i, np.uint64(0))
         m.block[b].pmd = PMD_HUGE_ZP
         return
-    m.pte[v].kind = ZP_CLEAN
+    set_pte(m, v, ZP_CLEAN, 0, -1)
     set_content(m, v, np.uint64(0))
-    m.page[v].frame = -1
     m.block[b].pmd = PMD_TABLE
-    m.stat[0].zeropage_entries += 1
 
 
 @entry
-def write_pages(m, first, end, key, read_first):
-    """Write `key` to each page of [first, end) or, with `read_first`, write back what is read.
+def access_pages(m, first, end, access, key):
+    """Read each page of [first, end), write `key` to it, or write back what is read: READS, WRITES, or both bits.
 
-    Return False at the first page that is poisoned or not in a writable VMA.
+    Return 0, or EFAULT at the first page that is poisoned, in no VMA, or not in a writable one.
     """
     for v in range(first, end):
-        if not m.pte[v].vm & VM_WRITE or m.pte[v].kind == POISON:
-            return False
-        if read_first:
+        if not m.pte[v].vm & (VM_WRITE if access & WRITES else VM_PRESENT) or m.pte[v].kind == POISON:
+            return EFAULT
+        if access & READS:
             _read_fault(m, v)
-        _write_fault(m, v)
-        if not read_first:
+        if access & WRITES:
+            _write_fault(m, v)
+        if access == WRITES:
             set_content(m, v, key)
-    return True
+    return 0
 
 
 @entry
@@ -307,16 +278,6 @@ def write_listed_pages(m, keys):
 
 
 @entry
-def read_pages(m, first, end):
-    """Read each page of [first, end). Return False at the first one that is poisoned or in no VMA."""
-    for v in range(first, end):
-        if not m.pte[v].vm & VM_PRESENT or m.pte[v].kind == POISON:
-            return False
-        _read_fault(m, v)
-    return True
-
-
-@entry
 def populate_vma_page_range(m, first, end):
     """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8).
 
@@ -327,9 +288,7 @@ def populate_vma_page_range(m, first, end):
         if not m.pte[v].vm & VM_WRITE:
             _read_fault(m, v)
         elif m.pte[v].kind == ANON and m.block[v >> order].pmd == PMD_TABLE and pte_writable(m, v):
-            f = m.frame[m.page[v].frame].folio
-            head = m.folio[f].head if f >= 0 else np.int64(m.page[v].frame)
-            m.frame[head].flags |= PG_DIRTY | REFERENCED
+            m.frame[folio.folio_head(m, m.page[v].frame)].flags |= PG_DIRTY | REFERENCED
         elif m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
             _write_fault(m, v)
 
@@ -355,9 +314,8 @@ def zap_page_range(m, first, end, advised):
         if m.block[b].pmd != PMD_TABLE:
             if v == b * n and stop == v + n:
                 if m.block[b].pmd == PMD_HUGE:
-                    m.stat[0].anon_pages -= n
                     m.stat[0].huge_pmds -= 1
-                    folio_remove_rmap_pmd(m, v, m.frame[m.page[v].frame].folio)
+                    rmap.folio_remove_rmap_pmd(m, v, m.frame[m.page[v].frame].folio)
                 for i in range(v, stop):
                     unmap_pte(m, i, NONE, -1)
                 m.block[b].pmd = PMD_NONE
@@ -366,23 +324,19 @@ def zap_page_range(m, first, end, advised):
             split_huge_pmd(m, b)
         while v < stop:
             if m.pte[v].kind != ANON:
-                if m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-                    count_zeropage(m, v, -1)
-                elif m.pte[v].kind == SWAP:
+                if m.pte[v].kind == SWAP:
                     clear_swap_entry(m, v)
-                m.pte[v].kind = NONE
+                else:
+                    set_pte(m, v, NONE, 0, -1)
                 v += 1
                 continue
             frame = m.page[v].frame
             run = 1
             if m.frame[frame].folio >= 0:
-                run = folio_pte_batch(m, v, stop)
-            elif m.frame[frame].flags & KSM:
-                m.stat[0].ksm_entries -= 1
+                run = rmap.folio_pte_batch(m, v, stop)
             for i in range(v, v + run):
                 unmap_pte(m, i, NONE, -1)
-            m.stat[0].anon_pages -= run
-            folio_remove_rmap_ptes(m, v, frame, run)
+            rmap.folio_remove_rmap_ptes(m, v, frame, run)
             v += run
         if advised and m.state[0].dontneed_frees_page_table and first <= b * n and stop == (b + 1) * n:
             m.block[b].pmd = PMD_NONE
@@ -391,10 +345,7 @@ def zap_page_range(m, first, end, advised):
 @compiled
 def _copied_at_fork(m, v):
     """Return whether a child gets a copy of the page at v: it is exclusive, and its folio pinned (ksm-merge F4)."""
-    frame = m.page[v].frame
-    f = m.frame[frame].folio
-    pins = m.folio[f].pins if f >= 0 else np.int64(m.frame[frame].pins)
-    return m.pte[v].bits & EXCLUSIVE and pins > 0
+    return m.pte[v].bits & EXCLUSIVE and folio.folio_pins(m, m.page[v].frame) > 0
 
 
 @entry
@@ -413,34 +364,27 @@ def copy_page_range(m, src, dst, pages):
         m.block[b].pmd = m.block[a].pmd
         if m.block[a].pmd == PMD_HUGE:
             f = m.frame[m.page[a * n].frame].folio
-            folio_add_large_mapcount(m, f, m.block[b].mm, 1)
+            rmap.folio_add_large_mapcount(m, f, m.block[b].mm, 1)
             m.folio[f].entire += 1
             m.stat[0].huge_pmds += 1
     for i in range(pages):
         v, w = src + i, dst + i
         m.page[w].key = m.page[v].key
-        m.page[w].frame = -1
         m.pte[w].vm = m.pte[v].vm & ~(VM_LOCKED | VM_UFFD)
         if m.pte[v].kind == ANON and _copied_at_fork(m, v):
             map_new_page(m, w, DIRTY | EXCLUSIVE)
             continue
-        m.pte[w].kind = m.pte[v].kind
         m.pte[v].bits &= ~EXCLUSIVE
-        if m.pte[v].kind == ANON:
-            frame = m.page[v].frame
-            _map_anon(m, w, frame, m.pte[v].bits | OLD)
-            m.stat[0].anon_pages += 1
-            if m.frame[frame].flags & KSM:
-                m.stat[0].ksm_entries += 1
-            if m.block[v >> order].pmd == PMD_TABLE:
-                m.frame[frame].mapcount += 1
-                if m.frame[frame].folio >= 0:
-                    folio_add_large_mapcount(m, m.frame[frame].folio, vm_mm(m, w), 1)
-        elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-            count_zeropage(m, w, 1)
+        frame = m.page[v].frame
+        set_pte(m, w, m.pte[v].kind, m.pte[v].bits | OLD if m.pte[v].kind == ANON else 0, frame)
+        if m.pte[v].kind == ANON and m.block[v >> order].pmd == PMD_TABLE:
+            m.frame[frame].mapcount += 1
+            if m.frame[frame].folio >= 0:
+                rmap.folio_add_large_mapcount(m, m.frame[frame].folio, folio.vm_mm(m, w), 1)
+        elif m.pte[v].kind == ZP_KSM:
+            emit(m, Decision.ZERO_COPIED, w, 1, -1, 0)
         elif m.pte[v].kind == SWAP:
-            m.page[w].frame = m.page[v].frame
-            swap_duplicate(m, -2 - m.page[v].frame)
+            swap_duplicate(m, -2 - frame)
 
 
 @entry
@@ -465,9 +409,7 @@ def move_page_tables(m, old, new, pages):
         for v in range(old + i, old + i + run):
             w = v + new - old
             set_content(m, w, m.page[v].key)
-            m.pte[w].kind, m.pte[w].bits = m.pte[v].kind, m.pte[v].bits
-            m.page[w].frame = m.page[v].frame
-            m.occupied[w >> 6] |= np.uint64(1) << np.uint64(w & 63)
+            set_pte(m, w, m.pte[v].kind, m.pte[v].bits, m.page[v].frame)
             unmap_pte(m, v, NONE, -1)
         i += run
 
@@ -479,16 +421,15 @@ def break_ksm(m, v):
     In a VM_LOCKED VMA the copy, then the old page, go into the batch of mlock work (M15).
     """
     if m.pte[v].kind == ZP_KSM:
-        count_zeropage(m, v, -1)
         map_new_page(m, v, EXCLUSIVE | READ_ONLY)
     elif m.pte[v].kind == ANON and m.frame[m.page[v].frame].flags & KSM:
         old = m.page[v].frame
-        folio_get(m, old)
+        folio.folio_get(m, old)
         wp_page_copy(m, v, EXCLUSIVE | READ_ONLY)
         if m.pte[v].vm & VM_LOCKED:
-            folio_batch_add(m, MLOCK, m.page[v].frame)
-            folio_batch_add(m, MLOCK, old)
-        folio_put(m, old)
+            folio.folio_batch_add(m, MLOCK, m.page[v].frame)
+            folio.folio_batch_add(m, MLOCK, old)
+        folio.folio_put(m, old)
 
 
 @entry

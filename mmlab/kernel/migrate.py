@@ -2,15 +2,13 @@
 
 import numpy as np
 
-from mmlab.kernel.deferred_split import folio_is_queued, list_move_tail
 from mmlab.kernel.folio import lru_add_drain_all
 from mmlab.kernel.huge_memory import split_folio
 from mmlab.kernel.jit import compiled, entry
+from mmlab.kernel.list import list_move_tail
 from mmlab.kernel.mlock import count_locked
 from mmlab.kernel.state import *
 from mmlab.kernel.unstable_tree import unmap_pte
-
-EBUSY, EFAULT = 16, 14
 
 
 @compiled
@@ -46,8 +44,8 @@ def migrate_pages(m, first, end, node, huge):
             elif m.folio[f].pins == 0:
                 _move(m, m.folio[f].head, 1 << m.folio[f].order, node)
                 m.folio[f].mlocks = count_locked(m, v, True)
-                if folio_is_queued(m, f):
-                    list_move_tail(m, f)
+                if m.folio[f].prev >= 0:
+                    list_move_tail(m.folio, f)
             last = f
         elif m.frame[frame].pins == 0 and not m.frame[frame].flags & LOCKED:
             _move(m, frame, 1, node)
@@ -72,7 +70,4 @@ def memory_failure(m, v):
         if m.pte[w].kind == ANON and m.page[w].frame == frame:
             unmap_pte(m, w, POISON, -1)
             m.frame[frame].mapcount -= 1
-            m.stat[0].anon_pages -= 1
-            if m.frame[frame].flags & KSM:
-                m.stat[0].ksm_entries -= 1
     return 0

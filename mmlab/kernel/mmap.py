@@ -7,26 +7,20 @@ takes pages [start, end) of a process's region, and returns 0 or the errno that 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partialmethod
-from itertools import pairwise
+from itertools import count, pairwise
 from operator import attrgetter
 
 import numpy as np
 
+from mmlab.kernel import memory
 from mmlab.kernel.folio import folio_get, folio_put, lru_add_drain_all
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.khugepaged import collapse_range
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
 from mmlab.kernel.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, madvise_folios
-from mmlab.kernel.memory import (
-    copy_page_range,
-    move_page_tables,
-    populate_vma_page_range,
-    unmerge_ksm_pages,
-    zap_page_range,
-)
 from mmlab.kernel.mlock import mlock_vma_pages_range
 from mmlab.kernel.state import *
 
@@ -65,18 +59,14 @@ class AddressSpaces:
     vmas: list[list[Vma]] = field(default_factory=list)
     pins: list[tuple[int, int]] = field(default_factory=list)
     """Pinned pages: process and frame, once for each pin."""
-    _stamp: int = 0
+    _stamps: Iterator[int] = field(default_factory=lambda: count(1))
     _changed: set[int] = field(default_factory=set)
     """First and last pages that the present call has changed."""
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
 
-    def _next_stamp(self) -> int:
-        self._stamp += 1
-        return self._stamp
-
-    def add(self, vm: np.ndarray, born_huge: np.ndarray) -> None:
-        """Add a process that has written to all of its pages.
+    def populated(self, process: int, vm: np.ndarray, born_huge: np.ndarray) -> None:
+        """Give a process its first VMAs, after it has written to all of its pages.
 
         Parameters
         ----------
@@ -86,7 +76,7 @@ class AddressSpaces:
             bool[pages]: whether MADV_HUGEPAGE held at the write; where that changes, a VMA ends.
         """
         areas = equal_runs(vm + 256 * born_huge)
-        self.vmas.append([Vma(a, b, int(vm[a]), self._next_stamp(), self._next_stamp()) for a, b, _ in areas])
+        self.vmas[process] = [Vma(a, b, int(vm[a]), next(self._stamps), next(self._stamps)) for a, b, _ in areas]
 
     def base(self, process: int) -> int:
         """Return the first page of a process's region in `Machine.page`."""
@@ -115,8 +105,8 @@ class AddressSpaces:
         vmas, order = self.vmas[process], int(self.m.state[0]["hpage_order"])
         for at in (start, end):
             for i, v in [(i, v) for i, v in enumerate(vmas) if v.start < at < v.end]:
-                vmas.insert(i + 1, replace(v, start=at, stamp=self._next_stamp()))
-                v.end, v.stamp = at, self._next_stamp()
+                vmas.insert(i + 1, replace(v, start=at, stamp=next(self._stamps)))
+                v.end, v.stamp = at, next(self._stamps)
                 page = self.base(process) + at
                 if page & ((1 << order) - 1):
                     split_huge_pmd(self.m, page >> order)
@@ -135,7 +125,7 @@ class AddressSpaces:
             last = joined[-1] if joined else v
             equal = (last.end, last.vm, last.anon_vma, last.moved) == (v.start, v.vm, v.anon_vma, v.moved)
             if equal and v.start in self._changed:
-                last.end, last.stamp = v.end, self._next_stamp()
+                last.end, last.stamp = v.end, next(self._stamps)
             else:
                 joined.append(v)
         self.vmas[process] = joined
@@ -166,13 +156,13 @@ class AddressSpaces:
     def _unmerge(self, process: int, vma: Vma, start: int, end: int) -> None:
         """Unshare what is merged in pages [start, end) of a VMA, which ceases to be mergeable."""
         if vma.vm & VM_MERGEABLE:
-            unmerge_ksm_pages(self.m, *self.places(process, start, end))
+            memory.unmerge_ksm_pages(self.m, *self.places(process, start, end))
             self.m.state[0]["unmerged"] = 1
 
     def _populate(self, process: int, start: int, end: int) -> None:
         """Touch each page (`__mm_populate`), for which faults need the table of VMAs."""
         self.publish()
-        populate_vma_page_range(self.m, *self.places(process, start, end))
+        memory.populate_vma_page_range(self.m, *self.places(process, start, end))
 
     def _walk(
         self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool = True
@@ -244,7 +234,7 @@ class AddressSpaces:
     nohugepage = partialmethod(_set, off=VM_HUGEPAGE)
     """MADV_NOHUGEPAGE"""
 
-    dontneed = partialmethod(_unlocked, act=lambda m, a, b: zap_page_range(m, a, b, True))
+    dontneed = partialmethod(_unlocked, act=lambda m, a, b: memory.zap_page_range(m, a, b, True))
     """MADV_DONTNEED: unmap, up to the first VM_LOCKED VMA (ksm-merge F8)."""
     cold = partialmethod(_unlocked, act=lambda m, a, b: madvise_folios(m, MADV_COLD, a, b))
     """MADV_COLD (thp-split W5)"""
@@ -269,7 +259,7 @@ class AddressSpaces:
     def munmap(self, process: int, start: int, end: int) -> int:
         """munmap: VMA by VMA (thp-split H11)."""
         for v in self._cut(process, start, end):
-            zap_page_range(self.m, *self.places(process, v.start, v.end), False)
+            memory.zap_page_range(self.m, *self.places(process, v.start, v.end), False)
         self.vmas[process] = [v for v in self.vmas[process] if v.end <= start or v.start >= end]
         self.m.pte["vm"][slice(*self.places(process, start, end))] = 0
         return 0
@@ -279,7 +269,7 @@ class AddressSpaces:
         self.munmap(process, start, end)
         self.m.state[0]["unmerged"] = 1  # rmap_items may be left of what was here
         vm = VM_PRESENT | VM_WRITE | (VM_MERGEABLE if self.m.mm[process + 1]["merge_any"] else 0)
-        self._insert(process, Vma(start, end, vm, self._next_stamp(), self._next_stamp()))
+        self._insert(process, Vma(start, end, vm, next(self._stamps), next(self._stamps)))
         self._populate(process, start, end)
         return 0
 
@@ -312,8 +302,8 @@ class AddressSpaces:
         self._unmerge(process, vma, start, end)
         order = int(self.m.state[0]["hpage_order"])
         self.m.block["pmd"][-(-new >> order) : new + end - start >> order] = PMD_NONE
-        move_page_tables(self.m, old, new, end - start)
-        stamp, moved = self._next_stamp(), vma.moved + to - start
+        memory.move_page_tables(self.m, old, new, end - start)
+        stamp, moved = next(self._stamps), vma.moved + to - start
         there = replace(vma, start=to, end=to + end - start, vm=vma.vm & ~VM_UFFD, stamp=stamp, moved=moved)
         self.munmap(process, start, end)
         self._insert(process, there)
@@ -327,7 +317,7 @@ class AddressSpaces:
         causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
         errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])
         reached = int(np.argmax(np.append(errors, 1) != 0))
-        populate_vma_page_range(self.m, first, first + reached)
+        memory.populate_vma_page_range(self.m, first, first + reached)
         return int(np.append(errors, 0)[reached])
 
     def pin(self, process: int, start: int, end: int) -> int:
@@ -375,12 +365,12 @@ class AddressSpaces:
         m.block["mm"][blocks] = child + 1
         for name in ("more", "ahead"):
             m.block[name][blocks] = m.block[name][self.base(parent) >> order :][: blocks.stop - blocks.start]
-        off, stamp = VM_LOCKED | VM_UFFD, self._next_stamp
-        self.vmas.append([replace(v, vm=v.vm & ~off, anon_vma=stamp(), stamp=stamp()) for v in self.vmas[parent]])
+        vmas, off, stamps = self.vmas[parent], VM_LOCKED | VM_UFFD, self._stamps
+        self.vmas.append([replace(v, vm=v.vm & ~off, anon_vma=next(stamps), stamp=next(stamps)) for v in vmas])
         lru_add_drain_all(m)  # pins are those of I/O then
         if m.mm[parent + 1]["registered"]:
             ksm_enter(m, child + 1)
-        copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
+        memory.copy_page_range(m, self.base(parent), child_base, int(mm["pages"]))
         return 0
 
     def exit(self, process: int) -> int:

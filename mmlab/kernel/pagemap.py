@@ -1,7 +1,12 @@
 """The state of every page as /proc/PID/pagemap and /proc/kpageflags show it (trace-format.md)."""
 
+import numpy as np
+
 from mmlab.kernel.jit import entry
 from mmlab.kernel.state import *
+
+_LETTERS = np.frombuffer(b"NAZZYSN", np.uint8)
+"""A letter for each kind of entry, NONE to POISON."""
 
 
 @entry
@@ -9,32 +14,18 @@ def page_letters(m, first, letters):
     """Write the letter of each page from `first` on into `letters`, uint8 (mthp E17)."""
     for i in range(len(letters)):
         v = first + i
-        letter = ord("N")
+        letters[i] = _LETTERS[m.pte[v].kind]
         if m.pte[v].kind == ANON:
-            frame = m.page[v].frame
             if m.block[v >> m.state[0].hpage_order].pmd == PMD_HUGE:
-                letter = ord("H")
-            elif m.frame[frame].folio >= 0:
-                letter = ord("h")
-            else:
-                letter = ord("K") if m.frame[frame].flags & KSM else ord("A")
-        elif m.pte[v].kind == ZP_CLEAN or m.pte[v].kind == ZP_KSM:
-            letter = ord("Z")
-        elif m.pte[v].kind == HUGE_ZP:
-            letter = ord("Y")
-        elif m.pte[v].kind == SWAP:
-            letter = ord("S")
-        letters[i] = letter
+                letters[i] = ord("H")
+            elif m.frame[m.page[v].frame].folio >= 0:
+                letters[i] = ord("h")
+            elif m.frame[m.page[v].frame].flags & KSM:
+                letters[i] = ord("K")
 
 
-@entry
-def count_frames(m, seen):
-    """Return the number of mapped frames, and of KSM pages among them. `seen` is a zero for each frame, uint8."""
-    frames = ksm_frames = 0
-    for v in range(len(m.page)):
-        frame = m.page[v].frame
-        if m.pte[v].kind == ANON and not seen[frame]:
-            seen[frame] = 1
-            frames += 1
-            ksm_frames += m.frame[frame].flags & KSM
-    return frames, ksm_frames
+def count_frames(m: Machine) -> tuple[int, int]:
+    """Return the number of mapped frames, and of KSM pages among them."""
+    mapped = np.zeros(len(m.frame), np.bool_)
+    mapped[m.page["frame"][m.pte["kind"] == ANON]] = True
+    return int(mapped.sum()), int((m.frame["flags"][mapped] & KSM).sum())

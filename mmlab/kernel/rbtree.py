@@ -111,33 +111,17 @@ def rb_replace_node(t, root, old, new):
 @compiled
 def rb_erase(t, root, n):
     """Remove n. A node with two children gives its place and colour to its in-order successor (ksm-merge U1)."""
+    heir = n
     if t[n].left >= 0 and t[n].right >= 0:
         heir = t[n].right
         while t[heir].left >= 0:
             heir = t[heir].left
-        black = not _is_red(t, heir)
-        x, parent = t[heir].right, _parent(t, heir)  # x moves up to where the successor was
-        if parent == n:
-            parent = heir
-        else:
-            t[parent].left = x
-            if x >= 0:
-                _set_parent(t, x, parent)
-            t[heir].right = t[n].right
-            _set_parent(t, t[heir].right, heir)
-        t[heir].left = t[n].left
-        _set_parent(t, t[heir].left, heir)
-        t[heir].parent = t[n].parent
-        root = _replace_child(t, root, _parent(t, n), n, heir)
-    else:
-        black = not _is_red(t, n)
-        x, parent = t[n].left if t[n].left >= 0 else t[n].right, _parent(t, n)
-        if x >= 0:
-            _set_parent(t, x, parent)
-        root = _replace_child(t, root, parent, n, x)
-    if not black:
-        return root
-    while parent >= 0 and not _is_red(t, x):  # paths through x lack one black node
+    black = not _is_red(t, heir)
+    x, parent = t[heir].left if t[heir].left >= 0 else t[heir].right, _parent(t, heir)  # x moves up
+    root = _replace_child(t, root, parent, heir, x)
+    if x >= 0:
+        _set_parent(t, x, parent)
+    while black and parent >= 0 and not _is_red(t, x):  # paths through x lack one black node
         on_left = t[parent].left == x
         sibling = t[parent].right if on_left else t[parent].left
         if _is_red(t, sibling):
@@ -163,6 +147,6 @@ def rb_erase(t, root, n):
         root = _rotate(t, root, parent, on_left)
         x = root
         break
-    if x >= 0:
+    if black and x >= 0:
         _set_red(t, x, 0)
-    return root
+    return root if heir == n else rb_replace_node(t, root, n, heir)

@@ -105,11 +105,15 @@ def folio_maybe_mapped_shared(m, f):
 
 
 @compiled
-def _put_unmapped_folio(m, v, f):
-    """Free a large folio if nothing maps or references it any more; one that is pinned keeps its contents.
+def _finish_removal(m, v, f, partial):
+    """Mark and queue a folio that is still mapped, but some of its pages by nobody any more (thp-split Q1b).
 
-    The shrinker asks for them only where all mappings went in one step, which then began at v (thp-split Q4).
+    Free one that nothing maps or references any more; one that is pinned keeps its contents. The shrinker asks for them
+    only where all mappings went in one step, which then began at v (thp-split Q4).
     """
+    if partial and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
+        deferred_split_folio(m, f, True)
+    munlock_folio(m, v, f)
     if m.folio[f].mapcount == 0 and m.folio[f].pins > 0 and not m.folio[f].partially_mapped:
         m.folio[f].zeros = 0
         for w in range(v, v + (1 << m.folio[f].order)):
@@ -131,14 +135,10 @@ def folio_remove_rmap_ptes(m, v, frame, n):
     unmapped = 0
     for i in range(frame, frame + n):
         m.frame[i].mapcount -= 1
-        if m.frame[i].mapcount == 0:
-            unmapped += 1
+        unmapped += m.frame[i].mapcount == 0
     folio_sub_large_mapcount(m, f, vm_mm(m, v), n)
     m.folio[f].nr_mapped -= unmapped
-    if unmapped > 0 and m.folio[f].entire == 0 and m.folio[f].nr_mapped > 0:
-        deferred_split_folio(m, f, True)
-    munlock_folio(m, v, f)
-    _put_unmapped_folio(m, v, f)
+    _finish_removal(m, v, f, unmapped > 0)
 
 
 @compiled
@@ -146,7 +146,4 @@ def folio_remove_rmap_pmd(m, v, f):
     """Remove the mapping by the huge PMD at v. A folio still mapped in part is marked and queued (thp-split Q1b)."""
     folio_sub_large_mapcount(m, f, vm_mm(m, v), 1)
     m.folio[f].entire -= 1
-    if m.folio[f].entire == 0 and 0 < m.folio[f].nr_mapped < (1 << m.folio[f].order):
-        deferred_split_folio(m, f, True)
-    munlock_folio(m, v, f)
-    _put_unmapped_folio(m, v, f)
+    _finish_removal(m, v, f, m.folio[f].nr_mapped < 1 << m.folio[f].order)

@@ -14,8 +14,7 @@ from mmlab.kernel.unstable_tree import unstable_tree_erase
 def alloc_rmap_item(m, v):
     """Create an item for an address, with age 0 and no checksum, whatever it had before (ksm-scan S20, S23)."""
     m.pte[v].item = ITEM
-    m.pte[v].age = 0
-    m.pte[v].skips = 0
+    m.pte[v].age = m.pte[v].skips = 0
     m.mm[vm_mm(m, v)].rmap_items += 1
     m.stat[0].rmap_items += 1
     m.stat[0].proc_ksm_rmap_items += 1
@@ -31,10 +30,6 @@ def remove_rmap_item_from_tree(m, v):
             return
         hlist_del(m, m.page, v, node)
         first = m.node[node].first
-        if first >= 0:
-            m.stat[0].pages_sharing -= 1
-        else:
-            m.stat[0].pages_shared -= 1
         emit(m, Decision.LEAVE_SHARED if first < 0 else Decision.LEAVE_SHARING, v, 1, first, 0)
         set_rmap_hlist_len(m, node, m.node[node].len - 1)
         detach(m, v)
@@ -62,14 +57,8 @@ def free_rmap_item(m, v):
 
 @compiled
 def skip_age(age):
-    """Return the number of full scans to skip at an age (ksm-scan S25)."""
-    if age <= 3:
-        return 1
-    if age <= 5:
-        return 2
-    if age <= 8:
-        return 4
-    return 8
+    """Return the number of full scans to skip at an age: 1, doubled above 3, above 5 and above 8 (ksm-scan S25)."""
+    return 1 << (age > 3) + (age > 5) + (age > 8)
 
 
 @inlined

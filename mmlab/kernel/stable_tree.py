@@ -55,12 +55,9 @@ def alloc_stable_node(m, key):
     else:
         node = s.top_node
         s.top_node += 1
-    m.node[node].key = key
-    m.node[node].first = -1
-    m.node[node].len = 0
-    m.node[node].dups = 0
-    m.node[node].quiet = 0
-    m.node[node].kind = NODE
+    x = m.node[node]
+    x.key, x.kind, x.first = key, NODE, -1
+    x.len = x.dups = x.quiet = 0
     return node
 
 
@@ -80,8 +77,11 @@ def is_page_sharing_candidate(m, node, offset):
 
 @compiled
 def set_rmap_hlist_len(m, node, length):
-    """Set a node's number of items, and keep its chain's number of dups with room."""
-    had_room = is_page_sharing_candidate(m, node, 0)
+    """Set a node's number of items, of which one counts as shared, and keep its chain's number of dups with room."""
+    had_room, before = is_page_sharing_candidate(m, node, 0), m.node[node].len
+    shared = int(length > 0) - int(before > 0)
+    m.stat[0].pages_shared += shared
+    m.stat[0].pages_sharing += length - before - shared
     m.node[node].len = length
     if m.node[node].kind == DUP:
         chain = m.node[node].chain
@@ -94,8 +94,7 @@ def forget(m, v):
     """Forget an item's checksum, age and skips, in whose place it had its page's index while merged (ksm-scan S20)."""
     if m.state[0].forget_age:
         m.pte[v].item &= ~(CHECKSUM | REWRITTEN)
-        m.pte[v].age = 0
-        m.pte[v].skips = 0
+        m.pte[v].age = m.pte[v].skips = 0
 
 
 @compiled
@@ -112,9 +111,7 @@ def detach(m, v):
 def remove_node_from_stable_tree(m, node):
     """Remove a node. Its items stay, in no tree (ksm-merge T2)."""
     v = m.node[node].first
-    if v >= 0:
-        m.stat[0].pages_shared -= 1
-        m.stat[0].pages_sharing -= m.node[node].len - 1
+    set_rmap_hlist_len(m, node, 0)
     while v >= 0:
         following = m.page[v].left
         emit(m, Decision.REMOVE_RMAP_ITEM if following >= 0 else Decision.LEAVE_SHARED, v, 1, -1, 0)
@@ -238,10 +235,13 @@ def _free_chain(m, chain):
 def stable_node_dup(m, chain, prune):
     """Choose a dup of the chain and remove stale ones (ksm-merge T6). Return -1 if the chain was empty and is gone.
 
+    A node that is no chain stands for itself.
     If the chosen dup is the only one, the chain dissolves into it, even if the dup is full. With `prune`, the walk is a
     full one once `stable_node_chains_prune_millisecs` have passed since the last.
     """
     s = m.state[0]
+    if m.node[chain].kind != CHAIN:
+        return chain if ksm_get_folio(m, chain) else -1
     prune = prune and m.node[chain].prune_jiffies <= s.prune_before
     if prune:
         m.node[chain].prune_jiffies = s.jiffies
@@ -278,10 +278,8 @@ def stable_node_dup(m, chain, prune):
             stable_node_dup_del(m, found)
             stable_node_chain_add_dup(m, found, chain)
         first = m.node[chain].first == found
-        if prune and not first:
-            m.node[chain].quiet = 0  # a full walk prefers other dups
-        else:
-            m.node[chain].quiet = 1 if first and m.node[chain].len > 0 else walked - (dups - m.node[chain].dups)
+        again = 1 if first and m.node[chain].len > 0 else walked - (dups - m.node[chain].dups)
+        m.node[chain].quiet = 0 if prune and not first else again  # a full walk prefers other dups
     return found
 
 
@@ -360,14 +358,6 @@ def _passes(m, n, key):
     return passes
 
 
-@compiled
-def _dup_at(m, n, prune):
-    """Return the live node or dup for tree slot n, or -1 after something stale was removed."""
-    if m.node[n].kind == CHAIN:
-        return stable_node_dup(m, n, prune)
-    return n if ksm_get_folio(m, n) else -1
-
-
 @inlined
 def _descend(m, nid, key, prune):
     """Descend a tree to a content, and start again from the root after a stale node (ksm-merge T4).
@@ -378,7 +368,7 @@ def _descend(m, nid, key, prune):
     while n >= 0:
         m.steps[STABLE_LEVEL] += 1
         if not _passes(m, n, key):
-            dup = _dup_at(m, n, prune)
+            dup = stable_node_dup(m, n, prune)
             if dup < 0:
                 n, parent = m.tree[nid].stable, -1
                 continue
@@ -439,10 +429,6 @@ def stable_tree_insert(m, key, frame):
 def stable_tree_append(m, v, node):
     """Attach an item to its KSM page's node, at the head of the list (ksm-merge M9)."""
     first = m.node[node].first
-    if first < 0:
-        m.stat[0].pages_shared += 1
-    else:
-        m.stat[0].pages_sharing += 1
     emit(m, Decision.ATTACH_SHARED if first < 0 else Decision.ATTACH_SHARING, v, 1, first, 0)
     _hlist_add_head(m, m.page, v, node)
     m.page[v].parent = node

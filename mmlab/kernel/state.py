@@ -120,7 +120,7 @@ def folio_t() -> None:
     mlocks: int32       times that it was mlocked as a whole
     owner, second: int32             two processes that map it, as far as it knows them; 0: none
     owner_maps, second_maps: int32   part of mapcount that is theirs
-    next, prev: int32   deferred split queue
+    next, prev: int32   deferred split queue, whose head is record 0; prev is -1 for a folio that is not on it
     order: uint8
     partially_mapped: uint8
     shared: uint8       mapped by several processes, as far as it knows
@@ -174,7 +174,6 @@ def mm_t() -> None:
     exited: uint8
     rmap_items: int32
     merging_pages: int32
-    zero_pages: int32
     mergeable: int32        pages in VMAs with VM_MERGEABLE
     khugepaged: uint8       khugepaged knows it (khugepaged K2)
     merge_any: uint8        prctl PR_SET_MEMORY_MERGE
@@ -207,6 +206,7 @@ def vma_t() -> None:
     """
 
 
+EAGAIN, EFAULT, EBUSY, EINVAL = 11, 14, 16, 22  # Linux's, wherever this runs
 # What a variant lets ksmd do with a page (fix-variants 5.7), as `mmlab.variants.VISITS`
 MAY_MERGE, ZEROPAGE_ONLY, LEAVE = range(3)
 # Who splits a folio (fix-variants 5.1), as `mmlab.variants.CALLERS`
@@ -241,7 +241,6 @@ def _variables_t() -> None:
     top_folio, free_folio: int64                first record never used; free records
     top_node, free_node: int64
     top_slot, free_slot, swap_used: int64
-    queue_first, queue_last: int64              deferred split queue
     khugepaged_mm, khugepaged_address: int64    khugepaged's cursor
     khugepaged_more: int64                      blocks that it has scanned of those for which one at the cursor stands
     hugepages: int64                            orders of folios that are enabled, as bits
@@ -299,7 +298,8 @@ def pass_t() -> None:
     """Describe the state at the end of a full scan. What has changed since then decides whether ksmd has settled.
 
     full_scan: int64    0: there was none yet
-    time_ns, frames, ksm_pages, skipped, merges, splits, checksums: int64
+    time_ns, frames, ksm_pages, skipped: int64
+    work: int64         merges, pages of folios that were split, and changed checksums, all counted together
     """
 
 
@@ -379,6 +379,8 @@ class Machine(Tables):
     """one record for each order"""
     passes: Annotated[np.ndarray, pass_t, 3]
     """the FIRST, the LAST and the first SETTLED full scan"""
+    entries: Annotated[np.ndarray, np.dtype(np.int64), 7]
+    """number of entries of each kind, NONE to POISON, relative to the start"""
     steps: Annotated[np.ndarray, np.dtype(np.int64), NR_STEPS]
     """how often each step was done"""
     costs: Annotated[np.ndarray, np.dtype(np.int64), NR_STEPS]
@@ -403,11 +405,11 @@ Tables.parameters.update(
     key=[types.uint64],
     kkey=[types.uint64],
     t=[TableType(from_dtype(page_t)), TableType(from_dtype(node_t))],
+    linked=[TableType(from_dtype(mm_t)), TableType(from_dtype(folio_t))],
     orders=[types.Array(types.uint8, 1, "C", readonly=True)],
     touched=[types.Array(types.boolean, 1, "C", readonly=True)],
     keys=[types.uint64[::1]],
     letters=[types.uint8[::1]],
-    seen=[types.uint8[::1]],
     rows=[from_dtype(stat_t)[::1]],
     mthp_rows=[from_dtype(mthp_t)[:, ::1]],
 )
@@ -438,6 +440,6 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     m.tree["stable"] = m.tree["unstable"] = -1
     for name in ("frame", "run", "folio", "node", "slot"):
         s[f"free_{name}"] = -1
-    for name in ("index", "queue"):
-        s[f"{name}_first"] = s[f"{name}_last"] = -1
+    s["index_first"] = s["index_last"] = -1
+    s["top_folio"] = 1  # record 0 is the head of the deferred split queue
     return m

@@ -39,7 +39,6 @@ def _alloc_slot(m):
 def swap_duplicate(m, slot):
     """Count one more entry that refers to the slot, as fork does too (thp-split W7)."""
     m.swap[slot].count += 1
-    m.stat[0].swap_entries += 1
 
 
 @compiled
@@ -48,7 +47,6 @@ def swap_free(m, slot):
 
     A page in the swap cache keeps its slot as long as it is mapped (thp-split W7).
     """
-    m.stat[0].swap_entries -= 1
     m.swap[slot].count -= 1
     if m.swap[slot].count > 0:
         return
@@ -63,8 +61,6 @@ def swap_free(m, slot):
 def _swap_out(m, v, slot):
     """Replace the entry at v by one that refers to the slot (`try_to_unmap_one`)."""
     unmap_pte(m, v, SWAP, -2 - slot)
-    m.pte[v].bits &= EXCLUSIVE
-    m.stat[0].anon_pages -= 1
     swap_duplicate(m, slot)
 
 
@@ -105,8 +101,6 @@ def _shrink_page(m, v):
             m.frame[frame].flags = m.frame[frame].flags & ~LAZY | PG_DIRTY
             return
         unmap_pte(m, v, NONE, -1)
-        m.stat[0].anon_pages -= 1
-        m.stat[0].ksm_entries -= ksm
         folio_remove_rmap_ptes(m, v, frame, 1)
         return
     slot = -2 - m.frame[frame].folio
@@ -121,7 +115,6 @@ def _shrink_page(m, v):
         m.swap[slot].zero = m.page[v].key == 0
         if not m.swap[slot].zero:
             m.stat[0].pswpout += 1
-    m.stat[0].ksm_entries -= ksm
     _swap_out(m, v, slot)
     m.swap[slot].cache = -1
     m.frame[frame].folio = -1
@@ -147,7 +140,6 @@ def _discard_folio(m, f, v):
         m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
         if at_once:
             clean = 0
-    m.stat[0].anon_pages -= clean
     run = n if at_once else 1
     for i in range(0, clean, run):
         for w in range(v + i, v + i + run):

@@ -20,21 +20,9 @@ def schedule_timeout(m, now_ns, millisecs):
 
 
 @compiled
-def _cpu_ns(m, first, end):
+def cpu_ns(m, first, end):
+    """Return the CPU time of all steps so far whose numbers are in [first, end), ns: ksmd's come first."""
     total = 0
     for i in range(first, end):
         total += m.steps[i] * m.costs[i]
     return total
-
-
-@compiled
-def ksmd_cpu_ns(m):
-    """Return the CPU time of all that ksmd has done so far, ns."""
-    m.steps[SKIP] = m.stat[0].pages_skipped
-    return _cpu_ns(m, 0, NR_KSMD_STEPS)
-
-
-@compiled
-def khugepaged_cpu_ns(m):
-    """Return the CPU time of all that khugepaged has done so far, ns."""
-    return _cpu_ns(m, NR_KSMD_STEPS, NR_STEPS)

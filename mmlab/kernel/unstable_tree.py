@@ -15,6 +15,7 @@ import numpy as np
 
 from mmlab.kernel.decisions import Decision, emit
 from mmlab.kernel.jit import compiled, inlined
+from mmlab.kernel.pgtable import set_pte
 from mmlab.kernel.rbtree import rb_erase, rb_insert
 from mmlab.kernel.state import *
 
@@ -39,10 +40,9 @@ def empty_unstable_trees(m):
     s.direct = 0
     s.index_first = s.index_last = -1
     for nid in range(len(m.tree)):
-        m.tree[nid].unstable = -1
-        m.tree[nid].nodes = 0
-        m.tree[nid].depth = 0
-        m.tree[nid].built = 0
+        t = m.tree[nid]
+        t.unstable = -1
+        t.nodes = t.depth = t.built = 0
 
 
 # --- the index: items of one bucket are linked by `left`, all items in order of insertion by `right` -----------------
@@ -119,8 +119,7 @@ def unmap_pte(m, v, kind, frame):
     _shape_matters(m, v)
     if m.pte[v].item & UNSTABLE and m.pte[v].seq == m.stat[0].full_scans & 255 and m.page[v].frame >= 0:
         emit(m, Decision.DEAD_MADE, v, 1, -1, 0)
-    m.pte[v].kind = kind
-    m.page[v].frame = frame
+    set_pte(m, v, kind, m.pte[v].bits & EXCLUSIVE, frame)
 
 
 @compiled

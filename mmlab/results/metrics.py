@@ -129,9 +129,8 @@ def _ksm_pages(row: np.void) -> int:
 def _settled(o: Outcome) -> np.void | None:
     """Return the state at the end of the full scan in which the run settled; None if something has changed since."""
     settled, end, last, steps = o.machine.passes[SETTLED], o.machine.passes[LAST], o.rows[-1], o.machine.steps
-    work = steps[MERGE] + steps[MERGE_ZERO], steps[SPLIT_PAGE], last["changed_checksums"]
-    then = end[["frames", "ksm_pages", "merges", "splits", "checksums"]].item()
-    same = then == (last["frames"], _ksm_pages(last), *work)
+    work = steps[MERGE] + steps[MERGE_ZERO] + steps[SPLIT_PAGE] + last["changed_checksums"]
+    same = end[["frames", "ksm_pages", "work"]].item() == (last["frames"], _ksm_pages(last), work)
     return settled if same and settled["full_scan"] else None
 
 

@@ -108,7 +108,7 @@ def events(*given: dict[str, Any], **fields: Any) -> Run:
 
 def test_partial_unmap_keeps_the_folio() -> None:
     run = events({"op": "dontneed", "page": 1, "count": 3})
-    m, folio, stat = run.machine, run.machine.folio[0], run.machine.stat[0]
+    m, folio, stat = run.machine, run.machine.folio[1], run.machine.stat[0]
     assert (stat["frames"], stat["anon_pages"], stat["huge_pmds"]) == (16, 13, 1)
     assert (folio["mapcount"], folio["entire"], folio["nr_mapped"], folio["partially_mapped"]) == (5, 0, 5, 1)
     assert m.frame["mapcount"][:8].tolist() == [1, 0, 0, 0, 1, 1, 1, 1]
@@ -131,12 +131,12 @@ def test_partial_unmap_then_the_rest() -> None:
 def test_fork_maps_the_folio_twice() -> None:
     cut = {"op": "dontneed", "process": 1, "page": 0, "count": 4}
     run = events({"op": "fork"}, cut)
-    folio, stat = run.machine.folio[0], run.machine.stat[0]
+    folio, stat = run.machine.folio[1], run.machine.stat[0]
     assert (folio["entire"], folio["mapcount"], folio["nr_mapped"]) == (1, 5, 4)
     assert not folio["partially_mapped"] and stat["thp_deferred_split_page"] == 0  # the parent maps all of it
     assert (stat["frames"], stat["anon_pages"], stat["huge_pmds"]) == (16, 28, 3)
     run = events({"op": "fork"}, cut, {"op": "exit"})
-    folio, stat = run.machine.folio[0], run.machine.stat[0]
+    folio, stat = run.machine.folio[1], run.machine.stat[0]
     assert (folio["entire"], folio["mapcount"], folio["nr_mapped"], folio["partially_mapped"]) == (0, 4, 4, 1)
     assert (stat["frames"], stat["anon_pages"], stat["huge_pmds"]) == (16, 12, 1)
     run = events({"op": "fork"}, cut, {"op": "exit"}, {"op": "exit", "process": 1})
@@ -149,7 +149,7 @@ def test_a_further_reference_makes_the_split_fail() -> None:
     get(m, 3)
     assert not split(m, 2, CALLER_OTHER)
     assert (m.stat[0]["thp_split_page"], m.stat[0]["thp_split_page_failed"], m.mthp[3]["split_failed"]) == (0, 1, 1)
-    assert (m.stat[0]["huge_pmds"], m.stat[0]["thp_split_pmd"], m.folio[0]["pins"]) == (2, 0, 2)
+    assert (m.stat[0]["huge_pmds"], m.stat[0]["thp_split_pmd"], m.folio[1]["pins"]) == (2, 0, 2)
     put(m, 3)
     assert split(m, 2, CALLER_OTHER)
     put(m, 2)  # a frame of its own now
