@@ -61,8 +61,8 @@ THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
 BYTES_PER_PAGE = 56
 """Memory that a run needs for each simulated page (arrays of the model and of the workload), with room to spare."""
-ALWAYS_FREE = 2**23
-"""Bytes for which the system is not asked, which takes 2 ms: as long as a small run."""
+ALWAYS_FREE = 2**25
+"""Bytes for which the system is not asked: that takes 2 ms, of 35 for a short run of 1 GiB, which needs less memory."""
 CAPTURED = 2**36
 """Keys of the first captured file are above this, those of the n-th above n times as much: generated ones are below."""
 MAX_KEY = 2**64 - 1

@@ -202,7 +202,7 @@ def test_mixed_list_of_processes() -> None:
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_module, "free_memory", lambda: 2**23)
     with pytest.raises(UserError, match="GiB"):
-        build(Scenario(memory_mib=1024))
+        build(Scenario(memory_mib=4096))
 
 
 def test_a_gigabyte_takes_no_time() -> None:
