@@ -333,7 +333,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     BlockingIOError
         Another process holds it, and this one does not `wait`.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks what can be written
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -108,7 +108,7 @@ class _Strict(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
         try:
             self.check()
         except UserError as error:
-            raise ValueError(error) from None  # pydantic adds the place, and `_explain` reads both
+            raise ValueError(error) from None  # pydantic adds the place, and `explain` reads both
         return self
 
 
@@ -716,7 +716,7 @@ class Scenario(_Strict):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise explain(error) from None
 
     def __hash__(self) -> int:
         return hash(tuple(frozenset(v.items()) if isinstance(v, Mapping) else v for v in vars(self).values()))
@@ -1036,7 +1036,7 @@ def check_value(name: str, value: Any) -> Any:
     try:
         _validator(name).validate_python(value)
     except ValidationError as error:
-        raise _explain(error, name) from None
+        raise explain(error, name) from None
     return value
 
 
@@ -1059,17 +1059,18 @@ KSM_KNOBS = [name for name, field in flat_fields().items() if field.source.start
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def _explain(error: ValidationError, *prefix: str) -> UserError:
-    """Return pydantic's findings as one `UserError`: the first one, followed by the others."""
-    found = [_translated(e, (*prefix, *e["loc"])) for e in error.errors(include_url=False)]
+def explain(error: ValidationError, *prefix: str, of: type[BaseModel] | None = None) -> UserError:
+    """Return pydantic's findings about a scenario, or another model, as one `UserError`; unknown keys come first."""
+    ordered = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    found = [_translated(e, (*prefix, *e["loc"]), of) for e in ordered]
     first, *others = {str(e): e for e in found}.values()
     first.others = tuple(others)
     return first
 
 
-def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
+def _translated(e: ErrorDetails, loc: tuple[int | str, ...], of: type[BaseModel] | None) -> UserError:
     """Return one of pydantic's findings with place, parameter, value, what is allowed, and the way out."""
-    where, model, path = _place(loc)
+    where, model, path = _place(loc) if of is None else ([], of, [*loc])
     kind, ctx, name = e["type"], e.get("ctx", {}), " ".join(map(str, path))
     meaning = " ".join((getattr(model.model_fields.get(name), "description", None) or "").split())
     error: UserError
@@ -1077,7 +1078,8 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...]) -> UserError:
         error, *index = ctx["error"].args
         where += [*path, *index]
     elif kind == "extra_forbidden":
-        error = unknown("key", name, model.model_fields, "`mmlab params` explains every parameter.")
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        error = unknown("key", name, known, "" if of else "`mmlab params` explains every parameter.")
     elif kind == "union_tag_invalid":
         error = unknown("op", ctx["tag"], EVENTS) if loc[0] == "events" else unknown("policy", ctx["tag"], TUNERS)
     elif kind in ("missing", "union_tag_not_found"):

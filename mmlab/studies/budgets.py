@@ -21,7 +21,7 @@ from mmlab.figures import figures as plots
 from mmlab.results.run import Run, simulate
 from mmlab.results.trace import CLOCKS
 from mmlab.studies.goals import Goals, Reference
-from mmlab.studies.measures import mib, standard_error, value
+from mmlab.studies.measures import samples, standard_error, value
 from mmlab.studies.pingpong import scan_seconds
 from mmlab.studies.runs import COLUMNS as LISTED
 from mmlab.studies.runs import TIME as WHEN
@@ -86,7 +86,7 @@ class Guests:
         head, saved = self.reference.until(run, self.limits["saved"] / 100), self.reference.saved_mib(run)
         found: dict[str, Any] = {name: value(head or run, what) for name, what in COLUMNS.items()}
         found |= {f"se {name}": standard_error(head or run, COLUMNS[name]) for name in (TIME, CPU)}
-        shown = mib(run, "pages_sharing", "ksm_zero_pages", row=int(saved.argmax()))
+        shown = samples(run, "pages_sharing ksm_zero_pages")[saved.argmax()]
         return found | {SAVED: saved.max(), SHOWN: shown} | ({} if head else {TIME: np.nan})
 
     def least(self, variant: str | Variant, **changes: Any) -> Point:
@@ -131,8 +131,8 @@ class Guests:
     def answers(self, variants: Iterable[str]) -> Answer:
         """Return for each variant the smallest budget that is in time, and the largest within the CPU limit."""
         study = self.study({name: self.least(name) for name in variants}, "The smallest budget that is in time")
-        most = pd.Series({name: self.most(name)[BUDGET] for name in study.data.index})
-        ends = zip(most.index, study.data[BUDGET], most, study.data["goal met"], strict=True)
+        most = [self.most(name)[BUDGET] for name in study.data.index]
+        ends = zip(study.data.index, study.data[BUDGET], most, study.data["goal met"], strict=True)
         said = (f"{name} with {f'{a:,} to {b:,} pages a batch' if met else 'no budget'}" for name, a, b, met in ends)
         data = study.data.assign(**{"within the CPU limit up to": most})
         return study.found(f"Meets the goal: {'; '.join(said)}", data=data)

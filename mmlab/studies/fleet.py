@@ -26,16 +26,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
 from mmlab.kernel.state import CACHED_LEVELS
-from mmlab.params import find_params, read_yaml
+from mmlab.params import read_yaml
 from mmlab.policies import PolicyLike, scaled_pace
 from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run, simulate
@@ -43,7 +43,7 @@ from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
 from mmlab.studies.goals import BY_THE_CLOCK, MEASURES, Reference, four_digits, listed
-from mmlab.studies.grid import Grid, Strict, with_params
+from mmlab.studies.grid import Filed, Grid, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import Progress, each
 
@@ -128,7 +128,7 @@ class Kind(Strict, extra="allow"):
         return [Host.of(scenario, self.simulate_mib, self.memory_gib, self.name) for scenario in drawn]
 
 
-class Plan(Strict):
+class Plan(Filed):
     """A fleet: the number of hosts, how many of each kind are simulated, and the kinds (`mix`).
 
     Raises
@@ -137,26 +137,18 @@ class Plan(Strict):
         A key is unknown, or a value is not allowed.
     """
 
+    kind = "fleets"
     hosts: int = Field(ge=1)
     samples: int = Field(8, ge=2)
     seed: int = Field(0, ge=0)
     variants: Annotated[list[str], BeforeValidator(listed)] = Field(["mainline"], min_length=1)
     simulate_mib: int | float | None = Field(None, description="(MiB)")
     mix: list[dict[str, Any]] = Field(min_length=1)
-    folder: Path = Path()
 
-    @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Plan:
-        """Read a fleet file, or one of ``params/fleets/`` by its name; `overrides` that are not None win.
-
-        Params files that it names may lie beside it.
-        """
-        path = find_params(path, "fleets")
-        overrides = {key: value for key, value in overrides.items() if value is not None}
-        with located(path):
-            plan = cls(**read_yaml(path) | overrides | {"folder": path.parent})
-            plan.sampled  # noqa: B018  checks the kinds
-        return plan
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _ = self.sampled  # checks the kinds
+        return self
 
     @cached_property
     def sampled(self) -> dict[str, list[Host]]:
@@ -264,14 +256,15 @@ def fleet(
 
 def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
     """Return a host's measures (`UNITS`) at its true size, in frames, CPUs and THPs, a row a variant."""
-    reference, gib, rows = Reference.of(host.scenario), host.scenario.total_pages / 2**18, []
+    _, unmerged, unsplit = Reference.of(host.scenario).rows[-1].item()
+    gib, rows = host.scenario.total_pages / 2**18, []
     seconds = host.scenario.horizon_seconds
     about = {"kind": host.name, "GiB": host.factor * gib, "simulated_GiB": gib, "seconds": seconds}
     for variant in variants:
         run = host.simulate(variant)
         last = run.rows[-1]
         frames, thps = int(last["frames"]), int(last["huge_pmds"])
-        pages = {"memory": frames, "saved": reference.frames - frames, "thps": thps, "thps_lost": reference.thps - thps}
+        pages = {"memory": frames, "saved": unmerged - frames, "thps": thps, "thps_lost": unsplit - thps}
         values = {name: count * host.factor for name, count in pages.items()}
         for daemon, error in zip(("ksmd", "khugepaged"), cpu_errors(run), strict=True):
             values |= {f"{daemon}_cpu": last[f"{daemon}_cpu_ns"] / last["time_ns"], f"{daemon}_cost_error": error}
@@ -340,7 +333,5 @@ class Estimate:
 
 def _quantiles(hosts: pd.DataFrame) -> pd.Series:
     """Return quantiles of single hosts, each of which represents `stands_for` hosts."""
-    hosts = hosts.sort_values("value", kind="stable")
-    reached = hosts["stands_for"].cumsum()
-    at = np.searchsorted(reached, np.array([0.05, 0.5, 0.95]) * reached.iloc[-1] * (1 - 1e-12))
-    return pd.Series(hosts["value"].to_numpy()[at], ["p5", "median", "p95"])
+    found = np.quantile(hosts["value"], [0.05, 0.5, 0.95], weights=hosts["stands_for"], method="inverted_cdf")
+    return pd.Series(found, ["p5", "median", "p95"])

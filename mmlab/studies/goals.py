@@ -38,7 +38,7 @@ from mmlab.results.baseline import BY_THE_CLOCK, baseline
 from mmlab.results.metrics import PAGES_PER_MIB, Metrics
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario
-from mmlab.studies.grid import Strict, with_params
+from mmlab.studies.grid import Filed, beside
 from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
@@ -117,16 +117,12 @@ class Reference:
 
     Attributes
     ----------
-    frames, thps
-        Frames in use, and THPs mapped.
     ideal
-        Redundant frames of mergeable memory: the ideal saving.
+        Redundant frames of mergeable memory at the end: the ideal saving.
     rows
-        Samples of its run, with the columns time_ns and frames.
+        Samples of its run, with the columns time_ns, frames and huge_pmds.
     """
 
-    frames: int
-    thps: int
     ideal: int
     rows: np.ndarray
 
@@ -134,8 +130,7 @@ class Reference:
     def of(cls, scenario: Scenario) -> Reference:
         """Simulate the reference up to the scenario's `horizon_seconds`."""
         run = baseline(scenario.replace(sample_limit=100))
-        ideal, rows = redundant(run.machine), np.array(run.rows[["time_ns", "frames"]])
-        return cls(int(rows["frames"][-1]), int(run.rows["huge_pmds"][-1]), ideal, rows)
+        return cls(redundant(run.machine), np.array(run.rows[["time_ns", "frames", "huge_pmds"]]))
 
     def saved_mib(self, run: Run) -> np.ndarray:
         """Return float64[samples]: MiB that a run of that memory has saved at each of its samples."""
@@ -150,11 +145,11 @@ class Reference:
 
     def measures(self, run: Run) -> dict[str, float]:
         """Return all `MEASURES` of a run of that memory; NaN where one has no value."""
-        last = run.rows[-1]
+        last, frames, thps = run.rows[-1], int(self.rows["frames"][-1]), int(self.rows["huge_pmds"][-1])
         values = {
             "saved": 100 * (1 - redundant(run.machine) / self.ideal) if self.ideal else None,
-            "saved_mib": (self.frames - int(last["frames"])) / PAGES_PER_MIB,
-            "thps_lost": 100 * max(0, self.thps - int(last["huge_pmds"])) / max(1, self.thps),
+            "saved_mib": (frames - int(last["frames"])) / PAGES_PER_MIB,
+            "thps_lost": 100 * max(0, thps - int(last["huge_pmds"])) / max(1, thps),
             "ksmd_cpu": run.metrics.ksmd_cpu_percent,
             "khugepaged_cpu": 1e8 * run.metrics.khugepaged_cpu_ms / max(1, int(last["time_ns"])),
             **run.metrics.as_dict(),
@@ -182,7 +177,7 @@ def listed(given: Any) -> Any:
     return given if isinstance(given, list | tuple) else [given]
 
 
-class Goals(Strict):
+class Goals(Filed):
     """A workload, limits on its measures, and what a search may change; see `mmlab.studies.tune.tune`.
 
     Attributes
@@ -215,7 +210,7 @@ class Goals(Strict):
 
     model_config = ConfigDict(strict=False)  # a tuple is as good as a list
 
-    workload: Annotated[Scenario, BeforeValidator(with_params)]
+    workload: Annotated[Scenario, BeforeValidator(beside)]
     limits: list[Annotated[Limit, BeforeValidator(Limit.parse)]] = Field(alias="goals", min_length=1)
     within: Annotated[float | None, BeforeValidator(seconds)] = None
     variant: str | None = None
@@ -226,7 +221,7 @@ class Goals(Strict):
     simulate_mib: Annotated[float, Field(gt=0)] | None = Field(None, description="(MiB)")
 
     @classmethod
-    def load(cls, what: str | Path, **overrides: Any) -> Goals:
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
         """Read a goals file, or a params file that becomes the workload of the goals among the overrides.
 
         A goals file has the attributes of this class as its keys. An override that is not empty replaces the file's
@@ -238,18 +233,16 @@ class Goals(Strict):
             The file cannot be read or says something that is not allowed; `where` is its path.
         """
         shipped = params_files() | params_files("goals")
-        path = shipped.get(str(what), Path(what))
+        path = shipped.get(str(path), Path(path))
         if not path.is_file():
-            raise unknown("workload", str(what), shipped, "Name a params file, a goals file, or one of params/.")
+            raise unknown("workload", str(path), shipped, "Name a params file, a goals file, or one of params/.")
         with located(path):
             values = read_yaml(path)
             if not {"goals", "workload"} & values.keys():
                 values = {"workload": values}
             given = {key: value for key, value in overrides.items() if value}
             values |= {k: {**(values.get(k) or {}), **v} if isinstance(v, dict) else v for k, v in given.items()}
-            if "workload" in values:
-                values["workload"] = with_params(values["workload"], path.parent)
-            return cls(**values)
+            return cls(**values, folder=path.parent)
 
     @cached_property
     def scenario(self) -> Scenario:

@@ -19,18 +19,19 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from mmlab.engine.costs import cost_set
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import find_params, in_units, quantity, read_yaml
-from mmlab.scenario import Parameter, Scenario, check_value, flat_fields
+from mmlab.scenario import Parameter, Scenario, check_value, explain, flat_fields
 from mmlab.variants import resolve
 
-__all__ = ["Grid", "Point", "Range", "Strict", "varying", "with_params"]
+__all__ = ["Filed", "Grid", "Point", "Range", "Strict", "beside", "varying", "with_params"]
 
 MOST = 1_000_000
 """Scenarios of one grid."""
@@ -49,16 +50,23 @@ class Strict(BaseModel):
     def __init__(self, **data: Any) -> None:
         try:
             super().__init__(**data)
-        except ValidationError as error:
-            found = max(error.errors(include_url=False), key=lambda each: each["type"] == "extra_forbidden")
-            name = " ".join(map(str, found["loc"]))
-            if found["type"] == "extra_forbidden":
-                known = [field.alias or name for name, field in type(self).model_fields.items()]
-                raise unknown("key", name, known) from None
-            if found["type"] == "missing":
-                raise UserError("is missing", parameter=name) from None
-            allowed = found["msg"].removeprefix("Input should be ")
-            raise UserError(parameter=name, value=found["input"], allowed=allowed) from None
+        except pydantic.ValidationError as error:
+            raise explain(error, of=type(self)) from None
+
+
+class Filed(Strict):
+    """A model that is read from a file; params files that it names may lie in the file's `folder`."""
+
+    kind: ClassVar[str]
+    folder: Path = Field(Path(), exclude=True)
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a file, or one of the folder `kind` of ``params/`` by its name; overrides that are not None win."""
+        path = find_params(path, cls.kind)
+        with located(path):
+            given = {name: value for name, value in overrides.items() if value is not None}
+            return cls(**read_yaml(path) | given | {"folder": path.parent})
 
 
 class Range(Strict):
@@ -106,7 +114,7 @@ def varying() -> dict[str, Parameter]:
     return {name: parameter for name, parameter in flat_fields().items() if name != "name"}
 
 
-def with_params(base: Any, folder: Path = Path()) -> Any:
+def with_params(base: Any, folder: Path) -> Any:
     """Return `base` with the parameters of the file that its ``params`` names: in `folder`, or a shipped one."""
     base = {"params": base} if isinstance(base, str) else base
     if not isinstance(base, dict) or "params" not in base:
@@ -116,10 +124,15 @@ def with_params(base: Any, folder: Path = Path()) -> Any:
     return read_yaml(near if near.is_file() else find_params(name)) | {n: v for n, v in base.items() if n != "params"}
 
 
+def beside(base: Any, info: ValidationInfo) -> Any:
+    """Return a field of a `Filed` model with the parameters of its params file: a validator of mode "before"."""
+    return with_params(base, info.data["folder"])
+
+
 @located("base")
-def _base(given: Any) -> Any:
+def _base(given: Any, info: ValidationInfo) -> Any:
     """Return the base with the parameters of its params file, each checked by itself."""
-    base = with_params(given)
+    base = beside(given, info)
     for name, value in base.items() if isinstance(base, dict) else ():
         if name not in Scenario.model_fields:
             raise unknown("key", name, ["params", *Scenario.model_fields], "`mmlab params` explains them.")
@@ -157,7 +170,7 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-class Grid(Strict):
+class Grid(Filed):
     """Scenarios with a common base, of which some parameters vary; see the module.
 
     Attributes
@@ -177,20 +190,13 @@ class Grid(Strict):
         A key or a parameter is unknown, or a value is not allowed.
     """
 
+    kind = "grids"
     base: Annotated[Point, BeforeValidator(_base)] = {}
     vary: Annotated[dict[str, Any], AfterValidator(_vary)] = {}
     design: Literal["full", "latin_hypercube", "sobol"] = "full"
     samples: int | None = Field(None, ge=1, le=MOST)
     seed: int = Field(0, ge=0, lt=2**63)
     simulate_mib: int | float | None = Field(None, gt=0, description="(MiB)")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Grid:
-        """Read a grid file, or one of ``params/grids/`` by its name. A params file that it names may lie beside it."""
-        path = find_params(path, "grids")
-        with located(path):
-            data = read_yaml(path)
-            return cls(**{**data, "base": with_params(data.get("base", {}), path.parent)})
 
     @model_validator(mode="after")
     def _check_design(self) -> Self:

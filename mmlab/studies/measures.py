@@ -12,6 +12,7 @@ A measure is a function of this module, a part of what one returns (``pace.least
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -27,7 +28,7 @@ __all__ = ["Measure", "standard_error", "value", "wasted"]
 
 Measure = Callable[[Run], float | None]
 loop = pingpong.measure
-BY_SPLITS = ("zeropages_by_ksm", "zeropages_by_shrinker", "zeropages_by_other")
+BY_SPLITS = "zeropages_by_ksm zeropages_by_shrinker zeropages_by_other"
 
 
 def value(run: Run, what: str | Measure) -> float | None:
@@ -38,9 +39,9 @@ def value(run: Run, what: str | Measure) -> float | None:
     if name in globals():
         found = globals()[name](run)
         return found[part] if part else found  # type: ignore[no-any-return]
-    names = what.removeprefix("#").split()
-    if set(names) <= set(run.rows.dtype.names or ()) and (what not in METRICS or METRICS[what].unit == "pages"):
-        return last(run, *names) if what.startswith("#") else mib(run, *names)
+    counted = set(what.removeprefix("#").split()) <= set(run.rows.dtype.names or ())
+    if counted and (what not in METRICS or METRICS[what].unit == "pages"):
+        return last(run, what)
     return getattr(run.metrics, what)  # type: ignore[no-any-return]
 
 
@@ -49,19 +50,17 @@ def standard_error(run: Run, what: str | Measure) -> float:
     return run.uncertainty.get(str(what), 0.0) if what in UNSURE else error_of(run, partial(value, what=what))
 
 
-def last(run: Run, *names: str, row: int = -1) -> int:
-    """Return the sum of some counters at a sample, by default the last."""
-    return sum(int(run.rows[name][row]) for name in names)
+def samples(run: Run, names: str) -> np.ndarray:
+    """Return the sum of some counters of pages at each sample, MiB; of any counters as it is if a # stands first."""
+    total: np.ndarray = np.sum([run.rows[name] for name in names.removeprefix("#").split()], axis=0)
+    return total if names.startswith("#") else total / PAGES_PER_MIB
 
 
-def mib(run: Run, *names: str, row: int = -1) -> float:
-    """Return the sum of some counters of pages at a sample, by default the last, MiB."""
-    return last(run, *names, row=row) / PAGES_PER_MIB
-
-
-def at(run: Run, seconds: float, *names: str) -> float:
-    """Return the sum of some counters of pages at a simulated time, MiB."""
-    return mib(run, *names, row=int(np.searchsorted(run.rows["time_ns"], round(seconds * 1e9), side="right")) - 1)
+def last(run: Run, names: str, seconds: float = math.inf) -> float:
+    """Return the sum of some counters at a simulated time, by default at the end; see `samples`."""
+    row = np.searchsorted(run.rows["time_ns"], 1e9 * seconds, side="right") - 1
+    found: float = samples(run, names)[row].item()
+    return found
 
 
 def since(run: Run, share: float) -> np.ndarray:
@@ -122,7 +121,7 @@ def gone_since_ksm(run: Run) -> float | None:
 
 def page_by_page(run: Run) -> float:
     """Return the zero-filled memory that ksmd gave back page by page, not by a split, MiB."""
-    return max(0.0, float(wasted(run)[0]) - kept(run) - mib(run, *BY_SPLITS))
+    return max(0.0, float(wasted(run)[0]) - kept(run) - last(run, BY_SPLITS))
 
 
 def zeroes_in_swap(run: Run) -> float:
@@ -131,27 +130,27 @@ def zeroes_in_swap(run: Run) -> float:
     for mm in run.machine.mm[1 : run.processes + 1]:
         keys = run.machine.page["key"][int(mm["base"]) : int(mm["base"]) + int(mm["pages"])]
         used += int((keys[: len(keys) // size * size].reshape(-1, size)[:, :-1] != 0).sum())
-    return max(0.0, mib(run, "swap_entries") - used / PAGES_PER_MIB)
+    return max(0.0, last(run, "swap_entries") - used / PAGES_PER_MIB)
 
 
 def remapped_before_ksm(run: Run) -> float:
     """Return the memory that other splits than ksmd's have remapped when KSM is enabled, MiB."""
-    return at(run, run.scenario.ksm_start_seconds, "zeropages_by_other")
+    return last(run, "zeropages_by_other", run.scenario.ksm_start_seconds)
 
 
 def remapped_since_ksm(run: Run) -> float:
     """Return the memory that other splits than ksmd's have remapped since KSM was enabled, MiB."""
-    return mib(run, "zeropages_by_other") - remapped_before_ksm(run)
+    return last(run, "zeropages_by_other") - remapped_before_ksm(run)
 
 
 def split_by_others(run: Run) -> int:
     """Return the THPs that migration has split, or an event at the start."""
-    return last(run, "thp_migration_split") + round(at(run, 0.5, "thp_split_page") * PAGES_PER_MIB)
+    return int(last(run, "#thp_migration_split")) + int(last(run, "#thp_split_page", 0.5))
 
 
 def split_by_ksmd(run: Run) -> int:
     """Return the THPs that ksmd has split: those that neither the shrinker nor others have."""
-    return last(run, "thp_split_page") - last(run, "thp_underused_split_page") - split_by_others(run)
+    return int(last(run, "#thp_split_page")) - int(last(run, "#thp_underused_split_page")) - split_by_others(run)
 
 
 def freed_unseen(run: Run) -> float:
@@ -176,7 +175,7 @@ def host(run: Run) -> dict[str, float | None]:
     time of a full scan, min.
     """
     times = {"done": given_back_after(run), "scan": later(run)["scan_mean"]}
-    sizes = {"saved": run.metrics.freed_mib, "unseen": freed_unseen(run), "thps": last(run, "thp_split_page")}
+    sizes = {"saved": run.metrics.freed_mib, "unseen": freed_unseen(run), "thps": run.metrics.thps_split}
     found = {name: round(size * run.scenario.host_scale) for name, size in sizes.items()}
     return found | {name: None if time is None else time / 60 for name, time in times.items()}
 
@@ -207,7 +206,7 @@ def cpu_per_page(run: Run) -> float | None:
 
 def slots_unwritten(run: Run) -> float:
     """Return the memory in swap slots for which nothing was written, MiB: zero-filled pages."""
-    return max(0.0, mib(run, "swap_entries") - mib(run, "pswpout"))
+    return max(0.0, last(run, "swap_entries") - last(run, "pswpout"))
 
 
 def later(run: Run) -> dict[str, float | None]:

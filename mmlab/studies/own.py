@@ -88,14 +88,12 @@ def beside(recordings: str, yours: Variant) -> Answer:
         A row a recording: its samples, and how many are exact under either variant. Drawn is the recording that tells
         the two apart best, in the counters that do: the kernel's samples on the line of your variant.
     """
-    found = [Recording(path, yours) for path in trace.find(recordings)]
-    others = [trace.predict(one.trace, "mainline") for one in found]
-    exact = [trace.compare(one.trace, other).samples_exact for one, other in zip(found, others, strict=True)]
-    names = ["samples", f"exact under {yours.name}", "exact under mainline"]
-    rows = [(one.found.samples, one.found.samples_exact, by) for one, by in zip(found, exact, strict=True)]
-    data = pd.DataFrame(rows, [one.name for one in found], names)
-    best = int((data[names[1]] - data[names[2]]).abs().argmax())
-    told, (own, main) = found[best], map(plots.recorded_samples, (found[best].predicted, others[best]))
+    both = {v: [Recording(path, v) for path in trace.find(recordings)] for v in (yours, "mainline")}
+    exact = {f"exact under {resolve(v).name}": [one.found.samples_exact for one in of] for v, of in both.items()}
+    data = pd.DataFrame(exact, [one.name for one in both[yours]])
+    best = int((data.iloc[:, 0] - data.iloc[:, 1]).abs().argmax())
+    data.insert(0, "samples", [one.found.samples for one in both[yours]])
+    told, (own, main) = both[yours][best], (plots.recorded_samples(of[best].predicted) for of in both.values())
     apart = own.ne(main).sum().nlargest(4)
     units = dict.fromkeys(apart.index[apart > 0], "")
     pair = {(yours.name, f"Linux {told.trace['kernel']}"): (own, plots.recorded_samples(told.trace))}

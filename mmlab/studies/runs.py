@@ -21,10 +21,9 @@ import pandas as pd
 from mmlab.figures import figures
 from mmlab.params import read_yaml
 from mmlab.results import trace
-from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
-from mmlab.studies.measures import Measure, standard_error, value
+from mmlab.studies.measures import Measure, samples, standard_error, value
 from mmlab.studies.scenes import CODES
 from mmlab.studies.study import Answer
 
@@ -42,7 +41,7 @@ Columns = str | Mapping[str, str | Measure]
 Changes = Mapping[str, Any]
 """Fields of a scenario that a case changes."""
 Series = str | Callable[[Run], np.ndarray]
-"""A function that returns a number for each sample; or a counter as `mmlab.studies.measures.value` reads it."""
+"""A function that returns a number for each sample; or counters as `mmlab.studies.measures.samples` reads them."""
 
 
 def measured(things: Mapping[Any, Thing], columns: Columns, *names: str, **parts: Any) -> Answer:
@@ -84,9 +83,8 @@ def by_variant(cases: Mapping[Any, Mapping[str, Thing]], what: str | Measure, na
     """
     things = {(case, CODES.get(v, [v])[0]): run for case, runs in cases.items() for v, run in runs.items()}
     found = measured(things, {"": what}, name, "variant")
-    data, errors = (
-        table.unstack(sort=False).droplevel(0, axis=1) for table in (found.data, pd.DataFrame(found.errors))
-    )
+    tables = found.data, pd.DataFrame(found.errors)
+    data, errors = (table.unstack(sort=False).droplevel(0, axis=1) for table in tables)
     return Answer(data, errors=errors, **parts)
 
 
@@ -109,20 +107,13 @@ def over_time(runs: Mapping[str, Run], series: Series, what: str) -> pd.DataFram
     Equal are those that are so at 100 times. Columns: simulated time (s), `what`, variants.
     """
     times = {name: run.rows["time_ns"] / 1e9 for name, run in runs.items()}
-    values = {name: _samples(run, series) for name, run in runs.items()}
+    values = {name: series(run) if callable(series) else samples(run, series) for name, run in runs.items()}
     grid = np.linspace(0, max(float(time[-1]) for time in times.values()), 101)[:-1]
     seen = {name: values[name][np.searchsorted(times[name], grid, side="right") - 1] for name in runs}
     return pd.concat(
         pd.DataFrame({TIME: times[names[0]], what: values[names[0]], "variants": label})
         for label, names in group_equal(seen).items()
     )
-
-
-def _samples(run: Run, series: Series) -> np.ndarray:
-    """Return a series: a counter of pages in MiB, or one as it is."""
-    if callable(series):
-        return series(run)
-    return np.asarray(run.rows[series.removeprefix("#")]) / (1 if series.startswith("#") else PAGES_PER_MIB)
 
 
 def timeline(
@@ -211,15 +202,13 @@ def tenfold(
     log
         Make the x axis logarithmic.
     """
-    y = f"{variant} over mainline"
-    found = pd.concat(
-        {curve: factors(base.replace(**own), variant, cases, x).data for curve, own in series.items()}, names=["curve"]
-    )
-    tables = {f"factor in {what}": found[f"factor in {what}"].rename(y).reset_index() for what in counted}
-    at = pd.concat(
-        {title: figures.crossings(table, x, y, 10, "curve") for title, table in tables.items()}, names=["panel"]
-    )
-    at = at.rename(columns={x: "tenfold at"}).reset_index("panel").set_index(["panel", "curve"]).assign(of=x)
+    y, panels = f"{variant} over mainline", [f"factor in {what}" for what in counted]
+    curves = {curve: factors(base.replace(**own), variant, cases, x).data for curve, own in series.items()}
+    found = pd.concat(curves, names=["curve"])
+    tables = {panel: found[panel].rename(y).reset_index() for panel in panels}
+    places = {panel: figures.crossings(table, x, y, 10, "curve") for panel, table in tables.items()}
+    at = pd.concat(places, names=["panel"]).rename(columns={x: "tenfold at"})
+    at = at.reset_index("panel").set_index(["panel", "curve"]).assign(of=x)
     several = "{1}, {0}" if len(counted) > 1 else "{1}"
     where = "; ".join(f"{value:,.3g} ({several.format(*names)})" for names, value in at["tenfold at"].items())
     figure = figures.side_by_side(figures.curves, tables, x, y, "curve", marks=MARKS, at=10, log=log)

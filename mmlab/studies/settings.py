@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
@@ -96,12 +95,8 @@ class Setting:
         if self.by not in TUNERS:
             return None
         own = {CONF.get(knob, knob): value for knob, value in self.values if knob not in Scenario.model_fields}
-        try:
-            tuned = TUNERS[self.by](**own)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            allowed = wrong["msg"].removeprefix("Input should be ")
-            raise UserError(parameter=str(wrong["loc"][0]), value=wrong["input"], allowed=allowed) from None
+        check_value("policy", {"name": self.by, **own})
+        tuned = TUNERS[self.by](**own)
         ends = ((f"{name}_min", f"{name}_max") for name in ("npages", "pages") if hasattr(tuned, f"{name}_max"))
         return tuned.model_copy(update={a: min(getattr(tuned, a), getattr(tuned, b)) for a, b in ends})
 

@@ -32,10 +32,8 @@ def places(scenario: Scenario, compare: str, field: str, values: Sequence[float]
         Caption of the table.
     """
     both = dict.fromkeys([scenario.variant, compare])
-    settings = {f"{field}={value:,g}": scenario.replace(**{field: value}) for value in values}
-    found = _memory(
-        {f"{words}, {v}": s.replace(variant=v) for words, s in settings.items() for v in both}, field, title
-    )
+    things = {f"{field}={x:,g}, {v}": scenario.replace(**{field: x, "variant": v}) for x in values for v in both}
+    found = _memory(things, field, title)
     parts = []
     for place, v in enumerate(both):
         times, most = (found.data[name].iloc[place :: len(both)] for name in (AFTER, MOST))
@@ -50,10 +48,8 @@ def variants(scenario: Scenario) -> Answer:
     over = ", ".join(found.data.index[found.data[MOST] > 1]) or "no variant"
     back = found.data["given back (MiB)"]
     most = np.isclose(back, back.max())
-    best = "all" if most.all() else ", ".join(back.index[most])
-    return found.found(
-        f"More than the budget is freed by one batch under: {over}; most ({back.max():,.0f} MiB) by {best}."
-    )
+    best = f"most ({back.max():,.0f} MiB) by {'all' if most.all() else ', '.join(back.index[most])}"
+    return found.found(f"More than the budget is freed by one batch under: {over}; {best}.")
 
 
 def _memory(things: Mapping[str, Scenario], name: str, title: str) -> Answer:
@@ -64,8 +60,6 @@ def _memory(things: Mapping[str, Scenario], name: str, title: str) -> Answer:
     until = min(longest, 1.2 * max(1.0, found.data[AFTER].max(skipna=True)))
     width = 3 if len(runs) > 6 else 2
     drawn = figures.side_by_side(figures.memory, runs, width=width, height=2.5, until=until)
-    rows = (
-        f"{label}: {b:,.0f} MiB given back, 99 % of it after {t:.3g} s"
-        for label, b, t in found.data.iloc[:, :2].itertuples()
-    )
-    return found.found("", drawn, alt=f"Memory by kind over simulated time, stacked, MiB. {'; '.join(rows)}.")
+    rows = found.data.iloc[:, :2].itertuples()
+    said = "; ".join(f"{label}: {b:,.0f} MiB given back, 99 % of it after {t:.3g} s" for label, b, t in rows)
+    return found.found("", drawn, alt=f"Memory by kind over simulated time, stacked, MiB. {said}.")

@@ -17,17 +17,15 @@ under way each time is tried by itself, and becomes a row with its error after `
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -43,7 +41,7 @@ from mmlab.engine.costs import CostSet, cost_set
 from mmlab.errors import UserError
 from mmlab.kernel.jit import warm_up
 from mmlab.limits import cpus
-from mmlab.params import write_atomically
+from mmlab.params import locked, write_atomically
 from mmlab.results.metrics import METRICS, UNSURE
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario, flat_fields
@@ -131,14 +129,13 @@ class Summary:
         return [item.error for item in self.items if item.error]
 
 
-@dataclass
-class Result:
+class Result(NamedTuple):
     """The result of a chunk: scenarios done, those that failed, CPU time of the simulations, files to write."""
 
     done: int = 0
     failed: int = 0
     seconds: float = 0.0
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = {}
 
 
 Work = Callable[[list[Item]], Result]
@@ -190,13 +187,14 @@ def sweep(
         summary = plan(grid, folder, samples=samples)
         said = grid.model_dump(mode="json") if isinstance(grid, Grid) else None
         about = {"mmlab": mmlab.__version__, "model": model_digest(), "grid": said}
-        _write(folder / MANIFEST, f"{json.dumps(about, indent=1)}\n".encode())
+        first = Result(files={MANIFEST: f"{json.dumps(about, indent=1)}\n".encode()})
         if summary.items and not scheduler:
             warm_up()  # otherwise every worker would compile
         run = partial(_run, samples=samples, model=model_digest())
-        for result in chain([Result()], _drive(run, summary.items, jobs or cpus(), scheduler)):
+        for result in chain([first], _drive(run, summary.items, jobs or cpus(), scheduler)):
             for name, content in result.files.items():
-                _write(folder / name, content)
+                with _user_errors(folder / name, RESUMES):
+                    write_atomically(folder / name, content, to_stay=True)
             summary.ran += result.done
             summary.failed += result.failed
             summary.simulated_s += result.seconds
@@ -335,11 +333,6 @@ def _read(folder: Path, columns: list[str] | None = None) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def _write(path: Path, content: bytes) -> None:
-    with _user_errors(path, RESUMES):
-        write_atomically(path, content, to_stay=True)
-
-
 @contextmanager
 def _user_errors(path: Path, hint: str, problem: str = "") -> Iterator[None]:
     """Raise an error of a file or folder as a `UserError`, with this hint and, if given, this problem."""
@@ -352,17 +345,12 @@ def _user_errors(path: Path, hint: str, problem: str = "") -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create and lock the folder, and remove the temporary files of a killed sweep."""
-    with _user_errors(folder, ANOTHER):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another sweep is writing there", parameter=str(folder), hint=ANOTHER) from None
-        except OSError as error:  # NFS, FUSE
-            text = f"{folder} cannot be locked ({error.strerror}): do not let two sweeps write there at once"
-            warnings.warn(text, stacklevel=4)
+    with ExitStack() as stack:
+        with _user_errors(folder, ANOTHER):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".lock").touch()
+        with _user_errors(folder, ANOTHER, "another sweep is writing there"):
+            stack.enter_context(locked(folder / ".lock", wait=False))
         for left in folder.rglob(".*.tmp"):
             left.unlink()
         yield
@@ -376,8 +364,7 @@ def _run(items: list[Item], samples: bool, model: str) -> Result:
     if model_digest() != model:
         hint = "Install the same everywhere, restart the workers and start the sweep again: it resumes."
         raise UserError("a worker has another mmlab (or numpy) than this process", hint=hint)
-    began, result = time.perf_counter(), Result()
-    rows, errors = [], []
+    began, done, seconds, rows, errors, files = time.perf_counter(), 0, 0.0, [], [], {}
     for item in items:
         cpu = time.thread_time()
         try:
@@ -388,17 +375,15 @@ def _run(items: list[Item], samples: bool, model: str) -> Result:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             errors.append(_row(item, error=text))
         else:
-            result.seconds += time.thread_time() - cpu
+            seconds += time.thread_time() - cpu
             rows += [row] * item.row
             if samples:
                 content = run.samples.assign(hash=item.hash).to_parquet(None, **PARQUET)
-                result.files[f"{SAMPLES}/{item.hash}.parquet"] = content
-        result.done += 1
+                files[f"{SAMPLES}/{item.hash}.parquet"] = content
+        done += 1
         if time.perf_counter() - began > SECONDS:
             break
-    result.failed = len(errors)
-    result.files |= _part(rows) | _part(errors, "-error")
-    return result
+    return Result(done, len(errors), seconds, files | _part(rows) | _part(errors, "-error"))
 
 
 def _drive(run: Work, items: list[Item], jobs: int, scheduler: str | None) -> Iterator[Result]:

@@ -147,10 +147,9 @@ def tune(
         until, new = int(share * runs), [*trials]
         while new and len(trials) < until:
             own = (trial for trial in reversed(trials.values()) if trial.setting.by in paces)
-            for _, setting in sorted({trial.rank(goals.minimise, limits): trial.setting for trial in own}.items()):
-                new = [near for near in setting.neighbours(searched[setting.by]) if near not in trials]
-                if new:
-                    break
+            best = sorted({trial.rank(goals.minimise, limits): trial.setting for trial in own}.items())
+            around = ([n for n in s.neighbours(searched[s.by]) if n not in trials] for _, s in best)
+            new = next(filter(None, around), [])
             rng.shuffle(new)  # type: ignore[arg-type]
             run(new[:AT_ONCE], until)
 
@@ -208,11 +207,6 @@ class TuneResult:
         goals = self.goals
         return min(self.trials, key=lambda trial: (trial.rank(goals.minimise, goals.limits), trial.setting.changed))
 
-    @cached_property
-    def host(self) -> Host:
-        """The host in the memory in which it is simulated."""
-        return Host.of(self.goals.scenario, self.goals.simulate_mib)
-
     @property
     def feasible(self) -> bool:
         """Whether the best setting meets all limits."""
@@ -238,10 +232,10 @@ class TuneResult:
         """
         rows, cost, best = [], self.goals.minimise, self.best
         nothing = replace(best, measures=dict.fromkeys(MEASURES, math.nan))
+        cheaper = [trial for trial in self.trials if not self.feasible or trial.rank(cost) < best.rank(cost)]
         for limit in self.goals.limits:
             name, others = limit.measure, limit.others(self.goals.limits)
-            near = [trial for trial in self.trials if not trial.violation(others)]
-            near = [trial for trial in near if not self.feasible or trial.rank(cost) < best.rank(cost)] or [nothing]
+            near = [trial for trial in cheaper if not trial.violation(others)] or [nothing]
             nearest = min(near, key=lambda trial: trial.rank(cost, [limit])).measures
             reached = best.measures[name], best.errors.get(name) or math.nan, "no" if best.violation([limit]) else "yes"
             cheapest = min(near, key=lambda trial: trial.rank(cost)).measures[cost]
@@ -276,6 +270,7 @@ class TuneResult:
     def text(self) -> str:
         """Return the setting, the price of each limit, the front, and the commands, as text."""
         best, s, cost, front = self.best, self.goals.scenario, self.goals.minimise, self.front
+        factor = Host.of(s, self.goals.simulate_mib).factor
         near = " and ".join(map(str, self.nearest_goals()))
         head = f"the goals can't be reached together; the nearest that can be: {near}"
         spread = np.linspace(0, len(front) - 1, min(ROWS, len(front))).round().astype(int)
@@ -283,10 +278,10 @@ class TuneResult:
         shown = shown.sort_values(cost).rename(columns=_with_unit)
         shown.insert(0, "", np.where(shown["setting"] == best.setting, "*", ""))
         error = f" ± {four_digits(best.errors[cost])}" if best.errors.get(cost) else ""
-        smaller = "\n" + SCALED.format(self.host.factor) if self.host.factor > 1 else ""
+        smaller = "\n" + SCALED.format(factor) if factor > 1 else ""
         return f"""\
 {s.name or "workload"}: {s.total_pages / 256:,.0f} MiB, variant {s.variant}, within {s.horizon_seconds:,g} s; \
-ideal saving {self.host.factor * self.reference.ideal / 256:,.1f} MiB{smaller}
+ideal saving {factor * self.reference.ideal / 256:,.1f} MiB{smaller}
 {len(self.trials)} settings simulated, seed {self.seed}; cheapest means least {cost}
 
 {"cheapest setting that reaches the goals" if self.feasible else head}

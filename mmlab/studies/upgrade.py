@@ -76,16 +76,14 @@ class Upgrade:
     def rules(self) -> Answer:
         """Study which rules differ between the kernels."""
         found = {name: row for name, row in DIFFERENCES.items() if f"with {name}" in self.runs}
-        rows = [
-            (row.rule, row.releases.removeprefix("since "), row.change + " (From the text only.)" * row.from_text_only)
-            for row in found.values()
-        ]
-        table = pd.DataFrame(rows, pd.Index(found, name="difference"), ["rule", "since", "what changes"])
+        table = pd.DataFrame(index=pd.Index(found, name="difference"))
+        table["rule"] = [row.rule for row in found.values()]
+        table["since"] = [row.releases.removeprefix("since ") for row in found.values()]
+        table["what changes"] = [row.change + " (From the text only.)" * row.from_text_only for row in found.values()]
         remap = "; splits remap zero-filled pages since 6.12" if f"with {REMAP}" in self.runs else ""
-        other = (
-            f"{k} has the rules of {DISTRIBUTIONS[k][0]}; " for k in (self.before, self.after) if k in DISTRIBUTIONS
-        )
-        words = f"{''.join(other)}{len(rows)} rules differ between {self.before} and {self.after}{remap}."
+        named = [kernel for kernel in (self.before, self.after) if kernel in DISTRIBUTIONS]
+        other = "".join(f"{kernel} has the rules of {DISTRIBUTIONS[kernel][0]}; " for kernel in named)
+        words = f"{other}{len(found)} rules differ between {self.before} and {self.after}{remap}."
         return Answer(table, words, title=f"What differs between {self.before} and {self.after}")
 
     def counters(self) -> Answer:
@@ -109,12 +107,9 @@ class Upgrade:
         found = measured(self.ends, "paces", "kernel")
         scans, blocks = found.data["khugepaged's full scans"], found.data["blocks collapsed (1/h)"]
         settled = [run.metrics.settled_s for run in self.ends.values()]
-        words = (
-            f"A full scan of ksmd takes {_both(found.data['a full scan (s)'], 's')}, khugepaged makes "
-            f"{_both(scans, 'full scans')} and collapses {_both(blocks, 'blocks an hour')}; "
-            f"time to settle: {_both(settled, 's')}."
-        )
-        return found.found(words, title="Paces", digits=3)
+        words = f"A full scan of ksmd takes {_both(found.data['a full scan (s)'], 's')}, khugepaged makes "
+        words += f"{_both(scans, 'full scans')} and collapses {_both(blocks, 'blocks an hour')}; "
+        return found.found(f"{words}time to settle: {_both(settled, 's')}.", title="Paces", digits=3)
 
 
 def on_another_kernel(runs: Mapping[str, Run], kernel: str) -> Answer:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,14 +34,14 @@ import pandas as pd
 from mmlab.errors import UserError, unknown
 from mmlab.figures.figures import axes, verdict_table
 from mmlab.params import read_yaml
-from mmlab.results.run import simulate
 from mmlab.results.uncertainty import one_digit
 from mmlab.scenario import Scenario
-from mmlab.studies.measures import standard_error, value
 from mmlab.studies.pingpong import scan_seconds
-from mmlab.studies.scenes import BASE, CODES, DECIDED, SCENES, described
+from mmlab.studies.runs import measured
+from mmlab.studies.scenes import BASE, CODES, DECIDED, described, scene_runs
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS, AnyVariant, resolve
+from mmlab.workers import Progress, each
 
 __all__ = ["CODES", "QUESTIONS", "Verdict", "verdict", "weights"]
 
@@ -87,10 +88,11 @@ class Verdict:
 
     def study(self) -> Answer:
         """Return the cells under names that say what they are, the matrix as a figure, and who is best how often."""
-        codes = {name: "\n".join(CODES.get(name, [name])) for name in self.cells}
-        table, marks, words = (
-            t.rename(codes, axis=1).rename(self.labels) for t in (self.cells, self.marks, self.words)
+        codes, tables = (
+            {name: "\n".join(CODES.get(name, [name])) for name in self.cells},
+            (self.cells, self.marks, self.words),
         )
+        table, marks, words = (t.rename(codes, axis=1).rename(self.labels) for t in tables)
         figure = verdict_table(table, marks, words, axes(width=10.6, height=0.9 + 0.29 * len(table))[0])
         best = (self.marks == "+").sum().sort_values(ascending=False, kind="stable")
         said = ", ".join(f"{variant} {questions}" for variant, questions in best.items())
@@ -149,17 +151,14 @@ class Verdict:
         rows = {"question": [f"{number} " for number, _ in codes], "": [f"{short} " for _, short in codes]}
         cells = self.words + self.marks
         rows |= {f"{q.key} {q.label}": list(cells.loc[q.key]) for q in self.questions}
-        lines = [
-            (label.ljust(LABEL) + "".join(cell.rjust(CELL) for cell in row)).rstrip() for label, row in rows.items()
-        ]
+        lines = [f"{label:{LABEL}}{''.join(f'{cell:>{CELL}}' for cell in row)}".rstrip() for label, row in rows.items()]
         lines.insert(2, "-" * (LABEL + CELL * len(codes)))
         return "\n".join([*lines, "", self.legend()] if legend else lines)
 
     def legend(self) -> str:
         """Return what was run, and what each row's number is."""
         s = self.scenario
-        own = sorted(s.model_fields_set - BASE.keys() - DECIDED.keys())
-        shown = [*BASE, *(name for name in own if getattr(s, name) != type(s).model_fields[name].default)]
+        shown = [*BASE, *sorted(s.changed().keys() - BASE.keys() - DECIDED.keys())]
         values = ", ".join(f"{name}={getattr(s, name)}" for name in shown if not name.startswith("horizon_"))
         lines = [
             _wrapped("+ best of the row, - worst, = all the same (within 5 %); inf: never within the run."),
@@ -203,7 +202,7 @@ def verdict(
     base: Scenario | None = None,
     variants: Iterable[AnyVariant] = tuple(VARIANTS),
     questions: Iterable[str] = tuple(QUESTIONS),
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = None,
 ) -> Verdict:
     """Ask the questions of every variant.
 
@@ -216,7 +215,7 @@ def verdict(
     questions
         Keys of `QUESTIONS`; a letter alone stands for all that start with it.
     progress
-        Called after each run with (runs done, runs in all, what was run).
+        Called before each scene with (scenes done, scenes in all, its name).
 
     Raises
     ------
@@ -226,19 +225,17 @@ def verdict(
     base = Scenario(**BASE) if base is None else base
     if base.events or base.process_list:
         raise UserError("a verdict makes its own events and processes", parameter="base", hint="Give it plain values.")
-    asked, chosen = _asked(questions), {variant.name: variant for variant in map(resolve, variants)}
-    scenes = dict.fromkeys(q.scene for q in asked)
-    cells = pd.DataFrame(np.nan, [q.key for q in asked], list(chosen))
-    errors = cells.copy()
-    for done, (scene, (name, variant)) in enumerate(product(scenes, chosen.items()), start=1):
-        run = simulate(SCENES[scene](base), variant=variant)
-        for q in (q for q in asked if q.scene == scene):
-            found = value(run, q.measure)
-            cells.at[q.key, name] = np.nan if found is None else round(float(found), 9)
-            errors.at[q.key, name] = round(standard_error(run, q.measure), 9)
-        if progress:
-            progress(done, len(scenes) * len(chosen), f"{scene}, {name}")
-    return Verdict(base, cells, errors)
+    asked, chosen = _asked(questions), [*map(resolve, variants)]
+
+    def answers(scene: str) -> Answer:
+        measures = {q.key: q.measure for q in asked if q.scene == scene}
+        return measured(scene_runs(scene, base, chosen), measures, "variant")
+
+    parts = list(each(answers, dict.fromkeys(q.scene for q in asked), progress=progress))
+    whole = (pd.concat(columns, axis=1) for columns in ([one.data for one in parts], [one.errors for one in parts]))
+    tables = (table.rename_axis(None).reindex(columns=[q.key for q in asked]).T.astype(float) for table in whole)
+    cells, errors = (table.map(partial(round, ndigits=9)) for table in tables)
+    return Verdict(base, cells, errors.fillna(0.0))
 
 
 def weights(text: str, questions: Iterable[str] = tuple(QUESTIONS)) -> dict[str, float]:

@@ -466,7 +466,7 @@ def test_equals_are_decided_by_what_the_kernel_has() -> None:
     goals = goals_of(["saved >= 0 %"])
     measures = {"saved": 50.0, "ksmd_cpu": 1.0}
     usual, other = (Trial(Setting.of("fixed", {"smart_scan": on}), measures, {}) for on in (1, 0))
-    reference = Reference(100, 1, 50, simulate(GUESTS).rows)
+    reference = Reference(50, simulate(GUESTS).rows)
     assert TuneResult(goals, reference, (other, usual)).best is usual
 
 

@@ -205,10 +205,10 @@ def test_weights() -> None:
             module.weights(text)
 
 
-def test_progress_counts_runs() -> None:
-    calls: list[tuple[int, int, str]] = []
+def test_progress_counts_scenes() -> None:
+    calls: list[tuple[float, float, str]] = []
     verdict(SMALL, ["legacy", "mainline"], ["c1", "c2", "c3"], lambda *call: calls.append(call))
-    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)], "c1 and c2 share their runs"
+    assert calls == [(0, 2, "pressure"), (1, 2, "pressure-off"), (2, 2, "")], "c1 and c2 share their runs"
 
 
 def test_a_letter_stands_for_all_of_them() -> None:
