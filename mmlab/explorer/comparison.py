@@ -17,8 +17,6 @@ from mmlab.results.run import Run
 from mmlab.results.uncertainty import error_at, one_digit
 from mmlab.studies.judge import better, given_back
 
-__all__ = ["CHARTS", "MAPS", "Comparison", "page_map_image", "template"]
-
 CHARTS = "memory 0", "memory 1", "batches", "counters", "cpu"
 MAPS = "map 0", "map 1"
 """Names of the pictures; 0 and 1 are the two runs."""

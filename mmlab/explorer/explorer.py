@@ -38,8 +38,6 @@ from mmlab.scenario import Scenario, flat_fields
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, AnyVariant, Variant, resolve
 from mmlab.workers import keep_freed_memory
 
-__all__ = ["CONTROLS", "Explorer", "explore", "flat_presets"]
-
 CONTROLS = tuple(
     """pages_to_scan sleep_millisecs max_ptes_none use_zero_pages smart_scan shrink_underused khugepaged memory_mib
     thp_coverage zero_fraction duplicate_fraction duplicate_groups layout pressure_rate horizon_seconds""".split()

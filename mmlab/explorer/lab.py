@@ -20,8 +20,6 @@ from mmlab.params import find_params, read_yaml, shipped_folder, write_atomicall
 from mmlab.results.trace import load
 from mmlab.variants import resolve
 
-__all__ = ["FOLDER", "START", "clone", "copy", "explore", "serve"]
-
 START = "notebooks/00_explore.ipynb"
 """The notebook that is opened."""
 PAGE = f"lab/tree/{START}"

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-__all__ = ["Dropped", "Job", "Requests"]
-
 PATIENCE = 0.4
 """Seconds after which a job is dropped if something newer was asked."""
 POLL = 0.05

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from mmlab.results.run import Run
 
-__all__ = ["MIB_PER_PAGE", "Chart", "Layer", "OverTime", "batches", "counters", "cpu", "end_of_changes", "memory"]
-__all__ += ["time_label"]
 
 Columns = dict[str, np.ndarray]
 MIB_PER_PAGE = 4 / 1024

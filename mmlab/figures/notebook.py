@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     Drawn: TypeAlias = Axes | Sequence[Axes] | Figure
 
-__all__ = ["TABLES", "headline", "png", "remember", "say", "show", "sure", "table", "tables_of", "with_errors"]
 
 DPI = 144
 """Resolution of the images that :func:`show` makes: one and a half pixels to a CSS pixel."""

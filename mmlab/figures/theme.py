@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-__all__ = ["CELLS", "INK", "KINDS", "LETTERS", "LINES", "LOOK", "MARKS", "PARTS", "SIGNS", "add_key", "axes", "palette"]
-__all__ += ["figure_of", "legend_below", "round_up", "short", "step_line", "stepped", "style", "thin", "write"]
 
 INK = "#111111"
 

@@ -47,7 +47,6 @@ from mmlab.workers import Progress, end_with_parent
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["load", "make_all", "publish"]
 
 MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 

@@ -20,8 +20,6 @@ from mmlab.report.page import TEMPLATES, read_about
 from mmlab.report.provenance import versions
 from mmlab.report.request import Request, find_notebook, notebooks
 
-__all__ = ["DECLARED", "INDEX", "SUMS", "made_with", "standard", "write_index"]
-
 DECLARED = "reports.yaml"
 """In the folder of the notebooks: which notebook is run with which params files."""
 OWN = "own"

@@ -18,8 +18,6 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from mmlab.workers import end_with_parent
 
-__all__ = ["FORK", "ForkedKernelManager", "ThisInterpreter"]
-
 FORK: Any = get_context("fork" if sys.platform == "linux" else "spawn")
 """Processes that start with all that is loaded; the frameworks of macOS do not survive a fork."""
 

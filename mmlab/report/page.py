@@ -20,7 +20,6 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["TEMPLATES", "arrange", "number_tables", "read_about", "render", "summary"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -18,8 +18,6 @@ import mmlab
 from mmlab.params import read_yaml, shipped_folder
 from mmlab.report.page import read_about
 
-__all__ = ["DEPENDS", "digest", "exactness", "ingredients", "software", "source_digest", "versions"]
-
 PACKAGE = Path(__file__).parents[1]
 RECORDINGS = PACKAGE / "recordings"
 DEPENDS = read_yaml(Path(__file__).with_name("report.yaml"))

@@ -24,8 +24,6 @@ from mmlab.report.provenance import digest, ingredients
 from mmlab.scenario import Scenario
 from mmlab.studies.parameters import check_names, scenario_from
 
-__all__ = ["Request", "find_notebook", "notebook_defaults", "notebooks", "read_given", "read_params"]
-
 
 @dataclass
 class Request:
