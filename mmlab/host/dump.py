@@ -221,31 +221,27 @@ def read(paths: Iterable[str | Path]) -> list[Dump]:
         A file cannot be read or is none of the known forms; a number is impossible; a ksmtuned.conf has a mistake;
         there is no dump.
     """
-    dumps: list[Dump] = []
-    beside: dict[str, int] = {}
-    conf = None
+    dumps, beside, conf = list[Dump](), dict[str, int](), None
     for path in map(Path, paths):
         if path.suffix == ".parquet":
             dumps += [Dump(sample, time=time, beside=sample) for time, sample in ends(path)]
             continue
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(error.strerror or str(error), where=str(path)) from None
-        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes
-        text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
-        found = parse(text)
-        if CONF.search(text) and not found:
-            conf = read_conf(path)
-            continue
-        if not found and not (lines := _beside(text)):
-            problem = f"this is none of the known forms; it is {_kind(content)}"
-            raise UserError(problem, where=str(path), hint=SAID["known"])
-        beside |= {} if found else lines
-        for dump in found:
-            with located(path):
+        with located(path):
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise UserError(error.strerror or str(error)) from None
+            wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes
+            text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
+            found, lines = parse(text), _beside(text)
+            for dump in found:
                 dump.check()
+            if not (found or lines or CONF.search(text)):
+                raise UserError(f"this is none of the known forms; it is {_kind(content)}", hint=SAID["known"])
         dumps += found
+        if not found:
+            beside |= lines
+            conf = read_conf(path) if CONF.search(text) else conf
     if not dumps:
         raise UserError("there is no dump beside these files", parameter="DUMP", hint=SAID["known"])
     for dump in dumps:

@@ -159,14 +159,13 @@ def bars(shown: Sequence[float], rate: bool = False) -> str:
 
 def table(history: Sequence[Sample], missing: Sequence[str]) -> Table:
     """Return the counters as a table of rich: the last value, its change a second, and a sparkline."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     knobs = " ".join(f"{name}={history[-1][name]}" for name in KNOBS if name in history[-1])
     caption = "\n".join((knobs, *(f"not shown: {each}" for each in missing)))
-    out = Table(box=None, caption=caption, caption_justify="left", caption_style="")
-    for heading, justify in (("running kernel", "left"), ("now", "right"), ("a second", "right")):
-        out.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    out.add_column(f"last {len(history)} samples", no_wrap=True, min_width=SHOWN)
+    columns = [Column("running kernel"), Column("now", justify="right"), Column("a second", justify="right")]
+    columns.append(Column(f"last {len(history)} samples", no_wrap=True, min_width=SHOWN))
+    out = Table(*columns, box=None, caption=caption, caption_justify="left", caption_style="")
     for name, row in ROWS.items():
         out.add_row(name, *_cells(history, row))
     return out
