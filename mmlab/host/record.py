@@ -119,13 +119,7 @@ def plan(
         options = {"seconds": float(run.rows["time_ns"][-1]) / 1e9} | options
     else:
         asked["knobs"].pop("sleep_millisecs")  # ksmd's sleep is as long as a look at the machine takes
-    return {
-        "format": "mmlab-plan-1",
-        "name": scenario.name or "recorded",
-        "variant": own,
-        "scenario": asked,
-        "options": options,
-    }
+    return {"name": scenario.name or "recorded", "variant": own, "scenario": asked, "options": options}
 
 
 def _repeated(scenario: Scenario) -> list[dict[str, Any]]:

@@ -145,9 +145,7 @@ def thread(name: str) -> Path:
 
 def knob_file(name: str) -> Path:
     """Return the file of a knob, by its name in a scenario."""
-    if name.startswith("max_ptes_"):
-        return KHUGEPAGED / name
-    if name.startswith("khugepaged_"):
+    if name.startswith(("max_ptes_", "khugepaged_")):
         return KHUGEPAGED / name.removeprefix("khugepaged_")
     return (THP if name == "shrink_underused" else KSM) / name
 
@@ -391,14 +389,9 @@ class Worker:
 
     def pin(self, page: int, count: int) -> int:
         """Register the range as a fixed buffer of an io_uring of its own."""
-        ring = result("syscall", SYS_IO_URING_SETUP, 1, bytes(120))
+        self.rings.append(result("syscall", SYS_IO_URING_SETUP, 1, bytes(120)))
         where = struct.pack("<2Q", self.base + page * PAGE, count * PAGE)
-        code = libc("syscall", SYS_IO_URING_REGISTER, ring, IORING_REGISTER_BUFFERS, where, 1)
-        if code:
-            os.close(ring)
-        else:
-            self.rings.append(ring)
-        return code
+        return libc("syscall", SYS_IO_URING_REGISTER, self.rings[-1], IORING_REGISTER_BUFFERS, where, 1)
 
     def unpin(self) -> int:
         """Let go at once: a ring that is only closed does so later."""
@@ -451,9 +444,7 @@ class Worker:
         """Register a range in write-protect mode, without protecting anything: no fault is ever held up."""
         if self.fault_handle < 0:
             self.fault_handle = result("syscall", SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
-            api = ctypes.create_string_buffer(struct.pack("<3Q", 0xAA, 0, 0))
-            if self.fault_handle < 0 or (code := libc("ioctl", self.fault_handle, UFFDIO_API, api)):
-                return code if self.fault_handle >= 0 else ctypes.get_errno()
+            libc("ioctl", self.fault_handle, UFFDIO_API, ctypes.create_string_buffer(struct.pack("<3Q", 0xAA, 0, 0)))
         where = struct.pack("<4Q", self.base + page * PAGE, count * PAGE, UFFDIO_REGISTER_MODE_WP, 0)
         code = UFFDIO_REGISTER if value else UFFDIO_UNREGISTER
         return libc("ioctl", self.fault_handle, code, ctypes.create_string_buffer(where))
@@ -951,18 +942,17 @@ class Recorder:
             event.pop("parts", None)
         start = {name: value for name, value in self.samples[0].items() if name in SINCE_START}
         how = "ksmd runs by its own clock" if self.free else "ksmd stepped a batch at a time by run 0 and 1"
+        how = f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead"
+        kernel, fields = re.sub(r"^([\d.]+\d).*", r"\1", os.uname().release), [*self.samples[0]]
+        rows = [[n - start.get(name, 0) for name, n in row.items()] for row in self.samples]
         trace = {
             "format": "kernel-trace-1",
             "name": self.plan["name"],
-            "kernel": re.sub(r"^([\d.]+\d).*", r"\1", os.uname().release),
+            "kernel": kernel,
             "variant": self.plan["variant"],
-            "how": f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead",
-            "scenario": self.asked,
-            "fields": [*self.samples[0]],
-            "samples": [[n - start.get(name, 0) for name, n in row.items()] for row in self.samples],
-            "maps": self.maps,
-            "frames": self.frames,
         }
+        trace |= {"how": how, "scenario": self.asked, "fields": fields, "samples": rows}
+        trace |= {"maps": self.maps, "frames": self.frames}
         if self.frames[0]["ksm_frames"]:  # before ksmd has run: this kernel sets KPF_KSM for every anonymous page
             trace |= {"maps": [], "frames": [], "how": f"{trace['how']}; no page maps, as KPF_KSM is wrong here"}
         if self.options["tracepoints"]:
