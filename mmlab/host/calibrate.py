@@ -408,12 +408,9 @@ def processor() -> str:
 
 def origin(found: Calibration, recordings: Sequence[Path], machine: str | None = None) -> dict[str, str]:
     """Return where costs come from, for `Calibration.cost_file`; `machine` is by default this computer."""
-    return {
-        "machine": machine or processor(),
-        "kernel": ", ".join(sorted({one.kernel for one in found.observed})),
-        "date": time.strftime("%Y-%m-%d"),
-        "recording": ", ".join(file.name for file in recordings[:3]) + (" …" if len(recordings) > 3 else ""),
-    }
+    kernels = ", ".join(sorted({one.kernel for one in found.observed}))
+    files = ", ".join(file.name for file in recordings[:3]) + " …" * (len(recordings) > 3)
+    return {"machine": machine or processor(), "kernel": kernels, "date": time.strftime("%F"), "recording": files}
 
 
 def calibrate(recorded: Iterable[tuple[Scenario, Sequence[dict[str, int]]]], progress: Progress = None) -> Calibration:
