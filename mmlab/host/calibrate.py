@@ -135,19 +135,12 @@ def _of_entry(entry: dict[str, Any]) -> tuple[Scenario, list[dict[str, int]]]:
     asked = entry["scenario"]
     if asked.get("actions"):
         raise ValueError(f"scenario {asked['name']} has actions: record it as a kernel trace")
-    process = {
-        "pages": 512 * asked["blocks"],
-        "contents": asked["contents"],
-        "thp": [(512 * block, 512) for block, huge in enumerate(asked["thp"]) if huge],
-    }
-    scenario = Scenario(
-        name=str(asked["name"]),
-        kernel=str(entry["kernel"]),
-        process_list=[process],
-        horizon_seconds=0.0,
-        horizon_batches=asked["batches"],
-        **{knob: asked[knob] for knob in KNOBS if knob in asked},
-    )
+    thps = [(512 * block, 512) for block, huge in enumerate(asked["thp"]) if huge]
+    process = {"pages": 512 * asked["blocks"], "contents": asked["contents"], "thp": thps}
+    ends = {"horizon_seconds": 0.0, "horizon_batches": asked["batches"]}
+    about = {"name": str(asked["name"]), "kernel": str(entry["kernel"])}
+    knobs = {knob: asked[knob] for knob in KNOBS if knob in asked}
+    scenario = Scenario(**about, **ends, **knobs, process_list=[process])
     return scenario, entry["samples"]
 
 
@@ -378,19 +371,13 @@ Single batches scatter by {100 * self.fit.scatter:.0f} %."""
 
         measured = [i for i, step in enumerate(STEPS) if step not in self.fit.estimated]
         covariance = self.fit.covariance[np.ix_(measured, measured)]
-        head = {
-            **about,
-            "leave_one_out": {
-                "median_error": round(self.median_error, 4),
-                "rank_correlation": round(self.rank_correlation, 4),
-                "scenarios": len(self.observed),
-                "batches": sum(len(one.cpu_ns) for one in self.observed),
-                "errors": {one.name: round(float(e), 3) for one, e in zip(self.observed, self.errors, strict=True)},
-            },
-            "error": round(NORMAL * self.median_error, 4),
-            "estimated": {step: ERRORS.get(step, ESTIMATES[step]) for step in self.fit.estimated},
-            "ns": {step: round(float(cost), 1) for step, cost in zip(STEPS, self.fit.ns, strict=True)},
-        }
+        errors = {one.name: round(float(error), 3) for one, error in zip(self.observed, self.errors, strict=True)}
+        batches = sum(len(one.cpu_ns) for one in self.observed)
+        judged: dict[str, Any] = {"median_error": round(self.median_error, 4), "scenarios": len(errors)}
+        judged |= {"rank_correlation": round(self.rank_correlation, 4), "batches": batches, "errors": errors}
+        head = about | {"leave_one_out": judged, "error": round(NORMAL * self.median_error, 4)}
+        head["estimated"] = {step: ERRORS.get(step, ESTIMATES[step]) for step in self.fit.estimated}
+        head["ns"] = {step: round(float(cost), 1) for step, cost in zip(STEPS, self.fit.ns, strict=True)}
         rows = "".join(f"  - [{', '.join(f'{value:.6g}' for value in row)}]\n" for row in covariance.tolist())
         return f"""\
 # What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and

@@ -480,15 +480,14 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
     event = {"after": {"full_scan": 2}, "op": "dontneed"}
     hot = {"hot_fraction": 1.0, "hot_period_seconds": max(0.05, round(scan / 3, 3))} if written else {}
-    scenario = Scenario(
-        **knobs | hot,
-        horizon_seconds=round(60 + 1000 * scan) if written else 0.0,
-        thp_coverage=0.0,
-        process_list=processes,
-        events=[event | {"process": i, "page": page, "count": count} for i, page, count in gone],
-        horizon_full_scans=min(max(dump["full_scans"] + 1, 6), 24) if quiet else 3,
-        sample_limit=200_000,
-    )
+    knobs |= {
+        "thp_coverage": 0.0,
+        "sample_limit": 200_000,
+        "horizon_seconds": round(60 + 1000 * scan) if written else 0.0,
+    }
+    knobs |= {"horizon_full_scans": min(max(dump["full_scans"] + 1, 6), 24) if quiet else 3}
+    events = [event | {"process": i, "page": page, "count": count} for i, page, count in gone]
+    scenario = Scenario(**knobs | hot, process_list=processes, events=events)
     return scenario, factor
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,7 @@ def running_kernel(uname: str = "") -> str:
     return kernel
 
 
-def plan(
-    scenario: Scenario,
-    kernel: str = "",
-    variant: str = "",
-    progress: Callable[[float], None] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
+def plan(scenario: Scenario, kernel: str = "", variant: str = "", **options: Any) -> dict[str, Any]:
     """Return the plan for recording a scenario.
 
     Parameters
@@ -68,8 +62,6 @@ def plan(
         The release that will run it, as `uname -r` says. Default: this machine's.
     variant
         Which fix that kernel has. Default: none of those proposed, i.e. mainline, or legacy before 6.12.
-    progress
-        Called now and then with the share of the model's run that is done.
     **options
         How to record: see `mmlab.host.runner.OPTIONS`.
 
@@ -95,7 +87,7 @@ def plan(
         if given := [name for name in OWN if getattr(spec, name) != ProcessSpec.model_fields[name].default]:
             raise UserError("cannot be recorded", parameter=given[0], where=f"process_list {i}")
     scenario = scenario.replace(kernel=kernel, variant=own, events=_repeated(scenario), sample_limit=10**8)
-    run = simulate(scenario, progress=progress)
+    run = simulate(scenario)
     asked = from_run(run)["scenario"]
     asked["batches"] = max(1, asked["batches"])  # if no mm is registered, the model makes none
     free = options.get("mode") == "free"

@@ -60,10 +60,8 @@ SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER, IORING_REGISTER_BUFFERS, IORING_UNREG
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_MEMORY_MERGE = 1, 36, 67
 SYS_USERFAULTFD, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 323, 0xC018AA3F, 0xC020AA00, 0x8010AA01
 UFFDIO_REGISTER_MODE_WP = 2
-PROBES: dict[str, tuple[Any, ...]] = {
-    "merge_any": ("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0),
-    "uffd": ("syscall", SYS_USERFAULTFD, os.O_CLOEXEC),
-}
+PROBES: dict[str, tuple[Any, ...]] = {"uffd": ("syscall", SYS_USERFAULTFD, os.O_CLOEXEC)}
+PROBES["merge_any"] = ("prctl", PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
 """Calls that succeed where the ops can be done."""
 
 COUNTERS = """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile
@@ -945,13 +943,8 @@ class Recorder:
         how = f"recorded on a running kernel, {how}, LRU batches drained after each event, no readahead"
         kernel, fields = re.sub(r"^([\d.]+\d).*", r"\1", os.uname().release), [*self.samples[0]]
         rows = [[n - start.get(name, 0) for name, n in row.items()] for row in self.samples]
-        trace = {
-            "format": "kernel-trace-1",
-            "name": self.plan["name"],
-            "kernel": kernel,
-            "variant": self.plan["variant"],
-        }
-        trace |= {"how": how, "scenario": self.asked, "fields": fields, "samples": rows}
+        trace = {"format": "kernel-trace-1", "name": self.plan["name"], "variant": self.plan["variant"]}
+        trace |= {"kernel": kernel, "how": how, "scenario": self.asked, "fields": fields, "samples": rows}
         trace |= {"maps": self.maps, "frames": self.frames}
         if self.frames[0]["ksm_frames"]:  # before ksmd has run: this kernel sets KPF_KSM for every anonymous page
             trace |= {"maps": [], "frames": [], "how": f"{trace['how']}; no page maps, as KPF_KSM is wrong here"}
