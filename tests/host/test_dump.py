@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -251,10 +251,10 @@ def test_unshared_from_the_profit() -> None:
 
 
 def test_a_large_paste_takes_no_time() -> None:
-    start = perf_counter()
+    start = process_time()
     for text in ('{"a":1,"value":[1741082401.1,"5"]},' * 20_000, "x" * 10**6, "<p>5, 6 " * 20_000, "/a.b" * 50_000):
         assert parse(text) == []
-    assert perf_counter() - start < 10
+    assert process_time() - start < 10
 
 
 def test_hosts_and_times() -> None:
