@@ -21,10 +21,10 @@ from typing import Any, get_args
 
 import yaml
 
-from mmlab.errors import KSM_COUNTERS, UserError, unknown
+from mmlab.errors import KSM_COUNTERS, UserError, located, unknown
 
 __all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", "parse_yaml", "quantity"]
-__all__ += ["read_image", "read_yaml", "save_new", "seconds", "shipped_folder", "units"]
+__all__ += ["read_image", "read_yaml", "reading", "save_new", "seconds", "shipped_folder", "units"]
 __all__ += ["write_atomically", "writing", "written", "yaml_lines"]
 
 KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
@@ -200,15 +200,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     UserError
         The file cannot be read, is not a mapping, or gives a key twice.
     """
-    hint = ""
-    try:
+    with reading(path):
         text = path.read_text(encoding="utf-8")
-        counters = "|".join(KSM_COUNTERS - {"full_scans"})  # an event may have that
-        hint = "`mmlab host` reads dumps of a host." if re.search(rf"(\b|ksmd_|shm_)({counters})", text) else ""
+    counters = "|".join(KSM_COUNTERS - {"full_scans"})  # an event may have that
+    hint = "`mmlab host` reads dumps of a host." if re.search(rf"(\b|ksmd_|shm_)({counters})", text) else ""
+    try:
         data = parse_yaml(text)
-    except OSError as error:
-        raise UserError(error.strerror or str(error), where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"this is not YAML: {' '.join(str(error).split())}", where=str(path), hint=hint) from None
     if data is None:
         return {}
@@ -244,15 +242,13 @@ def read_image(entry: Mapping[str, Any], key: int) -> list[dict[str, Any]]:
 
     path, own = Path(str(entry["workload"])), {name: value for name, value in entry.items() if name != "workload"}
     columns = "process count kind rank step order mergeable hugepage nohugepage".split()
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, columns=columns)
-        about = json.loads(table.schema.metadata[b"mmlab"])
-        always, asked = "[always]" in about["thp_enabled"], about["processes"]
-    except OSError as error:
-        raise UserError(error.strerror or str(error), where=str(path)) from None
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
-        raise UserError("is no file of `mmlab capture`", where=str(path)) from None
+    with reading(path):
+        try:
+            table = pq.read_table(path.open("rb"), columns=columns)
+            about = json.loads(table.schema.metadata[b"mmlab"])
+            always, asked = "[always]" in about["thp_enabled"], about["processes"]
+        except (pa.ArrowException, KeyError, TypeError, ValueError):
+            raise UserError("is no file of `mmlab capture`") from None
     out = []
     for process, part in groupby(zip(*table.to_pydict().values(), strict=True), itemgetter(0)):
         rows = list(part)
@@ -289,6 +285,18 @@ def yaml_lines(values: Mapping[str, Any], notes: Mapping[str, str]) -> str:
         line = yaml.safe_dump({name: value}, sort_keys=False, default_flow_style=style, allow_unicode=True, width=1000)
         lines[name] = f"{line.strip():31} # {notes[name]}\n" if name in notes else line
     return "".join(lines.values())
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn a failure to read a file, or to decode its text, into a `UserError`; name the file in each one."""
+    with located(path):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from None
+        except UnicodeDecodeError:
+            raise UserError("this is not text") from None
 
 
 @contextmanager

@@ -17,28 +17,22 @@ written again.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_serializer, model_validator
 
-from mmlab.errors import UserError, located, unknown
-from mmlab.params import in_units
+from mmlab.errors import UserError, located, raise_all, unknown
+from mmlab.params import in_units, reading
 
-__all__ = ["CONF", "TUNERS", "Ksmtuned", "Policy", "Tuner", "View", "read_conf", "resolve", "scaled_pace", "schedule"]
+__all__ = ["CONF", "FINITE", "TUNERS", "Ksmtuned", "Policy", "Strict", "Tuner", "View"]
+__all__ += ["read_conf", "resolve", "scaled_pace", "schedule"]
 
 Knobs = Mapping[str, int | str]
 MIN_INTERVAL = 0.001
@@ -119,6 +113,29 @@ class Policy:
             yield from (start + k * self.interval for k in count())
 
 
+FINITE = ConfigDict(allow_inf_nan=False)
+
+
+class Strict(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True, **FINITE):
+    """A frozen model in which unknown keys are errors and the text below a field is its description.
+
+    Numbers may be written with a unit (`mmlab.params.quantity`).
+    """
+
+    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
+
+    def check(self) -> None:
+        """Raise a `UserError` if the fields, each valid, do not fit together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            self.check()
+        except UserError as error:
+            raise ValueError(error) from None  # pydantic adds the place
+        return self
+
+
 # --- the programs that hosts run ------------------------------------------------------------------------------------
 
 TUNERS: dict[str, type[Tuner]] = {}
@@ -129,20 +146,24 @@ Delta = Annotated[int, Field(ge=-(2**31), le=2**31)]
 Interval = Annotated[int, Field(ge=1, le=10**9)]
 
 
-class Tuner(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """A program that turns ksmd's knobs, with its parameters; its docstring says what it is and which rule it is."""
+class Tuner(Strict):
+    """A program that turns ksmd's knobs, with its parameters; its docstring says what it is and which rule it is.
+
+    A public subclass is registered in `TUNERS`, under its name in small letters.
+    """
 
     first: ClassVar[float | None] = None
-    name: str
+    name: str = ""
     """which program"""
-    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        TUNERS.update(dict.fromkeys(get_args(cls.model_fields["name"].annotation), cls))
+    def __init_subclass__(cls) -> None:
+        if not cls.__name__.startswith("_"):
+            cls.name = cls.__name__.lower()
+            cls.__annotations__["name"] = Annotated[Literal[cls.name], Field(description="which program")]
+            TUNERS[cls.name] = cls
 
     @model_serializer(mode="wrap")
-    def _with_name(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _with_name(self, rest: Callable[[Tuner], dict[str, Any]]) -> dict[str, Any]:
         return {"name": self.name, **rest(self)}
 
     def decide(self, view: View) -> Knobs:
@@ -199,15 +220,10 @@ class _Script(Tuner):
 class Ksmtuned(_Script):
     """ksmtuned as upstream, RHEL and Debian ship it; committed memory is the processes' RSS (tuners N1)."""
 
-    name: Literal["ksmtuned"] = "ksmtuned"
-    """which program"""
-
 
 class Proxmox(_Script):
     """Proxmox VE's ksmtuned; committed memory is the processes' PSS, which falls as pages are merged (tuners N2)."""
 
-    name: Literal["proxmox"] = "proxmox"
-    """which program"""
     sleep_msec: Pages = 100
     """sleep between two batches on a host of 16 GiB (ms): less on a larger one, but at least 10"""
 
@@ -235,8 +251,6 @@ class KubeVirt(_Agent):
     """KubeVirt's virt-handler: decides at once, then every 10 minutes (tuners N3)."""
 
     first: ClassVar[float | None] = 0.0
-    name: Literal["kubevirt"] = "kubevirt"
-    """which program"""
     monitor_interval: Interval = 600
     """time between two decisions (s)"""
     pages_init: Pages = 100
@@ -263,8 +277,6 @@ class KubeVirt(_Agent):
 class Mom(_Agent):
     """oVirt's memory overcommitment manager (tuners N4)."""
 
-    name: Literal["mom"] = "mom"
-    """which program"""
     monitor_interval: Interval = 10
     """time between two decisions (s)"""
     sleep_ms_baseline: Pages = 10
@@ -285,8 +297,6 @@ class Kata(Tuner):
 
     PHASES: ClassVar = ((30, 10, 1), (150, 100, 10), (270, 500, 100))
     """end (s after the start), share of the anonymous pages a batch (one in …), sleep (ms)"""
-    name: Literal["kata"] = "kata"
-    """which program"""
 
     def decide(self, view: View) -> Knobs:
         """Set the pace of the phase since the latest start of a container (tuners N5)."""
@@ -313,8 +323,6 @@ Step = tuple[Annotated[float, Field(ge=0)], Pairs]
 class Schedule(Tuner):
     """Knobs that are set at given times."""
 
-    name: Literal["schedule"] = "schedule"
-    """which program"""
     steps: tuple[Step, ...] = ()
     """[[seconds, {knob: value, …}], …]"""
 
@@ -344,10 +352,8 @@ def read_conf(path: str | Path) -> dict[str, int]:
     UserError
         The file cannot be read; a name is unknown, or a value is no number: each with its line.
     """
-    try:
+    with reading(path):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(getattr(error, "strerror", None) or "this is not text", where=str(path)) from None
     found: dict[str, int] = {}
     wrong: list[UserError] = []
     for number, line in enumerate(lines, 1):
@@ -356,9 +362,7 @@ def read_conf(path: str | Path) -> dict[str, int]:
                 found |= _assigned(line)
         except UserError as error:
             wrong.append(error)
-    if wrong:
-        wrong[0].others = tuple(wrong[1:])
-        raise wrong[0]
+    raise_all(wrong)
     return found
 
 
@@ -374,10 +378,9 @@ def _assigned(line: str) -> dict[str, int]:
             continue
         if name not in CONF:
             raise unknown("name", name, CONF)
-        try:
-            found[CONF[name]] = int(value)
-        except ValueError:
-            raise UserError("is not a number", parameter=name, value=value, allowed="a whole number") from None
+        if not re.fullmatch(r"[-+]?\d+", value):
+            raise UserError("is not a number", parameter=name, value=value, allowed="a whole number")
+        found[CONF[name]] = int(value)
     return found
 
 
@@ -398,7 +401,7 @@ def resolve(policy: PolicyLike | None) -> Policy | None:
     if isinstance(policy, str):
         if policy not in TUNERS:
             raise unknown("policy", policy, ["none", *TUNERS])
-        policy = TUNERS[policy]()  # type: ignore[call-arg]  # each has its name
+        policy = TUNERS[policy]()
     if isinstance(policy, Tuner):
         return policy.policy()
     if not isinstance(policy, Policy):

@@ -16,46 +16,27 @@ mmlab.errors.UserError: pages_to_scan = -1 is out of range: it must be at least 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+import pydantic
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, create_model
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.versions import flags
 from mmlab.limits import free_memory
 from mmlab.params import in_units, quantity, read_image, read_yaml, units, written, yaml_lines
-from mmlab.policies import TUNERS, Tuner
+from mmlab.policies import FINITE, TUNERS, Strict, Tuner
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
-__all__ = [
-    "EVENTS",
-    "KSM_KNOBS",
-    "SETTABLE",
-    "Event",
-    "Parameter",
-    "ProcessSpec",
-    "Scenario",
-    "check_knob",
-    "flat_fields",
-]
+__all__ = ["EVENTS", "KSM_KNOBS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob"]
+__all__ += ["flat_fields"]
 
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
@@ -76,46 +57,21 @@ UInt = Annotated[int, Field(ge=0, le=UINT_MAX)]
 Entries = Annotated[int, Field(ge=0, le=511)]
 Key = Annotated[int, Field(ge=0, le=MAX_KEY)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Skew = Annotated[float, Field(ge=0, le=10)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Period = Annotated[float, Field(ge=0.05, le=1e9)]
 Rate = Annotated[float, Field(ge=0, le=1e6)]
 Kernel = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, float) else value)]
 """A kernel; YAML reads 6.18 as a number."""
-Layout = Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"]
-Enabled = Literal["always", "inherit", "madvise", "never"]
-KeyOrder = Literal["ascending", "random"]
-DuplicateLayout = Literal["spread", "clustered", "blocks"]
 Granularity = Literal["4K", "2M"]
 Range = tuple[Index, Count]
 Ranges = tuple[tuple[int, int], ...]
 """Runs of pages or blocks: [first, end)."""
 
 
-_FINITE = ConfigDict(allow_inf_nan=False)
-
-
-class _Strict(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True, **_FINITE):
-    """A frozen model in which unknown keys are errors and the text below a field is its description."""
-
-    _in_units = model_validator(mode="before")(classmethod(in_units))  # type: ignore[arg-type]  # pydantic takes it
-
-    def check(self) -> None:
-        """Raise a `UserError` if the fields, each valid, do not fit together."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        try:
-            self.check()
-        except UserError as error:
-            raise ValueError(error) from None  # pydantic adds the place, and `explain` reads both
-        return self
-
-
 # --- events ---------------------------------------------------------------------------------------------------------
 
 
-class After(_Strict):
+class After(Strict):
     """When an event happens: after a batch, after the batch that completes a full scan, or at a simulated time."""
 
     batch: Index | None = None
@@ -138,10 +94,11 @@ EVENTS: dict[str, type[Event]] = {}
 """The class of each operation, by the name of the operation (`op`)."""
 
 
-class Event(_Strict):
+class Event(Strict):
     """Something done to the machine from outside at a given point of the run (trace-format, Events).
 
-    A subclass that names its operation is registered in `EVENTS`; its docstring says what happens.
+    A subclass is an operation and named after it: SplitAll is the class of `op: split_all`, in `EVENTS`; its docstring
+    says what happens.
     """
 
     after: After
@@ -149,23 +106,25 @@ class Event(_Strict):
     op: str
     """what happens"""
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        EVENTS.update(dict.fromkeys(get_args(cls.model_fields["op"].annotation), cls))
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        if not abstract:
+            op = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+            cls.__annotations__["op"] = Literal[op]
+            EVENTS[op] = cls
 
     def sets(self, knob: str) -> bool:
         """Return whether this event writes the knob."""
         return getattr(self, "knob", None) == knob
 
 
-class ProcessEvent(Event):
+class ProcessEvent(Event, abstract=True):
     """An event that happens to one process."""
 
     process: Index = 0
     """number of the process, from 0 in order of birth"""
 
 
-class RangeEvent(ProcessEvent):
+class RangeEvent(ProcessEvent, abstract=True):
     """An event that happens to a range of pages of one process, or to a part of its pages or blocks, one by one."""
 
     page: Index
@@ -183,7 +142,6 @@ class RangeEvent(ProcessEvent):
 class Write(RangeEvent):
     """Write each page."""
 
-    op: Literal["write"]
     key: Key | None
     """new content: equal keys are equal pages, their order is memcmp's, 0 is the zero page; null rewrites what is there
     (read, then written)"""
@@ -193,33 +151,26 @@ class Touch(RangeEvent):
     """Touch each page for the first time, as a process that grows does: write the content that is dealt to it. Holes,
     pages that are touched already, and those that cannot be written are left out."""
 
-    op: Literal["touch"]
-
 
 class Read(RangeEvent):
     """Read each page."""
-
-    op: Literal["read"]
 
 
 _ADVICE = "dontneed free cold pageout collapse mergeable unmergeable hugepage nohugepage".split()
 _CALLS = {op: f"madvise(MADV_{op.upper()})" for op in _ADVICE}
 _CALLS |= {"mlock": "mlock: lock the range and populate it.", "munlock": "munlock", "munmap": "munmap"}
 for _op, _about in _CALLS.items():  # a class like `Read` for each
-    globals()[_op.title()] = create_model(_op.title(), __base__=RangeEvent, __doc__=_about, op=(Literal[_op], ...))  # type: ignore[arg-type,valid-type]
+    globals()[_op.title()] = create_model(_op.title(), __base__=RangeEvent, __doc__=_about)
 
 
 class Mmap(RangeEvent):
     """mmap with MAP_FIXED and MAP_POPULATE: new zero-filled small pages instead of what is there, in a VMA of their
     own, which is mergeable if the process has MERGE_ANY."""
 
-    op: Literal["mmap"]
-
 
 class Mremap(RangeEvent):
     """mremap with MREMAP_FIXED: the range moves to where it replaces what is there (thp-split H14)."""
 
-    op: Literal["mremap"]
     to: Index
     """first page of its new place"""
 
@@ -228,31 +179,22 @@ class Pin(RangeEvent):
     """Pin the range for I/O, as VFIO, RDMA and io_uring's fixed buffers do: each page is written to and held, or none
     is held if one cannot be written (thp-split H5)."""
 
-    op: Literal["pin"]
-
 
 class Unpin(ProcessEvent):
     """Let go of all pages that the process has pinned, as its end does."""
-
-    op: Literal["unpin"]
 
 
 class Split(RangeEvent):
     """Split the range's folios through debugfs split_huge_pages."""
 
-    op: Literal["split"]
-
 
 class PopulateWrite(RangeEvent):
     """madvise(MADV_POPULATE_WRITE): populate each page as by a write fault; contents that are there stay."""
-
-    op: Literal["populate_write"]
 
 
 class Mprotect(RangeEvent):
     """mprotect"""
 
-    op: Literal["mprotect"]
     prot: Literal[1, 3]
     """1: read only, 3: read and write"""
 
@@ -260,19 +202,14 @@ class Mprotect(RangeEvent):
 class Fork(ProcessEvent):
     """Fork a child process, which gets the next number."""
 
-    op: Literal["fork"]
-
 
 class Exit(ProcessEvent):
     """Kill and reap the process."""
-
-    op: Literal["exit"]
 
 
 class Shrink(Event):
     """Ask the shrinker of the deferred split queue to scan folios."""
 
-    op: Literal["shrink"]
     count: Count
     """number of folios"""
 
@@ -280,13 +217,10 @@ class Shrink(Event):
 class SplitAll(Event):
     """Split the folios of all processes through debugfs split_huge_pages."""
 
-    op: Literal["split_all"]
-
 
 class Khugepaged(Event):
     """Let khugepaged make full scans at once."""
 
-    op: Literal["khugepaged"]
     full_scans: Count
     """number of full scans"""
 
@@ -294,19 +228,16 @@ class Khugepaged(Event):
 class Compact(Event):
     """Compact all memory."""
 
-    op: Literal["compact"]
-
 
 class Set(Event):
     """Write a sysfs knob, or boot another variant."""
 
-    op: Literal["set"]
     knob: str
     """which knob"""
     value: int | str
     """its new value"""
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _in_the_knobs_unit(cls, given: Any) -> Any:
         knob = flat_fields().get(str(given.get("knob"))) if isinstance(given, Mapping) else None
@@ -319,7 +250,6 @@ class Set(Event):
 class Sleep(Event):
     """Let time pass."""
 
-    op: Literal["sleep"]
     millisecs: Index
     """how long (ms)"""
 
@@ -327,7 +257,6 @@ class Sleep(Event):
 class Migrate(RangeEvent):
     """Migrate the range's folios; a huge page that can have no huge page is split first."""
 
-    op: Literal["migrate"]
     node: Index | None = None
     """NUMA node to migrate to; default: each folio's own"""
     huge: Switch = 1
@@ -337,7 +266,6 @@ class Migrate(RangeEvent):
 class MergeAny(ProcessEvent):
     """prctl(PR_SET_MEMORY_MERGE)"""
 
-    op: Literal["merge_any"]
     value: Switch
     """1: on, 0: off"""
 
@@ -345,7 +273,6 @@ class MergeAny(ProcessEvent):
 class Uffd(RangeEvent):
     """Register the range with userfaultfd, or unregister it."""
 
-    op: Literal["uffd"]
     value: Switch
     """1: register, 0: unregister"""
 
@@ -353,7 +280,6 @@ class Uffd(RangeEvent):
 class MemoryFailure(ProcessEvent):
     """Let the hardware poison a page."""
 
-    op: Literal["memory_failure"]
     page: Index
     """which page, from 0 within the process"""
 
@@ -408,30 +334,72 @@ def check_knob(knob: str, value: object) -> None:
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-class Workload(_Strict):
-    """The workload fields that a process may have of its own; those left out are the scenario's."""
-
-    memory_mib: Count | None = None
-    """memory of the process (MiB)"""
-    thp_coverage: Share | None = None
-    zero_fraction: Share | None = None
-    duplicate_fraction: Share | None = None
-    duplicate_groups: Count | None = None
-    duplicate_layout: DuplicateLayout | None = None
-    duplicate_skew: Skew | None = None
-    layout: Layout | None = None
-    key_order: KeyOrder | None = None
-    stray_zero_pages: Index | None = None
-    """zero-filled small pages ahead of the first block (pages)"""
-    folio_order: int | None = None
+def _field(kind: Kind, default: Any, unit: str = "", source: str = "", **more: Any) -> Any:
+    """Return a field; `step`, `log` and `slider` (the usual range) are for its slider, the rest are its bounds."""
+    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source}
+    extra |= {key: more.pop(key, None) for key in ("step", "log", "slider", "choices")}
+    return Field(default, json_schema_extra=extra, **more)
 
 
-WORKLOAD_FIELDS = tuple(Workload.model_fields)
+_knob, _machine, _workload, _horizon = (partial(_field, kind) for kind in get_args(Kind))
+_KSM, _THP = "sysfs ksm/{}", "sysfs transparent_hugepage/{}"
+_KHUGEPAGED = "sysfs transparent_hugepage/khugepaged/{}"
+
+
+class Workload(Strict):
+    """The memory of a process: the scenario's is that of all processes, and each may have its own."""
+
+    memory_mib: int = _workload(1024, "MiB", log=True, step=2, slider=(16, 4096), ge=1, le=2**24)
+    """memory of each process, whole THPs"""
+    thp_coverage: Share = _workload(1.0, step=0.01)
+    """share of the 2 MiB blocks that are THPs: the first floor(share × blocks)"""
+    zero_fraction: Share = _workload(0.0, step=0.01)
+    """share of the pages that are filled with zeroes"""
+    duplicate_fraction: Share = _workload(0.0, step=0.01)
+    """share of the non-zero pages that have duplicates; they are dealt into duplicate_groups"""
+    duplicate_groups: int = _workload(1, "contents", log=True, slider=(1, 100_000), ge=1, le=2**31 - 1)
+    """number of different contents of the duplicates; processes of the same image share them"""
+    duplicate_layout: Literal["spread", "clustered", "blocks"] = _workload("spread")
+    """where the duplicates lie among the non-zero pages: spread evenly; clustered: side by side, as kernel text and
+    page cache are; blocks: in whole 2 MiB blocks, which are spread evenly"""
+    duplicate_skew: float = _workload(0.0, step=0.1, ge=0, le=10)
+    """how unequal the contents' numbers of duplicates are: content n has a share in proportion to 1 / n^skew; 0: all
+    have as many"""
+    layout: Literal["zero-first", "zero-last", "interleaved", "random", "bimodal"] = _workload("zero-first")
+    """where the zero-filled pages lie: zero-first, zero-last, interleaved (within each block), random (anywhere),
+    bimodal (nearly all in nearly empty blocks)"""
+    key_order: Literal["ascending", "random"] = _workload("ascending")
+    """memcmp order of the contents along the addresses"""
+    stray_zero_pages: int = _workload(0, "pages", ge=0, le=2**20)
+    """zero-filled small pages ahead of the first block: they and unique small pages fill one or more additional
+    blocks"""
+    folio_order: Literal[0, 2, 3, 4, 5, 6, 7, 8, 9] = _workload(9, source="mthp E1")
+    """order of the folios that thp_coverage is about: 9 is a THP, 4 is 64 KiB, 0 is small pages; below 9 the blocks
+    have no MADV_HUGEPAGE"""
+    touched_fraction: Share = _workload(1.0, step=0.01)
+    """share of its memory that each process has touched when it starts, from the first page on"""
+    growth_seconds: Seconds = _workload(0.0, "s")
+    """how long after its boot each process touches the rest, at an even pace in order of addresses; 0: never, and the
+    shares above are those of the blocks that it has touched. Where thp_coverage gives MADV_HUGEPAGE, a first touch
+    brings a THP, or a folio of a size in hugepages_enabled"""
+    hot_fraction: Share = _workload(0.0, step=0.01)
+    """share of the non-zero pages that are written once in every hot_period_seconds, each time with new content"""
+
+
 USE_FIELDS = ("touched_fraction", "growth_seconds", "hot_fraction")
 """Fields that a process may have of its own whether it has contents or not."""
+WORKLOAD_FIELDS = tuple(name for name in Workload.model_fields if name not in USE_FIELDS)
+if TYPE_CHECKING:
+    OwnWorkload = Workload
+else:  # the same fields, None where the process has the scenario's
+    _own = {}
+    for _name, _of in Workload.model_fields.items():
+        _about = {"description": _of.description, "json_schema_extra": _of.json_schema_extra}
+        _own[_name] = (_of.rebuild_annotation() | None, Field(None, **_about))
+    OwnWorkload = create_model("OwnWorkload", __base__=Strict, **_own)
 
 
-class ProcessSpec(Workload):
+class ProcessSpec(OwnWorkload):
     """One process of a rich scenario: one region of memory, populated by writes before the run starts.
 
     Either `pages` and `contents` say what is in it page by page, or the workload fields do.
@@ -460,12 +428,6 @@ class ProcessSpec(Workload):
     """when it boots (s); default: its number × boot_interval_seconds"""
     exits_at_seconds: Seconds | None = None
     """when it exits (s); default: lifetime_seconds after its boot"""
-    touched_fraction: Share | None = None
-    """share of its memory that it has touched when it starts; default: the scenario's"""
-    growth_seconds: Seconds | None = None
-    """how long after its boot it touches the rest; 0: never; default: the scenario's (s)"""
-    hot_fraction: Share | None = None
-    """share of its non-zero pages that are hot; default: the scenario's"""
 
     def check(self) -> None:
         if (self.contents is None) != (self.pages is None):
@@ -506,28 +468,8 @@ def _repeated(entries: Any) -> Any:
 # --- the scenario ---------------------------------------------------------------------------------------------------
 
 
-def _field(kind: Kind, default: Any, unit: str = "", source: str = "", **more: Any) -> Any:
-    """Return a field; `step`, `log` and `slider` (the usual range) are for its slider, the rest are its bounds."""
-    extra: dict[str, Any] = {"kind": kind, "unit": unit, "source": source}
-    extra |= {key: more.pop(key, None) for key in ("step", "log", "slider", "choices")}
-    return Field(default, json_schema_extra=extra, **more)
-
-
-_knob, _machine, _workload, _horizon = (partial(_field, kind) for kind in get_args(Kind))
-_KSM, _THP = "sysfs ksm/{}", "sysfs transparent_hugepage/{}"
-_KHUGEPAGED = "sysfs transparent_hugepage/khugepaged/{}"
-
-
-class Scenario(_Strict):
-    """Everything a run depends on. Immutable; `replace` returns a changed copy.
-
-    Knobs have the kernel's defaults (the advisor's: ksm-scan S30), except that ``run`` is 1.
-
-    Raises
-    ------
-    UserError
-        A key is unknown or a value is not allowed; the message says what is.
-    """
+class _Machine(Strict):
+    """What a run is called, and the machine that it runs on."""
 
     name: str = _workload("")
     """free text that names the run"""
@@ -614,47 +556,24 @@ class Scenario(_Strict):
     cost_factor: float = _machine(1.0, source="costs", log=True, ge=0.01, le=100)
     """what every step costs, relative to the cost set: 0.5 for a CPU that is twice as fast"""
 
-    # the workload, of each process
-    memory_mib: int = _workload(1024, "MiB", log=True, step=2, slider=(16, 4096), ge=1, le=2**24)
-    """memory of each process, whole THPs"""
-    thp_coverage: Share = _workload(1.0, step=0.01)
-    """share of the 2 MiB blocks that are THPs: the first floor(share × blocks)"""
-    zero_fraction: Share = _workload(0.0, step=0.01)
-    """share of the pages that are filled with zeroes"""
-    duplicate_fraction: Share = _workload(0.0, step=0.01)
-    """share of the non-zero pages that have duplicates; they are dealt into duplicate_groups"""
-    duplicate_groups: int = _workload(1, "contents", log=True, slider=(1, 100_000), ge=1, le=2**31 - 1)
-    """number of different contents of the duplicates; processes of the same image share them"""
+
+class Scenario(Workload, _Machine):
+    """Everything a run depends on. Immutable; `replace` returns a changed copy.
+
+    Knobs have the kernel's defaults (the advisor's: ksm-scan S30), except that ``run`` is 1.
+
+    Raises
+    ------
+    UserError
+        A key is unknown or a value is not allowed; the message says what is.
+    """
+
+    # the workload, beside that of one process
     images: int = _workload(1, slider=(1, 8), ge=1, le=1000)
     """number of images that processes are started from in turn, e.g. 2 for Linux and Windows guests: processes of
     different images have no duplicates in common but zero-filled pages"""
-    duplicate_layout: DuplicateLayout = _workload("spread")
-    """where the duplicates lie among the non-zero pages: spread evenly; clustered: side by side, as kernel text and
-    page cache are; blocks: in whole 2 MiB blocks, which are spread evenly"""
-    duplicate_skew: Skew = _workload(0.0, step=0.1)
-    """how unequal the contents' numbers of duplicates are: content n has a share in proportion to 1 / n^skew; 0: all
-    have as many"""
-    layout: Layout = _workload("zero-first")
-    """where the zero-filled pages lie: zero-first, zero-last, interleaved (within each block), random (anywhere),
-    bimodal (nearly all in nearly empty blocks)"""
-    key_order: KeyOrder = _workload("ascending")
-    """memcmp order of the contents along the addresses"""
-    stray_zero_pages: int = _workload(0, "pages", ge=0, le=2**20)
-    """zero-filled small pages ahead of the first block: they and unique small pages fill one or more additional
-    blocks"""
-    folio_order: Literal[0, 2, 3, 4, 5, 6, 7, 8, 9] = _workload(9, source="mthp E1")
-    """order of the folios that thp_coverage is about: 9 is a THP, 4 is 64 KiB, 0 is small pages; below 9 the blocks
-    have no MADV_HUGEPAGE"""
     merge_any: Switch = _workload(0, source="ksm-scan S12")
     """1: processes use prctl PR_SET_MEMORY_MERGE instead of MADV_MERGEABLE"""
-    touched_fraction: Share = _workload(1.0, step=0.01)
-    """share of its memory that each process has touched when it starts, from the first page on"""
-    growth_seconds: Seconds = _workload(0.0, "s")
-    """how long after its boot each process touches the rest, at an even pace in order of addresses; 0: never, and the
-    shares above are those of the blocks that it has touched. Where thp_coverage gives MADV_HUGEPAGE, a first touch
-    brings a THP, or a folio of a size in hugepages_enabled"""
-    hot_fraction: Share = _workload(0.0, step=0.01)
-    """share of the non-zero pages that are written once in every hot_period_seconds, each time with new content"""
     hot_period_seconds: Period = _workload(1.0, "s", log=True)
     """how often each hot page is written"""
     warm_fraction: Share = _workload(0.0, step=0.01)
@@ -698,7 +617,7 @@ class Scenario(_Strict):
     # rich scenarios
     kernel_changes: Mapping[str, Switch] = {}
     """differences between kernels that are switched one by one, {name: 0 or 1}, whatever the kernel has"""
-    hugepages_enabled: Mapping[int, Enabled] = {}
+    hugepages_enabled: Mapping[int, Literal["always", "inherit", "madvise", "never"]] = {}
     """sizes of folios that faults and khugepaged may make, {kB: always, inherit, madvise or never}, as in sysfs
     transparent_hugepage/hugepages-*kB/enabled; 2048 is inherit unless it is given, the others are never. All but never
     mean: where MADV_HUGEPAGE holds; memory without it counts as MADV_NOHUGEPAGE"""
@@ -820,7 +739,7 @@ class Scenario(_Strict):
     @cached_property
     def specs(self) -> tuple[ProcessSpec, ...]:
         """The processes one by one, with every workload field filled in (unless they have contents)."""
-        own = {name: getattr(self, name) for name in (*WORKLOAD_FIELDS, *USE_FIELDS)}
+        own = {name: getattr(self, name) for name in Workload.model_fields}
         if not self.process_list:
             return (ProcessSpec.model_construct(None, **own),) * self.processes
         names = [USE_FIELDS if p.contents else own for p in self.process_list]
@@ -1021,7 +940,7 @@ def flat_fields() -> Mapping[str, Parameter]:
 @cache
 def _validator(name: str) -> TypeAdapter[Any]:
     annotation: Any = Annotated[Scenario.model_fields[name].annotation, Scenario.model_fields[name]]
-    return TypeAdapter(annotation, config=_FINITE)
+    return TypeAdapter(annotation, config=FINITE)
 
 
 def check_value(name: str, value: Any) -> Any:
@@ -1059,7 +978,7 @@ KSM_KNOBS = [name for name, field in flat_fields().items() if field.source.start
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def explain(error: ValidationError, *prefix: str, of: type[BaseModel] | None = None) -> UserError:
+def explain(error: ValidationError, *prefix: str, of: type[pydantic.BaseModel] | None = None) -> UserError:
     """Return pydantic's findings about a scenario, or another model, as one `UserError`; unknown keys come first."""
     ordered = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     found = [_translated(e, (*prefix, *e["loc"]), of) for e in ordered]
@@ -1068,7 +987,7 @@ def explain(error: ValidationError, *prefix: str, of: type[BaseModel] | None = N
     return first
 
 
-def _translated(e: ErrorDetails, loc: tuple[int | str, ...], of: type[BaseModel] | None) -> UserError:
+def _translated(e: Mapping[str, Any], loc: tuple[int | str, ...], of: type[pydantic.BaseModel] | None) -> UserError:
     """Return one of pydantic's findings with place, parameter, value, what is allowed, and the way out."""
     where, model, path = _place(loc) if of is None else ([], of, [*loc])
     kind, ctx, name = e["type"], e.get("ctx", {}), " ".join(map(str, path))
@@ -1087,7 +1006,7 @@ def _translated(e: ErrorDetails, loc: tuple[int | str, ...], of: type[BaseModel]
         error = UserError(f"is missing ({meaning})" if meaning else "is missing", parameter=name or tag)
     else:
         allowed = e["msg"].partition(" be ")[2].partition(", unable to")[0]
-        if model is Scenario and name in flat_fields():
+        if of is None and name in flat_fields():
             allowed = flat_fields()[name].allows(least=kind == "greater_than_equal")
         hint = written(units(model).get(name, "")) if isinstance(e["input"], str) else ""
         hint = f"{meaning[0].upper()}{meaning[1:]}." if kind == "string_pattern_mismatch" else hint
@@ -1100,9 +1019,9 @@ _PROBLEMS = {"int": "is not a whole number", "float": "is not a number"}
 _PROBLEMS |= dict.fromkeys(("greater", "less", "finite"), "is out of range")
 
 
-def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[BaseModel], list[int | str]]:
+def _place(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[pydantic.BaseModel], list[int | str]]:
     """Return where a finding is: the element of a list, its model, and the path of the field within it."""
-    model: type[BaseModel] = Scenario
+    model: type[pydantic.BaseModel] = Scenario
     kinds = ("int", "str", "constrained-int", "literal")  # pydantic names the kind of a union's member, too
     where, path = [], [x for x in loc if str(x).partition("[")[0] not in kinds]
     if path[:1] == ["policy"]:  # pydantic names the kind of union and the class before the field

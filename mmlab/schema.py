@@ -14,12 +14,22 @@ from typing import Any
 from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
 from mmlab.params import NUMBER, UNITS, units
 from mmlab.policies import TUNERS
-from mmlab.scenario import EVENTS, SETTABLE, THP_ORDER, WORKLOAD_FIELDS, After, ProcessSpec, Scenario, flat_fields
+from mmlab.scenario import (
+    EVENTS,
+    SETTABLE,
+    THP_ORDER,
+    WORKLOAD_FIELDS,
+    After,
+    ProcessSpec,
+    Scenario,
+    Workload,
+    flat_fields,
+)
 from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
 __all__ = ["schema", "text"]
 
-HIDDEN = {"title", "discriminator", "kind", "unit", "source", "step", "log", "slider"}
+HIDDEN = {"title", "discriminator", "kind", "unit", "source", "step", "log", "slider", "choices"}
 """Keys of pydantic's schema that are not for editors."""
 
 
@@ -53,7 +63,7 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     after, process, set_knob = (models[name] for name in ("After", "ProcessSpec", "Set"))
     after["oneOf"] = [{"required": [name]} for name in ("batch", "full_scan", "seconds")]
     after["dependencies"] = {"every": ["seconds"]}
-    for name in WORKLOAD_FIELDS:
+    for name in Workload.model_fields:
         words = f"{fields[name]['description']}; default: the scenario's"
         process["properties"][name] = {k: v for k, v in fields[name].items() if k != "default"} | {"description": words}
     process["properties"]["count"] = {"type": "integer", "minimum": 1, "description": "how many such processes"}

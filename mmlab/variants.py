@@ -27,9 +27,9 @@ the VMA is not VM_LOCKED (thp-split Z1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mmlab.errors import UserError, unknown
 
@@ -94,9 +94,12 @@ class VisitContext:
     """the knob, at this moment"""
 
 
-CONTEXTS = [SplitContext(caller, *flags) for caller in CALLERS for flags in product((False, True), repeat=3)]
+CONTEXTS = [SplitContext(*values) for values in product(CALLERS, *[(False, True)] * 3)]
+VISIT_CONTEXTS = [VisitContext(*flags) for flags in product((False, True), repeat=6)]
+"""Every context, at its `remap_index`, and at its `visit_index`."""
 Predicate = Callable[[SplitContext], bool]
 Visit = Callable[[VisitContext], str]
+Rule = TypeVar("Rule", bound=Callable[[Any], Any])
 
 
 class Rules(Protocol):
@@ -121,11 +124,7 @@ class Variant:
 
     def table(self) -> list[int]:
         """Return the answer for every context as 0 or 1, at its `remap_index`."""
-        answers = [0] * len(CONTEXTS)
-        for c in CONTEXTS:
-            index = remap_index(CALLERS.index(c.caller), c.mergeable, c.ksm_running, c.shrink_underused)
-            answers[index] = int(bool(self.predicate(c)))
-        return answers
+        return [int(bool(self.predicate(context))) for context in CONTEXTS]
 
     def visit_table(self) -> list[int]:
         """Return the index in VISITS of the answer for every context, at its `visit_index`.
@@ -135,26 +134,30 @@ class Variant:
         UserError
             `visit` raised, returned something else than one of VISITS, or gave two answers to the same question.
         """
-        contexts = [VisitContext(*flags) for flags in product((False, True), repeat=len(fields(VisitContext)))]
-        if self.visit is None:
-            return [0] * len(contexts)
-        answers = {visit_index(*map(int, astuple(c))): _answer(self, self.visit, c, VISITS) for c in contexts}
-        return [VISITS.index(answers[i]) for i in range(len(contexts))]
+        visit = self.visit or (lambda _: VISITS[0])
+        return [VISITS.index(_answer(self, visit, context, VISITS)) for context in VISIT_CONTEXTS]
 
 
 VARIANTS: dict[str, Variant] = {}
 """Every variant by name, in the order in which tables and figures show them."""
+KSMD_VARIANTS: dict[str, Variant] = {}
+"""Every variant of ksmd by name."""
 _THREAD = "RFC 'restrict zero-page remapping to underused THP splits', May 2026"
 _V1 = "v1 series 'Tighten control over zero-page remapping', 9 June 2026"
 
 
-def _variant(who: str, where: str, early_stop: bool = False) -> Callable[[Predicate], Predicate]:
-    """Register a predicate as a variant, named as the function is, with its docstring as summary."""
+def _variant(who: str, where: str, early_stop: bool = False, *, of_ksmd: bool = False) -> Callable[[Rule], Rule]:
+    """Register a variant, named as the function is, with its docstring as summary.
 
-    def register(predicate: Predicate) -> Predicate:
-        name = predicate.__name__.replace("_", "-")
-        VARIANTS[name] = Variant(name, predicate, who, where, predicate.__doc__ or "", early_stop)
-        return predicate
+    The function is a predicate, or what ksmd does with a page (`of_ksmd`): such a variant splits as mainline does.
+    """
+
+    def register(rule: Rule) -> Rule:
+        name, summary = rule.__name__.replace("_", "-"), rule.__doc__ or ""
+        rules: dict[str, Any] = {"predicate": mainline, "visit": rule} if of_ksmd else {"predicate": rule}
+        known = KSMD_VARIANTS if of_ksmd else VARIANTS
+        known[name] = Variant(name, who=who, where=where, summary=summary, early_stop=early_stop, **rules)
+        return rule
 
     return register
 
@@ -213,28 +216,13 @@ def skip_zeropage(_: SplitContext) -> bool:
     return True
 
 
-def _of_ksmd(who: str, where: str) -> Callable[[Visit], Visit]:
-    """Register what ksmd does with a page as a variant that splits as mainline does."""
-
-    def register(visit: Visit) -> Visit:
-        name = visit.__name__.replace("_", "-")
-        KSMD_VARIANTS[name] = Variant(name, mainline, who, where, visit.__doc__ or "", visit=visit)
-        return visit
-
-    return register
-
-
-KSMD_VARIANTS: dict[str, Variant] = {}
-"""Every variant of ksmd by name."""
-
-
-@_of_ksmd("A. Arcangeli", "CentOS Stream 9 MR 8249, redhat_only_zero_pages of RHEL 9.9 (thread V10)")
+@_variant("A. Arcangeli", "CentOS Stream 9 MR 8249, redhat_only_zero_pages of RHEL 9.9 (thread V10)", of_ksmd=True)
 def zero_only(c: VisitContext) -> str:
     """ksmd merges zero-filled pages with the shared zeropage, whatever use_zero_pages says, and no others"""
     return "zeropage" if c.zero else "leave"
 
 
-@_of_ksmd("U. Arif", "the discussion of the RFC, 9 to 11 May 2026 (thread V7)")
+@_variant("U. Arif", "the discussion of the RFC, 9 to 11 May 2026 (thread V7)", of_ksmd=True)
 def no_split(c: VisitContext) -> str:
     """ksmd leaves alone a folio that a huge PMD maps; one that only page table entries map is split as before"""
     return "leave" if c.huge else "merge"
