@@ -240,7 +240,7 @@ def _predict(path: Path, *, variant: Any, overrides: Any, out: Path, bar: Any, *
         hint = "Name another folder."
         raise UserError("it is where the file itself is", parameter="--out", value=str(out), hint=hint)
     if path.name.endswith(TRACE):
-        prediction = trace.predict(trace.read(path), variant, overrides, bar)
+        prediction = trace.predict(trace.read(path), variant, overrides=overrides, progress=bar)
     else:
         scenario = trace.load(path, **{"sample_limit": 10**8} | overrides)
         prediction = trace.from_run(run.simulate(scenario, variant=variant, maps_at="end", progress=bar))

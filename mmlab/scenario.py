@@ -741,7 +741,7 @@ class Scenario(Workload, _Machine):
         """The processes one by one, with every workload field filled in (unless they have contents)."""
         own = {name: getattr(self, name) for name in Workload.model_fields}
         if not self.process_list:
-            return (ProcessSpec.model_construct(None, **own),) * self.processes
+            return (ProcessSpec(**own),) * self.processes
         names = [USE_FIELDS if p.contents else own for p in self.process_list]
         given = zip(self.process_list, names, strict=True)
         return tuple(p.model_copy(update={n: own[n] for n in fill if getattr(p, n) is None}) for p, fill in given)

@@ -11,20 +11,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import mmlab.scenario as asked
 from mmlab.kernel.versions import DIFFERENCES, PATTERN, SERIES
 from mmlab.params import NUMBER, UNITS, units
 from mmlab.policies import TUNERS
-from mmlab.scenario import (
-    EVENTS,
-    SETTABLE,
-    THP_ORDER,
-    WORKLOAD_FIELDS,
-    After,
-    ProcessSpec,
-    Scenario,
-    Workload,
-    flat_fields,
-)
 from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
 __all__ = ["schema", "text"]
@@ -40,60 +30,48 @@ def text(costs: Iterable[str]) -> str:
 
 def schema(costs: Iterable[str]) -> dict[str, Any]:
     """Return the JSON schema of a params file, flat or rich; `costs` are the names of the cost sets."""
-    raw = _plain(Scenario.model_json_schema(ref_template="#/definitions/{model}"))
+    raw = _plain(asked.Scenario.model_json_schema(ref_template="#/definitions/{model}"))
     models, fields = raw.pop("$defs"), raw["properties"]
-    for name, field in flat_fields().items():
-        about = (f"({field.unit})" if field.unit else "", f"[{field.source}]" if field.source else "")
-        fields[name]["description"] = " ".join(filter(None, (field.help, *about)))
-    others: list[Any] = [After, ProcessSpec, *EVENTS.values(), *TUNERS.values()]
-    for cls, properties in [(Scenario, fields), *((cls, models[cls.__name__]["properties"]) for cls in others)]:
-        for name, unit in units(cls).items():
-            properties[name] = _or_text(properties[name], unit)
+    for name, field in asked.flat_fields().items():
+        about = (field.help, f"({field.unit})" * bool(field.unit), f"[{field.source}]" * bool(field.source))
+        fields[name]["description"] = " ".join(filter(None, about))
     known = VARIANTS | KSMD_VARIANTS
-    named = {"enum": list(known), "enumDescriptions": [v.summary for v in known.values()]}
     both = {"type": "string", "pattern": rf"^({'|'.join(VARIANTS)})\+({'|'.join(KSMD_VARIANTS)})$"}
-    variants = {"anyOf": [named, both]}
+    variants = {"anyOf": [{"enum": list(known), "enumDescriptions": [v.summary for v in known.values()]}, both]}
     fields["variant"] |= variants
     fields["costs"] |= {"anyOf": [{"enum": list(costs)}, {"pattern": fields["costs"].pop("pattern").split("|")[1]}]}
     numbers = {"enum": sorted(map(float, {*SERIES} - {"6.10"}))}  # YAML reads 6.18 as a number, 6.10 as 6.1
     fields["kernel"]["anyOf"] = [{"type": fields["kernel"].pop("type"), "pattern": f"^{PATTERN}$"}, numbers]
     fields["kernel_changes"]["propertyNames"] = {"enum": list(DIFFERENCES)}
-    fields["hugepages_enabled"]["propertyNames"] = {"enum": [str(4 << order) for order in range(2, THP_ORDER + 1)]}
+    fields["hugepages_enabled"]["propertyNames"] = {"enum": [str(4 << order) for order in range(2, 10)]}
 
-    after, process, set_knob = (models[name] for name in ("After", "ProcessSpec", "Set"))
+    after, process, events = models["After"], models["ProcessSpec"], asked.EVENTS.values()
     after["oneOf"] = [{"required": [name]} for name in ("batch", "full_scan", "seconds")]
     after["dependencies"] = {"every": ["seconds"]}
-    for name in Workload.model_fields:
+    for name in asked.Workload.model_fields:
         words = f"{fields[name]['description']}; default: the scenario's"
-        process["properties"][name] = {k: v for k, v in fields[name].items() if k != "default"} | {"description": words}
+        process["properties"][name] |= {"description": words}
     process["properties"]["count"] = {"type": "integer", "minimum": 1, "description": "how many such processes"}
-    process["properties"]["workload"] = {
-        "type": "string",
-        "description": "memory of processes, a file of mmlab capture",
-    }
-    process["dependencies"] = {
-        "pages": ["contents"],
-        "contents": {"required": ["pages"], "properties": dict.fromkeys(WORKLOAD_FIELDS, False)},
-    }
-    for event in EVENTS.values():
+    images = "memory of processes, a file of mmlab capture"
+    process["properties"]["workload"] = {"type": "string", "description": images}
+    without = {"required": ["pages"], "properties": dict.fromkeys(asked.WORKLOAD_FIELDS, False)}
+    process["dependencies"] = {"pages": ["contents"], "contents": without}
+    for cls in (asked.Scenario, asked.After, asked.ProcessSpec, *events, *TUNERS.values()):
+        properties = fields if cls is asked.Scenario else models[cls.__name__]["properties"]
+        properties |= {name: _or_text(properties[name], unit) for name, unit in units(cls).items()}
+    for event in events:
         models[event.__name__]["properties"]["op"]["description"] = models[event.__name__]["description"]
-    set_knob["properties"]["knob"]["enum"] = list(SETTABLE)
-    set_knob["allOf"] = [
+    models["Set"]["properties"]["knob"]["enum"] = list(asked.SETTABLE)
+    models["Set"]["allOf"] = [
         {
             "if": {"properties": {"knob": {"const": knob}}, "required": ["knob"]},
             "then": {"properties": {"value": variants if knob == "variant" else _one_of(allowed, knob)}},
         }
-        for knob, allowed in SETTABLE.items()
+        for knob, allowed in asked.SETTABLE.items()
     ]
-    return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "mmlab scenario",
-        "description": "Everything a run of mmlab depends on; what is left out has its default.",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": fields,
-        "definitions": models,
-    }
+    about = "Everything a run of mmlab depends on; what is left out has its default."
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "mmlab scenario", "description": about}
+    return head | {"type": "object", "additionalProperties": False, "properties": fields, "definitions": models}
 
 
 def _plain(node: Any) -> Any:
@@ -126,4 +104,4 @@ def _one_of(allowed: tuple[Any, ...], knob: str) -> dict[str, Any]:
     if isinstance(allowed[0], str):
         return {"enum": list(allowed)}
     bounds = {"type": "integer", "minimum": allowed[0], "maximum": allowed[-1]}
-    return _or_text(bounds, units(Scenario).get(knob, ""))
+    return _or_text(bounds, units(asked.Scenario).get(knob, ""))

@@ -94,7 +94,7 @@ class VisitContext:
     """the knob, at this moment"""
 
 
-CONTEXTS = [SplitContext(*values) for values in product(CALLERS, *[(False, True)] * 3)]
+CONTEXTS = [SplitContext(caller, *flags) for caller in CALLERS for flags in product((False, True), repeat=3)]
 VISIT_CONTEXTS = [VisitContext(*flags) for flags in product((False, True), repeat=6)]
 """Every context, at its `remap_index`, and at its `visit_index`."""
 Predicate = Callable[[SplitContext], bool]

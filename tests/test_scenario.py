@@ -17,7 +17,7 @@ from mmlab import scenario as module
 from mmlab.errors import UserError
 from mmlab.params import save_new
 from mmlab.policies import Ksmtuned
-from mmlab.results.trace import load, load_scenario, read, scenario_of
+from mmlab.results.trace import load, read, scenario_of
 from mmlab.scenario import EVENTS, SETTABLE, Scenario, Set, flat_fields
 
 FLAT = sorted(
@@ -317,7 +317,7 @@ def test_rich_file() -> None:
 
 def test_trace_scenario() -> None:
     path = next(SHIPPED.glob("base_mainline*.json.gz"))
-    s = load_scenario(path)
+    s = load(path)
     assert s.stepped
     assert s.sleep_millisecs == 0
     assert s.horizon_seconds == 0

@@ -18,7 +18,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -33,12 +33,12 @@ from mmlab.engine.outcome import Place
 from mmlab.engine.workload import Image, build
 from mmlab.errors import UserError, located
 from mmlab.kernel.mmap import equal_runs
-from mmlab.params import write_atomically
+from mmlab.params import reading, write_atomically, writing
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, ProcessSpec, Scenario
 from mmlab.variants import AnyVariant
 
-__all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "load_scenario", "read", "scenario_of", "write"]
+__all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "read", "scenario_of", "write"]
 
 Trace = dict[str, Any]
 _At = tuple[tuple[int, ...], dict[str, Any]]
@@ -125,7 +125,7 @@ def read(path: str | Path) -> Trace:
         The file is missing, cut short, no gzip, no JSON, or no kernel trace.
     """
     again = "Copy or record it again."
-    with located(path):
+    with reading(path):
         try:
             with gzip.open(path, "rb") as file:
                 trace: Trace = json.loads(file.read())
@@ -134,8 +134,6 @@ def read(path: str | Path) -> Trace:
             raise UserError("this trace is cut short", hint=again) from None
         except gzip.BadGzipFile:
             raise UserError("this is not a gzip file; traces are gzip-compressed JSON (*.json.gz)") from None
-        except OSError as error:
-            raise UserError(error.strerror or str(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
             parameter = " ".join(map(str, first["loc"]))
@@ -161,52 +159,41 @@ def scenario_of(trace: Trace, **overrides: Any) -> Scenario:
     """
     asked, name = trace["scenario"], str(trace["kernel"]).rpartition(" as ")[2]
     release = re.match(r"(?:Linux )?(\d+\.\d+(?:\.\d+)?)", name)
-    events = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked.get("events", ())]
     fixed = {"horizon_batches": asked["batches"], "horizon_seconds": 0.0, "run": 0, "stepped": True}
-    return Scenario(
-        **{"sleep_millisecs": 0, "nodes": asked.get("nodes", 1)}
-        | asked["knobs"]
-        | fixed
-        | {
-            "kernel": release[1] if release else name,
-            "kernel_changes": asked.get("kernel_changes", {}),
-            "variant": trace["variant"],
-            "process_list": asked["processes"],
-            "late": bool(asked.get("late", 0)),
-            "events": events,
-            "sample_limit": 10**8,
-            "pages_per_thp": asked.get("pages_per_thp", 512),
-        }
-        | overrides
-    )
+    fixed |= {"variant": trace["variant"], "process_list": asked["processes"], "events": _events(asked, "result")}
+    fixed |= {"kernel": release[1] if release else name, "late": bool(asked.get("late", 0)), "sample_limit": 10**8}
+    fixed |= {of: asked[of] for of in ("kernel_changes", "nodes", "pages_per_thp") if of in asked}
+    return Scenario(**{"sleep_millisecs": 0} | asked["knobs"] | fixed | overrides)
 
 
-def load_scenario(path: str | Path, **overrides: Any) -> Scenario:
-    """Return the scenario of a recording in a file, named after the file.
+def _events(asked: dict[str, Any], *answers: str) -> list[dict[str, Any]]:
+    """Return the events of a question without these answers, and without the numbers of their samples."""
+    return [{k: v for k, v in e.items() if k not in ("sample", *answers)} for e in asked.get("events", ())]
+
+
+def load(path: str | Path, **overrides: Any) -> Scenario:
+    """Return the scenario of a YAML file, or of a recording (``.json.gz``), which is named after its file.
 
     Parameters
     ----------
     path
-        A ``.json.gz`` file.
+        The file.
     **overrides
-        Fields that replace the recording's.
+        Fields that replace the file's.
 
     Raises
     ------
     UserError
         The file can't be read, something in it is not allowed, or it needs more memory than there is.
     """
+    name = Path(path).name
+    if not name.endswith((ENDING, ".json")):
+        return Scenario.load(path, **overrides)
     trace = read(path)
     with located(path):
-        scenario = scenario_of(trace, **{"name": Path(path).name.split(".")[0], **overrides})
+        scenario = scenario_of(trace, **{"name": name.split(".")[0], **overrides})
         scenario.check_memory()
     return scenario
-
-
-def load(path: str | Path, **overrides: Any) -> Scenario:
-    """Return the scenario of a YAML file (`Scenario.load`) or of a recording (`load_scenario`)."""
-    recorded = Path(path).name.endswith((ENDING, ".json"))
-    return load_scenario(path, **overrides) if recorded else Scenario.load(path, **overrides)
 
 
 def write(path: str | Path, trace: Trace) -> None:
@@ -218,10 +205,8 @@ def write(path: str | Path, trace: Trace) -> None:
         The file can't be written there.
     """
     content = gzip.compress(json.dumps(trace, separators=(",", ":")).encode(), compresslevel=9, mtime=0)
-    try:
+    with writing(Path(path)):
         write_atomically(Path(path), content)
-    except OSError as error:
-        raise UserError(f"the file cannot be written: {error.strerror or error}", where=str(path)) from None
 
 
 # -- page maps ----------------------------------------------------------------------------------------------------
@@ -245,13 +230,15 @@ def runs(pages: NDArray[np.uint8]) -> str:
 __all__ += ["from_run", "predict", "rerun"]
 
 
-def predict(
-    trace: Trace,
-    variant: AnyVariant | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    progress: Callable[..., Any] | None = None,
-) -> Trace:
-    """Return what the model predicts for the question of a trace.
+def predict(trace: Trace, variant: AnyVariant | None = None, **how: Any) -> Trace:
+    """Return what the model predicts for the question of a trace; see `rerun` for the parameters."""
+    return rerun(trace, variant, **how)[1]
+
+
+def rerun(
+    trace: Trace, variant: AnyVariant | None = None, overrides: Mapping[str, Any] | None = None, **how: Any
+) -> tuple[Run, Trace]:
+    """Return the model's run of the question of a trace, and its prediction.
 
     Parameters
     ----------
@@ -261,25 +248,14 @@ def predict(
         Another variant than the recording's: a name, or one of your own.
     overrides
         Knobs to be changed, and ``horizon_batches``.
-    progress
-        Passed on to `mmlab.simulate`.
+    **how
+        Passed on to `mmlab.simulate`: `progress`, `events`.
 
     Raises
     ------
     UserError
         The scenario asks for something that is not allowed or not modelled.
     """
-    return rerun(trace, variant, overrides, progress)[1]
-
-
-def rerun(
-    trace: Trace,
-    variant: AnyVariant | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    progress: Callable[..., Any] | None = None,
-    events: bool = False,
-) -> tuple[Run, Trace]:
-    """Return the model's run, with its `events` if wanted, and its prediction; see `predict`."""
     overrides = dict(overrides or {})
     allowed = {*SETTABLE, "horizon_batches", "sleep_millisecs", "costs", "hz", "kernel", "kernel_changes"}
     for name in sorted(overrides.keys() - allowed):
@@ -289,17 +265,15 @@ def rerun(
         overrides["variant"], variant = variant, None
     scenario = scenario_of(trace, **overrides)
 
-    asked = dict(trace["scenario"])
-    asked["events"] = [{k: v for k, v in e.items() if k not in ("result", "sample")} for e in asked["events"]]
     knobs = {name: value for name, value in overrides.items() if name in SETTABLE and name not in ("variant", "run")}
-    asked["knobs"] = asked["knobs"] | knobs
-    asked["batches"] = scenario.horizon_batches
+    asked = dict(trace["scenario"])
+    asked |= {"events": _events(asked, "result"), "knobs": asked["knobs"] | knobs, "batches": scenario.horizon_batches}
     if scenario.kernel_changes:
         asked["kernel_changes"] = dict(scenario.kernel_changes)
     maps = [(m["batch"], m["rank"], m["process"]) for m in trace["maps"]]
     frames = [(f["batch"], f["rank"]) for f in trace["frames"]]
     places = {place[:2] for place in maps} | set(frames)
-    run = simulate(scenario, variant=variant, maps_at=places or "end", progress=progress, events=events)
+    run = simulate(scenario, variant=variant, maps_at=places or "end", **how)
     return run, _answer(run, asked, maps, frames)
 
 
@@ -492,9 +466,7 @@ def compare(recorded: Trace, predicted: Trace) -> Comparison:
 
 def _asked(trace: Trace) -> tuple[str, dict[str, Any]]:
     """Return the question with the results of events, which must agree, but without their sample numbers."""
-    asked = trace["scenario"]
-    events = [{k: v for k, v in event.items() if k != "sample"} for event in asked.get("events", ())]
-    return trace["variant"], {**asked, "events": events}
+    return trace["variant"], trace["scenario"] | {"events": _events(trace["scenario"])}
 
 
 def _samples(trace: Trace) -> list[_At]:
