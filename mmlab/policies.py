@@ -82,11 +82,6 @@ class View:
         """Free memory of the host, MiB."""
         return self.free_kb / 1024
 
-    @property
-    def host_mib(self) -> float:
-        """Memory of the host, MiB."""
-        return self.total_kb / 1024
-
 
 Decide = Callable[[View], Knobs]
 

@@ -700,14 +700,11 @@ class Scenario(Workload, _Machine):
         pages = max(map(self.pages_of, self.specs))
         for i, event in enumerate(self.events):
             given = vars(event)
-            try:
+            with located(f"events {i}"):
                 _check_index("process", given.get("process"), processes)
                 _check_index("node", given.get("node"), self.nodes)
                 for place in ("page", "to"):
                     _check_index(place, given.get(place), pages, given.get("count", 1))
-            except UserError as error:
-                error.where = f"events {i}"
-                raise
 
     def boots_at(self, process: int) -> float:
         """Return when a process boots, s."""
@@ -750,7 +747,6 @@ class Scenario(Workload, _Machine):
         """Return the number of pages of one of `specs`, including the blocks with stray zero pages."""
         if spec.pages is not None:
             return spec.pages
-        assert spec.memory_mib is not None
         return spec.memory_mib * 256 + spec.lead(self.pages_per_thp)
 
     def holes_of(self, spec: ProcessSpec) -> Ranges:

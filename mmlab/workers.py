@@ -32,12 +32,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def each(
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    jobs: int = 1,
-    progress: Progress = None,
-) -> Iterator[Out]:
+def each(function: Callable[[In], Out], items: Iterable[In], jobs: int = 1, progress: Progress = None) -> Iterator[Out]:
     """Yield the result for every item, in order: from `jobs` processes, or from this one if one is enough.
 
     `progress` is called with the items done, all items, and the name of the next one.
@@ -47,17 +42,15 @@ def each(
     UserError
         A worker process was killed.
     """
-    todo = list(items)
+    todo, tell = list(items), progress or (lambda *_: None)
     try:
         with ExitStack() as stack:
             alone = jobs == 1 or len(todo) < 2
             results = (map if alone else stack.enter_context(executor(min(jobs, len(todo)))).map)(function, todo)
             for done, item in enumerate(todo):
-                if progress:
-                    progress(done, len(todo), str(getattr(item, "name", item)))
+                tell(done, len(todo), str(getattr(item, "name", item)))
                 yield next(results)
-            if progress:
-                progress(len(todo), len(todo), "")
+            tell(len(todo), len(todo), "")
     except BrokenExecutor:
         hint = "Use fewer jobs: the most likely reason is that memory ran out."
         raise UserError("a worker process was killed", parameter="jobs", value=jobs, hint=hint) from None

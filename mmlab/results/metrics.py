@@ -64,8 +64,7 @@ class Metric:
     def kind(self) -> type:
         """The type of its values where there are any: int or float."""
         hint = get_type_hints(self.measure)["return"]
-        kind: type = next(iter(get_args(hint)), hint)
-        return kind
+        return int if int in (hint, *get_args(hint)) else float
 
 
 METRICS: dict[str, Metric] = {}

@@ -21,7 +21,7 @@ from mmlab.kernel.versions import release
 from mmlab.policies import PolicyLike
 from mmlab.policies import resolve as resolve_policy
 from mmlab.results.decisions import Events
-from mmlab.results.metrics import METRICS, PAGES_PER_MIB, Metrics, Value
+from mmlab.results.metrics import METRICS, PAGES_PER_MIB, Metrics
 from mmlab.results.table import number, text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.results.why import History, history, not_merged
@@ -179,14 +179,11 @@ class Run(Outcome):
         """Return uint8[pages]: the letters of trace-format.md at the end of the run."""
         return page_letters(self.machine, process)
 
-    @cached_property
-    def _measured(self) -> dict[str, Value]:
-        return {}
-
     @property
     def metrics(self) -> Metrics:
         """The metrics, each measured when it is first asked for; see `Metrics.describe`."""
-        return Metrics(self, self._measured)  # made anew: a run that holds one would be a cycle and keep its memory
+        known = self.__dict__.setdefault("_measured", {})
+        return Metrics(self, known)  # made anew: a run that holds one would be a cycle and keep its memory
 
     @cached_property
     def uncertainty(self) -> dict[str, float]:

@@ -41,8 +41,6 @@ from mmlab.variants import AnyVariant
 __all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "read", "scenario_of", "write"]
 
 Trace = dict[str, Any]
-_At = tuple[tuple[int, ...], dict[str, Any]]
-"""Something that was recorded, after its batch and rank."""
 
 FORMAT = "kernel-trace-1"
 ENDING = ".json.gz"
@@ -295,28 +293,21 @@ def from_run(run: Run) -> Trace:
     if (np.diff(batch) > 1).any():
         problem = "rows were thinned out, and a trace has one a batch"
         raise UserError(problem, parameter="sample_limit", value=scenario.sample_limit, hint="Raise it.")
-    images = build(scenario)
-    clocks = [] if scenario.stepped else [name for name in CLOCKS if name in scenario.changed()]
+    changed, images = scenario.changed(), build(scenario)
+    clocks = [name for name in CLOCKS if name in changed and not scenario.stepped]
     clocks += [] if all(image.touched.all() for image in images) else ["touched_fraction"]
     if clocks:
         problem = "a trace has events, but no clocks beside ksmd's and no memory that is touched later"
         raise UserError(problem, parameter=", ".join(clocks))
-    events = []
-    for event, row in zip(scenario.events, run.event_rows, strict=True):
-        last = int(batch.max()) if row is None else int(batch[row])
-        events.append(event.model_dump(mode="json", exclude_unset=True) | {"after": {"batch": last}})
+    end = int(batch.max())
+    after = [{"after": {"batch": end if row is None else int(batch[row])}} for row in run.event_rows]
+    events = [event.model_dump(mode="json", exclude_unset=True) for event in scenario.events]
     knobs: dict[str, Any] = {n: getattr(scenario, n) for n in (*SETTABLE, "swap_mib") if n not in ("variant", "run")}
-    if scenario.hugepages_enabled:
-        knobs["hugepages_enabled"] = {str(kb): value for kb, value in scenario.hugepages_enabled.items()}
-    asked = {
-        "knobs": knobs,
-        "processes": [_process(*of) for of in zip(images, scenario.specs, strict=True)],
-        "late": int(scenario.late),
-        "events": events,
-        "batches": int(batch.max()),
-    }
-    asked |= {"nodes": scenario.nodes} if scenario.nodes > 1 else {}
-    asked |= {"kernel_changes": dict(scenario.kernel_changes)} if scenario.kernel_changes else {}
+    knobs |= {name: value for name, value in changed.items() if name == "hugepages_enabled"}
+    processes = [_process(*of) for of in zip(images, scenario.specs, strict=True)]
+    asked = {"knobs": knobs, "processes": processes, "late": int(scenario.late), "batches": end}
+    asked["events"] = [event | when for event, when in zip(events, after, strict=True)]
+    asked |= {name: value for name, value in changed.items() if name in ("nodes", "kernel_changes")}
     maps = [(*place, process) for place, pages in run.maps.items() for process in range(len(pages))]
     return _answer(run, asked, maps, run.frames)
 
@@ -455,9 +446,8 @@ def compare(recorded: Trace, predicted: Trace) -> Comparison:
     fold = not recorded["kernel"].startswith("6.12")
     answers = _answers(predicted)
     for kind, theirs in _answers(recorded).items():
-        ours = dict(answers[kind])
-        texts = [(place, _difference(kind, one, ours.get(place), fold)) for place, one in theirs]
-        differences = [Difference(batch, rank, text) for (batch, rank, *_), text in texts if text]
+        texts = {place: _difference(kind, one, answers[kind].get(place), fold) for place, one in theirs.items()}
+        differences = [Difference(batch, rank, text) for (batch, rank, *_), text in texts.items() if text]
         setattr(out, kind, len(theirs))
         setattr(out, f"{kind}_exact", len(theirs) - len(differences))
         out.differences += differences
@@ -469,29 +459,23 @@ def _asked(trace: Trace) -> tuple[str, dict[str, Any]]:
     return trace["variant"], trace["scenario"] | {"events": _events(trace["scenario"])}
 
 
-def _samples(trace: Trace) -> list[_At]:
-    """Return the rows of a trace by batch and rank within the batch."""
-    out: list[_At] = []
-    last = rank = 0
+def _answers(trace: Trace) -> dict[str, dict[tuple[int, ...], dict[str, Any]]]:
+    """Return the samples, maps and frame counts of a trace, each by its place: batch, rank, and process of a map."""
+    maps = {(m["batch"], m["rank"], m["process"]): m.get("pages", "") for m in trace["maps"]}
+    frames = {(f["batch"], f["rank"]): (f.get("frames", 0), f.get("ksm_frames", 0)) for f in trace["frames"]}
+    samples, last, rank = {}, 0, 0
     for number, values in enumerate(trace["samples"]):
         if not isinstance(values, list) or len(values) != len(trace["fields"]):
             problem = f"sample {number} has not one value for each of the {len(trace['fields'])} fields"
             raise UserError(problem, where=str(trace.get("name") or "trace"))
         row = {n: v for n, v in zip(trace["fields"], values, strict=True) if n not in trace.get("moved", ())}
-        rank = rank + 1 if out and row.get("batch", 0) == last else 0
+        rank = rank + 1 if samples and row.get("batch", 0) == last else 0
         last = row.get("batch", 0)
-        out.append(((last, rank), row))
-    return out
-
-
-def _answers(trace: Trace) -> dict[str, list[_At]]:
-    """Return the samples, maps and frame counts of a trace, each by its place."""
-    maps = [((m["batch"], m["rank"], m["process"]), m.get("pages", "")) for m in trace["maps"]]
-    frames = [((f["batch"], f["rank"]), f.get("frames", 0), f.get("ksm_frames", 0)) for f in trace["frames"]]
+        samples[last, rank] = row
     return {
-        "samples": _samples(trace),
-        "maps": [(place, {f"map of process {place[2]}": pages}) for place, pages in maps],
-        "frames": [(place, {"frames": used, "ksm_frames": merged}) for place, used, merged in frames],
+        "samples": samples,
+        "maps": {place: {f"map of process {place[2]}": pages} for place, pages in maps.items()},
+        "frames": {place: dict(zip(("frames", "ksm_frames"), counts, strict=True)) for place, counts in frames.items()},
     }
 
 
