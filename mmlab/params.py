@@ -244,7 +244,8 @@ def read_image(entry: Mapping[str, Any], key: int) -> list[dict[str, Any]]:
     columns = "process count kind rank step order mergeable hugepage nohugepage".split()
     with reading(path):
         try:
-            table = pq.read_table(path.open("rb"), columns=columns)
+            with path.open("rb") as file:
+                table = pq.read_table(file, columns=columns)
             about = json.loads(table.schema.metadata[b"mmlab"])
             always, asked = "[always]" in about["thp_enabled"], about["processes"]
         except (pa.ArrowException, KeyError, TypeError, ValueError):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import pydantic
@@ -528,8 +527,8 @@ class _Machine(Strict):
     # the machine
     hz: Literal[100, 250, 300, 1000] = _machine(250, "1/s", "CONFIG_HZ")
     """timer ticks per second: a sleep lasts whole ticks"""
-    pages_per_thp: int = _machine(512, "pages", ge=4, le=512)
-    """pages of a PMD-sized folio, a power of two; small sizes are for examples"""
+    pages_per_thp: Literal[4, 8, 16, 32, 64, 128, 256, 512] = _machine(512, "pages")
+    """pages of a PMD-sized folio; small sizes are for examples"""
     nodes: int = _machine(1, ge=1, le=8)
     """NUMA nodes; the memory of process i is on node i modulo nodes"""
     policy: AnyPolicy = _machine("none", source="tuners N1–N5", choices=get_args(PolicyName))
@@ -642,9 +641,7 @@ class Scenario(Workload, _Machine):
 
     def check(self) -> None:
         flags(self.kernel, self.kernel_changes)
-        size, ends = self.pages_per_thp, ("horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled")
-        if size & (size - 1):
-            raise _refusal("pages_per_thp", size, "is not a power of two", "4, 8, 16, 32, 64, 128, 256 or 512")
+        ends = "horizon_seconds", "horizon_full_scans", "horizon_batches", "until_settled"
         sizes = [4 << order for order in self._orders if order]
         for kb in self.hugepages_enabled:
             if kb not in sizes:
@@ -930,7 +927,7 @@ def flat_fields() -> Mapping[str, Parameter]:
         extra |= {"low": low, "high": high, "choices": extra["choices"] or get_args(field.annotation)}
         words = " ".join((field.description or "").split())
         out[name] = Parameter(name, type(field.default), field.default, help=words, **extra)
-    return MappingProxyType(out)
+    return out
 
 
 @cache
@@ -960,11 +957,8 @@ SETTABLE: dict[str, tuple[Any, ...]] = {
     for name, p in flat_fields().items()
     if p.kind == "knob" and name not in ("swap_mib", "khugepaged_alloc_sleep_millisecs")
 }
-SETTABLE |= {
-    "variant": (*VARIANTS, *KSMD_VARIANTS),
-    "advisor_max_cpu": (0, UINT_MAX),
-    "advisor_target_scan_time": (0, UINT_MAX),
-}
+SETTABLE |= dict.fromkeys(("advisor_max_cpu", "advisor_target_scan_time"), (0, UINT_MAX))
+SETTABLE["variant"] = (*VARIANTS, *KSMD_VARIANTS)
 """Knobs that an event or a policy may set while the scenario runs: their bounds, or their values. sysfs takes any
 advisor_max_cpu; advisor_target_scan_time = 0 results in EINVAL."""
 KSM_KNOBS = [name for name, field in flat_fields().items() if field.source.startswith("sysfs ksm/")]

@@ -55,7 +55,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"memory_mib": 0}, {"parameter": "memory_mib", "value": 0, "allowed": "at least 1 (MiB)"}),
     (
         {"pages_per_thp": 12},
-        {"parameter": "pages_per_thp", "value": 12, "allowed": "4, 8, 16, 32, 64, 128, 256 or 512"},
+        {"parameter": "pages_per_thp", "value": 12, "allowed": "one of 4, 8, 16, 32, 64, 128, 256, 512 (pages)"},
     ),
     ({"horizon_seconds": 0}, {"parameter": "horizon_seconds", "value": 0}),
     ({"seed": "x"}, {"parameter": "seed", "value": "x", "allowed": "0 … 9223372036854775807"}),

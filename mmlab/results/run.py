@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -193,16 +192,15 @@ class Run(Outcome):
     @property
     def kernel_bug(self) -> str:
         """A line on the bug that this kernel would report, and in which visit of ksmd; "" if none (kernel-7 7.10)."""
-        state = self.machine.state[0]
-        if not self.machine.stat[0]["kernel_bugs"]:
+        m, state = self.machine, self.machine.state[0]
+        if not m.stat[0]["kernel_bugs"]:
             return ""
-        v, visit = int(state["bug_page"]), int(state["bug_visit"])
-        mm = int(self.machine.block["mm"][v >> int(state["hpage_order"])])
-        page = f"page {v - int(self.machine.mm[mm]['base'])} of process {mm - 1}"
-        batch = self.rows["batch"][np.flatnonzero(self.rows["kernel_bugs"])[0]]
+        v, batch = int(state["bug_page"]), self.rows["batch"][np.argmax(self.rows["kernel_bugs"] > 0)]
+        mm = int(m.block["mm"][v >> int(state["hpage_order"])])
+        place = f"batch {batch:,}, page {v - int(m.mm[mm]['base'])} of process {mm - 1}"
         return (
             f"Kernel {self.scenario.kernel} would report a bug here, 'Bad page state in process ksmd', in visit "
-            f"{visit:,} of ksmd (batch {batch:,}, {page}); the first page of its former huge page stays locked."
+            f"{state['bug_visit']:,} of ksmd ({place}); the first page of its former huge page stays locked."
         )
 
     def summary(self) -> str:
@@ -310,21 +308,18 @@ class Interrupted(KeyboardInterrupt):
 def defer_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Defer Ctrl-C: yield a function that tells whether it was pressed, for `simulate(interrupted=…)`.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Outside of the main thread, or where the program has a handler of
-    its own, nothing is changed.
+    A second Ctrl-C raises KeyboardInterrupt at once. Where the program has a handler of its own, or ignores Ctrl-C,
+    nothing is changed.
     """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    pressed = threading.Event()
+    pressed: list[int] = []
+    if (before := signal.getsignal(signal.SIGINT)) is signal.default_int_handler:
 
-    def handler(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        pressed.set()
+        def handler(number: int, _: object) -> None:
+            signal.signal(signal.SIGINT, before)
+            pressed.append(number)
 
-    signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, handler)
     try:
-        yield pressed.is_set
+        yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)

@@ -463,7 +463,8 @@ def _answers(trace: Trace) -> dict[str, dict[tuple[int, ...], dict[str, Any]]]:
     """Return the samples, maps and frame counts of a trace, each by its place: batch, rank, and process of a map."""
     maps = {(m["batch"], m["rank"], m["process"]): m.get("pages", "") for m in trace["maps"]}
     frames = {(f["batch"], f["rank"]): (f.get("frames", 0), f.get("ksm_frames", 0)) for f in trace["frames"]}
-    samples, last, rank = {}, 0, 0
+    samples: dict[tuple[int, ...], dict[str, Any]] = {}
+    last = rank = 0
     for number, values in enumerate(trace["samples"]):
         if not isinstance(values, list) or len(values) != len(trace["fields"]):
             problem = f"sample {number} has not one value for each of the {len(trace['fields'])} fields"
