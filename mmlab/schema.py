@@ -56,8 +56,8 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
     process["properties"]["workload"] = {"type": "string", "description": images}
     without = {"required": ["pages"], "properties": dict.fromkeys(asked.WORKLOAD_FIELDS, False)}
     process["dependencies"] = {"pages": ["contents"], "contents": without}
-    for cls in (asked.Scenario, asked.After, asked.ProcessSpec, *events, *TUNERS.values()):
-        properties = fields if cls is asked.Scenario else models[cls.__name__]["properties"]
+    others: list[Any] = [asked.After, asked.ProcessSpec, *events, *TUNERS.values()]
+    for cls, properties in [(asked.Scenario, fields), *((cls, models[cls.__name__]["properties"]) for cls in others)]:
         properties |= {name: _or_text(properties[name], unit) for name, unit in units(cls).items()}
     for event in events:
         models[event.__name__]["properties"]["op"]["description"] = models[event.__name__]["description"]
@@ -69,8 +69,8 @@ def schema(costs: Iterable[str]) -> dict[str, Any]:
         }
         for knob, allowed in asked.SETTABLE.items()
     ]
-    about = "Everything a run of mmlab depends on; what is left out has its default."
-    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "mmlab scenario", "description": about}
+    words = "Everything a run of mmlab depends on; what is left out has its default."
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "mmlab scenario", "description": words}
     return head | {"type": "object", "additionalProperties": False, "properties": fields, "definitions": models}
 
 

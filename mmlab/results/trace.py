@@ -355,9 +355,11 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
     several_orders = any("orders" in process for process in asked["processes"]) or bool(run.scenario.hugepages_enabled)
     fields = COUNTERS + [name for name in columns if several_orders and name.startswith("mthp_")]
 
-    def at(batch: int, rank: int) -> dict[str, Any]:
-        return {"batch": batch, "rank": rank, "sample": index.get((batch, rank))}
+    def at(batch: int, rank: int, **what: Any) -> dict[str, Any]:
+        return {"batch": batch, "rank": rank, "sample": index.get((batch, rank))} | what
 
+    mapped = [(b, r, process) for b, r, process in maps if process < len(run.maps.get((b, r), ()))]
+    counted = [(place, *run.frames[place]) for place in frames if place in run.frames]
     return {
         "format": FORMAT,
         "name": run.scenario.name,
@@ -367,16 +369,8 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
         "scenario": asked,
         "fields": fields,
         "samples": np.stack([columns[name] for name in fields], axis=1)[list(index.values())].tolist(),
-        "maps": [
-            at(batch, rank) | {"process": process, "pages": runs(run.maps[batch, rank][process])}
-            for batch, rank, process in maps
-            if process < len(run.maps.get((batch, rank), ()))
-        ],
-        "frames": [
-            at(*place) | {"frames": run.frames[place][0], "ksm_frames": run.frames[place][1]}
-            for place in frames
-            if place in run.frames
-        ],
+        "maps": [at(b, r, process=process, pages=runs(run.maps[b, r][process])) for b, r, process in mapped],
+        "frames": [at(*place, frames=used, ksm_frames=merged) for place, used, merged in counted],
     }
 
 
@@ -446,8 +440,9 @@ def compare(recorded: Trace, predicted: Trace) -> Comparison:
     fold = not recorded["kernel"].startswith("6.12")
     answers = _answers(predicted)
     for kind, theirs in _answers(recorded).items():
-        texts = {place: _difference(kind, one, answers[kind].get(place), fold) for place, one in theirs.items()}
-        differences = [Difference(batch, rank, text) for (batch, rank, *_), text in texts.items() if text]
+        ours = dict(answers[kind])
+        texts = [(place, _difference(kind, one, ours.get(place), fold)) for place, one in theirs]
+        differences = [Difference(batch, rank, text) for (batch, rank, *_), text in texts if text]
         setattr(out, kind, len(theirs))
         setattr(out, f"{kind}_exact", len(theirs) - len(differences))
         out.differences += differences
@@ -459,11 +454,11 @@ def _asked(trace: Trace) -> tuple[str, dict[str, Any]]:
     return trace["variant"], trace["scenario"] | {"events": _events(trace["scenario"])}
 
 
-def _answers(trace: Trace) -> dict[str, dict[tuple[int, ...], dict[str, Any]]]:
-    """Return the samples, maps and frame counts of a trace, each by its place: batch, rank, and process of a map."""
-    maps = {(m["batch"], m["rank"], m["process"]): m.get("pages", "") for m in trace["maps"]}
-    frames = {(f["batch"], f["rank"]): (f.get("frames", 0), f.get("ksm_frames", 0)) for f in trace["frames"]}
-    samples: dict[tuple[int, ...], dict[str, Any]] = {}
+def _answers(trace: Trace) -> dict[str, list[tuple[tuple[int, ...], dict[str, Any]]]]:
+    """Return the samples, maps and frame counts of a trace, each after its place: batch, rank, and process of a map."""
+    maps = [((m["batch"], m["rank"], m["process"]), m.get("pages", "")) for m in trace["maps"]]
+    frames = [((f["batch"], f["rank"]), {n: f.get(n, 0) for n in ("frames", "ksm_frames")}) for f in trace["frames"]]
+    samples: list[tuple[tuple[int, ...], dict[str, Any]]] = []
     last = rank = 0
     for number, values in enumerate(trace["samples"]):
         if not isinstance(values, list) or len(values) != len(trace["fields"]):
@@ -472,12 +467,9 @@ def _answers(trace: Trace) -> dict[str, dict[tuple[int, ...], dict[str, Any]]]:
         row = {n: v for n, v in zip(trace["fields"], values, strict=True) if n not in trace.get("moved", ())}
         rank = rank + 1 if samples and row.get("batch", 0) == last else 0
         last = row.get("batch", 0)
-        samples[last, rank] = row
-    return {
-        "samples": samples,
-        "maps": {place: {f"map of process {place[2]}": pages} for place, pages in maps.items()},
-        "frames": {place: dict(zip(("frames", "ksm_frames"), counts, strict=True)) for place, counts in frames.items()},
-    }
+        samples.append(((last, rank), row))
+    named = [(place, {f"map of process {place[2]}": pages}) for place, pages in maps]
+    return {"samples": samples, "maps": named, "frames": frames}
 
 
 def _difference(kind: str, recorded: dict[str, Any], predicted: dict[str, Any] | None, fold: bool) -> str:
