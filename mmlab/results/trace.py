@@ -331,16 +331,13 @@ def _ranges(flags: NDArray[np.bool_]) -> list[list[int]]:
 def _key_runs(keys: NDArray[np.uint64]) -> list[list[int]]:
     """Keys as ``[[first, count, step], …]`` with steps 0 and 1."""
     out: list[list[int]] = []
-    first, count, step = -1, 0, 0
     for key in keys.tolist():
-        if count == 1:
-            step = int(key == first + 1)
+        first, count, step = out[-1] if out else (-1, 0, 0)
+        step = int(key == first + 1) if count == 1 else step
         if count and key == first + count * step:
-            count += 1
-            out[-1] = [first, count, step]
+            out[-1] = [first, count + 1, step]
         else:
-            first, count, step = key, 1, 0
-            out.append([first, count, step])
+            out.append([key, 1, 0])
     return out
 
 

@@ -58,8 +58,7 @@ def delay(run: Outcome, errors: float = 1.0) -> np.ndarray:
         phase = np.where(count == 1, _starts(rows) % tick, 0.0)
         delay = tick * (np.floor((phase + each + own) / tick) - np.floor((phase + each) / tick))
     late = np.cumsum(count * delay) - count * delay + own
-    in_order: np.ndarray = np.maximum.accumulate(rows["time_ns"] + late) - rows["time_ns"]
-    return in_order
+    return np.asarray(np.maximum.accumulate(rows["time_ns"] + late) - rows["time_ns"])
 
 
 def scale_costs(run: AnyRun, errors: float = 1.0) -> AnyRun:
@@ -72,12 +71,9 @@ def scale_costs(run: AnyRun, errors: float = 1.0) -> AnyRun:
     by_ksmd, by_khugepaged = cpu_errors(run)
     late = delay(run, errors)
     passes["time_ns"] += np.rint(np.interp(passes["time_ns"], rows["time_ns"], late)).astype(np.int64)
-    for name, more in (
-        ("time_ns", late),
-        ("ksmd_cpu_ns", errors * by_ksmd * rows["ksmd_cpu_ns"]),
-        ("khugepaged_cpu_ns", errors * by_khugepaged * rows["khugepaged_cpu_ns"]),
-    ):
-        rows[name] += np.rint(more).astype(np.int64)
+    rows["time_ns"] += np.rint(late).astype(np.int64)
+    for name, error in (("ksmd_cpu_ns", by_ksmd), ("khugepaged_cpu_ns", by_khugepaged)):
+        rows[name] += np.rint(errors * error * rows[name]).astype(np.int64)
     return _with(run, rows, passes)
 
 
@@ -135,8 +131,7 @@ def standard_errors(run: Outcome) -> dict[str, float]:
 def _starts(rows: np.ndarray) -> np.ndarray:
     """Return float64[samples]: the time at which the batch of each sample started, ns."""
     each = np.diff(rows["ksmd_cpu_ns"], prepend=0) / np.maximum(1, np.diff(rows["batch"], prepend=0))
-    starts: np.ndarray = rows["time_ns"] - each
-    return starts
+    return np.asarray(rows["time_ns"] - each)
 
 
 def _until(run: Outcome, end_ns: float) -> Outcome:
