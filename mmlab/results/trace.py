@@ -451,11 +451,11 @@ def _asked(trace: Trace) -> tuple[str, dict[str, Any]]:
     return trace["variant"], trace["scenario"] | {"events": _events(trace["scenario"])}
 
 
-def _answers(trace: Trace) -> dict[str, list[tuple[tuple[int, ...], dict[str, Any]]]]:
+def _answers(trace: Trace) -> dict[str, list[Any]]:
     """Return the samples, maps and frame counts of a trace, each after its place: batch, rank, and process of a map."""
     maps = [((m["batch"], m["rank"], m["process"]), m.get("pages", "")) for m in trace["maps"]]
     frames = [((f["batch"], f["rank"]), {n: f.get(n, 0) for n in ("frames", "ksm_frames")}) for f in trace["frames"]]
-    samples: list[tuple[tuple[int, ...], dict[str, Any]]] = []
+    samples: list[Any] = []
     last = rank = 0
     for number, values in enumerate(trace["samples"]):
         if not isinstance(values, list) or len(values) != len(trace["fields"]):
