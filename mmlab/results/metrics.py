@@ -1,7 +1,8 @@
 """Metrics: what is measured in a run, one function each.
 
 A metric is a function of an `Outcome` under the decorator `metric`; nothing else is needed to add one. Its docstring is
-its meaning, its return annotation the type of its column in sweeps, and the decorator says the rest.
+its meaning, its return annotation the type of its column in sweeps, and the decorator says the rest. Where it is the
+value of a counter at the end, a line with `counter` will do.
 
 Units: memory in MiB, time in seconds of simulated time, rates in MiB/s (15,360 pages/s are 60 MiB/s).
 """
@@ -79,6 +80,18 @@ def metric(unit: str = "", **more: Any) -> Callable[[Function], Function]:
         return measure
 
     return register
+
+
+def counter(name: str, unit: str, meaning: str, of: str = "", per: int = 0, **more: Any) -> None:
+    """Make a metric of the value at the end of a counter, of its name if not `of` another one; `per`: divided by it."""
+
+    def measure(o: Outcome) -> Any:
+        value = int(o.rows[-1][of or name])
+        return value / per if per else value
+
+    measure.__name__, measure.__doc__ = name, meaning
+    measure.__annotations__["return"] = float if per else int
+    metric(unit, **more)(measure)
 
 
 class Metrics:
@@ -206,10 +219,7 @@ def wasted_visits_share(o: Outcome) -> float:
     return 100 * float(o.rows[-1]["wasted_visits"]) / max(1, int(o.rows[-1]["pages_scanned"]))
 
 
-@metric("ms", costs_move=True)
-def ksmd_cpu_ms(o: Outcome) -> float:
-    """CPU time of ksmd."""
-    return float(o.rows[-1]["ksmd_cpu_ns"]) / 1e6
+counter("ksmd_cpu_ms", "ms", "CPU time of ksmd.", of="ksmd_cpu_ns", per=10**6, costs_move=True)
 
 
 @metric("%", better="less", relative=True, costs_move=True)
@@ -221,22 +231,9 @@ def ksmd_cpu_percent(o: Outcome) -> float:
 # --- THPs and zero-filled pages -------------------------------------------------------------------------------------
 
 
-@metric("THPs")
-def thps_left(o: Outcome) -> int:
-    """Huge pages mapped by a huge PMD at the end."""
-    return int(o.rows[-1]["huge_pmds"])
-
-
-@metric("THPs")
-def thps_split(o: Outcome) -> int:
-    """THPs split: thp_split_page."""
-    return int(o.rows[-1]["thp_split_page"])
-
-
-@metric(better="less")
-def failed_splits(o: Outcome) -> int:
-    """Splits that failed: thp_split_page_failed."""
-    return int(o.rows[-1]["thp_split_page_failed"])
+counter("thps_left", "THPs", "Huge pages mapped by a huge PMD at the end.", of="huge_pmds")
+counter("thps_split", "THPs", "THPs split: thp_split_page.", of="thp_split_page")
+counter("failed_splits", "", "Splits that failed: thp_split_page_failed.", of="thp_split_page_failed", better="less")
 
 
 @metric("pages", better="less")
@@ -288,10 +285,7 @@ def collapses_per_hour(o: Outcome) -> float:
     return int(o.rows[-1]["pages_collapsed"]) / _hours(o)
 
 
-@metric("THPs")
-def pages_collapsed(o: Outcome) -> int:
-    """Ranges that khugepaged collapsed."""
-    return int(o.rows[-1]["pages_collapsed"])
+counter("pages_collapsed", "THPs", "Ranges that khugepaged collapsed.")
 
 
 @metric("MiB")
@@ -313,28 +307,10 @@ def thps_lost_per_mib(o: Outcome) -> float | None:
     return int(o.rows[-1]["thp_split_page"]) * PAGES_PER_MIB / pages if pages else None
 
 
-@metric("pages")
-def zeropages_by_ksm(o: Outcome) -> int:
-    """Entries remapped to the zeropage by splits that ksmd asked for."""
-    return int(o.rows[-1]["zeropages_by_ksm"])
-
-
-@metric("pages")
-def zeropages_by_shrinker(o: Outcome) -> int:
-    """Entries remapped to the zeropage by splits of the deferred split queue's shrinker."""
-    return int(o.rows[-1]["zeropages_by_shrinker"])
-
-
-@metric("pages")
-def zeropages_by_other(o: Outcome) -> int:
-    """Entries remapped to the zeropage by all other splits."""
-    return int(o.rows[-1]["zeropages_by_other"])
-
-
-@metric("MiB")
-def swapped_out_mib(o: Outcome) -> float:
-    """Memory written to the swap area (pswpout)."""
-    return int(o.rows[-1]["pswpout"]) / PAGES_PER_MIB
+counter("zeropages_by_ksm", "pages", "Entries remapped to the zeropage by splits that ksmd asked for.")
+counter("zeropages_by_shrinker", "pages", "Entries remapped to the zeropage by splits that the shrinker asked for.")
+counter("zeropages_by_other", "pages", "Entries remapped to the zeropage by all other splits.")
+counter("swapped_out_mib", "MiB", "Memory written to the swap area (pswpout).", of="pswpout", per=PAGES_PER_MIB)
 
 
 @metric("THPs/GiB", relative=True)
