@@ -93,7 +93,7 @@ def _plain(node: Any) -> Any:
 
 def _or_text(about: dict[str, Any], unit: str) -> dict[str, Any]:
     """Return the schema of a number that may also be written with a unit, as text (`mmlab.params.quantity`)."""
-    if unit not in UNITS or about.get("type") not in ("integer", "number"):
+    if unit not in UNITS or about.get("type") not in ("integer", "number") or "enum" in about:
         return about
     suffixes = "|".join(dict.fromkeys([unit, *UNITS[unit][0]]))
     return about | {"type": [about["type"], "string"], "pattern": rf"^{NUMBER.pattern} ?({suffixes})?$"}
