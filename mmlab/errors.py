@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["KSM_COUNTERS", "UserError", "located", "raise_all", "unknown"]
+__all__ = ["KSM_COUNTERS", "UserError", "located", "unknown"]
 
 KSM_COUNTERS = frozenset(
     """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
@@ -93,14 +93,6 @@ def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> Us
         error = UserError("is a counter, not a parameter", parameter=str(name), hint="`mmlab host` reads dumps.")
     error.parameter, error.value = what, name
     return error
-
-
-def raise_all(errors: Iterable[UserError]) -> None:
-    """Raise the first of some mistakes, if there are any, with the others as its `others`; each once."""
-    first, *others = {str(error): error for error in errors}.values() or (None,)
-    if first:
-        first.others = tuple(others)
-        raise first from None
 
 
 @contextmanager

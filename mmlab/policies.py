@@ -28,7 +28,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_serializer, model_validator
 
-from mmlab.errors import UserError, located, raise_all, unknown
+from mmlab.errors import UserError, located, unknown
 from mmlab.params import in_units, reading
 
 __all__ = ["CONF", "FINITE", "TUNERS", "Ksmtuned", "Policy", "Strict", "Tuner", "View"]
@@ -357,7 +357,9 @@ def read_conf(path: str | Path) -> dict[str, int]:
                 found |= _assigned(line)
         except UserError as error:
             wrong.append(error)
-    raise_all(wrong)
+    if wrong:
+        wrong[0].others = tuple(wrong[1:])
+        raise wrong[0]
     return found
 
 
