@@ -430,12 +430,12 @@ class Worker:
 
     def unmerge_others(self) -> None:
         """MERGE_ANY is for all of a process: take the interpreter's own memory out again, also what this allocates."""
-        mergeable = self.any
-        while mergeable:
-            mergeable = False
+        clean = 0 if self.any else 2  # looks that found nothing: one may have made the heap grow, the next finds that
+        while clean < 2:
+            clean += 1
             for start, end, text in vmas(Path("/proc/self")):
                 if " mg" in text and not self.base <= start < self.base + self.pages * PAGE:
-                    mergeable = True
+                    clean = 0
                     libc("madvise", start, end - start, MADVISE["unmergeable"])
 
     def uffd(self, page: int, count: int, value: int) -> int:
