@@ -856,6 +856,8 @@ class Recorder:
                 for spec in self.asked["processes"]:
                     self._populate(spec)
                 self._sizes({"2048": "madvise"} | self.knobs.get("hugepages_enabled", {}))
+                if any(event["op"] == "khugepaged" for event in self.events):
+                    self.collapse_all(1)  # one that was under way is at its end, and the next begins with the first mm
                 put(KHUGEPAGED / "max_ptes_none", self.knobs.get("max_ptes_none", 511))
                 self._drain()
                 if self.options["tracepoints"]:
@@ -888,8 +890,6 @@ class Recorder:
         must(THP / "enabled", "madvise")
         must(THP / "defrag", "madvise")
         self._sizes({"2048": "madvise"})
-        if any(event["op"] == "khugepaged" for event in self.events):
-            self.collapse_all(1)  # a full scan that was under way is at its end, and the next one begins with it
         if any(event["op"] == "shrink" for event in self.events):
             must(VM / "drop_caches", 2)  # underused THPs of others are split now, not in the scenario
         later = ("max_ptes_none", "khugepaged_scan_sleep_millisecs", "sleep_millisecs")
