@@ -349,7 +349,7 @@ class Worker:
         self.address, self.pages, self.key_offset = address, pages, key_offset
         self.base = region(pages * PAGE)
         self.bytes = os.memfd_create("bytes")
-        self.fault_handle, self.any = -1, False
+        self.fault_handle = -1
         self.rings: list[int] = []
 
     def serve(self) -> NoReturn:
@@ -365,7 +365,6 @@ class Worker:
         """Obey until told to fork; return in the child."""
         answer: Any = {"pid": os.getpid(), "base": self.base}
         while True:
-            self.unmerge_others()
             print(json.dumps(answer), file=lines, flush=True)
             order = json.loads(lines.readline() or '{"op": "end"}')
             op, answer = order.pop("op"), 0
@@ -425,18 +424,11 @@ class Worker:
         return next(filter(None, (self.load(at, 1) for at in range(page, page + count))), 0)
 
     def merge_any(self, value: int) -> int:
-        self.any = bool(value)
         return libc("prctl", PR_SET_MEMORY_MERGE, value, 0, 0, 0)
 
-    def unmerge_others(self) -> None:
-        """MERGE_ANY is for all of a process: take the interpreter's own memory out again, also what this allocates."""
-        clean = 0 if self.any else 2  # looks that found nothing: one may have made the heap grow, the next finds that
-        while clean < 2:
-            clean += 1
-            for start, end, text in vmas(Path("/proc/self")):
-                if " mg" in text and not self.base <= start < self.base + self.pages * PAGE:
-                    clean = 0
-                    libc("madvise", start, end - start, MADVISE["unmergeable"])
+    def unmerge(self, ranges: list[tuple[int, int]]) -> int:
+        """Take the interpreter's own memory out again."""
+        return sum(libc("madvise", start, end - start, MADVISE["unmergeable"]) for start, end in ranges)
 
     def uffd(self, page: int, count: int, value: int) -> int:
         """Register a range in write-protect mode, without protecting anything: no fault is ever held up."""
@@ -469,7 +461,7 @@ class Process:
         self.lines = listener.accept()[0].makefile("rw")
         hello = self.answer()
         self.pid, self.base, self.pages, self.alive = hello["pid"], hello["base"], pages, True
-        self.mm = ""  # as tracepoints name it
+        self.mm, self.any = "", False  # as tracepoints name it; MERGE_ANY
         self.proc, self.handle = Path(f"/proc/{self.pid}"), os.pidfd_open(self.pid)
         self.addresses = range(self.base, self.base + pages * PAGE)
 
@@ -480,6 +472,16 @@ class Process:
         return json.loads(line)
 
     def do(self, op: str, **order: Any) -> int:
+        """Have it do an operation; MERGE_ANY is then only for the region: this asks until no other memory has it."""
+        code = self._ask(op, **order)
+        self.any = bool(order["value"]) if op == "merge_any" else self.any
+        while self.any and (
+            others := [vma[:2] for vma in vmas(self.proc) if " mg" in vma[2] and vma[0] not in self.addresses]
+        ):
+            self._ask("unmerge", ranges=others)
+        return code
+
+    def _ask(self, op: str, **order: Any) -> int:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"op": op, **order}), file=self.lines, flush=True)
         return self.answer()  # type: ignore[no-any-return]
@@ -761,6 +763,7 @@ class Recorder:
             code = target.do("fork")
             if not code:
                 self.processes.append(Process(self.listener, target.pages))
+                self.processes[-1].do("merge_any", value=target.any)
             return code
         if op == "split":
             at = target.base + what["page"] * PAGE
