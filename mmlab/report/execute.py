@@ -22,16 +22,17 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
+SCRATCH = "mmlab-report-"
 MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
@@ -68,20 +70,18 @@ def make_all(
     Raises
     ------
     UserError
-        A report cannot be written, or a process was killed.
+        A report cannot be written, another process is making it, or a process was killed.
     """
     import numpy as np
 
     if not requests:
         return
-    for request in requests:
-        check_folder(request.page)
     features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())  # type: ignore[call-overload, index]
     fixed = DEPENDS["environment"] | {"NPY_DISABLE_CPU_FEATURES": ",".join(features)}  # log and exp round differently
     context, failed = get_context("spawn"), dict[int, str]()
     ours, theirs = context.Pipe(duplex=False)
-    made_of = made_of or software(requests[0].page.parent)
-    with TemporaryDirectory(prefix="mmlab-report-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
+    with claimed(requests), scratch_folder() as scratch, ExitStack() as stack:
+        made_of = made_of or software(requests[0].page.parent)
         server = context.Process(target=_serve, args=(theirs, requests, jobs, made_of, scratch))
         with patch.dict(os.environ, fixed):
             server.start()
@@ -104,7 +104,45 @@ def make_all(
             progress(len(requests), len(requests), "")
 
 
-def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: str) -> None:
+@contextmanager
+def claimed(requests: Sequence[Request]) -> Iterator[None]:
+    """Make the folders of reports, and keep other processes from making the same ones meanwhile.
+
+    Raises
+    ------
+    UserError
+        A page cannot be written, or it is being made already.
+    """
+    with ExitStack() as stack:
+        for request in requests:
+            check_folder(request.page)
+            request.data.mkdir(exist_ok=True)
+            stack.callback(_remove_if_empty, request.data)
+            try:
+                stack.enter_context(locked(request.data, wait=False))
+            except BlockingIOError:
+                hint = "Name another place for it with -o."
+                raise UserError("it is being made already", parameter=str(request.page), hint=hint) from None
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder, and remove those of processes that were killed: nobody holds their locks any more."""
+    for left in Path(gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError), locked(left, wait=False):
+            if any(left.iterdir()):  # an empty one may be about to be locked
+                shutil.rmtree(left)
+    with TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name, locked(Path(name)):
+        yield Path(name)
+
+
+def _serve(pipe: Connection, requests: Sequence[Request], jobs: int, made_of: dict[str, Any], scratch: Path) -> None:
     """Load everything, then make each report in a process of its own.
 
     Sent are a report's number, and what failed in its notebook or a `UserError`: few enough bytes that the processes
@@ -144,11 +182,11 @@ def load() -> None:
     warm_up()
 
 
-def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: str) -> None:
+def _make(pipe: Connection, number: int, request: Request, made_of: Mapping[str, Any], scratch: Path) -> None:
     """Run a notebook with parameters, and write its report."""
     end_with_parent()
     try:
-        with writing(Path(scratch)):
+        with writing(scratch):
             folder = Path(mkdtemp(dir=scratch))
             executed, error = _run(request, folder)
             page.arrange(executed)
@@ -204,6 +242,6 @@ def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
         for name, content in tables.items():
             write_atomically(request.data / name, content)
         write_atomically(request.page, text.encode())
-        for left in request.data.glob("*"):
-            if left.name not in tables and left.suffix in (".csv", ".parquet"):
-                left.unlink()
+        for left in [*request.data.iterdir(), *request.page.parent.glob(f".{request.page.name}.*.tmp")]:
+            if left.name not in tables and left.suffix in (".csv", ".parquet", ".tmp"):
+                left.unlink()  # the latter is of a process that was killed

@@ -1,4 +1,4 @@
-"""The processes that make reports: none of them stays, whatever ends them."""
+"""The processes that make reports: nothing of them stays, whatever ends them, and two never make the same page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from conftest import ROOT
 from mmlab.errors import UserError
-from mmlab.report.execute import make_all
+from mmlab.report.execute import claimed, make_all, scratch_folder
 from mmlab.report.request import Request
 
 MADE_OF = {"version": "1", "source": "f" * 64, "versions": {}, "exactness": "3 of 3 recordings predicted exactly"}
@@ -30,8 +30,8 @@ def notebook(path: Path, *cells: str) -> Path:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_stays(tmp_path: Path, how: signal.Signals) -> None:
-    """Interrupted in the middle of a cell: no process, one message at most, and no temporary file, if it could."""
+def test_nothing_stays(tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the middle of a cell: no process, one message at most, and no temporary file after the next."""
     notebook(tmp_path / "slow.ipynb", SLOW)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -60,6 +60,23 @@ def test_nothing_stays(tmp_path: Path, how: signal.Signals) -> None:
     assert said == ("\ninterrupted; what was finished is kept\n" if how == signal.SIGINT else "")
     assert not (tmp_path / "out.html").exists()
     assert bool(list(temporary.iterdir())) == (how == signal.SIGKILL)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with scratch_folder() as own, scratch_folder() as another:
+        assert {*temporary.iterdir()} == {own, another}, "those of the living stay"
+    assert not list(temporary.iterdir())
+
+
+def test_a_page_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    wanted = [Request(notebook(tmp_path / f"{name}.ipynb", "1"), out=tmp_path / "out") for name in "ab"]
+    with claimed(wanted[:1]):
+        with pytest.raises(UserError) as refused, claimed(wanted):
+            pass
+        assert refused.value.parameter == str(wanted[0].page)
+        with claimed(wanted[1:]):
+            pass
+    with claimed(wanted):
+        pass
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(("code", "words"), [("os._exit(3)", "died"), ("os.kill(os.getppid(), 9)", "killed")])
