@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["KSM_COUNTERS", "UserError", "located", "unknown"]
-
 KSM_COUNTERS = frozenset(
     """full_scans pages_scanned pages_skipped pages_shared pages_sharing pages_unshared pages_volatile ksm_zero_pages
     general_profit stable_node_chains stable_node_dups""".split()

@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpus", "free_memory"]
-
 ROOT = Path("/")
 """Where /proc and /sys are; tests put their own there."""
 

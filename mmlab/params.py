@@ -23,10 +23,6 @@ import yaml
 
 from mmlab.errors import KSM_COUNTERS, UserError, located, unknown
 
-__all__ = ["check_folder", "find_params", "in_units", "locked", "params_files", "parse_yaml", "quantity"]
-__all__ += ["read_image", "read_yaml", "reading", "save_new", "seconds", "shipped_folder", "units"]
-__all__ += ["write_atomically", "writing", "written", "yaml_lines"]
-
 KINDS = {"": "params file", "upgrade": "params file", "grids": "grid", "goals": "goals file", "fleets": "fleet file"}
 KINDS |= {"dumps": "dump"}
 """Folders within ``params/``, and what to call a file of each."""

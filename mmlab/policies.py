@@ -31,9 +31,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from mmlab.errors import UserError, located, unknown
 from mmlab.params import in_units, reading
 
-__all__ = ["CONF", "FINITE", "TUNERS", "Ksmtuned", "Policy", "Strict", "Tuner", "View"]
-__all__ += ["read_conf", "resolve", "scaled_pace", "schedule"]
-
 Knobs = Mapping[str, int | str]
 MIN_INTERVAL = 0.001
 BATCHES_A_SCAN = 100

@@ -34,9 +34,6 @@ from mmlab.params import in_units, quantity, read_image, read_yaml, units, writt
 from mmlab.policies import FINITE, TUNERS, Strict, Tuner
 from mmlab.variants import KSMD_VARIANTS, VARIANTS, resolve
 
-__all__ = ["EVENTS", "KSM_KNOBS", "SETTABLE", "Event", "Parameter", "ProcessSpec", "Scenario", "check_knob"]
-__all__ += ["flat_fields"]
-
 THP_ORDER = 9
 """Folio order that stands for a PMD-sized folio, whatever ``pages_per_thp`` is."""
 BYTES_PER_PAGE = 56

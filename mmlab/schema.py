@@ -17,8 +17,6 @@ from mmlab.params import NUMBER, UNITS, units
 from mmlab.policies import TUNERS
 from mmlab.variants import KSMD_VARIANTS, VARIANTS
 
-__all__ = ["schema", "text"]
-
 HIDDEN = {"title", "discriminator", "kind", "unit", "source", "step", "log", "slider", "choices"}
 """Keys of pydantic's schema that are not for editors."""
 

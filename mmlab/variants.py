@@ -36,8 +36,6 @@ from mmlab.errors import UserError, unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CALLERS", "KSMD_VARIANTS", "VARIANTS", "VISITS", "AnyVariant", "Predicate", "SplitContext", "Variant"]
-__all__ += ["VisitContext", "possible", "remap_index", "resolve", "truth_table", "visit_index"]
 
 CALLERS = ("ksm", "underused", "partially_mapped", "other")
 """Who split the folio: ksmd; the shrinker, by its reason; anything else (migration, reclaim, debugfs, …)."""

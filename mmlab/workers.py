@@ -21,8 +21,6 @@ from typing import Any, TypeVar
 
 from mmlab.errors import UserError
 
-__all__ = ["Progress", "each", "end_with_parent", "executor", "keep_freed_memory", "size"]
-
 ANSWER_S = 10
 """Seconds within which a Dask scheduler must answer and have a worker."""
 

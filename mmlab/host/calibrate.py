@@ -41,9 +41,6 @@ from mmlab.results.table import text_table
 from mmlab.scenario import Scenario
 from mmlab.workers import Progress
 
-__all__ = ["Calibration", "Fit", "Observed", "calibrate", "calibration_set", "fit", "observe", "processor", "read"]
-__all__ += ["record_all", "record_one"]
-
 DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 """What is recorded, and what is assumed of steps that a recording does not determine."""
 ESTIMATES: dict[str, float] = DATA["estimates"] | ADDED

@@ -48,8 +48,6 @@ from mmlab.params import check_folder, write_atomically, writing
 from mmlab.results.table import text_table
 from mmlab.workers import Progress
 
-__all__ = ["FORMAT", "capture", "find"]
-
 FORMAT = "mmlab-memory-image-1"
 CONTENTS = "none: equal pages have equal ranks, which are in memcmp order; rank 0 is a page of zeroes"
 KINDS = ["hole", "anon", "zeropage", "swap", "unread"]

@@ -27,8 +27,6 @@ from mmlab.studies.fleet import Host, shrunk
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
-__all__ = ["LAYOUTS", "bargain", "composition", "memory", "saved_mib"]
-
 LAYOUTS = {
     "side by side": {"duplicate_layout": "clustered", "layout": "bimodal"},
     "spread": {"duplicate_layout": "spread", "layout": "interleaved"},

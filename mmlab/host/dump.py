@@ -31,8 +31,6 @@ from mmlab.results.run import Run, simulate
 from mmlab.results.table import number, text_table
 from mmlab.scenario import KSM_KNOBS, Scenario
 
-__all__ = ["Dump", "Reproduction", "parse", "rates", "read", "reproduce"]
-
 SAID = read_yaml(Path(__file__).with_suffix(".yaml"))
 """Sentences, with when they hold."""
 NEEDED = ("pages_shared", "pages_sharing", "pages_unshared")

@@ -15,9 +15,6 @@ import numpy as np
 
 from mmlab.errors import UserError
 
-__all__ = ["PAGE", "PRESENT", "PROC", "SWAPPED", "ZEROPAGE"]
-__all__ += ["ksm_stat", "mapped", "mergeable", "open_pagemap", "proc", "processes", "scan"]
-
 PRESENT, SWAPPED, ZEROPAGE = 1 << 3, 1 << 4, 1 << 5
 """Categories of pages of `scan`."""
 PAGEMAP_SCAN = 0xC0606610

@@ -28,8 +28,6 @@ from mmlab.results.trace import Trace, from_run
 from mmlab.scenario import ProcessSpec, RangeEvent, Scenario
 from mmlab.workers import Progress
 
-__all__ = ["RUNNER", "Plan", "answers", "check", "plan", "record", "running_kernel"]
-
 Plan = Mapping[str, Any]
 RUNNER = Path(runner.__file__)
 OWN = ("boots_at_seconds", "exits_at_seconds", "hot_fraction", "forbids_zeropages", "node")

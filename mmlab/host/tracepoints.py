@@ -21,8 +21,6 @@ from mmlab.results.decisions import described, fields
 from mmlab.results.run import Run
 from mmlab.results.trace import Comparison, Difference
 
-__all__ = ["compare_file"]
-
 LINE = re.compile(r"^ *.*-\d+ +\[\d+\] +\S+ +[\d.]+: (\w+): (?:ksm scan time|ksm )?(.*)$")
 NAMED = re.compile(r"(seq|rmap size|rmap_item|mm|error|pages_to_scan|\w+(?==))[ =]([-\w]+)")
 NO_TABLE = {"pmd_null": "pmd_none", "no_pte_table": "pmd_none"}

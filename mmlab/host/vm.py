@@ -32,8 +32,6 @@ from mmlab.host.record import Plan, answers
 from mmlab.results.trace import Trace
 from mmlab.workers import Progress
 
-__all__ = ["Kernel", "cpio", "fetch", "find", "python_files"]
-
 QEMU = """setpriv --pdeathsig KILL qemu-system-x86_64 -machine pc,mem-merge=off -smp 1 -m {memory} -no-reboot
     -nodefaults -no-user-config -display none -kernel /dev/fd/{image} -initrd /dev/fd/{files}
     -chardev file,id=console,path=/dev/fd/{console},append=on -serial chardev:console

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
-__all__ = ["ROWS", "Sampler", "ends", "keeping", "read", "show", "watch"]
 
 Sample = dict[str, Any]
 BESIDE = re.compile(r"(?m)^(thp_\w+|cow_ksm|ksm_swpin_copy|Mem\w+|AnonPages|AnonHugePages):?\s+(\d+)")

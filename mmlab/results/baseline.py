@@ -10,8 +10,6 @@ from mmlab.kernel.state import FIRST, SETTLED
 from mmlab.scenario import After, Event, Scenario
 from mmlab.variants import resolve
 
-__all__ = ["BY_THE_CLOCK", "baseline", "born"]
-
 BY_THE_CLOCK = {"horizon_full_scans": 0, "horizon_batches": 0, "until_settled": False}
 """A run that ends after `horizon_seconds`, not when it happens to be done."""
 _OFF = {"run": 0, "ksm_start_seconds": 0.0, "policy": "none", "advisor_mode": "none", "khugepaged": 0}

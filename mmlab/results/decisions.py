@@ -23,8 +23,6 @@ from mmlab.params import check_folder, read_yaml, writing
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Events", "described", "fields", "frame"]
-
 
 @cache
 def described() -> dict[str, dict[str, Any]]:

@@ -19,8 +19,6 @@ from mmlab.engine.outcome import Outcome
 from mmlab.kernel.state import ANON, FIRST, LAST, MERGE, MERGE_ZERO, SETTLED, SPLIT_PAGE
 from mmlab.results.baseline import born
 
-__all__ = ["METRICS", "PAGES_PER_MIB", "UNSURE", "Metric", "Metrics", "metric"]
-
 PAGES_PER_MIB = 256
 
 Value = int | float | None

@@ -30,7 +30,6 @@ from mmlab.variants import AnyVariant, resolve
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Interrupted", "Run", "defer_ctrl_c", "simulate"]
 
 PAGE_KB = 4
 MTHP_SIZES = {order: f"mthp_{4 << order}kB" for order in range(2, 10)}

@@ -17,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["number", "text_table"]
 
 NUMBER = re.compile(r"([-+−±] ?)?\d|-?$")
 

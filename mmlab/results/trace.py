@@ -38,8 +38,6 @@ from mmlab.results.run import Run, simulate
 from mmlab.scenario import SETTABLE, ProcessSpec, Scenario
 from mmlab.variants import AnyVariant
 
-__all__ = ["COUNTERS", "ENDING", "FORMAT", "Trace", "find", "load", "read", "scenario_of", "write"]
-
 Trace = dict[str, Any]
 
 FORMAT = "kernel-trace-1"
@@ -208,7 +206,6 @@ def write(path: str | Path, trace: Trace) -> None:
 
 
 # -- page maps ----------------------------------------------------------------------------------------------------
-__all__ += ["letters", "runs"]
 
 
 def letters(text: str) -> NDArray[np.uint8]:
@@ -225,7 +222,6 @@ def runs(pages: NDArray[np.uint8]) -> str:
 
 
 # -- predictions --------------------------------------------------------------------------------------------------
-__all__ += ["from_run", "predict", "rerun"]
 
 
 def predict(trace: Trace, variant: AnyVariant | None = None, **how: Any) -> Trace:
@@ -372,7 +368,6 @@ def _answer(run: Run, asked: dict[str, Any], maps: Iterable[tuple[int, int, int]
 
 
 # -- comparison ---------------------------------------------------------------------------------------------------
-__all__ += ["Comparison", "Difference", "compare", "compare_file"]
 
 
 @dataclass(frozen=True)

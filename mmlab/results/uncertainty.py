@@ -17,8 +17,6 @@ from mmlab.engine.costs import STEPS
 from mmlab.engine.outcome import Outcome
 from mmlab.results.metrics import METRICS, UNSURE
 
-__all__ = ["cpu_errors", "delay", "error_at", "error_of", "one_digit", "scale_costs", "standard_errors"]
-
 AnyRun = TypeVar("AnyRun", bound=Outcome)
 
 

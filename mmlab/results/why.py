@@ -21,7 +21,6 @@ from mmlab.results.metrics import PAGES_PER_MIB
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["REASONS", "History", "PageEvents", "history", "not_merged"]
 
 ENDS = ("visit", "skip", "item_freed")
 """Events that end what ksmd does at one address."""

@@ -24,8 +24,6 @@ from typing import Any
 from mmlab.errors import UserError, unknown
 from mmlab.params import read_yaml
 
-__all__ = ["FILES", "Rule", "homes_in", "rule", "rules", "search"]
-
 HERE = Path(__file__).parent
 FILES = ("ksm-scan", "ksm-merge", "thp-split", "khugepaged", "mthp", "fix-variants", "tuners", "kernel-7")
 """The files that state rules. The others explain: costs, trace-format, thread, worked-examples, README."""

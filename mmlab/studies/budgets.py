@@ -30,8 +30,6 @@ from mmlab.studies.settings import LEVELS
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS, AnyVariant, Variant, resolve
 
-__all__ = ["BUDGET", "COLUMNS", "CPU", "TIME", "WORK", "Guests", "Point", "extrapolate", "spared", "work"]
-
 PATIENCE = 4
 """Runs last this multiple of the goal's time, so that curves extend past it."""
 LONG_RUN = 16

@@ -19,8 +19,6 @@ from mmlab.studies.judge import better, same_task
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
-__all__ = ["batches", "changed", "counters", "judged", "memory", "metrics"]
-
 
 def changed(runs: Mapping[str, Run]) -> Answer:
     """Study in which parameters two runs differ: their units and values in words.

@@ -37,17 +37,16 @@ from mmlab.errors import UserError, located
 from mmlab.kernel.state import CACHED_LEVELS
 from mmlab.params import read_yaml
 from mmlab.policies import PolicyLike, scaled_pace
+from mmlab.results.baseline import BY_THE_CLOCK
 from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import cpu_errors
 from mmlab.scenario import Scenario, flat_fields
-from mmlab.studies.goals import BY_THE_CLOCK, MEASURES, Reference, four_digits, listed
+from mmlab.studies.goals import MEASURES, Reference, four_digits, listed
 from mmlab.studies.grid import Filed, Grid, Strict, with_params
 from mmlab.variants import resolve
 from mmlab.workers import Progress, each
-
-__all__ = ["UNITS", "Estimate", "Host", "Kind", "Plan", "fleet", "host_rows", "shrunk"]
 
 _LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
 UNITS = pd.DataFrame.from_dict(_LISTED, "index", columns=["unit", "scale", "single"]).rename_axis("measure")

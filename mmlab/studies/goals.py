@@ -42,8 +42,6 @@ from mmlab.studies.grid import Filed, beside
 from mmlab.studies.settings import check_levels
 from mmlab.variants import resolve
 
-__all__ = ["BY_THE_CLOCK", "MEASURES", "Goals", "Limit", "Reference", "four_digits", "listed", "redundant"]
-
 _OWN = read_yaml(Path(__file__).with_suffix(".yaml"))
 MEASURES: dict[str, tuple[str, str]] = {name: tuple(about) for name, about in _OWN.items()} | Metrics.describe()
 """Name → unit and meaning of everything that a limit may be set on: five of the study, and the metrics of every run."""

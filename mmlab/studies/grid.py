@@ -31,8 +31,6 @@ from mmlab.params import find_params, in_units, quantity, read_yaml
 from mmlab.scenario import Parameter, Scenario, check_value, explain, flat_fields
 from mmlab.variants import resolve
 
-__all__ = ["Filed", "Grid", "Point", "Range", "Strict", "beside", "varying", "with_params"]
-
 MOST = 1_000_000
 """Scenarios of one grid."""
 

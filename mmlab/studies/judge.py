@@ -11,8 +11,6 @@ from mmlab.results.metrics import METRICS
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario, flat_fields
 
-__all__ = ["better", "given_back", "same_task"]
-
 
 def same_task(first: Scenario, second: Scenario) -> bool:
     """Return whether both have the same memory to work on and the same end, so that amounts can be compared."""

@@ -17,8 +17,6 @@ from mmlab.results import trace
 from mmlab.scenario import Scenario
 from mmlab.studies.study import Answer
 
-__all__ = ["exact", "questions", "recordings", "regression"]
-
 MEMORY = {"not locked": ("munlock", "mainline"), "locked": ("mlock", "legacy")}
 """Kinds of memory: the call on all of it before ksmd runs, and the variant whose prediction without locks it equals."""
 Found = Mapping[tuple[int, str], trace.Trace]

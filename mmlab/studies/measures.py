@@ -24,8 +24,6 @@ from mmlab.results.uncertainty import error_of
 from mmlab.studies import pingpong
 from mmlab.studies.judge import given_back
 
-__all__ = ["Measure", "standard_error", "value", "wasted"]
-
 Measure = Callable[[Run], float | None]
 loop = pingpong.measure
 BY_SPLITS = "zeropages_by_ksm zeropages_by_shrinker zeropages_by_other"

@@ -15,8 +15,6 @@ from mmlab.studies.study import Answer, expect
 from mmlab.studies.verdict import Verdict
 from mmlab.variants import VARIANTS, AnyVariant, Variant, possible, resolve, truth_table
 
-__all__ = ["answers", "beside", "gains", "named", "ranking"]
-
 
 def named(variant: AnyVariant) -> Variant:
     """Return a variant of your own, under a name that no shipped one has."""

@@ -25,8 +25,6 @@ from mmlab.results.trace import load
 from mmlab.scenario import Scenario
 from mmlab.variants import resolve
 
-__all__ = ["check_names", "read_parameters", "scenario_from"]
-
 ASSIGNED, TYPED = re.compile(r"\w+(: \w+)? = |#|$"), re.compile(r"^\w+: \w+ = ", re.MULTILINE)
 """A line of a parameters cell; and what it has at least once, for other cells assign values, too."""
 

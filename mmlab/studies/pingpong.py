@@ -28,9 +28,6 @@ from mmlab.scenario import Scenario
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["block_maps", "blocks_collapsed", "collapses", "draw_blocks", "enders", "for_turns", "huge_again", "mapped"]
-__all__ += ["measure", "period", "scan_seconds", "turn_seconds", "underused", "zero_pages_of_blocks"]
-
 
 def turn_seconds(s: Scenario) -> float:
     """Return how long khugepaged takes to look at all blocks once, s: its sleeps (K1)."""

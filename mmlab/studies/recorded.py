@@ -23,8 +23,6 @@ from mmlab.results.run import simulate
 from mmlab.studies.study import Answer, expect
 from mmlab.variants import CONTEXTS, VARIANTS, AnyVariant, SplitContext, Variant, possible
 
-__all__ = ["ENOUGH", "LISTED", "Recording", "confirmed", "meaning", "samples"]
-
 LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))
 ENOUGH = 10
 """Recordings that confirm a decision of a variant; then no more are asked about it."""

@@ -27,9 +27,6 @@ from mmlab.studies.measures import Measure, samples, standard_error, value
 from mmlab.studies.scenes import CODES
 from mmlab.studies.study import Answer
 
-__all__ = ["MARKS", "TIME", "by_variant", "factors", "group_equal", "measured", "over_time", "recorded", "tenfold"]
-__all__ += ["timeline"]
-
 TIME = "simulated time (s)"
 MARKS = {1: "× 1", 2: "× 2", 10: "× 10", 100: "× 100"}
 """Of the axis of a factor."""

@@ -16,8 +16,6 @@ from mmlab.scenario import Scenario
 from mmlab.studies import pingpong
 from mmlab.variants import VARIANTS, AnyVariant, resolve
 
-__all__ = ["BASE", "CODES", "DECIDED", "SCENES", "Scene", "described", "numbered", "scene_runs"]
-
 Scene = Callable[[Scenario], Scenario]
 
 LISTED = read_yaml(Path(__file__).with_suffix(".yaml"))

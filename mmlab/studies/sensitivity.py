@@ -20,8 +20,6 @@ from mmlab.studies.grid import Grid, Point
 from mmlab.studies.study import Answer
 from mmlab.studies.sweep import read_sweep, sweep
 
-__all__ = ["ALIKE", "VARIED", "maps", "plane", "sobol_indices"]
-
 VARIED = read_yaml(Path(__file__).with_suffix(".yaml"))
 """The knobs that `sobol_indices` varies, and its metrics."""
 MORE, LESS, SAME = "fields with more", "with less", "alike"

@@ -25,9 +25,6 @@ from mmlab.params import read_yaml
 from mmlab.policies import CONF, TUNERS, Policy, Tuner
 from mmlab.scenario import Scenario, check_value
 
-__all__ = ["BY", "LEVELS", "Levels", "Setting", "check_levels", "spaces"]
-
-
 Levels = Mapping[str, Sequence[int]]
 """Values to choose from, by knob."""
 

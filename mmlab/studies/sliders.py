@@ -13,9 +13,6 @@ from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS
 
-__all__ = ["places", "variants"]
-
-
 AFTER, MOST = "99 % of it after (s)", "… per budget"
 
 

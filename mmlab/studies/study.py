@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Answer", "describe", "expect", "summary"]
-
 
 SHOWN = "_studies"
 """Name in a notebook's namespace of the studies that its cells have shown, by their findings."""

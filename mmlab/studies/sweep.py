@@ -49,8 +49,6 @@ from mmlab.studies.fleet import Host
 from mmlab.studies.grid import Grid, Point, varying
 from mmlab.workers import Progress, executor, size
 
-__all__ = ["Item", "Summary", "model_digest", "plan", "read_sweep", "sweep"]
-
 FORMAT = 1
 """Version of the rows; part of each hash."""
 MODEL = ("scenario.py", "variants.py", "policies.py", "kernel/*.py", "engine/*.py", "results/*.py")

@@ -10,8 +10,6 @@ from mmlab.figures.theme import LOOK
 from mmlab.results.run import Run
 from mmlab.studies.study import Answer
 
-__all__ = ["full_scan"]
-
 
 def full_scan(run: Run, number: int) -> Answer:
     """Show a full scan of a small process: its pages after each batch, and what happened to those that were visited.

@@ -44,7 +44,6 @@ from mmlab.workers import Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Trial", "TuneResult", "tune"]
 
 RUNS = 240
 """Default limit on the runs of a search."""

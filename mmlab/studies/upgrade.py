@@ -23,8 +23,6 @@ from mmlab.scenario import Scenario
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
-__all__ = ["Upgrade", "on_another_kernel", "upgrade"]
-
 REMAP = "zero_pages_are_remapped"
 """What came with 6.12 and is a variant here, not a difference between kernels."""
 TIMES = ("time_ns", "batch", "rank", "ksmd_cpu_ns", "khugepaged_cpu_ns", "freed_by_batch")

@@ -43,8 +43,6 @@ from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS, AnyVariant, resolve
 from mmlab.workers import Progress, each
 
-__all__ = ["CODES", "QUESTIONS", "Verdict", "verdict", "weights"]
-
 LABEL, CELL, WIDTH = 22, 6, 76
 """Characters of a row's label, of a cell, and of a line of the legend."""
 NEAR, SAME = 0.02, 0.05
