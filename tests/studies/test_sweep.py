@@ -221,7 +221,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def grid() -> Grid:
     """Four scenarios that run, and four that are impossible."""
-    return Grid(base=TINY, vary={"use_zero_pages": [0, 1], "seed": [0, 1], "pages_per_thp": [512, 500]})
+    return Grid(base=TINY, vary={"use_zero_pages": [0, 1], "seed": [0, 1], "memory_mib": [2, 1]})
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +239,9 @@ def test_a_row_holds_the_parameters_and_metrics_of_its_run(grid: Grid, swept: tu
     assert len(rows) == 8
     assert not set(varying()) & set(Metrics.describe())
     for row in rows.to_dict("records"):
-        values = {name: row[name] for name in ("use_zero_pages", "seed", "pages_per_thp")}
-        if row["pages_per_thp"] == 500:
-            assert row["error"].startswith("pages_per_thp = 500 is not a power of two")
+        values = {name: row[name] for name in ("use_zero_pages", "seed", "memory_mib")}
+        if row["memory_mib"] == 1:
+            assert row["error"].startswith("memory_mib = 1 is not whole THPs")
             assert pd.isna(row["freed_mib"])
             continue
         scenario = Scenario(**TINY, **values)
@@ -352,8 +352,8 @@ def test_what_is_damaged_or_taken_is_said(tmp_path: Path) -> None:
     part.write_bytes(b"PAR1 and no more")
     assert "damaged" in refused(grid, tmp_path, where=part).problem
     assert "another folder" in refused(grid, part, where=part).hint
-    with pytest.raises(UserError, match=r"none of these scenarios is possible. The first: pages_per_thp = 500"):
-        sweep(Grid(base={**TINY, "pages_per_thp": 500}), tmp_path / "new", jobs=1)
+    with pytest.raises(UserError, match=r"none of these scenarios is possible. The first: memory_mib = 1"):
+        sweep(Grid(base={**TINY, "memory_mib": 1}), tmp_path / "new", jobs=1)
     assert not any((tmp_path / "new").glob("[!.]*"))
 
 
@@ -369,7 +369,7 @@ def test_a_file_system_without_locks_is_used(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.usefixtures("here")
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "grid.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump({"base": TINY, "vary": {"seed": [1, 2], "pages_per_thp": [512, 100]}}))
+    file.write_text(yaml.safe_dump({"base": TINY, "vary": {"seed": [1, 2], "memory_mib": [2, 3]}}))
 
     def run(*args: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -378,13 +378,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     status, said, _ = run("--dry-run")
     assert status == 0
-    assert f"{out}: 4 scenarios, 0 are there, 4 to run, 2 of them impossible\n  pages_per_thp = 100 is not" in said
+    assert f"{out}: 4 scenarios, 0 are there, 4 to run, 2 of them impossible\n  memory_mib = 3 is not" in said
     assert not out.exists()
     status, said, _ = run("--jobs", "1")
     assert status == 1, "there are rows with errors"
     assert "4 scenarios, 0 were there, 4 run in " in said
     assert said.endswith("2 with errors\n")
-    assert json.loads((out / "sweep.json").read_text())["grid"]["vary"] == {"seed": [1, 2], "pages_per_thp": [512, 100]}
+    assert json.loads((out / "sweep.json").read_text())["grid"]["vary"] == {"seed": [1, 2], "memory_mib": [2, 3]}
     file.write_text("vary: {seeds: [1]}")
     status, _, said = run()
     assert (status, said.startswith(f"mmlab: {file}: vary: unknown parameter 'seeds': did you mean 'seed'")) == (
