@@ -244,7 +244,7 @@ def test_a_row_holds_the_parameters_and_metrics_of_its_run(grid: Grid, swept: tu
             assert row["error"].startswith("memory_mib = 1 is not whole THPs")
             assert pd.isna(row["freed_mib"])
             continue
-        scenario = Scenario(**TINY, **values)
+        scenario = Scenario(**TINY | values)
         run = simulate(scenario)
         found = {name: None if pd.isna(row[name]) else row[name] for name in run.metrics.as_dict()}
         assert found == run.metrics.as_dict()
