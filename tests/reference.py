@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -2018,7 +2019,7 @@ class Reclaim(Ksm):
         return True
 
     def discard(self, mm: Mm, folio: Folio) -> None:
-        """W6: entries go one by one up to the first that was written to; since 6.15 all of them or none."""
+        """W6: entries go run by run up to one with an entry that was written to; before 6.15 a run is one entry."""
         block = mm.blocks.index(folio) if mm in folio.pmds else -1
         if mm in folio.pmds and self.has["lazy_pmd_goes_whole"]:
             folio.dirty |= folio.pmds[mm].dirty
@@ -2031,16 +2032,17 @@ class Reclaim(Ksm):
         if mm in folio.pmds:
             self.split_pmd(mm, block)
         addresses = [address for page in folio.pages for _, address in page.maps]
-        step = len(addresses) if self.has["lazyfree_goes_at_once"] else 1
-        for n in range(0, len(addresses), step):
-            group = addresses[n : n + step]
+        runs = [addresses] if self.has["lazyfree_goes_at_once"] else [[address] for address in addresses]
+        if self.has["lazyfree_goes_at_once"] and self.has["lazyfree_runs_are_alike"]:
+            runs = [list(run) for _, run in itertools.groupby(addresses, key=lambda address: mm.ptes[address].writable)]
+        for group in runs:
             folio.dirty |= any(mm.ptes[address].dirty for address in group)
             if folio.dirty:
                 folio.lazy = False
                 return
             self.lost(mm, group)
             self.unmap_ptes(mm, group)
-            self.seen["lazy page discarded"] += step
+            self.seen["lazy page discarded"] += len(group)
 
     def swap_out(self, mm: Mm, folio: Folio) -> None:
         """W2, W4, W7: a page that is still in the swap cache is not written again unless it was changed."""

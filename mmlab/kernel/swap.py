@@ -15,8 +15,7 @@ from mmlab.kernel.unstable_tree import unmap_pte
 @compiled
 def _free_slots(m):
     """Return the number of free slots. The first page of a swap area is its header."""
-    size = m.state[0].swap_mib * 256
-    return size - 1 - m.state[0].swap_used if size > 0 else 0
+    return max(0, m.state[0].swap_mib * 256 - 1) - m.state[0].swap_used
 
 
 @compiled
@@ -104,10 +103,9 @@ def _shrink_page(m, v):
         folio_remove_rmap_ptes(m, v, frame, 1)
         return
     slot = -2 - m.frame[frame].folio
-    write = True
-    if slot >= 0:  # still in the swap cache
-        write = (m.pte[v].bits & DIRTY) != 0 or (m.frame[frame].flags & PG_DIRTY) != 0
-    else:
+    cached = slot >= 0  # still in the swap cache
+    write = not cached or (m.pte[v].bits & DIRTY) != 0 or (m.frame[frame].flags & PG_DIRTY) != 0
+    if not cached:
         if _free_slots(m) < 1:
             return
         slot = _alloc_slot(m)
@@ -125,31 +123,32 @@ def _shrink_page(m, v):
 def _discard_folio(m, f, v):
     """Discard a lazy large folio that is mapped from v on, or let it be lazy no longer if it is dirty (thp-split W6).
 
-    It depends on the release whether the entries are unmapped at once or one by one, up to the first dirty one, and
-    whether a huge PMD is split before that.
+    The entries go run by run, up to the first run with a dirty one. It depends on the release how long a run is, and
+    whether a huge PMD is split before.
     """
-    head, n, b = m.folio[f].head, 1 << m.folio[f].order, v >> m.state[0].hpage_order
+    frame, end, b = m.folio[f].head, v + (1 << m.folio[f].order), v >> m.state[0].hpage_order
     whole = m.state[0].lazy_pmd_goes_whole and m.block[b].pmd == PMD_HUGE
-    at_once = whole or m.state[0].lazyfree_goes_at_once
     if not whole:
         split_huge_pmd(m, b)
-    clean = 0
-    while clean < n and not m.pte[v + clean].bits & DIRTY and not m.frame[head].flags & PG_DIRTY:
-        clean += 1
-    if clean < n:
-        m.frame[head].flags = m.frame[head].flags & ~LAZY | PG_DIRTY
-        if at_once:
-            clean = 0
-    run = n if at_once else 1
-    for i in range(0, clean, run):
-        for w in range(v + i, v + i + run):
+    while v < end:
+        run, dirty = 1, m.pte[v].bits & DIRTY | m.frame[m.folio[f].head].flags & PG_DIRTY
+        while v + run < end and (whole or m.state[0].lazyfree_goes_at_once):
+            if m.state[0].lazyfree_runs_are_alike and (m.pte[v + run].bits ^ m.pte[v].bits) & EXCLUSIVE:
+                break  # only one of the two is writable
+            dirty |= m.pte[v + run].bits & DIRTY
+            run += 1
+        if dirty:
+            m.frame[m.folio[f].head].flags = m.frame[m.folio[f].head].flags & ~LAZY | PG_DIRTY
+            return
+        for w in range(v, v + run):
             unmap_pte(m, w, NONE, -1)
-        if not whole:
-            folio_remove_rmap_ptes(m, v + i, head + i, run)
-    if whole and clean > 0:
-        m.block[b].pmd = PMD_NONE
-        m.stat[0].huge_pmds -= 1
-        folio_remove_rmap_pmd(m, v, f)
+        if whole:
+            m.block[b].pmd = PMD_NONE
+            m.stat[0].huge_pmds -= 1
+            folio_remove_rmap_pmd(m, v, f)
+        else:
+            folio_remove_rmap_ptes(m, v, frame, run)
+        v, frame = v + run, frame + run
 
 
 @compiled
@@ -166,8 +165,7 @@ def shrink_folio(m, v):
         return
     if m.folio[f].pins > 0:
         return
-    head, n = m.folio[f].head, 1 << m.folio[f].order
-    b = v >> m.state[0].hpage_order
+    head, n, b = m.folio[f].head, 1 << m.folio[f].order, v >> m.state[0].hpage_order
     if m.frame[head].flags & LAZY:
         _discard_folio(m, f, v)
         return

@@ -125,6 +125,12 @@ def lazyfree_goes_at_once() -> None:
     one by one up to the first dirty one, so the folio counts as partially mapped."""
 
 
+@_row("thp-split W6", (6, 18, 17), "mm/rmap: fix incorrect pte restoration for lazyfree folios; 6.18.44")
+def lazyfree_runs_are_alike() -> None:
+    """What reclaim unmaps at once of a lazy large folio is a run of entries that are all writable or all not, up to the
+    first run with a dirty one. Before, all of its entries are one run."""
+
+
 @_row("ksm-merge F7", (6, 15), "mm: Copy-on-Write (COW) reuse support for PTE-mapped THP; 6.18.44")
 def large_folio_reused() -> None:
     """A write to a page of a large folio that only this process maps any more, by several entries, is done in place.

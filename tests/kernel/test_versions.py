@@ -37,7 +37,7 @@ def test_a_series_is_its_newest_known_release() -> None:
 
 def test_a_release_between() -> None:
     assert versions.differing("6.12.1", "6.14") == ["wp_fault_allocates_thp", "dontneed_frees_page_table"]
-    assert versions.differing("6.18.15", "6.18.44") == ["lazy_pmd_goes_whole"]
+    assert versions.differing("6.18.15", "6.18.44") == ["lazyfree_runs_are_alike", "lazy_pmd_goes_whole"]
     assert versions.differing("6.1", "6.8") == ["smart_scan_exists", "advisor_exists", "faults_take_sizes"]
     assert versions.flags("6.8") == versions.flags("6.12") | {"scan_looks_up_each_page": 1}
 
@@ -111,6 +111,7 @@ SHOWN = {
     "wp_fault_allocates_thp": "k70-hzp-write",
     "dontneed_frees_page_table": "k618-live-dontneed-page-table",
     "lazyfree_goes_at_once": "k73-live-swap-free-cold",
+    "lazyfree_runs_are_alike": "live618-lazy-runs",
     "large_folio_reused": "lazy-reuse-pte",
     "shared_is_exact": "k618-shared-exact",
     "lazy_pmd_goes_whole": "k618-live-swap-free-cold",

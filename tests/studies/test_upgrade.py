@@ -19,6 +19,7 @@ SHOWN = {
     "wp_fault_allocates_thp": {"anon_pages": (513, 1024), "thp_fault_alloc": (0, 1), "thp_split_pmd": (1, 0)},
     "dontneed_frees_page_table": {"huge_pmds": (1, 2), "thp_fault_alloc": (0, 1)},
     "lazyfree_goes_at_once": {"anon_pages": (768, 1024), "thp_deferred_split_page": (1, 0)},
+    "lazyfree_runs_are_alike": {"anon_pages": (1024, 768), "thp_deferred_split_page": (0, 1)},
     "large_folio_reused": {"frames": (1088, 1024), "thp_deferred_split_page": (1, 0)},
     "shared_is_exact": {"thp_split_page": (1, 0)},
     "lazy_pmd_goes_whole": {"thp_split_pmd": (1, 0)},
