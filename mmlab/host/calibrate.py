@@ -31,10 +31,10 @@ import numpy as np
 
 from mmlab.engine.costs import ADDED, STEPS, parts
 from mmlab.engine.system import System
-from mmlab.errors import UserError, located
+from mmlab.errors import UserError
 from mmlab.host import record as recorder
 from mmlab.host.pagemap import proc
-from mmlab.params import read_yaml
+from mmlab.params import read_yaml, reading
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
@@ -111,16 +111,14 @@ def read(path: str | Path) -> list[tuple[Scenario, list[dict[str, int]]]]:
     UserError
         The file can't be read, or has no CPU time of ksmd.
     """
-    with located(path):
+    with reading(path):
+        raw = Path(path).read_bytes()
         try:
-            raw = Path(path).read_bytes()
             data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
             entries = data if isinstance(data, list) else [data]
             found = [_of_trace(e, path) if e.get("format") == traces.FORMAT else _of_entry(e) for e in entries]
             if any(not isinstance(s[name], int) for _, samples in found for s in samples for name in MEASURED):
                 raise TypeError(f"{' and '.join(MEASURED)} must be whole numbers")
-        except OSError as error:
-            raise UserError(error.strerror or str(error)) from None
         except (EOFError, LookupError, AttributeError, TypeError, ValueError, zlib.error, RecursionError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             hint = "`mmlab calibrate --help` says how to make one."
@@ -174,7 +172,7 @@ def record_one(scenario: Scenario) -> traces.Trace:
         The machine cannot record it; see `mmlab.host.record.record`.
     """
     owner = _cpus()[1:] if scenario.owner_running_fraction else []
-    plan = recorder.plan(scenario, times=1, maps="end", owner_running=owner, key_offset=scenario.equal_bytes)
+    plan = recorder.plan(scenario, times=1, owner_running=owner, key_offset=scenario.equal_bytes)
     trace = recorder.record(plan)
     trace["scenario"]["knobs"] |= scenario.model_dump(include={"owner_running_fraction", "equal_bytes"})
     return trace | {"name": scenario.name, "moved": trace["machine_wide"]}  # ksmd's own counters tell enough

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmlab.errors import KSM_COUNTERS, UserError, located
+from mmlab.errors import KSM_COUNTERS, UserError
 from mmlab.host.watch import ends
-from mmlab.params import read_yaml
+from mmlab.params import read_yaml, reading
 from mmlab.policies import Ksmtuned, read_conf, scaled_pace
 from mmlab.results.run import Run, simulate
 from mmlab.results.table import number, text_table
@@ -224,11 +224,8 @@ def read(paths: Iterable[str | Path]) -> list[Dump]:
         if path.suffix == ".parquet":
             dumps += [Dump(sample, time=time, beside=sample) for time, sample in ends(path)]
             continue
-        with located(path):
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(error.strerror or str(error)) from None
+        with reading(path):
+            content = path.read_bytes()
             wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes
             text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
             found, lines = parse(text), _beside(text)

@@ -32,7 +32,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -41,8 +41,6 @@ KSM, THP, VM = Path("/sys/kernel/mm/ksm"), Path("/sys/kernel/mm/transparent_huge
 KHUGEPAGED, VMSTAT_FILE = THP / "khugepaged", Path("/proc/vmstat")
 DEBUGFS, TRACEFS = Path("/sys/kernel/debug"), Path("/sys/kernel/tracing")
 SPLIT, TRACE = DEBUGFS / "split_huge_pages", TRACEFS / "instances/mmlab"
-FILES = {DEBUGFS: SPLIT, TRACEFS: TRACEFS / "trace_clock"}
-"""A file that can be written, of each of these file systems."""
 DAMON = "kernel/mm/damon/admin/kdamonds/*/state", "module/damon_*/parameters/enabled"
 """Files of /sys that say whether DAMON looks for accessed memory, which takes the accessed bits from it."""
 STATE = Path("/run/mmlab-record")
@@ -84,11 +82,17 @@ OPS = {*MADVISE, *ALONE} | set(
     """write read pin unpin mmap mremap mlock munlock munmap mprotect merge_any uffd fork exit shrink split khugepaged
     set sleep""".split()
 )
-OPTIONS: dict[str, Any] = {"mode": "stepped", "seconds": 0, "maps": "events", "times": 2}
-OPTIONS |= {"tracepoints": [], "owner_running": [], "key_offset": 0, "alone": False}
+OPTIONS: dict[str, Any] = {"mode": "stepped", "seconds": 0, "times": 2, "alone": False}
+OPTIONS |= {"tracepoints": [], "owner_running": [], "key_offset": 0}
 KNOBS = """use_zero_pages pages_to_scan smart_scan max_page_sharing merge_across_nodes advisor_mode shrink_underused
     stable_node_chains_prune_millisecs max_ptes_none max_ptes_swap max_ptes_shared khugepaged_pages_to_scan""".split()
 """Knobs of a scenario that a kernel may have, or not."""
+EVERYTHING: dict[str, Any] = {"options": {"tracepoints": ["ksm"]}}
+EVERYTHING["scenario"] = {
+    "knobs": {"swap_mib": 1, "hugepages_enabled": SIZES},
+    "events": [*({"op": op} for op in (*OPS, "migrate")), *({"op": "set", "knob": knob} for knob in KNOBS)],
+}
+"""What of a plan needs anything of the machine."""
 
 
 class RefusedError(Exception):
@@ -101,8 +105,7 @@ class RefusedError(Exception):
 def get(path: Path) -> str:
     """Return a knob's value; of a list of choices the one in brackets."""
     text = path.read_text().strip()
-    chosen = re.search(r"\[(.+)\]", text)
-    return chosen[1] if chosen else text
+    return (re.findall(r"\[(.+)\]", text) or [text])[0]  # type: ignore[no-any-return]
 
 
 def put(path: Path, value: object) -> int:
@@ -149,15 +152,14 @@ def knob_file(name: str) -> Path:
 
 
 LIB = ctypes.CDLL(None, use_errno=True)
-WIDE = {"mmap", "mremap", "syscall", "pread", "pwrite"}
-"""Functions of the C library that return a long."""
+for function in (LIB.mmap, LIB.mremap, LIB.syscall, LIB.pread, LIB.pwrite):
+    function.restype = ctypes.c_long
 
 
 def result(name: str, *args: Any) -> int:
     """Return what a function of the C library returns."""
-    function = getattr(LIB, name)
-    function.restype = ctypes.c_long if name in WIDE else ctypes.c_int
-    return function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))  # type: ignore[no-any-return]
+    longs = (ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)
+    return getattr(LIB, name)(*longs)  # type: ignore[no-any-return]
 
 
 def libc(name: str, *args: Any) -> int:
@@ -202,15 +204,15 @@ def why_not(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def mounted(where: Path) -> Iterator[str]:
-    """Mount a file system of the kernel's for the time being, where it is not; yield why it cannot be used, or ""."""
-    kind = {DEBUGFS: b"debugfs", TRACEFS: b"tracefs"}[where]
-    ours = not (os.path.ismount(where) or libc("mount", kind, str(where).encode(), kind, 0, None))
+def mounted() -> Iterator[list[Path]]:
+    """Mount debugfs and tracefs for the time being, where they are not; yield where they were not."""
+    kinds = {DEBUGFS: b"debugfs", TRACEFS: b"tracefs"}
+    ours = [at for at, kind in kinds.items() if not (at.is_mount() or libc("mount", kind, bytes(at), kind, 0, None))]
     try:
-        yield why_not(FILES[where])
+        yield ours
     finally:
-        if ours:
-            libc("umount2", str(where).encode(), 0)
+        for at in ours:
+            libc("umount2", bytes(at), 0)
 
 
 def zram() -> Path | None:
@@ -230,14 +232,11 @@ def swap_off(device: Path) -> None:
     put(device / "reset", 1)
 
 
-def survey(plan: dict[str, Any] | None = None) -> Iterator[tuple[str, str, str]]:
-    """Yield what a plan (None: any) needs of this machine: its name, what is there, and why that does not do, or ""."""
-    asked: dict[str, Any] = (
-        plan["scenario"] if plan else {"knobs": {"swap_mib": 1, "hugepages_enabled": SIZES}, "events": []}
-    )
-    options = OPTIONS | (plan.get("options", {}) if plan else {"tracepoints": ["ksm"]})
-    ops = {event["op"] for event in asked["events"]} if plan else {*OPS, "migrate"}
-    knobs = {event["knob"] for event in asked["events"] if "knob" in event} if plan else {*KNOBS}
+def survey(plan: dict[str, Any] = EVERYTHING) -> Iterator[tuple[str, str, str]]:
+    """Yield what a plan needs of this machine: its name, what is there, and why that does not do, or "" (`mounted`)."""
+    asked, options = plan["scenario"], OPTIONS | plan.get("options", {})
+    ops = {event["op"] for event in asked["events"]}
+    knobs = {event["knob"] for event in asked["events"] if "knob" in event}
     yield "root", "", "recording needs root" * bool(os.geteuid())
     if not (KSM.exists() and THP.exists()):
         yield "KSM and THP", "", "this kernel has no KSM, or no transparent huge pages"
@@ -261,8 +260,8 @@ def survey(plan: dict[str, Any] | None = None) -> Iterator[tuple[str, str, str]]
         problem = "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
         yield "no other swap", "", problem
     if options["tracepoints"]:
-        with mounted(TRACEFS) as problem:
-            yield "tracepoints", "", f"tracepoints need tracefs: {problem}" if problem else ""
+        problem = why_not(TRACEFS / "trace_clock")
+        yield "tracepoints", "", f"tracepoints need tracefs: {problem}" if problem else ""
     for op in sorted(ops):
         problem = ""
         if op in ALONE and not options["alone"]:
@@ -270,8 +269,7 @@ def survey(plan: dict[str, Any] | None = None) -> Iterator[tuple[str, str, str]]
         elif op not in OPS:
             problem = "cannot be done from outside the kernel"
         elif op in ("split", "split_all"):
-            with mounted(DEBUGFS) as missing:
-                problem = f"needs debugfs: {missing}" if missing else ""
+            problem = f"needs debugfs: {missing}" if (missing := why_not(SPLIT)) else ""
         elif op in PROBES and result(*PROBES[op]) < 0:
             problem = f"is refused here: {os.strerror(ctypes.get_errno())}"
         yield f"op {op}", "", f"op {op} {problem}" if problem else ""
@@ -282,8 +280,8 @@ def lacking(plan: dict[str, Any]) -> list[str]:
     return [problem for *_, problem in survey(plan) if problem]
 
 
-def save() -> dict[str, Any]:
-    """Return every knob of KSM and THP, and what else a recording changes."""
+def save(ours: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return every knob of KSM and THP, and what else a recording changes; `ours` are mounted for it only."""
     files = [path for top in (KSM, THP) for path in top.glob("**/*") if path.is_file() and path.stat().st_mode & 0o200]
     files += damon()
     ksmd = int(thread("ksmd").name)
@@ -292,7 +290,7 @@ def save() -> dict[str, Any]:
         "nice": [ksmd, os.getpriority(os.PRIO_PROCESS, ksmd)],
         "cpus": [ksmd, sorted(os.sched_getaffinity(ksmd))],
         "zram": str(zram() or ""),
-        "mounted": [str(path) for path in (DEBUGFS, TRACEFS) if os.path.ismount(path)],
+        "mounted": [str(path) for path in (DEBUGFS, TRACEFS) if path.is_mount() and path not in ours],
     }
 
 
@@ -312,8 +310,8 @@ def restore(state: dict[str, Any]) -> None:
         if TRACE.exists():
             TRACE.rmdir()
     for path in (DEBUGFS, TRACEFS):
-        if str(path) not in state["mounted"] and os.path.ismount(path):
-            libc("umount2", str(path).encode(), 0)
+        if str(path) not in state["mounted"]:
+            libc("umount2", bytes(path), 0)
 
 
 def lock(seconds: float) -> int:
@@ -397,13 +395,9 @@ class Worker:
             os.close(self.rings.pop())
         return 0
 
-    def store(self, page: int) -> int:
-        """Write the bytes to a page, through the kernel: an errno takes the place of a signal."""
-        return libc("pread", self.bytes, self.base + page * PAGE + self.key_offset, 8, 0)
-
-    def load(self, page: int, size: int) -> int:
-        """Read a page to the bytes, through the kernel."""
-        return libc("pwrite", self.bytes, self.base + page * PAGE + self.key_offset, size, 0)
+    def move(self, call: str, page: int, size: int = 8) -> int:
+        """Let the kernel write the bytes to a page (pread) or read them there: an errno takes the place of a signal."""
+        return libc(call, self.bytes, self.base + page * PAGE + self.key_offset, size, 0)
 
     def populate(self, ranges: list[list[int]], contents: list[list[int]], huge: bool) -> int:
         """Write all pages of the ranges, with MADV_HUGEPAGE if they shall be huge."""
@@ -417,11 +411,13 @@ class Worker:
     def write(self, page: int, count: int, key: int | None) -> int:
         if key is not None:
             os.pwrite(self.bytes, key.to_bytes(8, "big"), 0)
-        codes = ((key is None and self.load(at, 8)) or self.store(at) for at in range(page, page + count))
+        codes = (
+            (key is None and self.move("pwrite", at)) or self.move("pread", at) for at in range(page, page + count)
+        )
         return next(filter(None, codes), 0)
 
     def read(self, page: int, count: int) -> int:
-        return next(filter(None, (self.load(at, 1) for at in range(page, page + count))), 0)
+        return next(filter(None, (self.move("pwrite", at, 1) for at in range(page, page + count))), 0)
 
     def merge_any(self, value: int) -> int:
         return libc("prctl", PR_SET_MEMORY_MERGE, value, 0, 0, 0)
@@ -728,7 +724,7 @@ class Recorder:
             self._drain()
             self._tally()
             event["sample"] = self.sample() if sample is None else sample
-            if event["op"] != "set" and self.options["maps"] == "events":
+            if event["op"] != "set":
                 self.look()
             if self.free and self.run == 1:
                 must(KSM / "run", 1)
@@ -972,18 +968,17 @@ def merged(traces: list[dict[str, Any]], wide: list[str], times: int) -> tuple[d
 
     Of a machine-wide counter, each step is the least that was recorded, and at least two recordings must have it.
     """
-    fields = traces[0]["fields"]
+    fields, different = traces[0]["fields"], ""
     exact = [i for i, name in enumerate(fields) if name not in wide and not name.startswith("lab_")]
-    rows = [[[row[i] for i in exact] for row in trace["samples"]] for trace in traces]
-    others = [[trace[name] for name in ("scenario", "maps", "frames")] for trace in traces]
-    same = [(row, other) == (rows[-1], others[-1]) for row, other in zip(rows, others, strict=True)]
-    equal = [trace for trace, as_last in zip(traces, same, strict=True) if as_last]
-    different = ""
+    rows = [[{fields[i]: row[i] for i in exact} for row in trace["samples"]] for trace in traces]
+    told = [(row, trace["scenario"], trace["maps"], trace["frames"]) for row, trace in zip(rows, traces, strict=True)]
+    equal = [trace for trace, one in zip(traces, told, strict=True) if one == told[-1]]
     if len(equal) < times:
-        pairs = zip(rows[-1], rows[same.index(min(same))], strict=False)
-        a, b = next((pair for pair in pairs if pair[0] != pair[1]), ([], []))
-        wrong = [f"{fields[i]} {x} or {y}" for i, x, y in zip(exact, a, b, strict=False) if x != y]
-        different = f"batch {a[0]}: {', '.join(wrong)}" if wrong else "maps or results of events"
+        other = next((one for one in told if one != told[-1]), told[-1])
+        pairs = zip(rows[-1], other[0], strict=False)
+        a, b = next((pair for pair in pairs if pair[0] != pair[1]), ({}, {}))
+        wrong = [f"{name} {a[name]} or {b[name]}" for name in a if a[name] != b[name]]
+        different = f"batch {a['batch']}: {', '.join(wrong)}" if wrong else "maps or results of events"
     out, moved = json.loads(json.dumps(equal[0])), set()
     for i in (i for i, name in enumerate(fields) if name in wide):
         counts = ([0, *(row[i] for row in trace["samples"])] for trace in equal)
@@ -1026,28 +1021,27 @@ def main(source: str) -> None:
     libc("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     state, handle = None, -1
-    try:
-        plan = json.loads(Path(source).read_text())
-        handle = lock(0)
-        if problems := lacking(plan):
-            raise RefusedError("\n".join(problems))
-        state = save()
-        os.pwrite(handle, json.dumps(state).encode(), 0)
-        with mounted(DEBUGFS), mounted(TRACEFS):
-            if wanted := plan.get("options", {}).get("tracepoints"):
+    with mounted() as ours:
+        try:
+            plan = json.loads(Path(source).read_text())
+            handle = lock(0)
+            if problems := lacking(plan):
+                raise RefusedError("\n".join(problems))
+            state = save(ours)
+            os.pwrite(handle, json.dumps(state).encode(), 0)
+            for name in plan.get("options", {}).get("tracepoints", ()):
                 TRACE.mkdir(exist_ok=True)
                 must(TRACE / "buffer_size_kb", 8192)
                 must(TRACE / "trace_clock", "mono")
-                for name in wanted:
-                    must(TRACE / "events" / name / "enable", 1)
+                must(TRACE / "events" / name / "enable", 1)
             say(recording=record(plan))
-    except (RefusedError, OSError) as error:
-        say(problem=str(error))
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-        if state:
-            restore(state)
-            os.ftruncate(handle, 0)
+        except (RefusedError, OSError) as error:
+            say(problem=str(error))
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+            if state:
+                restore(state)
+                os.ftruncate(handle, 0)
 
 
 if __name__ == "__main__":
