@@ -33,6 +33,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -54,6 +55,8 @@ KINDS = ["hole", "anon", "zeropage", "swap", "unread"]
 HOLE, ANON, ZERO, SWAP, UNREAD = range(5)
 WINDOW = 2048
 """Pages that are read at once: 8 MiB, whole blocks."""
+PART = 512
+"""Bytes of each page that are sorted at once."""
 TAIL, ZERO_PAGE = 1 << 16, 1 << 24
 """Bits of /proc/kpageflags."""
 SMAPS = re.compile(r"(?ms)^(\w+)-(\w+) ...(.) .*?^Rss: +(\d+).*?^Anonymous: +(\d+).*?^Swap: +(\d+).*?^VmFlags:([^\n]*)")
@@ -68,12 +71,12 @@ TYPES |= dict.fromkeys(FLAGS, "bool")
 # --- contents -------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Contents:
     """Every distinct content by its hash (128 bits of BLAKE2b), and the pages themselves in a temporary file."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.known: dict[bytes, int] = {}
-        self.file = file
+    file: IO[bytes]
+    known: dict[bytes, int] = field(default_factory=dict)
 
     def number(self, page: memoryview) -> int:
         """Return the number of a content, from 1 in the order in which they are found."""
@@ -86,20 +89,12 @@ class _Contents:
     def ranks(self) -> np.ndarray:
         """Return the rank of each content by its number, in memcmp order; that of 0 is 0."""
         self.file.flush()
-        smaller, left = np.zeros(len(self.known), np.int64), np.arange(len(self.known))  # what is not told apart yet
-        at, width = 0, 32
-        while at < PAGE and left.size:
-            parts = np.empty((left.size, width), np.uint8)
-            for number, part in zip(left, parts, strict=True):
+        order, parts = np.arange(len(self.known)), np.empty((len(self.known), PART), np.uint8)
+        for at in reversed(range(0, PAGE, PART)):  # sorts that are stable, from the last part of pages to the first
+            for number, part in zip(order, parts, strict=True):
                 os.preadv(self.file.fileno(), [part.data], PAGE * int(number) + at)
-            order = np.lexsort((words := parts.view(f"S{width}")[:, 0], smaller[left]))
-            left, words, group = left[order], words[order], smaller[left[order]]
-            starts = np.flatnonzero(np.r_[True, (words[1:] != words[:-1]) | (group[1:] != group[:-1])])
-            sizes = np.diff(starts, append=left.size)
-            smaller[left] = group + np.repeat(starts, sizes) - np.searchsorted(group, group)
-            left = left[np.repeat(sizes > 1, sizes)]
-            at, width = at + width, min(2 * width, 128, PAGE - at - width)
-        return np.concatenate([[0], smaller + 1])
+            order = order[np.argsort(parts.view(f"S{PART}")[:, 0], kind="stable")]
+        return np.concatenate([[0], 1 + np.argsort(order)])
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -124,7 +119,7 @@ def find(pids: Sequence[int], qemu: bool = False, all_mergeable: bool = False) -
         There are none.
     """
     found = [*pids, *(pid for pid in processes() if qemu and re.match("qemu|kvm$", proc(pid, "comm")))]
-    found += [pid for pid in processes() if all_mergeable and mergeable(pid)]
+    found += filter(mergeable, processes() if all_mergeable else ())
     if not found:
         kind = "QEMU" if qemu else "process with mergeable memory" if all_mergeable else "process"
         raise UserError(f"there is no {kind} to capture", hint="Name PIDs, or use --qemu or --all-mergeable.")

@@ -33,7 +33,7 @@ import numpy as np
 from mmlab.errors import UserError
 from mmlab.host.pagemap import PAGE, ZEROPAGE, ksm_stat, mapped, mergeable, open_pagemap, proc, processes, scan
 from mmlab.host.runner import KSM, RefusedError, get, thread
-from mmlab.params import check_folder, read_yaml, write_atomically, writing
+from mmlab.params import check_folder, read_yaml, reading, write_atomically, writing
 from mmlab.results.table import number
 
 if TYPE_CHECKING:
@@ -270,18 +270,16 @@ def read(path: Path) -> pa.Table:
     import pyarrow.json
     import pyarrow.parquet as pq
 
-    try:
-        parts = [pq.read_table(path)] if path.exists() else []
-        whole = _journal(path).read_bytes().rpartition(b"\n")[0] if _journal(path).exists() else b""  # the last is torn
-        if whole:
-            added = pyarrow.json.read_json(io.BytesIO(whole))
-            parts.append(added.filter(pc.greater(added["time_ns"], parts[0]["time_ns"][-1])) if parts else added)
-        return pa.concat_tables(parts, promote_options="permissive")
-    except OSError as error:
-        raise UserError(error.strerror or str(error), where=str(path)) from None
-    except (KeyError, IndexError, pa.ArrowException) as error:
-        problem = "is no Parquet file of `mmlab watch`" if path.exists() else "there is no such file"
-        raise UserError(problem, where=str(path)) from error
+    with reading(path):
+        try:
+            parts = [pq.read_table(path)] if path.exists() else []
+            if _journal(path).exists() and (whole := _journal(path).read_bytes().rpartition(b"\n")[0]):  # one is torn
+                added = pyarrow.json.read_json(io.BytesIO(whole))
+                parts.append(added.filter(pc.greater(added["time_ns"], parts[0]["time_ns"][-1])) if parts else added)
+            return pa.concat_tables(parts, promote_options="permissive")
+        except (KeyError, IndexError, pa.ArrowException) as error:
+            problem = "is no Parquet file of `mmlab watch`" if path.exists() else "there is no such file"
+            raise UserError(problem) from error
 
 
 def _journal(path: Path) -> Path:
