@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from mmlab.engine.costs import ADDED, STEPS, parts
+from mmlab.engine.costs import ADDED, STEPS, CostSet, parts
 from mmlab.engine.system import System
 from mmlab.errors import UserError
 from mmlab.host import record as recorder
 from mmlab.host.pagemap import proc
-from mmlab.params import read_yaml, reading
+from mmlab.params import read_yaml, reading, yaml_lines
 from mmlab.results import trace as traces
 from mmlab.results.run import simulate
 from mmlab.results.table import text_table
@@ -76,28 +76,6 @@ class Observed:
     steps: np.ndarray
     cpu_ns: np.ndarray
     differs: str = ""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Costs of steps.
-
-    Attributes
-    ----------
-    ns
-        float64[len(STEPS)]
-    covariance
-        float64[len(STEPS), len(STEPS)], ns²; of the estimated steps zero.
-    estimated
-        Steps that keep their estimate, because the batches do not determine their cost.
-    scatter
-        Relative standard deviation of single batches.
-    """
-
-    ns: np.ndarray
-    covariance: np.ndarray
-    estimated: tuple[str, ...]
-    scatter: float
 
 
 # --- recordings -----------------------------------------------------------------------------------------------------
@@ -251,12 +229,12 @@ def _least_squares(terms: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
     return factors, weights, residuals
 
 
-def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
-    """Return the costs that explain the CPU time of batches best.
+def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> CostSet:
+    """Return the costs that explain the CPU time of batches best, and in `about` the relative `scatter` of batches.
 
     A step keeps its estimate if the standard error of its fitted cost is larger than the estimate. Such steps are found
     one by one, the worst first. For example, if all folios that were split had 512 pages, the cost of a split cannot be
-    separated from the cost of its pages.
+    separated from the cost of its pages. In the covariance such steps are zero.
 
     Parameters
     ----------
@@ -285,7 +263,8 @@ def fit(steps: np.ndarray, cpu_ns: np.ndarray, scenario: np.ndarray) -> Fit:
         free[np.flatnonzero(free)[errors.argmax()]] = False
     whole = np.zeros((len(STEPS), len(STEPS)))
     whole[np.ix_(free, free)] = covariance * np.outer(estimates[free], estimates[free])
-    return Fit(factors * estimates, whole, tuple(np.array(list(STEPS))[~free].tolist()), scatter)
+    estimated = tuple(step for step, determined in zip(STEPS, free, strict=True) if not determined)
+    return CostSet(factors * estimates, estimated, whole, about={"scatter": scatter})
 
 
 @dataclass(frozen=True)
@@ -306,7 +285,7 @@ class Calibration:
 
     observed: tuple[Observed, ...]
     dropped: tuple[Observed, ...]
-    fit: Fit
+    fit: CostSet
     predicted_ns: tuple[np.ndarray, ...]
 
     @property
@@ -332,24 +311,16 @@ class Calibration:
         """Return the costs, the residual of each scenario and the overall error as text tables."""
         counts = np.array([one.steps.sum(0) for one in self.observed])
         error = np.sqrt(np.diag(self.fit.covariance))
-        costs = {
-            "step": list(STEPS),
-            "ns": self.fit.ns,
-            "± 1 s.e.": np.where(error > 0, error, np.nan),
-            "steps": counts.sum(0),
-            "scenarios": (counts > 0).sum(0),
-            "what": list(STEPS.values()),
-        }
-        only = (counts > 0) & ((counts > 0).sum(0) == 1)
-        left_out = {
-            "left out": [one.name for one in self.observed],
-            "batches": [len(one.cpu_ns) for one in self.observed],
-            "measured, ms": [one.cpu_ns.sum() / 1e6 for one in self.observed],
-            "predicted, ms": [predicted.sum() / 1e6 for predicted in self.predicted_ns],
-            "error, %": [f"{100 * error:+.1f}" for error in self.errors],
-            "only here": [", ".join(np.array(list(STEPS))[steps]) for steps in only],
-        }
-        batches = len(np.concatenate(self.predicted_ns))
+        costs: dict[str, Any] = {"step": STEPS, "ns": self.fit.ns, "± 1 s.e.": np.where(error > 0, error, np.nan)}
+        costs |= {"steps": counts.sum(0), "scenarios": (counts > 0).sum(0), "what": STEPS.values()}
+        only = [np.flatnonzero(steps & ((counts > 0).sum(0) == 1)) for steps in counts > 0]
+        left_out: dict[str, Any] = {"left out": [one.name for one in self.observed]}
+        left_out["batches"] = [len(one.cpu_ns) for one in self.observed]
+        left_out["measured, ms"] = [one.cpu_ns.sum() / 1e6 for one in self.observed]
+        left_out["predicted, ms"] = [predicted.sum() / 1e6 for predicted in self.predicted_ns]
+        left_out["error, %"] = [f"{100 * error:+.1f}" for error in self.errors]
+        left_out["only here"] = [", ".join([*STEPS][step] for step in steps) for steps in only]
+        batches = sum(left_out["batches"])
         dropped = "".join(f"{one.name} is not used: {one.differs}\n" for one in self.dropped)
         return f"""{text_table(costs, digits=0)}
 (± -: the recording does not determine it, so it is an estimate)
@@ -358,28 +329,24 @@ class Calibration:
 {dropped}
 Predicted from the costs of the others, scenarios are off by {100 * self.median_error:.1f} % (median of \
 {len(self.observed)}); rank correlation over {batches} batches {self.rank_correlation:.3f}.
-Single batches scatter by {100 * self.fit.scatter:.0f} %."""
+Single batches scatter by {100 * self.fit.about["scatter"]:.0f} %."""
 
     def cost_file(self, **about: str) -> str:
         """Return the cost set as `mmlab.engine.costs` reads it; `about`: machine, kernel, date, recording."""
-        import yaml
-
         measured = [i for i, step in enumerate(STEPS) if step not in self.fit.estimated]
         covariance = self.fit.covariance[np.ix_(measured, measured)]
         errors = {one.name: round(float(error), 3) for one, error in zip(self.observed, self.errors, strict=True)}
         batches = sum(len(one.cpu_ns) for one in self.observed)
         judged: dict[str, Any] = {"median_error": round(self.median_error, 4), "scenarios": len(errors)}
         judged |= {"rank_correlation": round(self.rank_correlation, 4), "batches": batches, "errors": errors}
-        head = about | {"leave_one_out": judged, "error": round(NORMAL * self.median_error, 4)}
+        head: dict[str, Any] = about | {"leave_one_out": judged, "error": round(NORMAL * self.median_error, 4)}
         head["estimated"] = {step: ERRORS.get(step, ESTIMATES[step]) for step in self.fit.estimated}
         head["ns"] = {step: round(float(cost), 1) for step, cost in zip(STEPS, self.fit.ns, strict=True)}
-        rows = "".join(f"  - [{', '.join(f'{value:.6g}' for value in row)}]\n" for row in covariance.tolist())
+        head["covariance"] = [[float(f"{value:.6g}") for value in row] for row in covariance]
         return f"""\
-# What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and
-# this file's name. The recording does not determine the steps in `estimated`.
-{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=110)}# of the other steps, in their order, ns²
-covariance:
-{rows}"""
+# What ksmd's steps cost, ns of CPU time, fitted by `mmlab calibrate`. Scenarios use it by `costs:` and its name.
+# The recording does not determine the steps in `estimated`; `covariance` is of the others, in their order, ns².
+{yaml_lines(head, {})}"""
 
 
 def processor() -> str:

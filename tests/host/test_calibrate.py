@@ -69,7 +69,7 @@ def test_known_costs_are_found(seed: int) -> None:
         assert abs(noisy.ns[i] - cost) < 4 * np.sqrt(noisy.covariance[i, i]), step
         assert 0 < np.sqrt(noisy.covariance[i, i]) < max(0.15 * cost, 40), step
     assert set(exact.estimated) == set(STEPS) - set(TRUE)
-    assert noisy.scatter == pytest.approx(0.2, rel=0.2)
+    assert noisy.about["scatter"] == pytest.approx(0.2, rel=0.2)
 
 
 def test_outliers_weigh_little() -> None:
