@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -298,10 +299,10 @@ def _value(text: str) -> Any:
     """Return a number without its thousands' commas, or the value of advisor_mode that is in brackets."""
     if "none" in text or "scan" in text:
         return (re.findall(r"\[(.+?)\]", text) or [text])[0]
-    if re.fullmatch(r"-?[1-9]\d{0,2}(\D\d{3})+|-?[\d,_]+", text):
-        return int(re.sub(r"[^\d-]", "", text))
-    plain = float(re.sub("[,_]", "", text))
-    return int(plain) if plain.is_integer() else plain
+    if re.fullmatch(r"-?[1-9]\d{0,2}(\D\d{3})+", text):
+        text = re.sub(r"[^\d-]", "", text)
+    plain = Decimal(re.sub("[,_]", "", text))
+    return int(plain) if plain == plain.to_integral_value() else float(plain)
 
 
 def _kind(content: bytes) -> str:
@@ -363,13 +364,12 @@ class Reproduction:
     def rows(self) -> dict[str, list[Any]]:
         """Counter, dump, prediction and difference (%), column by column; the columns of a table."""
         asked = self.dump.values | ({} if self.dump.volatile is None else {"pages_volatile": self.dump.volatile})
-        names, columns = [name for name in COMPARED if name in asked], self.run.columns()
+        told, columns = {name: int(asked[name]) for name in COMPARED if name in asked}, self.run.columns()
         same = {"stable_node_chains": 1.0}  # a chain is shorter, not several
-        predicted = [round(int(columns[name][self.row]) * same.get(name, self.factor)) for name in names]
-        told = [int(asked[name]) for name in names]
-        pairs = zip(told, predicted, strict=True)
+        predicted = [round(int(columns[name][self.row]) * same.get(name, self.factor)) for name in told]
+        pairs = zip(told.values(), predicted, strict=True)
         off = [100 * (value - was) / abs(was) if was else math.nan if value else 0.0 for was, value in pairs]
-        return {"counter": names, "dump": told, "predicted": predicted, "difference, %": off}
+        return {"counter": [*told], "dump": [*told.values()], "predicted": predicted, "difference, %": off}
 
     @property
     def exact(self) -> bool:
@@ -380,8 +380,8 @@ class Reproduction:
     @property
     def cpu_percent(self) -> float:
         """CPU time of ksmd (%) in the second half of the run, when most is merged, scaled to the host."""
-        half, end = self.run.rows[[self.row // 2, self.row]]
-        spent, passed = (int(end[name]) - int(half[name]) for name in ("ksmd_cpu_ns", "time_ns"))
+        rows = self.run.rows[[self.row // 2, self.row]]
+        spent, passed = (int(np.diff(rows[name])[0]) for name in ("ksmd_cpu_ns", "time_ns"))
         more = (self.factor - 1) * spent  # which is time on the host, too
         return 100 * (spent + more) / (passed + more) if passed else math.nan
 
@@ -462,28 +462,27 @@ def _scenario(dump: Dump, quiet: bool) -> tuple[Scenario, float]:
     chains = max(1, dump["stable_node_chains"])  # of nearly as many dups
     chain = (most * np.diff(np.arange(chains + 1) * dups // chains)).tolist()
     zero_filled = 0 if "use_zero_pages" not in knobs else MERGED - 1
+    memory = [[[zero_filled if i == 0 else i, count, 0] for i, count in enumerate(chain)]]
+    memory += [[[MERGED, contents, 1]] * rounds + [[MERGED, rest, 1]]]
+    memory += [[[UNSHARED, unshared, 1], [VOLATILE, volatile * quiet, 1]], [[0, zeroes, 0]]]
+    memory += [[[VOLATILE, volatile * bool(written), 1]]]
+    given = [[run for run in runs if run[1]] for runs in memory]
     processes = [
-        _process([[zero_filled if i == 0 else i, count, 0] for i, count in enumerate(chain)]),
-        _process([[MERGED, contents, 1]] * rounds + [[MERGED, rest, 1]]),
-        _process([[UNSHARED, unshared, 1], [VOLATILE, volatile * quiet, 1]]),
-        _process([[0, zeroes, 0]]),
-        _process([[VOLATILE, volatile * bool(written), 1]], hot_fraction=1.0),
+        {"pages": sum(run[1] for run in runs), "contents": runs, "hot_fraction": 0.0} for runs in given if runs
     ]
-    processes = [process for process in processes if process]
+    if written:
+        processes[-1]["hot_fraction"] = 1.0
     fewer = [min(most - 1, emptied - done) for done in range(0, emptied, most - 1)]  # of each dup
     gone = [(0, dup * most + 1, count) for dup, count in enumerate(fewer)]
     gone += [(i, p["pages"] - lone, lone) for i, p in enumerate(processes) if lone and p["contents"][0][0] == MERGED]
     event = {"after": {"full_scan": 2}, "op": "dontneed"}
-    hot = {"hot_fraction": 1.0, "hot_period_seconds": max(0.05, round(scan / 3, 3))} if written else {}
-    knobs |= {
-        "thp_coverage": 0.0,
-        "sample_limit": 200_000,
-        "horizon_seconds": round(60 + 1000 * scan) if written else 0.0,
-    }
-    knobs |= {"horizon_full_scans": min(max(dump["full_scans"] + 1, 6), 24) if quiet else 3}
     events = [event | {"process": i, "page": page, "count": count} for i, page, count in gone]
-    scenario = Scenario(**knobs | hot, process_list=processes, events=events)
-    return scenario, factor
+    knobs |= {"thp_coverage": 0.0, "sample_limit": 200_000, "process_list": processes, "events": events}
+    knobs |= {"horizon_full_scans": min(max(dump["full_scans"] + 1, 6), 24) if quiet else 3, "horizon_seconds": 0.0}
+    if written:
+        knobs |= {"hot_fraction": 1.0, "hot_period_seconds": max(0.05, round(scan / 3, 3))}
+        knobs["horizon_seconds"] = round(60 + 1000 * scan)
+    return Scenario(**knobs), factor
 
 
 def _factor(dump: Dump) -> float:
@@ -496,9 +495,3 @@ def _factor(dump: Dump) -> float:
     counts = np.array([[dump[name]] for name in NEEDED])
     off = (np.abs(np.round(counts / factors) * factors - counts) / np.maximum(1, counts)).max(axis=0)
     return float(factors[np.argmax(off <= max(TOLERANCE / 400, off.min()))])
-
-
-def _process(contents: Sequence[list[int]], **own: Any) -> dict[str, Any]:
-    """Return a process with these contents, or nothing if they are empty."""
-    given = [run for run in contents if run[1]]
-    return {"pages": sum(run[1] for run in given), "contents": given, "hot_fraction": 0.0} | own if given else {}
