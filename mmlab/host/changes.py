@@ -23,7 +23,7 @@ from mmlab.host.dump import COMPARED, Dump, Reproduction
 from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run
 from mmlab.scenario import Scenario
-from mmlab.studies.fleet import Host, shrunk
+from mmlab.studies.fleet import Host
 from mmlab.studies.runs import measured
 from mmlab.studies.study import Answer
 
@@ -59,9 +59,7 @@ def memory(dump: Dump, layout: str, mib: float = 64, **changes: Any) -> Host:
         "duplicate_groups": max(1, dump["pages_shared"] - dump["stable_node_dups"]),
         "host_mib": max(1, dump.beside.get("MemTotal", 4 * whole) // 1024),
     }
-    scenario = Scenario(**fields | changes)
-    large = scenario.memory_mib > mib
-    return Host(layout, *(shrunk(scenario, scenario.memory_mib, mib) if large else [scenario]))
+    return Host.of(Scenario(**fields | changes), mib, name=layout)
 
 
 def composition(made: Reproduction) -> Answer:

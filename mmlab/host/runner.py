@@ -35,7 +35,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 KSM, THP, VM = Path("/sys/kernel/mm/ksm"), Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/sys/vm")
 KHUGEPAGED, VMSTAT_FILE = THP / "khugepaged", Path("/proc/vmstat")
@@ -247,12 +247,11 @@ def survey(plan: dict[str, Any] = EVERYTHING) -> Iterator[tuple[str, str, str]]:
         yield "DAMON", f"{path}: off while mmlab records", ""
     if "khugepaged_scan_sleep_millisecs" in knobs:
         yield "khugepaged that nobody uses", "", in_use(set(), "hg")
-    for name in sorted(knobs):
-        there = knob_file(name).exists()
-        yield f"knob {name}", get(knob_file(name)) if there else "", f"this kernel has no knob {name}" * (not there)
+    files = {f"knob {name}": knob_file(name) for name in sorted(knobs)}
     for kb in asked["knobs"].get("hugepages_enabled", {}):
-        there = (THP / f"hugepages-{kb}kB").exists()
-        yield f"huge pages of {kb} kB", "", f"this kernel has no huge pages of {kb} kB" * (not there)
+        files[f"huge pages of {kb} kB"] = THP / f"hugepages-{kb}kB/enabled"
+    for what, file in files.items():
+        yield what, get(file) if file.exists() else "", f"this kernel has no {what}" * (not file.exists())
     if swap := asked["knobs"].get("swap_mib"):
         device = str(zram() or "")
         yield "swap_mib", device, "swap_mib needs a zram device that is not used (modprobe zram)" * (not device)
@@ -260,8 +259,8 @@ def survey(plan: dict[str, Any] = EVERYTHING) -> Iterator[tuple[str, str, str]]:
         problem = "this machine swaps to a device of its own, which the scenario does not have: swapoff it first"
         yield "no other swap", "", problem
     if options["tracepoints"]:
-        problem = why_not(TRACEFS / "trace_clock")
-        yield "tracepoints", "", f"tracepoints need tracefs: {problem}" if problem else ""
+        missing = why_not(TRACEFS / "trace_clock")
+        yield "tracepoints", "", f"tracepoints need tracefs: {missing}" if missing else ""
     for op in sorted(ops):
         problem = ""
         if op in ALONE and not options["alone"]:
@@ -345,33 +344,29 @@ class Worker:
 
     def __init__(self, address: bytes, pages: int, key_offset: int) -> None:
         self.address, self.pages, self.key_offset = address, pages, key_offset
-        self.base = region(pages * PAGE)
-        self.bytes = os.memfd_create("bytes")
-        self.fault_handle = -1
-        self.rings: list[int] = []
+        self.base, self.bytes = region(pages * PAGE), os.memfd_create("bytes")
+
+    def connect(self) -> list[int]:
+        """Begin as a new process, on a socket of its own; return what it first says there."""
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(self.address)
+            self.lines, self.fault_handle, self.rings = link.makefile("rw"), -1, list[int]()
+        return [os.getpid(), self.base, self.pages]
 
     def serve(self) -> NoReturn:
-        """Obey the recorder; a child does so on a socket of its own, and never answers for its parent."""
+        """Obey the recorder; a child never answers for its parent."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped at once
+        answer: Any = self.connect()
         while True:
-            with socket.socket(socket.AF_UNIX) as link, link.makefile("rw") as lines:
-                link.connect(self.address)
-                self.obey(lines)
-            self.fault_handle, self.rings = -1, []  # now this is a child, which has none
-
-    def obey(self, lines: TextIO) -> None:
-        """Obey until told to fork; return in the child."""
-        answer: Any = {"pid": os.getpid(), "base": self.base}
-        while True:
-            print(json.dumps(answer), file=lines, flush=True)
-            order = json.loads(lines.readline() or '{"op": "end"}')
+            print(json.dumps(answer), file=self.lines, flush=True)
+            order = json.loads(self.lines.readline() or '{"op": "end"}')
             op, answer = order.pop("op"), 0
             if op == "end":
                 os._exit(0)
             if op != "fork":
                 answer = getattr(self, op)(**order) if hasattr(self, op) else self.call(op, **order)
             elif not os.fork():
-                return
+                answer = self.connect()
 
     def call(self, op: str, page: int, count: int = 1, to: int = 0, **more: int) -> int:
         """Make the system call, or the madvise, of an operation."""
@@ -453,13 +448,12 @@ class Worker:
 class Process:
     """A process of the scenario, as the recorder sees it."""
 
-    def __init__(self, listener: socket.socket, pages: int) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self.lines = listener.accept()[0].makefile("rw")
-        hello = self.answer()
-        self.pid, self.base, self.pages, self.alive = hello["pid"], hello["base"], pages, True
-        self.mm, self.any = "", False  # as tracepoints name it; MERGE_ANY
+        self.pid, self.base, self.pages = self.answer()
+        self.alive, self.mm, self.any = True, "", False  # as tracepoints name it; MERGE_ANY
         self.proc, self.handle = Path(f"/proc/{self.pid}"), os.pidfd_open(self.pid)
-        self.addresses = range(self.base, self.base + pages * PAGE)
+        self.addresses = range(self.base, self.base + self.pages * PAGE)
 
     def answer(self) -> Any:
         line = self.lines.readline()
@@ -498,16 +492,16 @@ class Process:
         with (self.proc / "pagemap").open("rb") as file:
             file.seek(self.base // PAGE * 8)
             entries = struct.unpack(f"<{self.pages}Q", file.read(8 * self.pages))
-        out, flags_of = [], os.open("/proc/kpageflags", os.O_RDONLY)
-        for entry in entries:
-            frame = entry & (1 << 55) - 1
-            if not entry >> 63:
-                out.append(("S" if entry >> 62 & 1 else "N", 0, 0))
-                continue
-            flags = struct.unpack("<Q", os.pread(flags_of, 8, frame * 8))[0]
-            ksm, huge, zero = (flags >> bit & 1 for bit in (21, 22, 24))
-            out.append(("Y" if zero and huge else "Z" if zero else "K" if ksm else "H" if huge else "A", frame, flags))
-        os.close(flags_of)
+        out = []
+        with Path("/proc/kpageflags").open("rb", 0) as file:
+            for entry in entries:
+                frame, flags, letter = 0, 0, "S" if entry >> 62 & 1 else "N"
+                if entry >> 63:
+                    frame = entry & (1 << 55) - 1
+                    flags = struct.unpack("<Q", os.pread(file.fileno(), 8, frame * 8))[0]
+                    ksm, huge, zero = (flags >> bit & 1 for bit in (21, 22, 24))
+                    letter = "Y" if zero and huge else "Z" if zero else "K" if ksm else "H" if huge else "A"
+                out.append((letter, frame, flags))
         return out
 
 
@@ -758,7 +752,7 @@ class Recorder:
         if op == "fork":
             code = target.do("fork")
             if not code:
-                self.processes.append(Process(self.listener, target.pages))
+                self.processes.append(Process(self.listener))
                 self.processes[-1].do("merge_any", value=target.any)
             return code
         if op == "split":
@@ -817,8 +811,8 @@ class Recorder:
                 Worker(address, spec["pages"], self.options["key_offset"]).serve()
             finally:
                 os._exit(1)
-        self.processes.append(Process(self.listener, spec["pages"]))
-        process = self.processes[-1]
+        process = Process(self.listener)
+        self.processes.append(process)
         orders = spec.get("orders") or layout(spec)
         for order in sorted({order for *_, order in orders}):
             if order:

@@ -72,12 +72,7 @@ class Sampler:
     def __init__(self) -> None:
         if not (KSM / "run").exists():
             raise UserError("there is no KSM in this kernel", parameter=str(KSM), hint="It needs CONFIG_KSM.")
-        self.missing: list[str] = []
-        """What cannot be read here, and why."""
-        self._threads: dict[str, Path] = {}
-        self._zeropages: Sample = {}
-        self._next_look = 0.0
-        self()
+        self._look()
 
     def __call__(self) -> Sample:
         if time.monotonic() >= self._next_look:
@@ -92,7 +87,9 @@ class Sampler:
 
     def _look(self) -> None:
         """Look at all processes, which takes longer than all the rest."""
-        start, self.missing, self._threads, self._zeropages = time.thread_time(), [], {}, {}
+        start, self._threads, self._zeropages = time.thread_time(), dict[str, Path](), Sample()
+        self.missing = list[str]()
+        """What cannot be read here, and why."""
         for name in ("ksmd", "khugepaged"):  # khugepaged is another thread after a pause
             try:
                 self._threads[name] = thread(name)
