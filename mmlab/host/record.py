@@ -152,17 +152,16 @@ def record(scenario: Scenario | Plan, progress: Progress = None, **options: Any)
         try:
             with suppress(BrokenPipeError), process.stdin as file:
                 file.write(json.dumps(asked))
-            found = [*answers(map(json.loads, process.stdout), [asked], progress)]
+            ended = UserError("the recorder was ended from outside, and every knob is back", where=asked["name"])
+            found = next(answers(map(json.loads, process.stdout), [asked], progress), ended)
             process.wait()
         finally:
             process.terminate()
             if process.wait():
                 runner.recover()
-    if not found:
-        raise UserError("the recorder was ended from outside, and every knob is back", where=asked["name"])
-    if isinstance(found[0], UserError):
-        raise found[0]
-    return found[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def answers(said: Iterator[dict[str, Any]], plans: Sequence[Plan], progress: Progress) -> Iterator[Trace | UserError]:

@@ -641,26 +641,20 @@ class Recorder:
         row["lab_ksmd_cpu_ns"] = int((self.ksmd / "schedstat").read_text().split()[0])
         return row | {"lab_time_ns": time.monotonic_ns()}
 
-    def sample(self) -> int:
-        """Take a sample while ksmd sleeps, again if it woke up meanwhile; return its index."""
+    def sample(self, again: bool = True) -> int:
+        """Take a sample while ksmd sleeps, `again` if there is one of this batch; return the last one's index."""
         for _ in range(1000):
             before, row = self._still(), self._row()
             slept = before[0] == "S" and self._still() == before
-            if slept and not (self.free and self.samples and not self.count(row)):
+            if slept and (not (self.free and self.samples) or self.count(row)):
                 break
             time.sleep(0.001)
         else:
             raise RefusedError("ksmd never sleeps long enough for a sample: raise sleep_millisecs")
-        self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
-        self.samples.append({"batch": self.batch} | row)
+        if again or self.batch > self.samples[-1]["batch"]:
+            self.scanned, self.full_scans = row["pages_scanned"], row["full_scans"]
+            self.samples.append({"batch": self.batch} | row)
         return len(self.samples) - 1
-
-    def _latest(self) -> None:
-        """Take a sample, unless there is one of this batch."""
-        while not self.count():
-            time.sleep(0.001)
-        if self.batch > self.samples[-1]["batch"]:
-            self.sample()
 
     def count(self, row: dict[str, int] | None = None) -> bool:
         """Count the batches of a ksmd that runs freely since the last look; False if this is in the middle of one."""
@@ -704,7 +698,7 @@ class Recorder:
                 continue
             if self.free:
                 must(KSM / "run", 0)
-                self._latest()
+                self.sample(again=False)
                 event["after"] = {"batch": self.batch}
             self.rank += 1
             which = ("after", "op", "process", "parts", "every_nth", "granularity", "share")
@@ -915,11 +909,11 @@ class Recorder:
                 time.sleep(max(0.001, int(get(KSM / "sleep_millisecs")) / 4000))
                 self.say(elapsed / length, f"{elapsed:.0f} of {length:g} s, batch {self.batch}")
                 if self.count() and elapsed >= due:
-                    self._latest()
+                    self.sample(again=False)
                     due = elapsed + BETWEEN
                 self.happen(elapsed)
             must(KSM / "run", 0)
-            self._latest()
+            self.sample(again=False)
             self.asked["batches"] = self.batch
         while not self.free and self.batch < batches:
             self.step()
