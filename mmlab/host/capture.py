@@ -45,6 +45,7 @@ import pyarrow.parquet as pq
 
 from mmlab.errors import UserError
 from mmlab.host.pagemap import PAGE, PRESENT, PROC, SWAPPED, ksm_stat, mergeable, open_pagemap, proc, processes, scan
+from mmlab.kernel.mmap import equal_runs
 from mmlab.params import check_folder, write_atomically, writing
 from mmlab.results.table import text_table
 from mmlab.workers import Progress
@@ -204,9 +205,8 @@ class _Reader:
 
     def _flags(self, frames: np.ndarray) -> np.ndarray:
         """Return kpageflags of frames, read run by run."""
-        runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
-        told = [os.pread(self.kpageflags.fileno(), 8 * len(run), 8 * int(run[0])) for run in runs if len(run)]
-        return np.frombuffer(b"".join(told), np.uint64)
+        runs, file = equal_runs(frames - np.arange(len(frames))), self.kpageflags.fileno()
+        return np.frombuffer(b"".join(os.pread(file, 8 * (b - a), 8 * (a + off)) for a, b, off in runs), np.uint64)
 
     def _orders(self, at: int, frame: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """Return the order of each page's folio, 0 unless the whole folio is mapped here, aligned."""
@@ -218,10 +218,9 @@ class _Reader:
 
     def _contents(self, at: int, kind: np.ndarray) -> np.ndarray:
         """Return the content of each page; the kind of pages that cannot be read becomes UNREAD."""
-        content, anon = np.zeros(len(kind), np.int64), np.flatnonzero(kind == ANON)
-        for run in np.split(anon, np.flatnonzero(np.diff(anon) != 1) + 1) if len(anon) else ():
-            page, end = int(run[0]), int(run[-1]) + 1
-            while page < end:
+        content, pages = np.zeros(len(kind), np.int64), int((kind == ANON).sum())
+        for page, end, what in equal_runs(kind):
+            while what == ANON and page < end:
                 got = 0
                 with suppress(OSError):
                     got = os.preadv(self.memory.fileno(), [self.buffer[page:end].data], (at + page) * PAGE) // PAGE
@@ -229,7 +228,7 @@ class _Reader:
                 page += got + 1
         for number in np.flatnonzero((kind == ANON) & self.buffer[: len(kind)].view(np.uint64).any(axis=1)):
             content[number] = self.contents.number(self.buffer[number].data)
-        self.pages += len(anon)
+        self.pages += pages
         if self.progress:
             self.progress(self.pages / 256, max(self.pages, self.total) / 256, "MiB")
         time.sleep(max(0.0, self.start + self.pages * PAGE / self.rate - time.monotonic()))
