@@ -178,7 +178,8 @@ def answers(said: Iterator[dict[str, Any]], plans: Sequence[Plan], progress: Pro
 def check() -> str:
     """Return what this machine can record, as a table."""
     memory = ("memory", f"{(free_memory() or 0) >> 20:,} MiB are free", "")
-    names, found, problems = zip(memory, *runner.survey(), strict=True)
+    with runner.mounted():
+        names, found, problems = zip(memory, *runner.survey(), strict=True)
     here = ["no" if problem else "yes" for problem in problems]
     why = [problem or there for there, problem in zip(found, problems, strict=True)]
     return f"Linux {os.uname().release}\n{text_table({'what': names, 'here': here, '': why})}"

@@ -249,9 +249,9 @@ def survey(plan: dict[str, Any] = EVERYTHING) -> Iterator[tuple[str, str, str]]:
         yield "khugepaged that nobody uses", "", in_use(set(), "hg")
     files = {f"knob {name}": knob_file(name) for name in sorted(knobs)}
     for kb in asked["knobs"].get("hugepages_enabled", {}):
-        files[f"huge pages of {kb} kB"] = THP / f"hugepages-{kb}kB/enabled"
-    for what, file in files.items():
-        yield what, get(file) if file.exists() else "", f"this kernel has no {what}" * (not file.exists())
+        files[f"huge pages of {kb} kB"] = THP / f"hugepages-{kb}kB"
+    for what, path in files.items():
+        yield what, get(path) if path.is_file() else "", f"this kernel has no {what}" * (not path.exists())
     if swap := asked["knobs"].get("swap_mib"):
         device = str(zram() or "")
         yield "swap_mib", device, "swap_mib needs a zram device that is not used (modprobe zram)" * (not device)
