@@ -9,8 +9,6 @@ Traceback (most recent call last):
 mmlab.errors.UserError: pages_to_scan = -1 is not allowed: it must be at least 0 (pages).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches

@@ -3,8 +3,6 @@
 Numbers, wherever they are given, may be written 1e3, and with a unit: `quantity` is the one place that knows how.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -5,8 +5,6 @@ value or of one event. Rules that join several fields (ranges within a process, 
 by `mmlab.scenario.Scenario` alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any

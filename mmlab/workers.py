@@ -5,8 +5,6 @@ result are pickled. Like every program that starts processes with "spawn", a scr
 below ``if __name__ == "__main__":``.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

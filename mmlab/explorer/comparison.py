@@ -1,7 +1,5 @@
 """Two runs of one scenario side by side, as the explorer shows them: figures, page maps, a table and sentences."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass

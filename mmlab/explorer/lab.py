@@ -3,8 +3,6 @@
 A folder with copies belongs to its user: `copy` adds the files that are missing and never changes one that is there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -5,8 +5,6 @@ stops, and computing every value would lag behind. So there is one `Job` at a ti
 something newer was asked meanwhile, unless the job takes longer than `PATIENCE`: then it is dropped.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

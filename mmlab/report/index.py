@@ -6,8 +6,6 @@ The index (``index.html``) is made from the pages alone: from what each page tel
 with which versions they were made.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

@@ -1,7 +1,5 @@
 """Jupyter kernels that run this interpreter with this library: for JupyterLab, and, forked, for reports."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

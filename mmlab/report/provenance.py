@@ -3,8 +3,6 @@
 Nothing here depends on the day, the machine or the folder: the same installation gives the same provenance anywhere.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The parameters are checked as the notebook itself does (`mmlab.studies.parameter
 tagged ``parameters`` or be a field of `mmlab.scenario.Scenario`, with a value that it accepts.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import shlex

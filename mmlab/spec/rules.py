@@ -11,8 +11,6 @@ ksm-merge M5d (2.1 Decision sequence)
 ...
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ it is reached after about T = C + s · (V / P + F), so `extrapolate` answers for
 memory.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

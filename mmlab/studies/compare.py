@@ -1,8 +1,6 @@
 """Runs beside each other: what memory does, what a batch frees, what KSM's counters show; and for two of them, in which
 parameters and metrics they differ, and which is better."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial

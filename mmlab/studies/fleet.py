@@ -18,8 +18,6 @@ pages, each step on it costs `factor` times as much, and counts of pages are mul
 scaled and what that assumes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +75,7 @@ class Host:
     @classmethod
     def of(
         cls, scenario: Scenario, simulate_mib: float | None, memory_gib: float | None = None, name: str = ""
-    ) -> Host:
+    ) -> Self:
         """Return the host of a scenario, of `memory_gib` if given, simulated in less memory if it has more."""
         mib = 1024 * memory_gib if memory_gib else scenario.total_pages / 256
         if simulate_mib and simulate_mib < mib:
@@ -217,60 +215,6 @@ def _share(scenario: Scenario, mib: float) -> int:
     return max(2, round(mib / len(scenario.specs) / 2) * 2)
 
 
-def fleet(
-    plan: Plan | str | Path | Mapping[str, Any],
-    *,
-    variants: Sequence[str] = (),
-    jobs: int = 1,
-    progress: Progress = None,
-) -> Estimate:
-    """Simulate the sampled hosts of a fleet and return its totals.
-
-    Parameters
-    ----------
-    plan
-        The fleet: a `Plan`, a file or the name of one of params/fleets/, or the values of a file.
-    variants
-        Variants instead of the plan's; the others are compared with the first.
-    jobs
-        Processes that share the work. The estimate does not depend on it.
-    progress
-        Called before each host with the hosts done, all hosts, and its kind.
-
-    Raises
-    ------
-    UserError
-        The plan is not allowed, or a variant is not known.
-    """
-    if not isinstance(plan, Plan):
-        plan = Plan(**plan) if isinstance(plan, Mapping) else Plan.load(plan)
-    chosen = list(dict.fromkeys(variants or plan.variants))
-    for name in chosen:
-        resolve(name)
-    hosts = list(chain.from_iterable(plan.sampled.values()))
-    rows = enumerate(each(partial(host_rows, variants=chosen), hosts, jobs, progress))
-    table = pd.DataFrame([{"host": i, **row} for i, found in rows for row in found])
-    return Estimate(plan, chosen, table.assign(stands_for=table["kind"].map(plan.of_kind()) / plan.samples))
-
-
-def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a host's measures (`UNITS`) at its true size, in frames, CPUs and THPs, a row a variant."""
-    _, unmerged, unsplit = Reference.of(host.scenario).rows[-1].item()
-    gib, rows = host.scenario.total_pages / 2**18, []
-    seconds = host.scenario.horizon_seconds
-    about = {"kind": host.name, "GiB": host.factor * gib, "simulated_GiB": gib, "seconds": seconds}
-    for variant in variants:
-        run = host.simulate(variant)
-        last = run.rows[-1]
-        frames, thps = int(last["frames"]), int(last["huge_pmds"])
-        pages = {"memory": frames, "saved": unmerged - frames, "thps": thps, "thps_lost": unsplit - thps}
-        values = {name: count * host.factor for name, count in pages.items()}
-        for daemon, error in zip(("ksmd", "khugepaged"), cpu_errors(run), strict=True):
-            values |= {f"{daemon}_cpu": last[f"{daemon}_cpu_ns"] / last["time_ns"], f"{daemon}_cost_error": error}
-        rows.append({**about, "variant": variant, "factor": host.factor, **values})
-    return rows
-
-
 @dataclass(frozen=True)
 class Estimate:
     """The result of `fleet`.
@@ -328,6 +272,60 @@ class Estimate:
         costs = f"The costs of steps add an uncertainty, common to all hosts: {100 * share:.2g} % of ksmd's CPU time."
         scaled = SCALED.format(hosts["factor"].max()) if hosts["factor"].max() > 1 else ""
         return "\n\n".join([*texts, f"{costs}\n{scaled}".strip()])
+
+
+def fleet(
+    plan: Plan | str | Path | Mapping[str, Any],
+    *,
+    variants: Sequence[str] = (),
+    jobs: int = 1,
+    progress: Progress = None,
+) -> Estimate:
+    """Simulate the sampled hosts of a fleet and return its totals.
+
+    Parameters
+    ----------
+    plan
+        The fleet: a `Plan`, a file or the name of one of params/fleets/, or the values of a file.
+    variants
+        Variants instead of the plan's; the others are compared with the first.
+    jobs
+        Processes that share the work. The estimate does not depend on it.
+    progress
+        Called before each host with the hosts done, all hosts, and its kind.
+
+    Raises
+    ------
+    UserError
+        The plan is not allowed, or a variant is not known.
+    """
+    if not isinstance(plan, Plan):
+        plan = Plan(**plan) if isinstance(plan, Mapping) else Plan.load(plan)
+    chosen = list(dict.fromkeys(variants or plan.variants))
+    for name in chosen:
+        resolve(name)
+    hosts = list(chain.from_iterable(plan.sampled.values()))
+    rows = enumerate(each(partial(host_rows, variants=chosen), hosts, jobs, progress))
+    table = pd.DataFrame([{"host": i, **row} for i, found in rows for row in found])
+    return Estimate(plan, chosen, table.assign(stands_for=table["kind"].map(plan.of_kind()) / plan.samples))
+
+
+def host_rows(host: Host, variants: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a host's measures (`UNITS`) at its true size, in frames, CPUs and THPs, a row a variant."""
+    _, unmerged, unsplit = Reference.of(host.scenario).rows[-1].item()
+    gib, rows = host.scenario.total_pages / 2**18, []
+    seconds = host.scenario.horizon_seconds
+    about = {"kind": host.name, "GiB": host.factor * gib, "simulated_GiB": gib, "seconds": seconds}
+    for variant in variants:
+        run = host.simulate(variant)
+        last = run.rows[-1]
+        frames, thps = int(last["frames"]), int(last["huge_pmds"])
+        pages = {"memory": frames, "saved": unmerged - frames, "thps": thps, "thps_lost": unsplit - thps}
+        values = {name: count * host.factor for name, count in pages.items()}
+        for daemon, error in zip(("ksmd", "khugepaged"), cpu_errors(run), strict=True):
+            values |= {f"{daemon}_cpu": last[f"{daemon}_cpu_ns"] / last["time_ns"], f"{daemon}_cost_error": error}
+        rows.append({**about, "variant": variant, "factor": host.factor, **values})
+    return rows
 
 
 def _quantiles(hosts: pd.DataFrame) -> pd.Series:

@@ -17,8 +17,6 @@ redundant frames that a run leaves with those of the reference, so it never exce
 freed them. Memory that the shrinker frees outside of mergeable ranges counts in `saved_mib` only.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable
@@ -75,7 +73,7 @@ class Limit:
     value: float
 
     @classmethod
-    def parse(cls, text: str) -> Limit:
+    def parse(cls, text: str) -> Self:
         """Read `NAME >= NUMBER [UNIT]` or `NAME <= NUMBER [UNIT]`.
 
         Raises
@@ -101,7 +99,7 @@ class Limit:
         miss = self.value - value if self.at_least else value - self.value
         return min(NOT_MET, max(0.0, miss) / (self.value or 1.0))
 
-    def others(self, limits: Iterable[Limit]) -> list[Limit]:
+    def others(self, limits: Iterable[Self]) -> list[Self]:
         """Return the limits without this one."""
         return [limit for limit in limits if limit is not self]
 
@@ -125,7 +123,7 @@ class Reference:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, scenario: Scenario) -> Reference:
+    def of(cls, scenario: Scenario) -> Self:
         """Simulate the reference up to the scenario's `horizon_seconds`."""
         run = baseline(scenario.replace(sample_limit=100))
         return cls(redundant(run.machine), np.array(run.rows[["time_ns", "frames", "huge_pmds"]]))

@@ -14,8 +14,6 @@
 [100, 1000, 10000, 100, 1000, 10000]
 """
 
-from __future__ import annotations
-
 import math
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which of two runs is better in which metric, and when a run is done; without pandas, which the explorer spares."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isclose
 

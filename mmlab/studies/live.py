@@ -4,8 +4,6 @@ Splits keep zero-filled pages of locked memory (thp-split Z1): it shows what a k
 all. Each kind of memory has recordings of its own, as memory that is scanned together shares ksmd's budget and trees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from itertools import product
 

@@ -10,8 +10,6 @@ A measure is a function of this module, a part of what one returns (``pace.least
 [2.0, 2.0, 2.0, 2]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

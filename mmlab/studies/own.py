@@ -1,7 +1,5 @@
 """A variant of your own beside all others: is it new, where does it rank, what does it gain (notebook 05)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product

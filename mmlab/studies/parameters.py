@@ -12,8 +12,6 @@ Traceback (most recent call last):
 mmlab.errors.UserError: unknown parameter 'memory_mb': did you mean 'memory_mib'? See `mmlab params`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

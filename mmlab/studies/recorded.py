@@ -3,8 +3,6 @@
 `recorded.yaml` lists what is looked at.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence

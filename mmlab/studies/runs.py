@@ -8,8 +8,6 @@ And how many times as fast as mainline a variant is, and where it is ten:
 {2: 0.1, 4: 0.3}
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path

@@ -3,8 +3,6 @@
 A scene takes the base scenario (memory, knobs, rates) and returns the scenario that is run; `scenes.yaml` has all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path

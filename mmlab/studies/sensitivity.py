@@ -1,7 +1,5 @@
 """Where a metric is high or low, and which knob moves it: maps of sweeps, and Sobol indices (notebook 09)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import product

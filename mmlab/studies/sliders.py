@@ -1,7 +1,5 @@
 """What the explorer's sliders do, in three places each, and all its variants: for those who have no sliders."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

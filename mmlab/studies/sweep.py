@@ -15,8 +15,6 @@ When a worker dies, the chunks of scenarios that were under way are submitted ag
 under way each time is tried by itself, and becomes a row with its error after `DEATHS` times.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Small memory, batch by batch: as a picture and in words (notebook 00)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

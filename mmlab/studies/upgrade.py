@@ -8,8 +8,6 @@
 {'khugepaged_full_scans': (0, 3)}
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -16,8 +16,6 @@ The sign beside a number compares it with its row: `+` is among the best, `-` am
 are the same. The legend says which end of a row is good.
 """
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterable
