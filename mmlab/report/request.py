@@ -19,7 +19,6 @@ from mmlab.errors import UserError, located, unknown
 from mmlab.params import find_params, read_yaml, shipped_folder
 from mmlab.report import page
 from mmlab.report.provenance import digest, ingredients
-from mmlab.scenario import Scenario
 from mmlab.studies.parameters import check_names, scenario_from
 
 
@@ -57,7 +56,8 @@ class Request:
     Raises
     ------
     UserError
-        A file is missing or unreadable, a parameter is unknown to the notebook, or a value is out of range.
+        A file is missing or unreadable, a name is unknown to the notebook and to the scenario, or a value is of another
+        type than its default or out of range.
     """
 
     notebook: Path
@@ -70,11 +70,16 @@ class Request:
         self.name = "_".join([self.notebook.stem, *(file.stem for file in self.params_files)])
         self.page = self.out if self.out.suffix == ".html" else self.out / f"{self.name}.html"
         self.data = self.page.with_suffix(".data")
-        own, given = notebook_defaults(self.notebook), read_given(self.notebook, self.params_files, self.overrides)
-        start = {name: value for name, value in given.items() if name == "params"}
+        own = notebook_defaults(self.notebook)
+        given: dict[str, object] = {}
+        for where, values in [*((str(file), read_params(file)) for file in self.params_files), ("-p", self.overrides)]:
+            with located(where):
+                check_names(own, values)
+            given |= values
         scenario = scenario_from(own, given)
-        self.parameters = in_full(own, given, scenario)
-        self.defaults = in_full(self.parameters, own, scenario_from(own, start))
+        start = scenario_from(own, {name: value for name, value in given.items() if name == "params"})
+        self.parameters = {name: dict(scenario).get(name, value) for name, value in {**own, **given}.items()}
+        self.defaults = {name: dict(start).get(name, own.get(name)) for name in self.parameters}
         self.changed = {name: as_yaml(value) for name, value in self.parameters.items() if value != self.defaults[name]}
         self.notebook_digest = sha256(self.notebook.read_bytes()).hexdigest()
         dumps = (find_params(str(self.parameters[name]), "dumps") for name in self.parameters.keys() & {"dump"})
@@ -131,31 +136,6 @@ def find_notebook(name: str | Path) -> Path:
     if names := [file.stem for file in named]:
         raise UserError(f"{stem} is the number of {' and '.join(names)}", hint=f"Type `mmlab report {names[-1]}`.")
     raise unknown("notebook", str(name), shipped, "Name a file, or one of the notebooks that ship with mmlab.")
-
-
-def read_given(notebook: Path, params_files: Sequence[Path], overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return the values given to a notebook by files and by ``-p``, the latter last; names and types are checked.
-
-    Raises
-    ------
-    UserError
-        A name is unknown to the notebook and to the scenario, or a value is of another type than its default.
-    """
-    own = notebook_defaults(notebook)
-    given: dict[str, object] = {}
-    for where, values in [*((str(file), read_params(file)) for file in params_files), ("-p", overrides)]:
-        with located(where):
-            check_names(own, values)
-        given |= values
-    return given
-
-
-def in_full(own: Mapping[str, object], given: Mapping[str, object], scenario: Scenario) -> dict[str, object]:
-    """Return the value of each parameter of a notebook and of each field that was given, as the scenario has it."""
-    return {
-        name: getattr(scenario, name) if name in Scenario.model_fields else value
-        for name, value in {**own, **given}.items()
-    }
 
 
 def notebook_defaults(notebook: Path) -> dict[str, object]:

@@ -21,7 +21,7 @@ from mmlab.report import execute as reports
 from mmlab.report.execute import make_all
 from mmlab.report.page import read_about
 from mmlab.report.provenance import exactness, source_digest, versions
-from mmlab.report.request import Request, notebook_defaults, read_given, read_params
+from mmlab.report.request import Request, notebook_defaults, read_params
 from mmlab.results import trace
 
 PARAMETERS = """\
@@ -298,7 +298,7 @@ def test_bad_parameters(overrides: dict[str, object], tmp_path: Path) -> None:
 
 def test_a_value_of_another_type() -> None:
     with pytest.raises(UserError) as refused:
-        read_given(shipped_folder("notebooks") / "07_compare.ipynb", [], {"first": 5})
+        Request(shipped_folder("notebooks") / "07_compare.ipynb", overrides={"first": 5})
     found = refused.value
     assert (found.parameter, found.value, found.where) == ("first", 5, "-p")
     assert found.allowed.startswith("of type str")
@@ -318,7 +318,7 @@ def test_bad_params_file(content: str, parameter: str, tmp_path: Path) -> None:
     source = notebook(tmp_path / "small.ipynb", "1")
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(UserError) as refused:
-        read_given(source, [tmp_path / "bad.yaml"], {})
+        Request(source, [tmp_path / "bad.yaml"])
     assert (refused.value.parameter, refused.value.where) == (parameter, str(tmp_path / "bad.yaml"))
 
 
@@ -336,7 +336,7 @@ def test_missing_and_broken_notebooks(tmp_path: Path) -> None:
     (tmp_path / "computed.ipynb").write_text(computed)
     for name in ("missing", "broken", "computed"):
         with pytest.raises(UserError) as refused:
-            read_given(tmp_path / f"{name}.ipynb", [], {})
+            Request(tmp_path / f"{name}.ipynb")
         assert refused.value.parameter == str(tmp_path / f"{name}.ipynb")
 
 
