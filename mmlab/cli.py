@@ -4,8 +4,6 @@ Exit status 0: done, and for ``compare``: everything is exact; 1: something diff
 goals cannot be met; 2: a mistake in the input; 130: interrupted (what was finished is kept).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -21,7 +19,7 @@ from functools import partial, wraps
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import yaml
@@ -31,9 +29,6 @@ from mmlab.errors import UserError, located, unknown
 from mmlab.limits import cpus
 from mmlab.params import check_folder, find_params, parse_yaml, quantity, seconds, write_atomically, writing
 from mmlab.workers import Progress, each, executor, keep_freed_memory
-
-if TYPE_CHECKING:
-    from mmlab.report.request import Request
 
 TRACE = ".json.gz"
 MOST_TIMES = 100_000
@@ -784,7 +779,7 @@ def report(everything: bool, out: Path | None, again: bool, jobs: int, progress:
     sys.exit(failed > 0)
 
 
-def _requests(place: Path, notebooks: Any, params: Any, apart: bool, changes: Any, code: bool) -> list[Request]:
+def _requests(place: Path, notebooks: Any, params: Any, apart: bool, changes: Any, code: bool) -> list[Any]:
     """Return the requests for the reports that the options of ``mmlab report`` name."""
     from mmlab.report.request import Request, find_notebook
 

@@ -73,10 +73,8 @@ def regression(found: Found, rows: pd.DataFrame, switch: int) -> Answer:
         one, predicted = found[switch, kind], trace.predict(found[switch, "not locked"], variant)
         pairs[f"mmlab, {variant}", f"Linux {one['kernel']}, {kind}"] = _samples(predicted), _samples(one)
         same, freed, shown, most, cpu = rows.loc[(switch, kind)].iloc[-5:]
-        words = (
-            f"{kind}, KSM shows {shown:.3g} of {freed:.3g} MiB, and a batch frees up to {most:.2g} × `pages_to_scan`"
-        )
-        said.append(f"{words} ({cpu:.2f} s of ksmd's CPU; {same:.0f} samples as {variant} without locks)")
+        text = f"{kind}, KSM shows {shown:.3g} of {freed:.3g} MiB, and a batch frees up to {most:.2g} × `pages_to_scan`"
+        said.append(f"{text} ({cpu:.2f} s of ksmd's CPU; {same:.0f} samples as {variant} without locks)")
     figure = plots.overlay(pairs, {"freed": "MiB", "shown by KSM": "MiB"})
     return Answer(rows.loc[switch], f"use_zero_pages={switch}: {'; '.join(said)}", figure)
 

@@ -92,8 +92,7 @@ def beside(recordings: str, yours: Variant) -> Answer:
     told, (own, main) = both[yours][best], (plots.recorded_samples(of[best].predicted) for of in both.values())
     apart = own.ne(main).sum().nlargest(4)
     units = dict.fromkeys(apart.index[apart > 0], "")
-    pair = {(yours.name, f"Linux {told.trace['kernel']}"): (own, plots.recorded_samples(told.trace))}
-    figure = plots.overlay(pair, units, told.name) if units else told.drawn().figure
+    figure = told.drawn(units, model=yours.name if units else "mmlab").figure
     what = f"samples of Linux {told.trace['kernel']} with your patch that `{yours.name}` predicts exactly:"
     finding = expect(what, 100 * data.iloc[:, 1].sum() / data["samples"].sum(), least=100, unit="%")
     return Answer(data, finding, figure, "Your kernel, sample by sample", f"Line: {yours.name}.")

@@ -5,7 +5,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,27 @@ class Recording:
         apart = [name for name in kernels if name != self.kernel and self.variant in ("mainline", "legacy")]
         return questions | {f"predicted as Linux {name}": {"kernel": name} for name in apart}
 
-    def drawn(self) -> Answer:
-        """Draw counters of the recording on the model's line: those of `LISTED`, or the four that change most."""
+    def drawn(self, units: Mapping[str, str] | None = None, title: str = "", model: str = "mmlab") -> Answer:
+        """Draw counters of the recording (name → unit) on the model's line, which has the name `model`.
+
+        By default, those of `LISTED`, or the four that change most.
+        """
         kernel = plots.recorded_samples(self.trace)
         lively = kernel.filter(regex="^(?!lab_|batch|rank|pages_scanned)").nunique()
-        units = LISTED["drawn"].get(self.name) or dict.fromkeys(lively.nlargest(4).index, "")
+        units = units or LISTED["drawn"].get(self.name) or dict.fromkeys(lively.nlargest(4).index, "")
         what = f"{self.name} (Linux {self.trace['kernel']}, {self.variant}): samples exact:"
         finding = expect(what, self.found.samples_exact, least=self.found.samples)
-        pair = {("mmlab", f"Linux {self.trace['kernel']}"): (plots.recorded_samples(self.predicted), kernel)}
-        return Answer(kernel, finding, plots.overlay(pair, units, self.name))
+        pair = {(model, f"Linux {self.trace['kernel']}"): (plots.recorded_samples(self.predicted), kernel)}
+        return Answer(kernel, finding, plots.overlay(pair, units, title or self.name))
+
+
+def recorded(name: str, units: Mapping[str, str], title: str) -> Answer:
+    """Predict a recording of a kernel that ships with mmlab, and draw counters (name → unit) of both."""
+    (path,) = (path for path in trace.find() if path.name == f"{name}{trace.ENDING}")
+    one = Recording(path)
+    said = f"{one.found.samples_exact} of {one.found.samples} samples in all counters"
+    said = f"the model predicts {said}, {one.found.maps_exact} of {one.found.maps} page maps ({title})."
+    return one.drawn(units, title).found(f"{'Holds' if one.found.exact else 'Does not hold'}: {said}")
 
 
 def samples(found: Sequence[Recording]) -> pd.DataFrame:
@@ -171,8 +183,7 @@ def meaning(table: pd.DataFrame) -> Answer:
             drawn[f"{label}\n{name[:34]}"] = part[by == name].reset_index(drop=True).rename_axis("sample").reset_index()
     data = pd.DataFrame.from_dict(rows, "index").rename_axis("counter")
     often = data["so in"].sort_values(ascending=False, kind="stable").head(4)
-    finding = (
-        f"Not what it is taken for: {'; '.join(f'{name}, in {count}' for name, count in often.items())} recordings"
-    )
+    said = "; ".join(f"{name}, in {count}" for name, count in often.items())
     title = f"Where each counter is furthest off, and in how many of {by.nunique()} recordings it is off"
+    finding = f"Not what it is taken for: {said} recordings"
     return Answer(data, finding, plots.says_and_truth(drawn), title, digits=0)

@@ -1,4 +1,4 @@
-"""Studies of several runs: a row a run and a column a measure, a line a variant over time, the model on a recording.
+"""Studies of several runs: a row a run and a column a measure, a line a variant over time.
 
 And how many times as fast as mainline a variant is, and where it is ten:
 
@@ -9,7 +9,6 @@ And how many times as fast as mainline a variant is, and where it is ten:
 """
 
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pandas as pd
 
 from mmlab.figures import figures
 from mmlab.params import read_yaml
-from mmlab.results import trace
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
 from mmlab.studies.measures import Measure, samples, standard_error, value
@@ -135,18 +133,6 @@ def timeline(
         ax.label_outer()
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=4)
     return Answer(pd.concat(tables, names=["panel"]), figure=drawn)
-
-
-def recorded(name: str, columns: Mapping[str, str], title: str) -> Answer:
-    """Predict a recording of a kernel that ships with mmlab, and draw counters (name → unit) of both."""
-    kernel = trace.read(files("mmlab") / "recordings" / f"{name}.json.gz")  # type: ignore[arg-type]
-    predicted = trace.predict(kernel)
-    found = trace.compare(kernel, predicted)
-    samples = f"{found.samples_exact} of {found.samples} samples in all counters"
-    words = f"the model predicts {samples}, {found.maps_exact} of {found.maps} page maps ({title})."
-    holds = f"{'Holds' if found.exact else 'Does not hold'}: {words}"
-    pair = figures.recorded_samples(predicted), figures.recorded_samples(kernel)
-    return Answer(pair[1], holds, figures.overlay({("mmlab", f"Linux {kernel['kernel']}"): pair}, columns, title))
 
 
 def factors(base: Scenario, variant: str, cases: Mapping[Any, Changes], name: str, **parts: Any) -> Answer:

@@ -47,10 +47,8 @@ NEAR, SAME = 0.02, 0.05
 """Part of a row's range that still counts as its best or worst; rows that differ by less than 5 % are all the same."""
 
 
-QUESTIONS = {
-    key: SimpleNamespace(key=key, **values)
-    for key, values in read_yaml(Path(__file__).with_name("questions.yaml")).items()
-}
+_LISTED = read_yaml(Path(__file__).with_name("questions.yaml"))
+QUESTIONS = {key: SimpleNamespace(key=key, **values) for key, values in _LISTED.items()}
 """The rows of the matrix; the file explains their fields."""
 
 
@@ -84,10 +82,7 @@ class Verdict:
 
     def study(self) -> Answer:
         """Return the cells under names that say what they are, the matrix as a figure, and who is best how often."""
-        codes, tables = (
-            {name: "\n".join(CODES.get(name, [name])) for name in self.cells},
-            (self.cells, self.marks, self.words),
-        )
+        codes, tables = {n: "\n".join(CODES.get(n, [n])) for n in self.cells}, (self.cells, self.marks, self.words)
         table, marks, words = (t.rename(codes, axis=1).rename(self.labels) for t in tables)
         figure = verdict_table(table, marks, words, axes(width=10.6, height=0.9 + 0.29 * len(table))[0])
         best = (self.marks == "+").sum().sort_values(ascending=False, kind="stable")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmlab import simulate
 from mmlab.results import trace
-from mmlab.studies.recorded import LISTED, Recording, confirmed, meaning, samples
+from mmlab.studies.recorded import LISTED, Recording, confirmed, meaning, recorded, samples
 
 NAMES = (
     "base_mainline-su1_uzp1_zf90_thp50_pts500",
@@ -68,3 +69,16 @@ def test_what_counters_hide(found: list[Recording]) -> None:
         found[0].run.rows["zeropage_entries"] - found[0].run.rows["ksm_zero_pages"]
     )
     assert last["zeropage_entries"] > 0
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_recordings(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if wrong:
+        predict = simulate
+        monkeypatch.setattr(
+            "mmlab.results.trace.simulate", lambda s, **more: predict(s.replace(pages_to_scan=9), **more)
+        )
+    study = recorded("base_mainline-su1_uzp1_zf90_thp50_pts500", {"rss_kb": "KiB"}, "a title")
+    assert study.finding.startswith("Does not hold: " if wrong else "Holds: ")
+    assert (" 18 of 18 samples in all counters, 6 of 6 page maps (a title)." in study.finding) == (not wrong)
+    assert study.table()["rss_kb"].iloc[0] == 16384

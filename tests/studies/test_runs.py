@@ -1,14 +1,13 @@
-"""Studies of several runs: tables with errors, lines of equal variants, and recordings."""
+"""Studies of several runs: tables with errors, and lines of equal variants."""
 
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 
 from mmlab import Scenario, simulate
 from mmlab.figures.notebook import tables_of
 from mmlab.studies.measures import wasted
-from mmlab.studies.runs import TIME, by_variant, group_equal, measured, over_time, recorded, timeline
+from mmlab.studies.runs import TIME, by_variant, group_equal, measured, over_time, timeline
 
 SMALL = Scenario(memory_mib=4, zero_fraction=0.5, use_zero_pages=1, pages_to_scan=200, until_settled=True)
 BOTH = ("mainline", "ksm-opt-out", "v1-mergeable")
@@ -53,16 +52,3 @@ def test_equal_variants_share_a_line() -> None:
     assert figure.axes[0].get_xlim() == (0, 1.0)
     (drawn,) = tables_of(figure).values()
     assert len(drawn) == len(study.table()) == len(table) + len(runs["mainline"].rows)
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_recordings(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if wrong:
-        predict = simulate
-        monkeypatch.setattr(
-            "mmlab.results.trace.simulate", lambda s, **more: predict(s.replace(pages_to_scan=9), **more)
-        )
-    study = recorded("base_mainline-su1_uzp1_zf90_thp50_pts500", {"rss_kb": "KiB"}, "a title")
-    assert study.finding.startswith("Does not hold: " if wrong else "Holds: ")
-    assert (" 18 of 18 samples in all counters, 6 of 6 page maps (a title)." in study.finding) == (not wrong)
-    assert study.table()["rss_kb"].iloc[0] == 16384
