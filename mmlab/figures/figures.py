@@ -523,12 +523,15 @@ def blocks_table(time_s: np.ndarray, letters: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(np.array(list(LETTERS))[counts.argmax(axis=0)], pd.Index(time_s, name="time_s"))
 
 
-def blocks(time_s: np.ndarray, letters: np.ndarray, ax: Ax = None) -> Axes:
+def blocks(maps: tuple[np.ndarray, np.ndarray], ax: Ax = None) -> Axes:
     """Draw a row a 2 MiB block over simulated time, coloured by what most of it is; a triangle marks a collapse.
 
-    Parameters are those of :func:`blocks_table`.
+    Parameters
+    ----------
+    maps : pair of array
+        Times and letters, as :func:`blocks_table` takes them.
     """
-    ax, table = ax or axes(height=4.6)[0], blocks_table(time_s, letters)
+    ax, table, time_s = ax or axes(height=4.6)[0], blocks_table(*maps), maps[0]
     codes = table.map(ord).to_numpy(np.uint8)
     edges = np.append(time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0))
     ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.palette()[codes].swapaxes(0, 1))

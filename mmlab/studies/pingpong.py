@@ -12,21 +12,13 @@ block that will come back has had its chance:
 (1440.0, 4.0)
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
 from mmlab.engine import workload
-from mmlab.figures.figures import blocks
 from mmlab.results.metrics import PAGES_PER_MIB
 from mmlab.results.run import Run, simulate
 from mmlab.scenario import Scenario
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def turn_seconds(s: Scenario) -> float:
@@ -99,11 +91,6 @@ def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:
     taken = [where for where in sorted(run.maps) if where in time]
     blocks = [np.concatenate([part[: len(part) // size * size] for part in run.maps[where]]) for where in taken]
     return np.array([time[where] for where in taken]), np.stack(blocks).reshape(len(taken), -1, size)
-
-
-def draw_blocks(run: Run, ax: Axes | None = None) -> Axes:
-    """Draw what each block of a run with page maps is over time; see `mmlab.figures.figures.blocks`."""
-    return blocks(*block_maps(run), ax)
 
 
 def collapses(run: Run) -> pd.DataFrame:

@@ -395,7 +395,7 @@ def test_blocks() -> None:
     table = plots.blocks_table(time, letters)
     assert table.to_numpy().tolist() == [["H", "H"], ["Z", "A"], ["A", "H"]], "a THP is whole or none"
     assert table.index.tolist() == [0, 1, 4]
-    ax = plots.blocks(time, letters)
+    ax = plots.blocks((time, letters))
     assert labels(ax) == ("simulated time (s)", "2 MiB block")
     (again,) = ax.lines
     assert again.get_xydata().tolist() == [[4, 1.5]], "a triangle where a block has become huge again"
@@ -404,7 +404,7 @@ def test_blocks() -> None:
     words = [text.get_text() for text in legend.get_texts()]
     assert words == ["H  THP", "A  mostly small page", "Z  mostly shared zeropage", "collapsed"]
     assert {text.get_text() for text in ax.texts} == {"H", "A", "Z"}, "letters, for a print in grey"
-    plots.blocks(time[:1], letters[:1])
+    plots.blocks((time[:1], letters[:1]))
 
 
 def test_heat() -> None:

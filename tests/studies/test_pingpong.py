@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from mmlab import Run, Scenario, simulate
+from mmlab.figures.figures import blocks
 from mmlab.studies import pingpong
 from mmlab.studies.pingpong import block_maps, collapses, measure, turn_seconds, zero_pages_of_blocks
 
@@ -120,7 +121,7 @@ def test_blocks(mapped: Run) -> None:
     assert pingpong.blocks_collapsed(mapped) == 8
     calm = pingpong.mapped(BOTH.replace(khugepaged=0))
     assert (pingpong.period(calm), pingpong.blocks_collapsed(calm)) == (None, 0)
-    ax = pingpong.draw_blocks(mapped)
+    ax = blocks(pingpong.block_maps(mapped))
     assert ax.get_ylabel() == "2 MiB block"
 
 
