@@ -28,7 +28,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from mmlab.engine.costs import STEPS, cost_set
 from mmlab.errors import UserError, located
@@ -142,10 +142,9 @@ class Plan(Filed):
     simulate_mib: int | float | None = Field(None, description="(MiB)")
     mix: list[dict[str, Any]] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ = self.sampled  # checks the kinds
-        return self
+    def model_post_init(self, _: Any) -> None:
+        """Check the kinds."""
+        _ = self.sampled
 
     @cached_property
     def sampled(self) -> dict[str, list[Host]]:

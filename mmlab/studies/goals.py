@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from mmlab.errors import UserError, located, unknown
 from mmlab.kernel.state import ANON, VM_MERGEABLE, Machine
@@ -248,8 +248,8 @@ class Goals(Filed):
         fixed["horizon_seconds"] = self.within or own.horizon_seconds
         return own.replace(**_ALONE | {"run": own.run if starts else 1} | self.set | fixed)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: Any) -> None:
+        """Check the workload with its changes, and the levels."""
         if not (self.within or self.workload.horizon_seconds):
             raise UserError("is missing", parameter="within", hint='Say how long it may take, such as "30 min".')
         resolve(self.scenario.variant)
@@ -257,4 +257,3 @@ class Goals(Filed):
         if any(event.after.seconds is None for event in self.scenario.events):
             problem = "they wait for a batch or a full scan, so another setting would be another workload"
             raise UserError(problem, parameter="events", hint="Say after: {seconds: …} instead.")
-        return self

@@ -74,8 +74,8 @@ class Range(Strict):
     count: int | None = Field(None, ge=2, le=MOST)
     log: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: Any) -> None:
+        """Check the ends, and what goes together."""
         if self.low >= self.high:
             raise UserError(parameter="low", value=self.low, allowed=f"below high = {self.high}")
         if self.log and self.low <= 0:
@@ -84,7 +84,6 @@ class Range(Strict):
             raise UserError("goes with neither count nor log", parameter="step", value=self.step)
         if self.step and (self.high - self.low) / self.step > MOST:
             raise UserError(parameter="step", value=self.step, allowed=f"large enough for at most {MOST:,} values")
-        return self
 
     def levels(self, whole: bool) -> list[float]:
         """Return the values that `step` or `count` names, each `whole` number once; none if there is neither."""
@@ -194,8 +193,8 @@ class Grid(Filed):
     seed: int = Field(0, ge=0, lt=2**63)
     simulate_mib: int | float | None = Field(None, gt=0, description="(MiB)")
 
-    @model_validator(mode="after")
-    def _check_design(self) -> Self:
+    def model_post_init(self, _: Any) -> None:
+        """Check that the design has what it needs, and not too many scenarios."""
         if (self.design == "full") == bool(self.samples):
             hint = "A full design has all combinations; latin_hypercube and sobol need samples."
             raise UserError("does not fit the design", parameter="samples", value=self.samples, hint=hint)
@@ -210,7 +209,6 @@ class Grid(Filed):
         if (total := math.prod(map(len, levels.values()))) > MOST:
             hint = "Use fewer values, or design: sobol with samples."
             raise UserError(parameter="combinations", value=total, allowed=f"at most {MOST:,}", hint=hint)
-        return self
 
     def points(self) -> list[Point]:
         """Return the varied parameters of each scenario, in order."""
