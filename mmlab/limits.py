@@ -6,6 +6,8 @@ process's control group or on one above it, in version 2 (``cpu.max``, ``memory.
 no limit from here. As a script (the Makefile has no other Python yet) this module prints the number of CPUs.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterator
