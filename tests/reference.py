@@ -1493,11 +1493,11 @@ class Ksm(Memory):
 
     def move_aside(self, node: StableNode) -> None:
         """M1a: to the side list, until a search finds a place for it."""
-        self.decide("NODE_ASIDE", value=node.key)
         self.unlink(node)
         self.set_aside(node)
 
     def set_aside(self, node: StableNode) -> None:
+        self.decide("NODE_ASIDE", value=node.key)
         node.migrated = True
         self.migrated.insert(0, node)
         self.seen["stable node moved aside"] += 1
@@ -1553,7 +1553,6 @@ class Ksm(Memory):
                 self.seen["page with a node on the side list finds another"] += migrated is not None
                 return node.page
             # the node in the tree has itself been migrated away: it goes, the page's own node takes its place
-            self.decide("NODE_ASIDE", value=node.key)
             if node.chain is None and migrated is not None:
                 self.unlink(migrated)
                 migrated.nid = nid

@@ -364,9 +364,10 @@ def _start_full_scan(m):
     lru_add_drain_all(m)
     empty_unstable_trees(m)
     if not s.merge_across_nodes:  # S10.3
-        for n in range(s.top_node):
-            if m.node[n].kind == MIGRATED:
-                stable_tree.ksm_get_folio(m, n)
+        following = m.node[0].first
+        while following >= 0:
+            following, node = m.node[following].left, following
+            stable_tree.ksm_get_folio(m, node)
     s.unmerged = 0
     s.cursor_mm = m.mm[0].next
     s.cursor = s.found_vma = 0

@@ -281,7 +281,8 @@ def write_listed_pages(m, keys):
 def populate_vma_page_range(m, first, end):
     """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8).
 
-    An entry that is writable already causes no fault: it stays as it is, and the page is marked instead.
+    An entry that is writable already causes no fault: it stays as it is, and the page is marked instead; but a huge PMD
+    becomes dirty and is not old any more.
     """
     order = m.state[0].hpage_order
     for v in range(first, end):
@@ -289,7 +290,7 @@ def populate_vma_page_range(m, first, end):
             _read_fault(m, v)
         elif m.pte[v].kind == ANON and m.block[v >> order].pmd == PMD_TABLE and pte_writable(m, v):
             m.frame[folio.folio_head(m, m.page[v].frame)].flags |= PG_DIRTY | REFERENCED
-        elif m.pte[v].kind != ANON or not m.pte[v].bits & EXCLUSIVE or not m.pte[v].bits & DIRTY:
+        elif m.pte[v].kind != ANON or m.pte[v].bits & (EXCLUSIVE | DIRTY | OLD) != EXCLUSIVE | DIRTY:
             _write_fault(m, v)
 
 

@@ -118,8 +118,7 @@ def remove_node_from_stable_tree(m, node):
         detach(m, v)
         v = following
     emit(m, Decision.REMOVE_KSM_PAGE, -1, 1, -1, m.node[node].key)
-    if m.node[node].kind != MIGRATED:
-        _unlink(m, node)
+    _unlink(m, node)
     frame = m.node[node].frame
     if m.frame[frame].node == node:
         m.frame[frame].node = -1
@@ -159,9 +158,10 @@ def remove_all_stable_nodes(m):
                 continue
             done = False
             break
-    for n in range(m.state[0].top_node):
-        if m.node[n].kind == MIGRATED and not remove_stable_node(m, n):
-            done = False
+    following = m.node[0].first
+    while following >= 0:
+        following, n = m.node[following].left, following
+        done = remove_stable_node(m, n) and done
     return done
 
 
@@ -183,20 +183,22 @@ def _erase(m, n):
 
 
 @compiled
-def _replace(m, old, new):
-    """Put `new` in the tree slot of `old`."""
+def _replace(m, old, new, kind):
+    """Put `new`, as a node of that kind, in the tree slot of `old`."""
     nid = m.node[old].nid
-    m.node[new].nid = nid
+    m.node[new].nid, m.node[new].kind = nid, kind
     m.tree[nid].stable = rb_replace_node(m.node, m.tree[nid].stable, old, new)
 
 
 @compiled
 def _unlink(m, node):
-    """Remove a node from its chain or its tree."""
+    """Remove a node from its chain, its tree or the side list."""
     if m.node[node].kind == DUP:
         stable_node_dup_del(m, node)
         m.stat[0].stable_node_dups -= 1
         emit(m, Decision.DUP_REMOVED, -1, 1, -1, m.node[node].key)
+    elif m.node[node].kind == MIGRATED:
+        hlist_del(m, m.node, node, 0)
     else:
         _erase(m, node)
 
@@ -267,8 +269,7 @@ def stable_node_dup(m, chain, prune):
     if found < 0:
         _free_chain(m, chain)
     elif m.node[chain].first == found and m.node[found].left < 0:
-        m.node[found].kind = NODE
-        _replace(m, chain, found)
+        _replace(m, chain, found, NODE)
         m.stat[0].stable_node_chains -= 1
         m.stat[0].stable_node_dups -= 1
         emit(m, Decision.CHAIN_DISSOLVED, -1, 1, -1, m.node[found].key)
@@ -288,9 +289,8 @@ def _add_dup(m, node, n):
     """Put a node beside tree slot n, which becomes a chain if it is not one (ksm-merge T5)."""
     if m.node[n].kind != CHAIN:
         chain = alloc_stable_node(m, m.node[n].key)
-        m.node[chain].kind = CHAIN
         m.node[chain].prune_jiffies = m.state[0].jiffies
-        _replace(m, n, chain)
+        _replace(m, n, chain, CHAIN)
         m.stat[0].stable_node_chains += 1
         stable_node_chain_add_dup(m, n, chain)
         m.stat[0].stable_node_dups += 1
@@ -312,16 +312,17 @@ def node_is_aside(m, node, frame):
     It goes there when its page is found on another NUMA node than the tree that holds it.
     """
     if m.node[node].kind != MIGRATED and page_nid(m, frame) != m.node[node].nid:
+        _unlink(m, node)
         _put_aside(m, node)
     return m.node[node].kind == MIGRATED
 
 
 @compiled
 def _put_aside(m, node):
-    """Move a node to the side list of migrated nodes (ksm-merge M1)."""
+    """Put a node at the head of the side list of migrated nodes (ksm-merge M1)."""
     emit(m, Decision.NODE_ASIDE, -1, 1, -1, m.node[node].key)
-    _unlink(m, node)
     m.node[node].kind = MIGRATED
+    _hlist_add_head(m, m.node, node, 0)
 
 
 @compiled
@@ -330,17 +331,15 @@ def _replace_migrated(m, n, dup, own):
 
     Return the KSM page to merge with, as `stable_tree_search` does. `own` is the searching page's node.
     """
-    if m.node[n].kind == CHAIN:
-        _put_aside(m, dup)
+    if own >= 0:
+        _unlink(m, own)
+    if own >= 0 and m.node[n].kind == NODE:
+        _replace(m, dup, own, NODE)
+    else:
+        _unlink(m, dup)
         if own >= 0:
             _add_dup(m, own, n)
-    elif own >= 0:
-        _replace(m, dup, own)
-        m.node[own].kind = NODE
-        m.node[dup].kind = MIGRATED
-        emit(m, Decision.NODE_ASIDE, -1, 1, -1, m.node[dup].key)
-    else:
-        _put_aside(m, dup)
+    _put_aside(m, dup)
     return m.node[own].frame if own >= 0 and is_page_sharing_candidate(m, own, 0) else -1
 
 
@@ -403,6 +402,7 @@ def stable_tree_search(m, v, key, frame):
         return _replace_migrated(m, n, dup, own)
     if own < 0:
         return -1
+    _unlink(m, own)
     if n >= 0:
         _add_dup(m, own, n)
     else:

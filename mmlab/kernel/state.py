@@ -128,7 +128,7 @@ def folio_t() -> None:
 
 
 # --- KSM ------------------------------------------------------------------------------------------------------------
-# Kinds of stable nodes. MIGRATED: on the side list (ksm-merge M1). NO_NODE: a free record.
+# Kinds of stable nodes. MIGRATED: on the side list (ksm-merge M1), that of record 0. NO_NODE: a free record.
 NODE, CHAIN, DUP, MIGRATED, NO_NODE = range(5)
 
 
@@ -138,12 +138,12 @@ def node_t() -> None:
 
     key: uint64             content
     prune_jiffies: int64    CHAIN: time of the last full walk
-    left, right: int32      links in the stable tree (NODE, CHAIN); next and previous dup of the chain (DUP)
+    left, right: int32      links in the stable tree (NODE, CHAIN); next and previous one (DUP, MIGRATED)
     kind: uint8             NODE to NO_NODE
     quiet: int32            CHAIN: dups that another search would walk and leave as they are; 0: it has to be made
     frame: int32            its KSM page, to which the node holds no reference (ksm-merge T1)
     parent: int32           link in the stable tree
-    first: int32            first rmap_item (NODE, DUP), first dup (CHAIN), next free node (NO_NODE)
+    first: int32            first rmap_item (NODE, DUP, MIGRATED), first dup (CHAIN), next free node (NO_NODE)
     nid: int32              NUMA node of the tree that holds it
     len: int32              NODE, DUP: rmap_hlist_len; CHAIN: number of its dups that have room
     chain: int32            DUP: its chain
@@ -437,9 +437,9 @@ def machine(pages: int, mms: int, hpage_order: int) -> Machine:
     s = m.state[0]
     s["hpage_order"] = hpage_order
     s["index_bits"] = len(m.index).bit_length() - 1
-    m.tree["stable"] = m.tree["unstable"] = -1
+    m.tree["stable"] = m.tree["unstable"] = m.node["first"][:1] = -1
     for name in ("frame", "run", "folio", "node", "slot"):
         s[f"free_{name}"] = -1
     s["index_first"] = s["index_last"] = -1
-    s["top_folio"] = 1  # record 0 is the head of the deferred split queue
+    s["top_folio"] = s["top_node"] = 1  # record 0 is the head of the deferred split queue, and of the migrated nodes
     return m
