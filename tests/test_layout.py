@@ -81,7 +81,7 @@ def test_only_the_version_comes_from_the_top() -> None:
                 assert taken <= {"__version__"}, name
 
 
-REACHED = {"the model": 6350, "the shell": 4979, "host": 2301}
+REACHED = {"the model": 6350, "the shell": 4979, "host": 2291}
 """Where the parts are on their way down to their budgets, which `make lines` prints: they may shrink, not grow."""
 
 

@@ -3,8 +3,6 @@
 Simulated time is an integer of ns; wall-clock time never enters a result.
 """
 
-from __future__ import annotations
-
 import heapq
 import operator
 from collections.abc import Callable, Iterable

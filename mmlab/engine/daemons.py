@@ -6,8 +6,6 @@ time also in the middle of ksmd's sleep, but never inside a batch: what falls in
 was due. A sample follows each action.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 from typing import Any

@@ -5,8 +5,6 @@ one, the method of `System`, or else of `mmlab.kernel.mmap.AddressSpaces`, with 
 event's process, its range of pages and its other fields, in this order.
 """
 
-from __future__ import annotations
-
 import errno
 from functools import singledispatch
 

@@ -1,7 +1,5 @@
 """The outcome of a simulation: what the clock hands up, and the recorder that collects it sample by sample."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 Events, daemons and policies act on a `System`; the clock (`mmlab.engine.clock`) decides when they do.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from dataclasses import replace

@@ -5,8 +5,6 @@ order is the page's order in memcmp; equal keys are equal pages; 0 is the page o
 2^32 (duplicate groups first, then unique contents), so small keys in events and explicit contents never equal them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache

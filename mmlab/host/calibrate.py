@@ -13,8 +13,6 @@ A recording is a file of either kind, gzip-compressed or not:
 * a kernel trace (`mmlab.results.trace`) with ``lab_ksmd_cpu_ns`` among its fields, as `record_all` makes them.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -22,8 +22,6 @@ volatile               the content was another one when it was read again
 =====================  =============================================================================================
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -10,8 +10,6 @@ of the host's size, whatever size is simulated.
 {'side by side': 0.57, 'spread': 0.91}
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -10,8 +10,6 @@ then values. Lines of /proc/vmstat and /proc/meminfo and a ksmtuned.conf may sta
 (500, 0.3515625)
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 Nothing is there but this file, the runner, as much of Python's standard library as the two import, and the plans.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import subprocess

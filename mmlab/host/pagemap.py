@@ -1,7 +1,5 @@
 """Page tables of running processes: /proc/PID/pagemap, and which processes have mergeable memory."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -5,8 +5,6 @@ A scenario becomes a *plan*: the question of a kernel trace (trace-format) and h
 virtual one, and gives the recording.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

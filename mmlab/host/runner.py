@@ -15,8 +15,6 @@ drained, by a MADV_COLLAPSE of an empty range. khugepaged sleeps until an event 
 accessed bits away at moments of its own (and with them what khugepaged decides), is off meanwhile.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -10,8 +10,6 @@ mm_collapse_huge_page_swapin, and a `scan_pfn` that belongs to a large folio, or
 missing page table is `pmd_none` to the model, whatever level is missing.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

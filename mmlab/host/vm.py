@@ -5,8 +5,6 @@ of the standard library as the recorder imports, and the plans. Recordings come 
 installed, nothing needs root, and nothing is left when QEMU ends, which it does with this process.
 """
 
-from __future__ import annotations
-
 import json
 import lzma
 import marshal

@@ -4,8 +4,6 @@ Plain Python: calls are rare, and the walks over pages that they need are compil
 takes pages [start, end) of a process's region, and returns 0 or the errno that the system call would give.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

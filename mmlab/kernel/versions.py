@@ -4,8 +4,6 @@ Each row becomes a field of `Machine.state`, 1 in the releases that have the dif
 never a release. A new row is one function here, and one `if` where the rule acts.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The baseline: the same memory with KSM and khugepaged off, on a kernel whose splits remap nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from mmlab.engine.clock import Clock

@@ -7,8 +7,6 @@ value of a counter at the end, a line with `counter` will do.
 Units: memory in MiB, time in seconds of simulated time, rates in MiB/s (15,360 pages/s are 60 MiB/s).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints

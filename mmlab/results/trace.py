@@ -12,8 +12,6 @@ each other, integer for integer.
 ('Z2AK', 4)
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -3,8 +3,6 @@
 Every function reads an outcome, or a run, and returns its kind.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from copy import copy
