@@ -102,8 +102,7 @@ class RefusedError(Exception):
 
 def get(path: Path) -> str:
     """Return a knob's value; of a list of choices the one in brackets."""
-    text = path.read_text().strip()
-    return (re.findall(r"\[(.+)\]", text) or [text])[0]  # type: ignore[no-any-return]
+    return re.sub(r".*\[(.+)\].*", r"\1", path.read_text().strip())
 
 
 def put(path: Path, value: object) -> int:
@@ -732,6 +731,9 @@ class Recorder:
             return self.collapse_all(what["full_scans"])
         if op == "shrink":  # the slab shrinkers until they free next to nothing: the whole queue
             self._not_alone("split")
+            if any(other["op"] == "pin" and "result" in other for other in self.events):
+                # how often they try a pinned folio again depends on what else of the machine they free
+                self.moved |= {name for name in self.wide if name.endswith("_failed")}
             return put(VM / "drop_caches", 2)
         if op in ("compact", "split_all"):
             return put(SPLIT if op == "split_all" else VM / "compact_memory", 1)
@@ -754,8 +756,7 @@ class Recorder:
 
     def _not_alone(self, what: str) -> None:
         """Note that the event may count for other processes, too, in counters of this name, if they have such."""
-        ours = self.samples[-1]["anonhugepages_kb"]
-        theirs = int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > ours
+        theirs = int(table(Path("/proc/meminfo"))["AnonHugePages"].split()[0]) > self.samples[-1]["anonhugepages_kb"]
         if theirs or in_use({os.getpid(), *(process.pid for process in self.processes)}, "hg"):
             self.moved |= {name for name in self.wide if name.startswith(("thp_", "mthp_2048")) and what in name}
 
