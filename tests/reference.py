@@ -2673,13 +2673,18 @@ class Machine(Reclaim):
         mm.vmas = sorted([*mm.vmas, moved], key=lambda vma: vma.start)
 
     def op_pin(self, mm: Mm, page: int, count: int) -> int:
-        """H5: all pages are written to and held, or none is held."""
-        if self.op_populate_write(mm, page, count):
-            return EFAULT
+        """H5: each page is written to and held before the next one, or in the end none is held."""
+        held: list[tuple[Mm, Page]] = []
+        error = 0
         for address in range(page, page + count):
-            self.pin(mm.page_at(address))
-            self.held.append((mm, mm.page_at(address)))
-        return 0
+            error = error or self.op_populate_write(mm, address, 1)
+            if not error:
+                self.pin(mm.page_at(address))
+                held.append((mm, mm.page_at(address)))
+        for _, one in held if error else ():
+            self.unpin(one)
+        self.held += [] if error else held
+        return EFAULT if error else 0
 
     def op_unpin(self, mm: Mm) -> None:
         for owner, page in self.held:

@@ -278,11 +278,12 @@ def write_listed_pages(m, keys):
 
 
 @entry
-def populate_vma_page_range(m, first, end):
+def populate_vma_page_range(m, first, end, hold):
     """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8).
 
     An entry that is writable already causes no fault: it stays as it is, and the page is marked instead; but a huge PMD
-    becomes dirty and is not old any more.
+    becomes dirty and is not old any more. With `hold` each page is referenced before the next one is touched (thp-split
+    H5).
     """
     order = m.state[0].hpage_order
     for v in range(first, end):
@@ -292,6 +293,8 @@ def populate_vma_page_range(m, first, end):
             m.frame[folio.folio_head(m, m.page[v].frame)].flags |= PG_DIRTY | REFERENCED
         elif m.pte[v].kind != ANON or m.pte[v].bits & (EXCLUSIVE | DIRTY | OLD) != EXCLUSIVE | DIRTY:
             _write_fault(m, v)
+        if hold:
+            folio.folio_get(m, m.page[v].frame)
 
 
 # --- ranges ---------------------------------------------------------------------------------------------------------

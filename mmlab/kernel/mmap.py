@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from mmlab.kernel import memory
-from mmlab.kernel.folio import folio_get, folio_put, lru_add_drain_all
+from mmlab.kernel.folio import folio_put, lru_add_drain_all
 from mmlab.kernel.huge_memory import split_huge_pmd
 from mmlab.kernel.khugepaged import collapse_range
 from mmlab.kernel.ksm import ksm_enter, ksm_exit
@@ -160,7 +160,7 @@ class AddressSpaces:
     def _populate(self, process: int, start: int, end: int) -> None:
         """Touch each page (`__mm_populate`), for which faults need the table of VMAs."""
         self.publish()
-        memory.populate_vma_page_range(self.m, *self.places(process, start, end))
+        memory.populate_vma_page_range(self.m, *self.places(process, start, end), False)
 
     def _walk(
         self, process: int, start: int, end: int, visit: Callable[[Vma, int, int], int], *, holes: bool = True
@@ -308,25 +308,27 @@ class AddressSpaces:
         self._changed = {there.start, there.end}
         self._join(process)
 
-    def populate_write(self, process: int, start: int, end: int) -> int:
-        """MADV_POPULATE_WRITE: touch each page as mlock does, up to the first that cannot be written (ksm-merge F8)."""
+    def populate_write(self, process: int, start: int, end: int, hold: bool = False) -> int:
+        """MADV_POPULATE_WRITE: touch each page as mlock does, up to the first that cannot be written (ksm-merge F8).
+
+        With `hold` each page is pinned at once.
+        """
         first, end = self.places(process, start, end)
         pte = self.m.pte[first:end]
         causes = [pte["vm"] & VM_PRESENT == 0, pte["vm"] & VM_WRITE == 0, pte["kind"] == POISON]
         errors = np.select(causes, [errno.ENOMEM, errno.EINVAL, EHWPOISON])
         reached = int(np.argmax(np.append(errors, 1) != 0))
-        memory.populate_vma_page_range(self.m, first, first + reached)
+        memory.populate_vma_page_range(self.m, first, first + reached, hold)
+        self.pins += [(process, frame) for frame in self.m.page["frame"][first : first + reached].tolist() if hold]
         return int(np.append(errors, 0)[reached])
 
     def pin(self, process: int, start: int, end: int) -> int:
-        """pin_user_pages: touch each page as mlock does and hold it, or none if one is not writable (thp-split H5)."""
-        if self.populate_write(process, start, end):
-            return errno.EFAULT
-        held = self.m.page["frame"][slice(*self.places(process, start, end))].tolist()
-        self.pins += [(process, frame) for frame in held]
-        for frame in held:
-            folio_get(self.m, frame)
-        return 0
+        """pin_user_pages: touch and hold page by page, or none if one is not writable (thp-split H5)."""
+        before, self.pins = self.pins, []
+        if error := self.populate_write(process, start, end, hold=True):
+            self.unpin(process)
+        self.pins = before + self.pins
+        return errno.EFAULT if error else 0
 
     def unpin(self, process: int) -> int:
         """Let go of all pages that a process has pinned."""
@@ -341,8 +343,7 @@ class AddressSpaces:
 
     def mlock(self, process: int, start: int, end: int) -> int:
         """mlock: lock, then touch each page unless the range has a hole (ksm-merge F8)."""
-        error = self._set(process, start, end, on=VM_LOCKED, holes=False)
-        if not error:
+        if not (error := self._set(process, start, end, on=VM_LOCKED, holes=False)):
             self._populate(process, start, end)
         return error
 
