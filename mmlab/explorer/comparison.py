@@ -104,7 +104,7 @@ class Comparison:
         from mmlab.figures.notebook import as_output
 
         names = [*CHARTS[:2], *MAPS, *CHARTS[2:]]
-        panels = figures.axes(4, 2, 15.0, 7.4, len(names))
+        panels = figures.axes(2, 4, 9.6, 13.2, len(names))
         for ax, name in zip(panels, names, strict=True):
             title, _, runs = self.titled(name)
             run, *others = runs.values()
@@ -115,8 +115,8 @@ class Comparison:
             ax.set_title(title, fontsize=10)
         figure = figures.figure_of(panels)
         figure.set_layout_engine(None)  # which would take half a second
-        figure.subplots_adjust(0.045, 0.2, 0.99, 0.96, wspace=0.28, hspace=0.42)
-        figures.legend_below(panels, ncols=6)
+        figure.subplots_adjust(0.07, 0.13, 0.99, 0.98, wspace=0.2, hspace=0.34)
+        figures.legend_below(panels, ncols=3)
         return as_output(panels, " ".join(self.titled(name)[1] for name in names))
 
 

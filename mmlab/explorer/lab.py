@@ -88,6 +88,7 @@ def serve(
     SystemExit
         The port is in use, or may not be used: Jupyter has said so.
     """
+    import voila  # noqa: F401 (now: the filter that it adds must not win over ours)
     from jupyterlab.labapp import LabApp
 
     data = read_yaml(Path(__file__).with_name("lab.yaml"))
@@ -108,7 +109,7 @@ def serve(
         write_atomically(overrides, json.dumps(data["overrides"]).encode())
         for name, path in (("JUPYTER_CONFIG_PATH", own), ("JUPYTER_PATH", str(Path(__file__).with_name("jupyter")))):
             os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
-        warnings.filterwarnings("ignore", "ServerApp.token")  # Voilà asks for its value
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Jupyter's parts among themselves
         try:
             app = LabApp.initialize_server(argv=[f"--{name}={value}" for name, value in settings.items()])
         except SystemExit:

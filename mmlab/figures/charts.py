@@ -74,7 +74,7 @@ class Chart:
                 ax.add_artist(Polygon(corners, label=layer.label, **layer.look))
         if self.log:
             ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(theme.short)
+        ax.yaxis.set_major_formatter(theme.short)
         ax.set_ylim(*self.limits)
 
 

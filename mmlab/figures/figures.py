@@ -205,7 +205,7 @@ def curves(
     if at:
         for where in crossings(table, x, y, at, by)[x]:
             ax.plot(where, at, **LOOK["crossing"])
-            theme.write(ax, f"{float(f'{where:.3g}'):,g}", (where, at), (6, 9))  # not 1.5e+04
+            theme.write(ax, f"{float(f'{where:.3g}'):,g}", (where, at), (6, 9), bbox=LOOK["box"])  # not 1.5e+04
     drawn = [*marks, *table[y][np.isfinite(table[y]) & (table[y] > 0)]]
     if drawn:
         ax.set(yscale="log", ylim=(min(drawn) * 0.7, max(drawn) * 1.6))
@@ -245,7 +245,7 @@ def tradeoff(table: Table, x: str, y: str, by: str, mark: str, within: tuple[flo
     for number, (name, line) in enumerate(drawn.groupby(by, sort=False)):
         ax.plot(line[x], line[y], label=name, **theme.style(number), **LOOK["points"])
         for at, height, value in line[[x, y, mark]].iloc[::2].itertuples(index=False):
-            theme.write(ax, f"{value:,g}", (at, height), (5, 6), fontsize=8, color=f"C{number}")
+            theme.write(ax, f"{value:,g}", (at, height), (6, 7), fontsize=8, color=f"C{number}", bbox=LOOK["box"])
     edges = np.vstack([drawn[[x, y]], within])
     (left, bottom), (right, top) = edges.min(axis=0) / 1.5, edges.max(axis=0) * (2.0, 1.5)
     ax.fill_between([left, within[0]], bottom, within[1], **LOOK["goal"])
@@ -274,18 +274,18 @@ def steps(
     """
     ax, end = ax or axes()[0], until or float(table[x].max())
     top = float(table[y].max())
-    ax.set(xlabel=x, ylabel=y, xlim=(0, end))
+    ax.set(xlabel=x, ylabel=y, xlim=(0, end), ymargin=0.06)
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         last = min(end, part[x].iloc[-1])
         across, up, look = theme.step_line(part[x], part[y], last, number, table[by].nunique(), end)
         ax.plot(across, up, label=name, **look)
     _mark(ax, marks or {})
     if log and top > 0:
-        ax.set(yscale="log", ylim=(table[y][table[y] > 0].min() / 2, 2 * top))
-        ax.yaxis.set_major_formatter(PLAIN)
+        ax.set_yscale("log")
         ax.yaxis.set_minor_formatter("")
     else:
-        ax.set_ylim((-0.03 * top, 1.06 * top) if top > 0 else (-0.1, 1))
+        ax.update_datalim([(0, 0), (0, top or 1)])
+    ax.yaxis.set_major_formatter(PLAIN)
     ax.legend(**LOOK["above"], ncols=2, handlelength=4)
     return remember(ax, table, "steps")
 
@@ -477,19 +477,21 @@ def page_map(letters: np.ndarray, pages_per_thp: int = 512, ax: Ax = None) -> Ax
     filled = np.pad(letters, (0, -len(letters) % pages_per_thp)).reshape(-1, pages_per_thp)
     extent = 0, pages_per_thp, len(filled), 0
     ax.imshow(theme.palette()[filled], interpolation="nearest", aspect="auto", extent=extent)
-    ax.set(xlabel="page within its block (4 KiB each)", ylabel="2 MiB block")
-    ax.grid(visible=False)
-    _add_letters(ax, letters)
-    ax.legend(**LOOK["outside"])
+    ax.set_xlabel("page within its block (4 KiB each)")
+    _finish_map(ax, letters)
     return remember(ax, page_map_table(letters), "page_map")
 
 
-def _add_letters(ax: Axes, letters: np.ndarray, most: str = "") -> None:
-    """Add the kinds of page that occur to the legend."""
+def _finish_map(ax: Axes, letters: np.ndarray, most: str = "") -> None:
+    """Label the blocks, and add a legend with the kinds of page that occur."""
     for letter, (kind, colour) in LETTERS.items():
         if (letters == ord(letter)).any():
             label = f"{letter}  {most if letter != 'H' else ''}{kind}"
             theme.add_key(ax, label, facecolor=colour, edgecolor="#333333")
+    ax.set_ylabel("2 MiB block")
+    ax.locator_params(axis="y", nbins=8, integer=True)
+    ax.grid(visible=False)
+    ax.legend(**LOOK["outside"])
 
 
 def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_thp: int = 512) -> list[Axes]:
@@ -503,7 +505,7 @@ def maps_compared(maps: Mapping[str, tuple[np.ndarray, np.ndarray]], pages_per_t
     things: dict[str, np.ndarray] = {}
     for what, (kernel, model) in maps.items():
         differ = np.where(kernel == model, ord("="), ord("!")).astype(np.uint8)
-        words = f"{what}: {(kernel != model).sum():,} of {len(kernel):,} pages differ"
+        words = f"{(kernel != model).sum():,} pages differ, {what}"
         things |= {f"kernel, {what}": kernel, f"model, {what}": model, words: differ}
     return side_by_side(page_map, things, pages_per_thp, height=2.7)
 
@@ -535,11 +537,10 @@ def blocks(maps: tuple[np.ndarray, np.ndarray], ax: Ax = None) -> Axes:
     codes = table.map(ord).to_numpy(np.uint8)
     edges = np.append(time_s, time_s[-1] + ((time_s[-1] - time_s[0]) / max(1, len(time_s) - 1) or 1.0))
     ax.pcolormesh(edges, np.arange(codes.shape[1] + 1), theme.palette()[codes].swapaxes(0, 1))
-    _add_letters(ax, codes, "mostly ")
     when, block = np.nonzero((codes[1:] == ord("H")) & (codes[:-1] != ord("H")))
     size = float(np.clip(150 / codes.shape[1], 2, 6))
-    label = "collapsed" if len(when) else None
-    ax.plot(time_s[when + 1], block + 0.5, markersize=size, label=label, **LOOK["collapsed"])
+    if len(when):
+        ax.plot(time_s[when + 1], block + 0.5, markersize=size, label="collapsed", **LOOK["collapsed"])
     for letter in LETTERS:  # also written where it stays longest
         stays = np.diff(edges) @ (codes == ord(letter))
         longest = int(np.flatnonzero(stays == stays.max()).mean())
@@ -547,8 +548,6 @@ def blocks(maps: tuple[np.ndarray, np.ndarray], ax: Ax = None) -> Axes:
             at = np.flatnonzero(codes[:, longest] == ord(letter))
             place = time_s[at[len(at) // 2]], longest + 0.5
             theme.write(ax, letter, place, (0, 0), ha="center", bbox=LOOK["letter"])
-    ax.set(xlabel="simulated time (s)", ylabel="2 MiB block", xlim=(0, edges[-1]), ylim=(codes.shape[1], 0))
-    ax.locator_params(axis="y", nbins=8, integer=True)
-    ax.grid(visible=False)
-    ax.legend(**LOOK["outside"])
+    ax.set(xlabel="simulated time (s)", xlim=(0, edges[-1]), ylim=(codes.shape[1], 0))
+    _finish_map(ax, codes, "mostly ")
     return remember(ax, table, "blocks")

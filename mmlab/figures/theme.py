@@ -85,7 +85,7 @@ def legend_below(drawn: Sequence[Axes], ncols: int = 3) -> None:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Return colour, dash and marker of line ``number``: the first six differ in grey, too."""
+    """Return colour, dash and marker of line ``number``: the first nine differ in grey, too."""
     return LINES[number % len(LINES)] | ({"color": f"C{number}"} if number >= len(LINES) else {})
 
 

@@ -74,7 +74,7 @@ def judged(runs: Mapping[str, Run], *, whole: bool) -> Answer:
     errors["difference"] = np.hypot(*(errors[label] for label in runs)).where(table["difference"] != 0)
     wins = (f"{label} in {', '.join(table.index[table['better'] == label]) or 'nothing'}" for label in runs)
     title, digits = ("Counts", 0) if whole else ("Amounts, rates and shares", 2)
-    return Answer(table, f"Better: {'; '.join(wins)}.", title=title, errors=errors, digits=digits)
+    return Answer(table, f"Better {title.lower()}: {'; '.join(wins)}.", title=title, errors=errors, digits=digits)
 
 
 def _words(scenario: Scenario, name: str) -> str:

@@ -63,7 +63,7 @@ def gains(matrix: Verdict, yours: str, rivals: Sequence[str]) -> Answer:
         marks.loc[better[v][sign], v] = sign
     text = words.apply(lambda column: matrix.words[yours][[*labels]] + " : " + column)
     meaning = {"+": f"{yours} is better (+)", "-": f"{yours} is worse (−)", "=": "no difference"}
-    figure = plots.verdict_table(cells.rename(index=labels), marks, text, signs=meaning)
+    figure = plots.verdict_table(cells.rename(index=labels), marks.rename(index=labels), text, signs=meaning)
     said = (f"against {v} better in {len(signs['+'])}, worse in {len(signs['-'])}" for v, signs in better.items())
     return Answer(text, f"Gains and costs: {'; '.join(said)}", figure, note=f"In each cell {yours} : the other.")
 

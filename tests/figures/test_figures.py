@@ -99,7 +99,8 @@ def test_side_by_side_tables() -> None:
     )
     assert len(plots.figure_of(panels).axes) == 6, "two rows of three, the last two empty"
     assert {panel.get_yscale() for panel in panels} == {"log"}
-    assert {panel.get_ylim() for panel in panels} == {(0.25, 8.0)}
+    ((low, high),) = {panel.get_ylim() for panel in panels}
+    assert 0.25 < low < 0.5 < 4 < high < 8
     assert [text.get_text() for text in panels[0].texts] == ["one"]
     assert below(panels[0]) == ["a"]
 
@@ -322,8 +323,8 @@ def test_maps_compared() -> None:
     model = np.frombuffer(b"H" * 8 + b"ZKSN", np.uint8)
     panels = plots.maps_compared({"one": (kernel, model), "same": (kernel, kernel)}, pages_per_thp=4)
     titles = [panel.get_title(loc="left") for panel in panels]
-    assert titles[:3] == ["kernel, one", "model, one", "one: 2 of 12 pages differ"]
-    assert titles[5] == "same: 0 of 12 pages differ"
+    assert titles[:3] == ["kernel, one", "model, one", "2 pages differ, one"]
+    assert titles[5] == "0 pages differ, same"
     shown = panels[2].images[0].get_array()
     assert shown is not None
     assert (shown == 17).all(axis=2).astype(int).tolist() == [[0] * 4, [0] * 4, [0, 0, 1, 1]]
@@ -402,7 +403,7 @@ def test_blocks() -> None:
     legend = ax.get_legend()
     assert legend is not None
     words = [text.get_text() for text in legend.get_texts()]
-    assert words == ["H  THP", "A  mostly small page", "Z  mostly shared zeropage", "collapsed"]
+    assert words == ["collapsed", "H  THP", "A  mostly small page", "Z  mostly shared zeropage"]
     assert {text.get_text() for text in ax.texts} == {"H", "A", "Z"}, "letters, for a print in grey"
     plots.blocks((time[:1], letters[:1]))
 

@@ -48,8 +48,8 @@ def test_step_lines_hold_their_values_and_have_markers() -> None:
 
 
 def test_lines_differ_in_grey() -> None:
-    looks = [theme.style(number) for number in range(6)]
-    assert len({str(look["linestyle"]) for look in looks}) == len({look["marker"] for look in looks}) == 6
+    looks = [theme.style(number) for number in range(9)]
+    assert len({str(look["linestyle"]) for look in looks}) == len({look["marker"] for look in looks}) == 9
     assert len({part["hatch"] for part in theme.PARTS}) == len(theme.PARTS)
 
 
