@@ -194,8 +194,9 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
         assert (m.node["nid"][tree] == nid).all()
         slots += tree
     chains = [n for n in slots if m.node[n]["kind"] == CHAIN]
-    kinds = m.node["kind"][: m.state[0]["top_node"]]
-    migrated = np.flatnonzero(kinds == MIGRATED).tolist()
+    kinds = m.node["kind"][1 : m.state[0]["top_node"]]
+    migrated = list(_follow(m.node[0]["first"], m.node["left"]))
+    assert sorted(migrated) == [1 + n for n in np.flatnonzero(kinds == MIGRATED)]
     nodes = list(migrated)
     for n in slots:
         if n not in chains:
@@ -209,7 +210,7 @@ def _stable_tree(m: Machine, live: np.ndarray) -> None:
         nodes += dups
     dups_total = len(nodes) + len(chains) - len(slots) - len(migrated)
     free = len(list(_follow(m.state[0]["free_node"], m.node["first"])))
-    assert len(nodes) + len(chains) == m.state[0]["top_node"] - free == (kinds != NO_NODE).sum()
+    assert len(nodes) + len(chains) == len(kinds) - free == (kinds != NO_NODE).sum()
     lengths = []
     for n in nodes:
         items = list(_follow(m.node[n]["first"], m.page["left"]))

@@ -386,7 +386,7 @@ class Vma:
 
     start: int
     end: int
-    huge: bool
+    huge: bool | None  # MADV_HUGEPAGE, MADV_NOHUGEPAGE, or neither
     anon_vma: int  # areas join only within one of them (thp-split H10)
     stamp: int  # when it was made or resized last (thp-split Z4)
     mergeable: bool = False
@@ -2071,7 +2071,7 @@ class Reclaim(Ksm):
         """MADV_COLLAPSE of the part of a range that lies in one area: K7, K11."""
         size = self.pages_per_thp
         first, last = -(-start // size), end // size
-        if not vma.huge or vma.end // size <= -(-vma.start // size):
+        if vma.huge is False or vma.end // size <= -(-vma.start // size):
             return EINVAL
         if first > last:
             return 0 if self.has["part_of_block_is_done"] else EINVAL
@@ -2613,7 +2613,7 @@ class Machine(Reclaim):
         """MAP_FIXED | MAP_POPULATE; S12: mergeable from the start under MERGE_ANY."""
         self.cut_out(mm, page, page + count)
         stamp = self.stamp()
-        area = Vma(page, page + count, huge=False, mergeable=mm.merge_any, anon_vma=stamp, stamp=stamp)
+        area = Vma(page, page + count, huge=None, mergeable=mm.merge_any, anon_vma=stamp, stamp=stamp)
         mm.vmas = sorted([*mm.vmas, area], key=lambda vma: vma.start)
         for address in range(page, page + count):
             self.write_fault(mm, area, address)
@@ -2673,11 +2673,18 @@ class Machine(Reclaim):
         mm.vmas = sorted([*mm.vmas, moved], key=lambda vma: vma.start)
 
     def op_pin(self, mm: Mm, page: int, count: int) -> int:
-        """H5: each page is written to and held before the next one, or in the end none is held."""
+        """H5: each page is written to and held before the next one, or in the end none is held; those before the first
+        whose entry is not writable are held as they are."""
         held: list[tuple[Mm, Page]] = []
-        error = 0
+        error, at_once = 0, True
         for address in range(page, page + count):
-            error = error or self.op_populate_write(mm, address, 1)
+            block = mm.blocks[address // self.pages_per_thp]
+            entry = block.pmds[mm] if type(block) is Folio else mm.ptes.get(address)
+            at_once = at_once and type(entry) is Pte and entry.writable
+            if at_once:
+                mm.page_at(address).folio.referenced = True
+            else:
+                error = error or self.op_populate_write(mm, address, 1)
             if not error:
                 self.pin(mm.page_at(address))
                 held.append((mm, mm.page_at(address)))

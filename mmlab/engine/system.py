@@ -138,7 +138,8 @@ class System:
         if not (self.scenario.hot_fraction or self.scenario.warm_fraction or self.away[base : base + pages].any()):
             self.images[process] = replace(workload.NOTHING, gaps=image.gaps)  # the rest is a quarter of all memory
         m.page["key"][base : base + pages] = image.keys
-        flags = image.huge * np.uint8(kernel.VM_HUGEPAGE) + np.uint8(kernel.VM_PRESENT | kernel.VM_WRITE)
+        flags = np.where(image.huge, kernel.VM_HUGEPAGE, kernel.VM_NOHUGEPAGE).astype(np.uint8)
+        flags |= np.uint8(kernel.VM_PRESENT | kernel.VM_WRITE)
         m.pte["vm"][base : base + pages] = flags
         image = replace(image, keys=workload.NOTHING.keys, huge=workload.NOTHING.huge, dealt=workload.NOTHING.dealt)
         orders = image.order if self.order >= THP_ORDER else np.minimum(image.order, self.order)

@@ -282,14 +282,18 @@ def populate_vma_page_range(m, first, end, hold):
     """Touch each page of [first, end) as mlock does: write where the VMA is writable, else read (ksm-merge F8).
 
     An entry that is writable already causes no fault: it stays as it is, and the page is marked instead; but a huge PMD
-    becomes dirty and is not old any more. With `hold` each page is referenced before the next one is touched (thp-split
-    H5).
+    becomes dirty and is not old any more. With `hold` each page is referenced before the next one is touched, and no
+    page is touched before the first whose entry is not writable (thp-split H5).
     """
-    order = m.state[0].hpage_order
+    order, at_once = m.state[0].hpage_order, hold
     for v in range(first, end):
-        if not m.pte[v].vm & VM_WRITE:
+        writable = m.pte[v].kind == ANON and pte_writable(m, v)
+        at_once = at_once and writable
+        if at_once:
+            m.frame[folio.folio_head(m, m.page[v].frame)].flags |= REFERENCED
+        elif not m.pte[v].vm & VM_WRITE:
             _read_fault(m, v)
-        elif m.pte[v].kind == ANON and m.block[v >> order].pmd == PMD_TABLE and pte_writable(m, v):
+        elif writable and m.block[v >> order].pmd == PMD_TABLE:
             m.frame[folio.folio_head(m, m.page[v].frame)].flags |= PG_DIRTY | REFERENCED
         elif m.pte[v].kind != ANON or m.pte[v].bits & (EXCLUSIVE | DIRTY | OLD) != EXCLUSIVE | DIRTY:
             _write_fault(m, v)

@@ -227,9 +227,9 @@ class AddressSpaces:
         self._set(process, start, end, VM_UFFD if value else 0, VM_UFFD)
         return 0 if self._in_range(process, start, end) else errno.EINVAL
 
-    hugepage = partialmethod(_set, on=VM_HUGEPAGE)
+    hugepage = partialmethod(_set, on=VM_HUGEPAGE, off=VM_NOHUGEPAGE)
     """MADV_HUGEPAGE"""
-    nohugepage = partialmethod(_set, off=VM_HUGEPAGE)
+    nohugepage = partialmethod(_set, on=VM_NOHUGEPAGE, off=VM_HUGEPAGE)
     """MADV_NOHUGEPAGE"""
 
     dontneed = partialmethod(_unlocked, act=lambda m, a, b: memory.zap_page_range(m, a, b, True))
@@ -246,7 +246,7 @@ class AddressSpaces:
         size = 1 << int(self.m.state[0]["hpage_order"])
 
         def visit(v: Vma, a: int, b: int) -> int:
-            if not v.vm & VM_HUGEPAGE or -(-v.start // size) * size + size > v.end:
+            if v.vm & VM_NOHUGEPAGE or -(-v.start // size) * size + size > v.end:
                 return errno.EINVAL
             if -(-a // size) > b // size:
                 return 0 if self.m.state[0]["part_of_block_is_done"] else errno.EINVAL
@@ -263,7 +263,10 @@ class AddressSpaces:
         return 0
 
     def mmap(self, process: int, start: int, end: int) -> int:
-        """mmap with MAP_FIXED and MAP_POPULATE; with MERGE_ANY the new VMA is mergeable (ksm-scan S12)."""
+        """mmap with MAP_FIXED and MAP_POPULATE; with MERGE_ANY the new VMA is mergeable (ksm-scan S12).
+
+        It has neither advice about huge pages (khugepaged K11).
+        """
         self.munmap(process, start, end)
         self.m.state[0]["unmerged"] = 1  # rmap_items may be left of what was here
         vm = VM_PRESENT | VM_WRITE | (VM_MERGEABLE if self.m.mm[process + 1]["merge_any"] else 0)

@@ -34,7 +34,7 @@ NONE, ANON, ZP_CLEAN, ZP_KSM, HUGE_ZP, SWAP, POISON = range(7)
 # until the first write. OLD: not accessed since MADV_COLD.
 DIRTY, EXCLUSIVE, KSM_PAGE, READ_ONLY, OLD = 1, 2, 4, 8, 16
 # Flags of the page's VMA
-VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD = 1, 2, 4, 8, 16, 32
+VM_PRESENT, VM_MERGEABLE, VM_LOCKED, VM_HUGEPAGE, VM_WRITE, VM_UFFD, VM_NOHUGEPAGE = 1, 2, 4, 8, 16, 32, 64
 # State of the page's rmap_item (ksm-scan S20), 0: there is none. REWRITTEN, beside CHECKSUM: written to since.
 ITEM, CHECKSUM, UNSTABLE, STABLE, REWRITTEN = 1, 2, 4, 8, 16
 
