@@ -163,9 +163,8 @@ def _nothing_to_merge(m, v, frame):
     These are the first steps of the kernel's `cmp_and_merge_page` (ksm-merge M1, M2).
     """
     node = m.frame[frame].node
-    if node >= 0:  # M1
-        aside = not m.state[0].merge_across_nodes and stable_tree.node_is_aside(m, node, frame)
-        merged = m.pte[v].item & STABLE and m.page[v].parent == node and not aside
+    if node >= 0:  # M1b; with trees for each NUMA node, `cmp_and_merge_page` looks closer
+        merged = m.pte[v].item & STABLE and m.page[v].parent == node and m.state[0].merge_across_nodes
         return Decision.VISIT_MERGED if merged else Decision.SEARCH_STABLE
     if m.pte[v].item & (STABLE | UNSTABLE):  # M2
         rmap_item.remove_rmap_item_from_tree(m, v)
@@ -259,8 +258,11 @@ def cmp_and_merge_page(m, v, frame):
     Return how the visit ends, and the page that it ends at or -1.
     """
     key = m.page[v].key
-    head = folio_head(m, frame)
-    if m.frame[frame].node < 0:
+    head, node = folio_head(m, frame), m.frame[frame].node
+    aside = node >= 0 and not m.state[0].merge_across_nodes and stable_tree.node_is_aside(m, node, frame)  # M1a
+    if node >= 0 and not aside and m.pte[v].item & STABLE and m.page[v].parent == node:  # M1b
+        return Decision.VISIT_MERGED, np.int64(-1)
+    if node < 0:
         may = _visit(m, v, frame)
         if may == LEAVE or (may == ZEROPAGE_ONLY and key != 0):
             return Decision.VISIT_LEFT, np.int64(-1)
