@@ -175,14 +175,14 @@ def meaning(table: pd.DataFrame) -> Answer:
         name = often[most >= most.max() / 2].sort_index(ascending=False).idxmax()
         at = gap[by == name].idxmax()
         label = ", ".join(filter(None, (row["counter"], row.get("only"))))
-        shown = {"it says": said[at], "in truth": case[at], "which is": row["words"], "rule": row["rule"]}
-        rows[label] = shown | {"recording": name, "so in": int((most > 0).sum())}
+        shown = {"it says": said[at], "there are": case[at], "of": row["words"], "rule": row["rule"]}
+        rows[label] = shown | {"recording": name, "off in (recordings)": int((most > 0).sum())}
         if row.get("drawn"):
             own = said.where(table["of the kernel"] == "both")
             part = pd.DataFrame({"model": said, "truth": case, "recorded": own})
             drawn[f"{label}\n{name[:34]}"] = part[by == name].reset_index(drop=True).rename_axis("sample").reset_index()
     data = pd.DataFrame.from_dict(rows, "index").rename_axis("counter")
-    often = data["so in"].sort_values(ascending=False, kind="stable").head(4)
+    often = data["off in (recordings)"].sort_values(ascending=False, kind="stable").head(4)
     said = "; ".join(f"{name}, in {count}" for name, count in often.items())
     title = f"Where each counter is furthest off, and in how many of {by.nunique()} recordings it is off"
     finding = f"Not what it is taken for: {said} recordings"

@@ -65,7 +65,7 @@ def test_what_counters_hide(found: list[Recording]) -> None:
     row = table.loc["ksm_zero_pages"]
     last = found[0].run.rows[-1]
     assert row["recording"] == NAMES[0]
-    assert row["in truth"] - row["it says"] == np.max(
+    assert row["there are"] - row["it says"] == np.max(
         found[0].run.rows["zeropage_entries"] - found[0].run.rows["ksm_zero_pages"]
     )
     assert last["zeropage_entries"] > 0
