@@ -25,7 +25,7 @@ report: $(READY) ## all reports, in reports/: HTML pages with their data, and th
 
 reports: report
 
-quick: $(TOOLS) ## exactness and unit tests only (two minutes)
+quick: $(TOOLS) ## exactness and unit tests only (under three minutes)
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m quick
 
 test: $(TOOLS) ## lint, types, all tests, notebooks

@@ -44,7 +44,7 @@ class Scheduling(LoadScopeScheduling):
         return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
 
 
-SLOW = {*TOGETHER, "test_execute", "test_index", "test_jit", "test_notebooks", "test_processes", "test_property"}
+SLOW = {*TOGETHER, *map("test_{}".format, "capture execute index jit notebooks property schema tune vm watch".split())}
 """Files of tests that `pytest -m quick` leaves out: exactness and unit tests remain."""
 
 

@@ -198,7 +198,7 @@ def test_an_owner_that_runs_beside_ksmd(live: dict[str, Any], tmp_path: Path) ->
     assert runner.save() == live
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("MMLAB_LIVE", "5"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MMLAB_LIVE", "10"))))
 def test_random_scenario_recorded_equals_predicted(live: dict[str, Any], seed: int) -> None:
     """The model does what the kernel does; what that does only once may come from others, on a machine not calm."""
     seen: list[list[list[int]]] = []
