@@ -59,6 +59,8 @@ def side_by_side(
 ) -> list[Axes]:
     """Draw one figure a run or table, each titled with its label, on common scales and with one legend.
 
+    Where the label of the x axis is ``{}``, it is the title.
+
     Parameters
     ----------
     draw : callable
@@ -76,7 +78,7 @@ def side_by_side(
     panels = axes(across, down, **size, count=len(things), sharex=sharex, sharey=True)
     spans = []
     for ax, (label, thing) in zip(panels, things.items(), strict=True):
-        draw(thing, *args, ax=ax, **how).set_title(label)
+        draw(thing, *args, ax=ax, **how).set(title=label, xlabel=ax.get_xlabel().format(label))
         ax.label_outer()
         spans.append(ax.get_ylim())
     if all(low < high for low, high in spans):  # each has set the common scale to its own
@@ -214,8 +216,9 @@ def curves(
     ax.yaxis.set_major_formatter(PLAIN)
     if log:
         ticks = sorted(set(table[x]))
+        pairs = zip(ticks, [*ticks[1:], np.inf], strict=True)
         ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:,g}" if 1.25 * tick < after else "" for tick, after in pairs])
         ax.set_xticks([], minor=True)
     ax.legend(loc="best", frameon=True)
     return remember(ax, table, "curves")

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-INK = "#111111"
-
-
 _LOOKS = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
 LOOK: dict[str, dict[str, Any]] = _LOOKS["looks"]
 LINES: list[dict[str, Any]] = _LOOKS["lines"]

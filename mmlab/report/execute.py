@@ -53,9 +53,7 @@ SCRATCH = "mmlab-report-"
 MEMORY = "The most likely reason is that memory ran out: --jobs 1 needs less."
 
 
-def make_all(
-    requests: Sequence[Request], jobs: int = 1, progress: Progress = None, made_of: Mapping[str, Any] | None = None
-) -> Iterator[str]:
+def make_all(requests: Sequence[Request], jobs: int = 1, progress: Progress = None) -> Iterator[str]:
     """Make reports, `jobs` at a time, and yield for each, in order, what failed in its notebook, empty if nothing did.
 
     A notebook that fails leaves its page up to the failing cell, with the error.
@@ -64,8 +62,6 @@ def make_all(
     ----------
     progress : callable, optional
         Called with the reports done, all reports, and the next one's name.
-    made_of : mapping, optional
-        The software, instead of `mmlab.report.provenance.software`.
 
     Raises
     ------
@@ -81,7 +77,7 @@ def make_all(
     context, failed = get_context("spawn"), dict[int, str]()
     ours, theirs = context.Pipe(duplex=False)
     with claimed(requests), scratch_folder() as scratch, ExitStack() as stack:
-        made_of = made_of or software(requests[0].page.parent)
+        made_of = software(requests[0].page.parent)
         server = context.Process(target=_serve, args=(theirs, requests, jobs, made_of, scratch))
         with patch.dict(os.environ, fixed):
             server.start()

@@ -18,12 +18,10 @@ import pandas as pd
 from mmlab.figures import figures as plots
 from mmlab.results.run import Run, simulate
 from mmlab.results.trace import CLOCKS
+from mmlab.studies import runs as studied
 from mmlab.studies.goals import Goals, Reference
 from mmlab.studies.measures import samples, standard_error, value
 from mmlab.studies.pingpong import scan_seconds
-from mmlab.studies.runs import COLUMNS as LISTED
-from mmlab.studies.runs import TIME as WHEN
-from mmlab.studies.runs import group_equal
 from mmlab.studies.settings import LEVELS
 from mmlab.studies.study import Answer
 from mmlab.variants import VARIANTS, AnyVariant, Variant, resolve
@@ -35,7 +33,7 @@ LONG_RUN = 16
 BUDGET, TIME, CPU = "pages_to_scan (pages)", "reached after (s)", "ksmd CPU (%)"
 SAVED, SHOWN = "saved (MiB)", "shown by KSM (MiB)"
 WORK = ["visits", "CPU time (s)", "full scans"]
-COLUMNS: dict[str, str] = LISTED["goal"]
+COLUMNS: dict[str, str] = studied.COLUMNS["goal"]
 """What is measured when the goal's share is reached; see `mmlab.studies.measures.value`."""
 
 Point = Mapping[str, float]
@@ -75,7 +73,7 @@ class Guests:
         fits = [budget for budget in self.budgets if LONG_RUN * self._scan(budget) <= self.scenario.horizon_seconds]
         patient = self.scenario.replace(pages_to_scan=min(fits, default=self.budgets[-1]), until_settled=False)
         runs = {name: simulate(patient, variant=name).rows for name in dict.fromkeys([patient.variant, *VARIANTS])}
-        return {names[0]: names for names in group_equal(runs).values()}
+        return {names[0]: names for names in studied.group_equal(runs).values()}
 
     def measure(self, run: Run) -> Point:
         """Measure a run up to the moment that reaches the goal's share, or to its end; ``se …`` are standard errors."""
@@ -137,14 +135,14 @@ class Guests:
         """Draw memory saved and pages_to_scan over time, until all runs that reach the goal's share have done so."""
         parts = []
         for who, run in runs.items():
-            seconds, pages = run.rows["time_ns"] / 1e9, run.rows["pages_to_scan"]
-            parts += [pd.DataFrame({"who": who, WHEN: seconds, SAVED: self.reference.saved_mib(run), BUDGET: pages})]
+            seconds, pages, saved = run.rows["time_ns"] / 1e9, run.rows["pages_to_scan"], self.reference.saved_mib(run)
+            parts += [pd.DataFrame({"who": who, studied.TIME: seconds, SAVED: saved, BUDGET: pages})]
         table = pd.concat(parts)
         until = 1.25 * max(np.nan_to_num(self.measure(run)[TIME]) for run in runs.values())
         panels = plots.axes(2, width=11.5, height=4.4)
         goal = self.limits["saved"] / 100 * self.reference.ideal / 256
-        plots.steps(table, WHEN, SAVED, "who", panels[0], until, marks={goal: ""})
-        plots.steps(table, WHEN, BUDGET, "who", panels[1], until, log=True)
+        plots.steps(table, studied.TIME, SAVED, "who", panels[0], until, marks={goal: ""})
+        plots.steps(table, studied.TIME, BUDGET, "who", panels[1], until, log=True)
         plots.legend_below(panels)
         return Answer(table, figure=panels)
 

@@ -31,8 +31,6 @@ from mmlab.variants import resolve
 
 MOST = 1_000_000
 """Scenarios of one grid."""
-
-"""What reports progress: called with the things done, all things, and a remark."""
 Point = dict[str, Any]
 """Values of parameters, by name."""
 

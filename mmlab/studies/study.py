@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN = "_studies"
 """Name in a notebook's namespace of the studies that its cells have shown, by their findings."""
+SUMMED_UP = 10
+"""Findings that a summary shows; more are behind a fold."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,8 +132,11 @@ def summary(value: str, words: str, *shown: object) -> None:
     display.headline(value, words)
     things = (list(each.get(SHOWN, {}).values()) if isinstance(each, Mapping) else [each] for each in shown)
     findings = dict.fromkeys(study.finding for study in chain.from_iterable(things) if study.finding)
-    lines = "\n".join(f"- {_lead_in_bold(finding)}" for finding in findings)
-    display.say(f'<div class="answer">\n\n{lines}\n\n</div>')
+    lines = [f"- {_lead_in_bold(finding)}" for finding in findings]
+    if more := lines[SUMMED_UP:]:
+        fold = f"<details><summary>{len(more)} more findings</summary>"
+        lines = [*lines[:SUMMED_UP], "", fold, "", *more, "", "</details>"]
+    display.say("\n".join(['<div class="answer">', "", *lines, "", "</div>"]))
 
 
 def _lead_in_bold(finding: str) -> str:

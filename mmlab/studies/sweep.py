@@ -216,7 +216,7 @@ def read_sweep(folder: str | Path, *, all_models: bool = False) -> pd.DataFrame:
         There is no sweep, or a file is damaged.
     """
     folder = Path(folder)
-    with _user_errors(folder, "Name the folder of `mmlab sweep -o`.", f"there is no sweep in it (no {MANIFEST})"):
+    with _user_errors(folder, "Name the folder of `mmlab sweep -o`.", f"there is no sweep in it (no whole {MANIFEST})"):
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     rows = _read(folder).to_pandas()
     rows = rows if all_models else rows[rows["model"] == about["model"]]
@@ -334,7 +334,7 @@ def _user_errors(path: Path, hint: str, problem: str = "") -> Iterator[None]:
     """Raise an error of a file or folder as a `UserError`, with this hint and, if given, this problem."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(problem or str(getattr(error, "strerror", error)), parameter=str(path), hint=hint) from None
 
 

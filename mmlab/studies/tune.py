@@ -33,7 +33,7 @@ import pandas as pd
 
 from mmlab.errors import UserError
 from mmlab.figures.notebook import remember
-from mmlab.figures.theme import INK, LOOK, axes
+from mmlab.figures.theme import LOOK, axes
 from mmlab.results.table import text_table
 from mmlab.results.uncertainty import standard_errors
 from mmlab.studies.fleet import SCALED, Host
@@ -304,7 +304,7 @@ to set it
             points = table[table["met"] == met]
             ax.scatter(points[x], points[y], label=kind, color=color, marker=marker, edgecolor="white")
         edge = table[y].cummax() if self.axes[y] else table[y].cummin()
-        ax.step(table[x], edge, where="post", color=INK, linewidth=1, label="best for the cost")
+        ax.step(table[x], edge, where="post", color="black", linewidth=1, label="best for the cost")
         for limit in (limit for limit in self.goals.limits if limit.measure in (x, y)):
             line = ax.axvline if limit.measure == x else ax.axhline
             line(limit.value, label=str(limit), **LOOK["budget"])

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from mmlab import Scenario
 from mmlab.figures import figures as plots
 from mmlab.figures import notebook as display
-from mmlab.studies.study import SHOWN, Answer, describe, expect, summary
+from mmlab.studies.study import SHOWN, SUMMED_UP, Answer, describe, expect, summary
 
 RATES = pd.DataFrame({"rate (MiB/s)": [5.0, 0.2]}, index=pd.Index(["legacy", "mainline"], name="variant"))
 ERRORS = pd.DataFrame({"rate (MiB/s)": [0.5, 0.0]}, index=RATES.index)
@@ -98,6 +98,13 @@ def test_summary(shown: list) -> None:
     assert about == {"text/html": {"headline": {"value": "27 batches", "words": "free 920 MiB"}}}
     assert headline["text/plain"] == "27 batches free 920 MiB"
     assert lines["text/markdown"] == '<div class="answer">\n\n- **One:** 1\n- Two\n\n</div>'
+
+
+def test_a_long_summary_is_folded(shown: list) -> None:
+    summary("27 batches", "free 920 MiB", *(Answer(RATES, f"Finding {n}") for n in range(SUMMED_UP + 2)))
+    seen, fold, rest = shown[-1][0]["text/markdown"].partition("<details><summary>2 more findings</summary>\n\n")
+    assert (seen.count("- Finding"), bool(fold)) == (SUMMED_UP, True)
+    assert rest == f"- Finding {SUMMED_UP}\n- Finding {SUMMED_UP + 1}\n\n</details>\n\n</div>"
 
 
 def test_a_notebook_knows_what_it_has_shown(shown: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,6 +344,8 @@ def test_what_is_damaged_or_taken_is_said(tmp_path: Path) -> None:
         return found.value
 
     assert "no sweep in it" in refused().problem
+    (tmp_path / "sweep.json").write_text('{"mod')
+    assert "no whole sweep.json" in refused().problem
     grid = Grid(base=TINY)
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
