@@ -27,6 +27,7 @@ def scenario(seed: int, most: int = 60) -> dict[str, Any]:
     asked |= {"pages_per_thp": 512, "nodes": 1, "kernel_changes": {}, "batches": min(asked["batches"], most)}
     knobs |= {"merge_across_nodes": 1}
     knobs.pop("sleep_millisecs", None)
+    knobs["swap_mib"] = 64 * (knobs["swap_mib"] > 0)  # which pages find the last slots is not modelled (thp-split W8)
     if knobs["stable_node_chains_prune_millisecs"]:
         knobs["stable_node_chains_prune_millisecs"] = 4294967  # never: how long a batch takes is not the kernel's
     if "hugepages_enabled" in knobs:

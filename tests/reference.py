@@ -1996,15 +1996,17 @@ class Reclaim(Ksm):
             return
         if folio.lazy:
             self.discard(mm, folio)
-        elif folio.slot or self.slots_free() >= len(folio.pages):
+        elif folio.slot or self.slots_free(folio.order) >= len(folio.pages):
             self.swap_out(mm, folio)
         elif folio.order and self.split_pinned(folio.pages[0], "other"):  # thp-split 3.6
             for page in folio.pages:
                 if page.maps:
                     self.page_out(mm, page.folio)
 
-    def slots_free(self) -> int:
+    def slots_free(self, order: int) -> int:
         """The first page of the device is its header."""
+        if order and self.knobs["swap_mib"] * 256 < 2 << self.thp_order:
+            return 0  # W8
         return max(0, self.knobs["swap_mib"] * 256 - 1) - self.slots_used
 
     def reachable(self, page: Page) -> bool:

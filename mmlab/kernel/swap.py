@@ -156,8 +156,9 @@ def shrink_folio(m, v):
     """Reclaim the folio that is mapped wholly, from v on, and by nothing else.
 
     A large folio is swapped out whole (thp-split W2). Without a contiguous run of slots it is split, and its pages are
-    swapped out one by one (thp-split 3.6); those that became the zeropage are gone by then (G3). Slots are contiguous
-    as long as enough of them are free: fragmentation is not modelled.
+    swapped out one by one (thp-split 3.6); those that became the zeropage are gone by then (G3). In an area that has
+    room for large folios (thp-split W8), slots are contiguous as long as enough of them are free: fragmentation is not
+    modelled.
     """
     f = m.frame[m.page[v].frame].folio
     if f < 0:
@@ -169,7 +170,7 @@ def shrink_folio(m, v):
     if m.frame[head].flags & LAZY:
         _discard_folio(m, f, v)
         return
-    if _free_slots(m) < n:
+    if _free_slots(m) < n or m.state[0].swap_mib * 256 < 2 << m.state[0].hpage_order:
         if split_folio(m, head, CALLER_OTHER):
             if n == 1 << m.state[0].hpage_order:
                 m.stat[0].thp_swpout_fallback += 1
