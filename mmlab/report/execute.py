@@ -214,22 +214,22 @@ def _run(request: Request, folder: Path) -> tuple[NotebookNode, str]:
     from mmlab.report.jupyter import ForkedKernelManager
 
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(folder), "IPYTHONDIR": str(folder / "ipython"), TABLES: str(folder)}
-    result = Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb"
-    error = ""
+    executed, error = [nbformat.v4.new_notebook()], ""  # type: ignore[no-untyped-call]
     try:
         execute_notebook(
             request.notebook.resolve(),
-            result,
+            Path(os.environ.get("MMLAB_EXECUTED") or folder) / f"{request.page.stem}.ipynb",
             parameters={name: request.parameters[name] for name in request.changed},
             kernel_manager_class=ForkedKernelManager,
             config=Config(ConnectionFileMixin={"connection_file": str(folder / "connection.json")}),  # has a key
+            on_notebook_start=lambda notebook: executed.append(notebook),  # it is run in place
             **DEPENDS["papermill"],
         )
     except PapermillExecutionError as stop:
         error = f"Cell [{stop.exec_count}] of {request.notebook.name} failed with {stop.ename}: {stop.evalue}"
     except (CellControlSignal, RuntimeError) as stop:  # such as DeadKernelError
         error = f"{request.notebook.name} stopped: {stop}"
-    return nbformat.read(result, as_version=4), error  # type: ignore[no-untyped-call]
+    return executed[-1], error
 
 
 def publish(request: Request, tables: Mapping[str, bytes], text: str) -> None:
