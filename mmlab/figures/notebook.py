@@ -99,7 +99,7 @@ def png(drawn: Drawn) -> bytes:
     canvas = FigureCanvasAgg(figure)  # the pixels of savefig, which would lay the figure out twice
     canvas.draw()  # type: ignore[no-untyped-call]
     image, out = Image.fromarray(np.asarray(canvas.buffer_rgba())), io.BytesIO()  # type: ignore[no-untyped-call]
-    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, "PNG")
     return out.getvalue()
 
 
