@@ -140,14 +140,14 @@ def confirmed(found: Iterable[Recording]) -> pd.DataFrame:
     """
     table = pd.DataFrame(0, pd.Index(CONTEXTS, dtype=object), ["does not remap", "remaps"])
 
-    def notice(recording: Recording, contexts: Sequence[SplitContext]) -> list[SplitContext]:
-        """Return the contexts whose answer matters, by halving: most do not."""
-        own = VARIANTS[recording.variant]
+    def notice(recording: Recording, contexts: Sequence[SplitContext], some: bool = False) -> list[SplitContext]:
+        """Return the contexts whose answer matters, by halving: most do not; if `some` do, a half need not be asked."""
+        own, half = VARIANTS[recording.variant], len(contexts) // 2
         turned = replace(own, predicate=lambda split: own.predicate(split) != (split in contexts))
-        if not contexts or recording.matching(turned) == recording.found.samples:
+        if not contexts or (not (some and half) and recording.matching(turned) == recording.found.samples):
             return []
-        half = len(contexts) // 2
-        return notice(recording, contexts[:half]) + notice(recording, contexts[half:]) if half else [*contexts]
+        first = notice(recording, contexts[:half]) if half else [*contexts]
+        return first + notice(recording, contexts[half:], not first) if half else first
 
     for recording in found:
         splits = recording.run.mthp is not None or recording.run.rows["thp_split_page"][-1] > 0
