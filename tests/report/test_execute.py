@@ -80,11 +80,12 @@ def test_a_page_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "words"), [("os._exit(3)", "died"), ("os.kill(os.getppid(), 9)", "killed")])
-def test_a_process_that_dies_is_told(tmp_path: Path, code: str, words: str) -> None:
+def test_a_process_that_dies_is_told(tmp_path: Path, code: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel's death leaves its page up to there; that of the report's process does not."""
     request = Request(notebook(tmp_path / "dies.ipynb", "print('so far')", f"import os\n{code}"), out=tmp_path / "out")
+    monkeypatch.setattr("mmlab.report.execute.software", lambda _: MADE_OF)
     try:
-        (error,) = make_all([request], made_of=MADE_OF)
+        (error,) = make_all([request])
         assert "so far" in request.page.read_text()
     except UserError as refused:
         error = str(refused)
