@@ -501,7 +501,7 @@ class Memory:
         new = {"where": where, "page": page, "count": count, "other": partner, "value": value}
         if self.decisions and page >= 0 and count == 1 and partner == (-1, -1):
             last = self.decisions[-1]
-            if last | {"page": page, "count": count} == new and last["page"] + last["count"] == page:
+            if last["page"] + last["count"] == page and last | {"page": page, "count": count} == new:
                 last["count"] += count
                 return
         self.decisions.append(new)
@@ -549,7 +549,7 @@ class Memory:
     def unpin(self, page: Page) -> None:
         folio = page.folio
         folio.pins -= 1
-        if not folio.held and not folio.mapcount:
+        if not folio.mapcount and not folio.held:
             self.gone(folio)
 
     def map_pte(
