@@ -11,6 +11,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
+# Tests are rewritten so that assertions explain themselves: what was rewritten is kept, or each run takes 10 s for it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
+
 JOBS    ?= $(shell $(PYTHON) mmlab/limits.py 2>/dev/null || echo 2)
 
 help: ## this list
@@ -26,19 +29,19 @@ report: $(READY) ## all reports, in reports/: HTML pages with their data, and th
 reports: report
 
 quick: $(TOOLS) ## exactness and unit tests only (under three minutes)
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m quick
+	@$(PYTEST) -n $(JOBS) -m quick
 
 test: $(TOOLS) ## lint, types, all tests, notebooks
 	@$(MAKE) --no-print-directory lint
 	@echo "Tests (on $(JOBS) processes)"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(PYTEST) -n $(JOBS)
 
 nightly: $(TOOLS) ## 2,000 random scenarios; the race to compile 20 times; sweeps killed ten times; all reports made twice; the lowest versions
-	MMLAB_SCENARIOS=2000 $(BIN)/python -m pytest -q -s tests/test_property.py
-	MMLAB_RACES=20 $(BIN)/python -m pytest -q tests/kernel/test_jit.py -k threads
-	MMLAB_KILLS=10 $(BIN)/python -m pytest -q tests/studies/test_sweep.py -k 'kill or dies'
-	MMLAB_TWICE=1 $(BIN)/python -m pytest -q tests/report/test_reports_same.py
-	MMLAB_LOWEST=1 $(BIN)/python -m pytest -q tests/test_lowest.py
+	MMLAB_SCENARIOS=2000 $(PYTEST) -s tests/test_property.py
+	MMLAB_RACES=20 $(PYTEST) tests/kernel/test_jit.py -k threads
+	MMLAB_KILLS=10 $(PYTEST) tests/studies/test_sweep.py -k 'kill or dies'
+	MMLAB_TWICE=1 $(PYTEST) tests/report/test_reports_same.py
+	MMLAB_LOWEST=1 $(PYTEST) tests/test_lowest.py
 
 lint: $(TOOLS) ## ruff (rules and layout) and mypy
 	@echo "Lint and types"
@@ -59,7 +62,7 @@ bench: $(TOOLS) ## speed and trust, into reports/benchmarks.md (half an hour)
 	@$(BIN)/python tests/bench.py
 
 screenshots: $(TOOLS) ## the explorer at four sizes and a report (needs Chromium)
-	@$(BIN)/python -m pytest -q -s tests/screenshots.py
+	@$(PYTEST) -s tests/screenshots.py
 
 clean: ## removes .venv, caches and the reports' pages
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
