@@ -28,7 +28,7 @@ report: $(READY) ## all reports, in reports/: HTML pages with their data, and th
 
 reports: report
 
-quick: $(TOOLS) ## exactness and unit tests only (under three minutes)
+quick: $(TOOLS) ## exactness and unit tests only (two minutes on two CPUs)
 	@$(PYTEST) -n $(JOBS) -m quick
 
 test: $(TOOLS) ## lint, types, all tests, notebooks
