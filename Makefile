@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.tools
 
-# Tests are rewritten so that assertions explain themselves: what was rewritten is kept, or each run takes 10 s for it.
+# Tests are rewritten so that assertions explain themselves: what was rewritten is kept, or each process takes a second for it.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
 JOBS    ?= $(shell $(PYTHON) mmlab/limits.py 2>/dev/null || echo 2)
