@@ -1027,6 +1027,7 @@ def compile_(progress: Progress) -> None:  # noqa: ARG001 (it is told of the com
     """Compile the model now; otherwise the first simulation does (about 20 s, once after each installation)."""
     from mmlab.report.execute import load
 
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # or the debugger, which kernels load, warns
     load()
     click.echo("The model is compiled.")
 

@@ -128,8 +128,8 @@ class Recorder:
             self._keep_asked(*((ids, rows, mthp) if self.mthp else (ids, rows)))
         self.total += len(rows)
         self.most_freed = max(self.most_freed, int(rows["freed_by_batch"].max()))
-        keep = ids % self._stride == 0
-        self._append(ids, rows, mthp, keep)
+        first = -ids[0] % self._stride
+        self._append(*(part[first :: self._stride].copy() for part in (ids, rows, mthp)))
         while self._kept > 2 * self.limit:
             self._stride *= 2
             self._thin(self._columns()[0] % self._stride == 0)
@@ -148,9 +148,9 @@ class Recorder:
         m.stat[0]["time_ns"] = self.system.now
         self.add(m.stat.copy(), m.mthp[None].copy())
 
-    def _append(self, ids: np.ndarray, rows: np.ndarray, mthp: np.ndarray, keep: np.ndarray) -> None:
-        self._parts.append(tuple(part[keep] for part in ((ids, rows, mthp) if self.mthp else (ids, rows))))
-        self._kept += int(keep.sum())
+    def _append(self, ids: np.ndarray, rows: np.ndarray, mthp: np.ndarray) -> None:
+        self._parts.append((ids, rows, mthp) if self.mthp else (ids, rows))
+        self._kept += len(ids)
 
     def _keep_asked(self, *columns: np.ndarray) -> None:
         """Keep the last sample up to each time asked for, once there is a later one."""
@@ -188,7 +188,7 @@ class Recorder:
         """
         m = self.system.m
         if self._columns()[0][-1] != self.total - 1:
-            self._append(np.array([self.total - 1]), m.stat.copy(), m.mthp[None].copy(), np.ones(1, bool))
+            self._append(np.array([self.total - 1]), m.stat.copy(), m.mthp[None].copy())
         if self._kept > self.limit:
             keep = np.zeros(self._kept, bool)
             keep[np.linspace(0, self._kept - 1, self.limit).round().astype(int)] = True

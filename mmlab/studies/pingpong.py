@@ -74,13 +74,13 @@ def for_turns(s: Scenario, turns: float) -> Scenario:
     return s.replace(horizon_seconds=min(seconds, s.horizon_seconds or seconds), **ends)
 
 
-def mapped(s: Scenario) -> Run:
-    """Simulate with page maps at 150 even times, and around bursts of collapses."""
-    rows = simulate(s).rows
+def mapped(run: Run) -> Run:
+    """Simulate a run's scenario again with page maps at 150 even times, and around bursts of collapses."""
+    rows = run.rows
     even = np.searchsorted(rows["time_ns"], np.linspace(0, rows["time_ns"][-1], 150))
     bursts = np.flatnonzero(np.diff(rows["pages_collapsed"]) > 0)
     chosen = rows[np.unique(np.concatenate([even, bursts, bursts + 1]))]
-    return simulate(s, maps_at=set(zip(chosen["batch"].tolist(), chosen["rank"].tolist(), strict=True)))
+    return simulate(run.scenario, maps_at=set(zip(chosen["batch"].tolist(), chosen["rank"].tolist(), strict=True)))
 
 
 def block_maps(run: Run) -> tuple[np.ndarray, np.ndarray]:

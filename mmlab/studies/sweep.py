@@ -59,9 +59,8 @@ DEATHS = 5
 """Deaths of workers after which a scenario that was under way is given up; before the last three it was alone."""
 PATIENCE_S = 60
 """Time that a cluster may be without workers."""
-MANIFEST = "sweep.json"
-SAMPLES = "_samples"
-"""A name that readers of whole folders of Parquet leave out."""
+MANIFEST, SAMPLES = "sweep.json", "_samples"
+"""Within the folder; the latter is a name that readers of whole folders of Parquet leave out."""
 SMALLER = "simulate_mib"
 PARQUET: dict[str, Any] = {"compression": "zstd", "index": False}
 ANOTHER = "Name another folder."

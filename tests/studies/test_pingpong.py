@@ -24,7 +24,7 @@ BOTH = Scenario(
 
 @pytest.fixture(scope="module")
 def mapped() -> Run:
-    return pingpong.mapped(BOTH)
+    return pingpong.mapped(simulate(BOTH))
 
 
 def test_rates(mapped: Run) -> None:
@@ -119,7 +119,7 @@ def test_for_turns() -> None:
 def test_blocks(mapped: Run) -> None:
     assert pingpong.period(mapped) == pytest.approx(turn_seconds(BOTH), rel=0.01)
     assert pingpong.blocks_collapsed(mapped) == 8
-    calm = pingpong.mapped(BOTH.replace(khugepaged=0))
+    calm = pingpong.mapped(simulate(BOTH.replace(khugepaged=0)))
     assert (pingpong.period(calm), pingpong.blocks_collapsed(calm)) == (None, 0)
     ax = blocks(pingpong.block_maps(mapped))
     assert ax.get_ylabel() == "2 MiB block"
