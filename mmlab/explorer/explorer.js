@@ -363,6 +363,7 @@ function render({model, el}) {
   root.append(make("div", {class: "mmlab-controls"}, scene, ...groups, keep), view, tip.node);
   for (const each of root.querySelectorAll("input, select, button"))  // JupyterLab leaves their keys to them
     each.setAttribute("data-lm-suppress-shortcuts", "true");
+  root.addEventListener("keydown", event => /^(Arrow|Page|Home|End|Enter)/.test(event.key) && event.stopPropagation());  // … and VS Code
   el.append(root);
 
   const on = {

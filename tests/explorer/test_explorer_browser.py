@@ -241,6 +241,14 @@ def test_a_click_on_a_page_map_tells_why(front: Page, explorer: Explorer) -> Non
     assert shown.is_hidden()
 
 
+def test_keys_that_a_control_uses_are_not_heard_around_it(front: Page) -> None:
+    """VS Code would move on to the next cell."""
+    front.evaluate("window.keys = []; addEventListener('keydown', event => keys.push(event.key))")
+    for key in ("ArrowUp", "PageDown", "Home", "End", "Enter", "Escape"):
+        front.get_by_role("slider", name="zero_fraction").press(key)
+    assert front.evaluate("keys") == ["Escape"]
+
+
 def test_the_keyboard_asks_why_too(front: Page) -> None:
     """Boxes for a page and its process, and a button a run, follow each other in the tab order."""
     page = front.get_by_label("page", exact=True)

@@ -136,6 +136,7 @@ def call(url: str, token: str = "", data: object = None, method: str | None = No
         with direct.open(request, timeout=LONG) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code, None
 
 
