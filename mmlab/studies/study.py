@@ -53,7 +53,7 @@ class Answer:
     note : str
         Caption of the figure.
     alt : str
-        The figure's content for those who cannot see it; by default its axes and the finding.
+        The figure's content for those who cannot see it; by default its axes and the finding, or note.
     errors : DataFrame or None
         Standard errors of some of the table's columns, in the same rows.
     digits : int or mapping
@@ -90,7 +90,7 @@ class Answer:
             display.say(_lead_in_bold(self.finding))
         if (figure := self.plot()) is not None:
             axes = (" over ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))) for ax in figure.axes)
-            words = f"{'; '.join(filter(None, dict.fromkeys(axes)))}. {self.finding.replace('`', '')}"
+            words = f"{'; '.join(filter(None, dict.fromkeys(axes)))}. {(self.finding or self.note).replace('`', '')}"
             display.show(figure, self.alt or words, self.note)
         if self.title:
             table = self.data.reset_index(level=[*range(1, self.data.index.nlevels)])
