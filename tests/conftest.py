@@ -52,6 +52,8 @@ SLOW = {
     *map("test_{}".format, "capture execute index jit notebooks property schema tune vm watch workers".split()),
     "test_a_page_of_ones_own_host",
     "test_interrupted_keeps_what_is_finished",
+    "test_jobs_do_not_matter",
+    "test_thirty_guests_that_grow_are_few_lines_and_some_seconds",
     "test_types_of_a_users_script",
 }
 """Files of tests, and single tests, that `pytest -m quick` leaves out: exactness and unit tests remain."""
