@@ -183,7 +183,9 @@ def test_without_a_home_it_is_compiled_each_time(small: Small, monkeypatch: pyte
 
 
 def test_a_full_disk_is_no_reason_to_stop(small: Small) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    limit = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); sys.dont_write_bytecode = True"
+    )
     said = small.call(limit)
     assert said.count("NUMBA_CACHE_DIR") == 1
     assert "every start compiles it again" in said
